@@ -1,0 +1,49 @@
+"""Counter-based random numbers: the same key gives the same number on any device, in any batch, with any worker.
+
+A stateful generator ties a number to everything drawn before it, so a cohort split over two devices, a different
+number of loader workers or a resumed run changes the result. Here every number is a hash of
+``(seed, stream, subject, position)``, and nothing has to be stored in a checkpoint.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer: the increment of splitmix64
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift (torch shifts arithmetically)."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The finaliser of splitmix64 (Steele, Lea and Flood 2014), in wrapping 64-bit arithmetic."""
+    x = (x ^ _shift(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+    x = (x ^ _shift(x, 27)) * -7723592293110705685  # 0x94D049BB133111EB
+    return x ^ _shift(x, 31)
+
+
+def uniform(seed: int, stream: int, subject: Tensor, size: int) -> Tensor:
+    """Uniform numbers in (0, 1), float64.
+
+    Args:
+        seed: seed of the experiment.
+        stream: what the numbers are for, and when: a step, an epoch, a hash of both.
+        subject: integer key of each subject, ``[subject]``.
+        size: how many numbers each subject gets.
+
+    Returns:
+        ``[subject, size]``, a pure function of the arguments row by row.
+    """
+    position = torch.arange(size, device=subject.device, dtype=torch.int64)
+    key = _mix(_mix(torch.tensor(seed, device=subject.device) + _GOLDEN) + stream * 2 + 1)
+    bits = _mix(_mix(key + subject[:, None] * _GOLDEN) + position * _GOLDEN)
+    # 53 bits, offset by a half so that neither 0 nor 1 occurs and the normal quantile stays finite.
+    return (_shift(bits, 11).double() + 0.5) / 2**53
+
+
+def normal(seed: int, stream: int, subject: Tensor, size: int) -> Tensor:
+    """Standard normal numbers, float64, ``[subject, size]``; arguments as for `uniform`."""
+    return math.sqrt(2.0) * torch.erfinv(2.0 * uniform(seed, stream, subject, size) - 1.0)
