@@ -101,6 +101,8 @@ class Dose:
 
     def expand(self) -> list[Dose]:
         """The record and its additional doses, each as a dose of its own."""
+        if not self.additional:
+            return [self]
         first = dataclasses.replace(self, additional=0)
         later = dataclasses.replace(first, steady_state=0, reset=False)
         return [first] + [
@@ -298,6 +300,24 @@ class CohortBatch:
         """Device of the tensors."""
         return self.time.device
 
+    def repeat(self, samples: int) -> CohortBatch:
+        """Every subject `samples` times in a row, without its truth: ``[subject · sample]``."""
+        tensors = {
+            item.name: getattr(self, item.name).repeat_interleave(samples, dim=0)
+            for item in dataclasses.fields(self)
+            if item.name not in ("ids", "truth")
+        }
+        return CohortBatch(ids=tuple(i for i in self.ids for _ in range(samples)), **tensors)
+
+    def select(self, subjects: Tensor) -> CohortBatch:
+        """Some of the subjects, without their truth."""
+        tensors = {
+            item.name: getattr(self, item.name)[subjects]
+            for item in dataclasses.fields(self)
+            if item.name not in ("ids", "truth")
+        }
+        return CohortBatch(ids=tuple(self.ids[k] for k in subjects.tolist()), **tensors)
+
     def to(self, *args: Any, **kwargs: Any) -> CohortBatch:
         """As `torch.Tensor.to`; a dtype changes the floating-point tensors only."""
         tensors = {}
@@ -308,7 +328,7 @@ class CohortBatch:
             elif isinstance(value, Tensor):
                 # a dtype among the arguments would turn integers and masks into floats
                 moved = value.to(*args, **kwargs)
-                tensors[item.name] = moved if value.is_floating_point() else moved.to(value.dtype)
+                tensors[item.name] = moved if value.is_floating_point() else moved.to(dtype=value.dtype)
         return dataclasses.replace(self, **tensors)
 
 

@@ -1,0 +1,190 @@
+"""Compartment models: what flows out of one compartment flows into another, or leaves the body."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from neuralpk.dynamics.base import Dynamics, place
+from neuralpk.scaling import Scaling
+
+Absorption = Literal["none", "first_order", "transit"]
+Elimination = Literal["linear", "michaelis_menten", "time_varying"]
+
+
+def mammillary_flows(states: tuple[str, ...]) -> tuple[tuple[str, str | None], ...]:
+    """Flows of a central compartment with its inputs (the states before it, a chain) and peripherals (after it).
+
+    First out of central, then to and from each peripheral, then along the chain of inputs.
+    """
+    centre = states.index("central")
+    flows: list[tuple[str, str | None]] = [("central", None)]
+    flows += [flow for p in states[centre + 1 :] for flow in (("central", p), (p, "central"))]
+    return (*flows, *zip(states[:centre], states[1 : centre + 1], strict=True))
+
+
+class Compartments(Dynamics):
+    """Amounts that move along flows: dA/dt = K(t, A, theta)·A.
+
+    Flow f takes ``rates[f] · A[source]`` per time out of its source and into its destination. With rates that are
+    not negative, K is non-negative off its diagonal and its columns sum to at most 0: amounts stay positive and no
+    drug appears from nowhere, whatever computes the rates.
+
+    Args:
+        states: names of the compartments.
+        flows: pairs (source, destination); a destination None leaves the system.
+    """
+
+    source: Tensor
+    incidence: Tensor
+    generator: Tensor
+
+    def __init__(self, states: tuple[str, ...], flows: tuple[tuple[str, str | None], ...]) -> None:
+        super().__init__()
+        self.states = states
+        self.flows = flows
+        source = torch.tensor([states.index(a) for a, _ in flows])
+        incidence = torch.zeros(len(flows), len(states))
+        for row, (a, b) in zip(incidence, flows, strict=True):
+            row[states.index(a)] -= 1
+            if b is not None:
+                row[states.index(b)] += 1
+        generator = incidence[:, :, None] * torch.nn.functional.one_hot(source, len(states))[:, None, :]
+        self.register_buffer("source", source, persistent=False)
+        self.register_buffer("incidence", incidence, persistent=False)
+        self.register_buffer("generator", generator.flatten(1), persistent=False)
+
+    @abstractmethod
+    def rates(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
+        """Rate constant of every flow, per time, ``[subject, flow]``."""
+
+    def forward(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
+        flow = self.rates(t, y, theta) * y[..., self.source]
+        return flow @ self.incidence.to(y.dtype)
+
+    def _matrix(self, rates: Tensor) -> Tensor:
+        n = len(self.states)
+        return (rates @ self.generator.to(rates.dtype)).unflatten(-1, (n, n))
+
+
+class CompartmentModel(Compartments):
+    """One to three compartments, with any absorption and elimination of this list; states are amounts.
+
+    The central compartment exchanges with peripheral ones (Gabrielsson and Weiner, 5th ed., ch. 2)::
+
+        dA1/dt = input − (CL/V1)·A1 − Σ_p (Q_p/V1)·A1 + Σ_p (Q_p/V_p)·A_p
+        dAp/dt = (Q_p/V1)·A1 − (Q_p/V_p)·A_p            observed: A1/V1
+
+    Args:
+        compartments: 1, 2 or 3.
+        absorption: ``none`` (doses go into central); ``first_order`` (depot, input KA·A_depot); ``transit`` (depot
+            and `transits` compartments, each emptied at rate KTR).
+        elimination: ``linear`` (CL); ``michaelis_menten`` (VMAX·C/(KM + C), amount per time);
+            ``time_varying`` (CL(t) = CL·(CLR + (1 − CLR)·exp(−KCL·t)): from CL to CLR·CL).
+        transits: number of transit compartments.
+        lag: compartment whose doses are delayed by LAG, or None.
+        bioavailability: compartment whose doses are multiplied by F, or None.
+
+    Parameters are CL (L/h), V1 (L), Q, V2 (L/h, L), Q3, V3, KA, KTR (1/h), VMAX (mg/h), KM (mg/L), LAG (h), F,
+    in the cohort's units; V1 is always the central volume.
+
+    Raises:
+        ValueError: an option outside this list.
+    """
+
+    def __init__(
+        self,
+        compartments: int = 2,
+        absorption: Absorption = "none",
+        elimination: Elimination = "linear",
+        transits: int = 3,
+        lag: str | None = None,
+        bioavailability: str | None = None,
+    ) -> None:
+        if compartments not in (1, 2, 3):
+            raise ValueError(f"compartments must be 1, 2 or 3, not {compartments}")
+        inputs = {"none": (), "first_order": ("depot",)}
+        inputs["transit"] = ("depot", *(f"transit{k}" for k in range(1, transits + 1)))
+        own = {"linear": ("CL",), "michaelis_menten": ("VMAX", "KM"), "time_varying": ("CL", "CLR", "KCL")}
+        if absorption not in inputs or elimination not in own:
+            raise ValueError(
+                f"absorption is one of {list(inputs)}, elimination one of {list(own)}; "
+                f"not {absorption!r}, {elimination!r}"
+            )
+        peripherals = ("peripheral", "peripheral2")[: compartments - 1]
+        chain = (*inputs[absorption], "central")
+        states = (*chain, *peripherals)
+        super().__init__(states, mammillary_flows(states))
+        for name in (lag, bioavailability):
+            if name is not None and name not in states:
+                raise ValueError(f"lag and bioavailability name one of the compartments {states}, not {name!r}")
+        self.absorption, self.elimination = absorption, elimination
+        self.lag_compartment, self.bioavailability_compartment = lag, bioavailability
+        self.linear = elimination == "linear"
+        self.central = states.index("central")
+        self.endpoints = (self.central,)
+        names = [*own[elimination], "V1", *("Q", "V2", "Q3", "V3")[: 2 * len(peripherals)]]
+        names += {"none": [], "first_order": ["KA"], "transit": ["KTR"]}[absorption]
+        names += ["LAG"] * (lag is not None) + ["F"] * (bioavailability is not None)
+        self.parameter_names = tuple(names)
+
+    def rates(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
+        p = self.named(theta)
+        if self.elimination == "michaelis_menten":
+            # an error of the solver can make the amount slightly negative; the clearance must stay finite there
+            clearance = p["VMAX"] / (p["KM"] + (y[..., self.central] / p["V1"]).clamp(min=0.0))
+        elif self.elimination == "time_varying":
+            clearance = p["CL"] * (p["CLR"] + (1 - p["CLR"]) * torch.exp(-p["KCL"] * t))
+        else:
+            clearance = p["CL"]
+        rates = [clearance / p["V1"]]
+        for q, v in (("Q", "V2"), ("Q3", "V3")):
+            if q in p:
+                rates += [p[q] / p["V1"], p[q] / p[v]]
+        if self.absorption != "none":
+            inflow = p["KA" if self.absorption == "first_order" else "KTR"]
+            rates += [inflow] * (len(self.flows) - len(rates))
+        return torch.stack(rates, dim=-1)
+
+    def rate_matrix(self, theta: Tensor) -> Tensor:
+        if not self.linear:
+            return super().rate_matrix(theta)
+        return self._matrix(self.rates(theta[..., 0], theta, theta))  # a linear model reads neither t nor y
+
+    def observe(self, y: Tensor, theta: Tensor) -> Tensor:
+        """Concentrations: every compartment over its own volume; amounts where there is no volume (depot)."""
+        p = self.named(theta)
+        volume = {"central": "V1", "peripheral": "V2", "peripheral2": "V3"}
+        one = torch.ones_like(p["V1"])
+        return y / torch.stack([p[volume[s]] if s in volume else one for s in self.states], dim=-1)
+
+    def lag(self, theta: Tensor) -> Tensor | None:
+        if self.lag_compartment is None:
+            return None
+        return place(self.named(theta)["LAG"], self.states.index(self.lag_compartment), len(self.states), 0.0)
+
+    def bioavailability(self, theta: Tensor) -> Tensor | None:
+        if self.bioavailability_compartment is None:
+            return None
+        return place(self.named(theta)["F"], self.states.index(self.bioavailability_compartment), len(self.states), 1.0)
+
+    def derived(self, theta: Tensor) -> dict[str, Tensor]:
+        """The rate constants k10 = CL/V1, k12 = Q/V1, k21 = Q/V2 (and k13, k31), per time."""
+        p = self.named(theta)
+        derived = {"k10": p["CL"] / p["V1"]} if "CL" in p else {}
+        for q, v, k in (("Q", "V2", 2), ("Q3", "V3", 3)):
+            if q in p:
+                derived |= {f"k1{k}": p[q] / p["V1"], f"k{k}1": p[q] / p[v]}
+        return derived
+
+    def guess(self, scaling: Scaling) -> dict[str, float]:
+        volume = scaling.amount / scaling.value[0]
+        rate = 4.0 / scaling.time  # a few half-lives in the time that was thought worth sampling
+        all_ = {"CL": volume * rate, "V1": volume, "Q": volume * rate, "V2": volume, "Q3": volume * rate / 4}
+        all_ |= {"V3": volume, "KA": 4 * rate, "KTR": 8 * rate, "VMAX": scaling.value[0] * volume * rate}
+        all_ |= {"KM": scaling.value[0], "CLR": 0.7, "KCL": rate, "LAG": 0.01 * scaling.time, "F": 0.9}
+        return {name: all_[name] for name in self.parameter_names}
+

@@ -1,0 +1,60 @@
+"""Mechanism plus learned correction."""
+
+from torch import Tensor
+
+from neuralpk.dynamics.base import Dynamics
+from neuralpk.scaling import Scaling
+
+
+class HybridDynamics(Dynamics):
+    """dy/dt = mechanism(t, y, theta) + correction(t, y, z), the universal differential equation of Rackauckas (2020).
+
+    The mechanism says how the system starts, how doses enter and what is observed. Where both parts are compartments,
+    their rates add up, so that positivity and mass balance survive the correction.
+
+    Args:
+        mechanistic: the known part.
+        correction: the learned part, on the same states.
+
+    Raises:
+        ValueError: the parts differ in their states.
+    """
+
+    def __init__(self, mechanistic: Dynamics, correction: Dynamics) -> None:
+        super().__init__()
+        if mechanistic.states != correction.states:
+            raise ValueError(f"states differ: mechanism {mechanistic.states}, correction {correction.states}")
+        self.mechanistic = mechanistic
+        self.correction = correction
+        self.states = mechanistic.states
+        self.parameter_names = (*mechanistic.parameter_names, *correction.parameter_names)
+        self.endpoints = mechanistic.endpoints
+
+    def _split(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        n = len(self.mechanistic.parameter_names)
+        return theta[..., :n], theta[..., n:]
+
+    def forward(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
+        known, latent = self._split(theta)
+        slope: Tensor = self.mechanistic(t, y, known) + self.correction(t, y, latent)
+        return slope
+
+    def initial_state(self, theta: Tensor) -> Tensor:
+        return self.mechanistic.initial_state(self._split(theta)[0])
+
+    def observe(self, y: Tensor, theta: Tensor) -> Tensor:
+        return self.mechanistic.observe(y, self._split(theta)[0])
+
+    def lag(self, theta: Tensor) -> Tensor | None:
+        return self.mechanistic.lag(self._split(theta)[0])
+
+    def bioavailability(self, theta: Tensor) -> Tensor | None:
+        return self.mechanistic.bioavailability(self._split(theta)[0])
+
+    def derived(self, theta: Tensor) -> dict[str, Tensor]:
+        return self.mechanistic.derived(self._split(theta)[0])
+
+    def guess(self, scaling: Scaling) -> dict[str, float]:
+        return self.mechanistic.guess(scaling)
+
+

@@ -1,0 +1,5 @@
+"""Numbers and figures that judge a fitted model: arrays in, numbers or a matplotlib `Figure` out.
+
+``metrics`` errors, coverage, scores, residuals; ``nca`` non-compartmental analysis; ``simulation_checks`` VPC and
+npde; ``plots`` figures of fits; ``population_plots`` figures of a population; ``style`` how all figures look.
+"""

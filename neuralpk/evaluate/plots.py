@@ -1,0 +1,344 @@
+"""Figures of fits: individual profiles, goodness of fit, recovered parameters, phase planes.
+
+Every function returns a matplotlib `Figure` of its own and touches nothing global.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from neuralpk.cohort import Units
+from neuralpk.evaluate.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    LIGHT,
+    ORANGE,
+    PURPLE,
+    SKY,
+    TEXT,
+    VERMILLION,
+    identity_line,
+    legend_on_top,
+    log_scale,
+    new_figure,
+    note_hidden,
+    running_median,
+    set_range,
+    with_unit,
+)
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What `individual_panels` draws of one subject.
+
+    Args:
+        id: identifier, the title.
+        times: fine grid of the lines, time unit, ``[grid]``.
+        ipred: individual prediction, value unit, ``[grid]``.
+        lower: lower end of its 90 % band, ``[grid]``.
+        upper: upper end, ``[grid]``.
+        observed_times: time unit, ``[observation]``.
+        observed_values: value unit, NaN where nothing was measured, ``[observation]``.
+        seen: which observations the encoder was shown; the others were held out, ``[observation]``.
+        pred: population prediction, ``[grid]``.
+        true: noise-free line of a simulated subject, ``[grid]``.
+        dose_times: time unit, ``[dose]``.
+        censored: which observations are limits, the value lying below, ``[observation]``.
+
+    Raises:
+        ValueError: lengths that differ.
+    """
+
+    id: str
+    times: FloatArray
+    ipred: FloatArray
+    lower: FloatArray
+    upper: FloatArray
+    observed_times: FloatArray
+    observed_values: FloatArray
+    seen: BoolArray
+    pred: FloatArray | None = None
+    true: FloatArray | None = None
+    dose_times: FloatArray | None = None
+    censored: BoolArray | None = None
+
+    def __post_init__(self) -> None:
+        groups = {"times": ("ipred", "lower", "upper", "pred", "true")}
+        groups["observed_times"] = ("observed_values", "seen", "censored")
+        for first, others in groups.items():
+            n = len(getattr(self, first))
+            for name in others:
+                array = getattr(self, name)
+                if array is not None and np.shape(array) != (n,):
+                    raise ValueError(f"subject {self.id}: {name} is {np.shape(array)} for {n} {first}")
+
+
+def individual_panels(
+    subjects: Sequence[Panel],
+    units: Units,
+    *,
+    log: bool = False,
+    columns: int = 5,
+    shared: bool = True,
+    quantity: str = "Concentration",
+) -> Figure:
+    """One small panel a subject: the individual prediction with its 90 % band, the samples, and what else is known.
+
+    Args:
+        subjects: at least one.
+        units: of time and value, for the axes.
+        log: logarithmic values.
+        columns: panels in a row.
+        shared: whether all panels have the same axes.
+        quantity: what the values are.
+
+    Raises:
+        ValueError: no subject.
+    """
+    if not subjects:
+        raise ValueError("individual panels need at least one subject")
+    columns = min(columns, len(subjects))
+    rows = -(-len(subjects) // columns)
+    # one panel alone would be as tall as the page
+    height = 0.8 + rows * min(1.9, 9.0 / columns) if columns > 2 else 0.8 + 3.2 * rows
+    figure, axes = new_figure(rows, columns, height=height, sharex=shared, sharey=shared)
+    for panel, one in zip(axes.flat, subjects, strict=False):
+        _draw_panel(panel, one)
+    _scale_panels(axes, subjects, log, shared)
+    for panel in axes.flat[len(subjects) :]:
+        panel.remove()
+    for column in range(columns):
+        last = max(k for k in range(column, len(subjects), columns))
+        axes.flat[last].tick_params(labelbottom=True)
+    figure.supxlabel(with_unit("Time", units.time), fontsize=TEXT + 1)
+    figure.supylabel(with_unit(quantity, units.value), fontsize=TEXT + 1)
+    legend_on_top(figure, list(axes.flat[: len(subjects)]))
+    return figure
+
+
+def _draw_panel(axes: Axes, subject: Panel) -> None:
+    axes.fill_between(subject.times, subject.lower, subject.upper, color=SKY, alpha=0.35, lw=0, label="90 % band")
+    if subject.pred is not None:
+        axes.plot(subject.times, subject.pred, color=ORANGE, lw=1.2, ls=":", label="PRED")
+    axes.plot(subject.times, subject.ipred, color=BLUE, lw=1.6, label="IPRED")
+    if subject.true is not None:
+        axes.plot(subject.times, subject.true, color=BLACK, lw=1.0, ls=(0, (4, 2)), label="true line")
+    measured = ~np.isnan(subject.observed_values)
+    limit = np.zeros_like(measured) if subject.censored is None else subject.censored.astype(bool)
+    kinds = [
+        ("sample, seen", "o", subject.seen & ~limit, VERMILLION),
+        ("sample, held out", "o", ~subject.seen & ~limit, "white"),
+        ("below the limit, seen", "v", subject.seen & limit, VERMILLION),
+        ("below the limit, held out", "v", ~subject.seen & limit, "white"),
+    ]
+    for label, marker, chosen, face in kinds:
+        chosen = chosen & measured
+        if chosen.any():
+            axes.plot(
+                subject.observed_times[chosen],
+                subject.observed_values[chosen],
+                ls="none",
+                marker=marker,
+                ms=4.5,
+                mfc=face,
+                mec=VERMILLION,
+                mew=1.1,
+                label=label,
+                zorder=4,
+            )
+    if subject.dose_times is not None and len(subject.dose_times):
+        axes.plot(
+            subject.dose_times,
+            np.zeros(len(subject.dose_times)),
+            ls="none",
+            marker="^",
+            ms=5,
+            mfc=PURPLE,
+            mec="none",
+            transform=axes.get_xaxis_transform(),
+            clip_on=False,
+            label="dose",
+            zorder=5,
+        )
+    axes.set_title(subject.id, fontsize=TEXT, pad=3)
+
+
+def _scale_panels(axes: NDArray[np.object_], subjects: Sequence[Panel], log: bool, shared: bool) -> None:
+    def values(one: Panel) -> list[FloatArray]:
+        drawn = [one.ipred, one.upper, one.observed_values, one.pred, one.true]
+        # the lower band of a log axis may reach far below every sample and would squeeze all else
+        return [array for array in drawn if array is not None] + ([] if log else [one.lower])
+
+    def clock(one: Panel) -> list[FloatArray]:
+        return [one.times, one.observed_times] + ([] if one.dose_times is None else [one.dose_times])
+
+    for panel, one in zip(axes.flat, subjects, strict=False):
+        group = subjects if shared else [one]
+        set_range(panel, "x", *[array for member in group for array in clock(member)])
+        set_range(panel, "y", *[array for member in group for array in values(member)], log=log)
+        if log:
+            log_scale(panel, "y")
+            note_hidden(panel, one.observed_values)
+
+
+def goodness_of_fit(
+    times: FloatArray,
+    observed: FloatArray,
+    pred: FloatArray,
+    ipred: FloatArray,
+    iwres: FloatArray,
+    units: Units,
+    log: bool = False,
+) -> Figure:
+    """The four classical panels: DV against PRED and IPRED, IWRES against IPRED and time.
+
+    Args:
+        times: time unit, ``[observation]``; likewise all that follow.
+        observed: DV, value unit.
+        pred: population prediction.
+        ipred: individual prediction.
+        iwres: individual weighted residuals.
+        units: for the axes.
+        log: logarithmic values; points that are not positive are counted in the panel instead of shown.
+    """
+    figure, axes = new_figure(2, 2, width=8.0, height=7.4)
+    for panel, x, name in zip(axes[0], (pred, ipred), ("PRED", "IPRED"), strict=True):
+        _cloud(panel, x, observed)
+        identity_line(panel, x, observed, log=log)
+        panel.set_xlabel(with_unit(name, units.value))
+        panel.set_ylabel(with_unit("DV", units.value))
+        if log:
+            note_hidden(panel, x, observed)
+    span = np.max(np.abs(iwres[np.isfinite(iwres)]), initial=2.5)
+    for panel, x, label in zip(
+        axes[1], (ipred, times), (with_unit("IPRED", units.value), with_unit("Time", units.time)), strict=True
+    ):
+        for level in (-2, 2):
+            panel.axhline(level, color=LIGHT, lw=0.9, ls=":", zorder=1)
+        panel.axhline(0, color=GREY, lw=1.0, ls="--", zorder=1)
+        _cloud(panel, x, iwres)
+        panel.set_xlabel(label)
+        panel.set_ylabel("IWRES")
+        panel.set_ylim(-1.1 * span, 1.1 * span)
+        on_log = log and panel is axes[1, 0]
+        set_range(panel, "x", x, log=on_log)
+        if on_log:
+            log_scale(panel, "x")
+            note_hidden(panel, x)
+    legend_on_top(figure, [axes[0, 0]])
+    return figure
+
+
+def _cloud(axes: Axes, x: FloatArray, y: FloatArray) -> None:
+    """Points and their running median."""
+    many = len(x) > 500
+    axes.plot(
+        x,
+        y,
+        ls="none",
+        marker="o",
+        ms=3 if many else 4,
+        mfc=BLUE,
+        mec="none",
+        alpha=0.3 if many else 0.55,
+        label="data",
+    )
+    trend = running_median(x, y)
+    if len(trend[0]) > 1:
+        axes.plot(*trend, color=VERMILLION, lw=1.8, label="running median")
+
+
+def parameter_recovery(
+    true: Mapping[str, FloatArray],
+    estimated: Mapping[str, FloatArray],
+    intervals: Mapping[str, tuple[FloatArray, FloatArray]] | None = None,
+    units: Mapping[str, str] | None = None,
+) -> Figure:
+    """Estimated against true individual parameters of simulated subjects, one log-log panel a parameter.
+
+    Args:
+        true: name to the subjects' own values, positive, ``[subject]``.
+        estimated: name to their estimates, likewise; its names are drawn.
+        intervals: name to lower and upper bound, each ``[subject]``.
+        units: name to unit, for the axes.
+
+    Raises:
+        ValueError: nothing to draw; a parameter without a true value; lengths that differ; values not positive.
+    """
+    if not estimated:
+        raise ValueError("parameter recovery needs at least one parameter")
+    for name, values in estimated.items():
+        if name not in true or np.shape(true[name]) != np.shape(values):
+            raise ValueError(f"{name}: {np.size(values)} estimates for {np.size(true.get(name, []))} true values")
+        if not (np.all(true[name] > 0) and np.all(values > 0)):
+            raise ValueError(f"{name}: true and estimated values must be positive for logarithmic axes")
+    columns = min(4, len(estimated))
+    rows = -(-len(estimated) // columns)
+    size = 2.9 if columns > 2 else 3.6
+    figure, axes = new_figure(rows, columns, width=size * columns, height=0.4 + size * rows)
+    for panel, (name, values) in zip(axes.flat, estimated.items(), strict=False):
+        bounds = None if intervals is None else intervals.get(name)
+        if bounds is not None:
+            panel.vlines(true[name], *bounds, color=SKY, lw=1.0, alpha=0.6, zorder=2, label="interval")
+        panel.plot(
+            true[name], values, ls="none", marker="o", ms=4, mfc=BLUE, mec="white", mew=0.4, zorder=3, label="subject"
+        )
+        identity_line(panel, true[name], values, log=True)
+        unit = (units or {}).get(name, "")
+        panel.set_title(name, fontsize=TEXT + 1)
+        panel.set_xlabel(with_unit("true", unit))
+        panel.set_ylabel(with_unit("estimated", unit))
+    for panel in axes.flat[len(estimated) :]:
+        panel.remove()
+    legend_on_top(figure, [axes.flat[0]])
+    return figure
+
+
+def phase_plane(
+    lines: Mapping[str, FloatArray], observed: FloatArray | None = None, names: tuple[str, str] = ("Prey", "Predator")
+) -> Figure:
+    """Two states against each other, such as prey and predator; a ring marks where a line starts, an arrow where it goes.
+
+    Args:
+        lines: label to trajectory, ``[grid, 2]``; NaN breaks a line.
+        observed: measured pairs, ``[observation, 2]``.
+        names: of the two states, units included.
+
+    Raises:
+        ValueError: a trajectory that is not of two states.
+    """
+    figure, axes = new_figure(1, 1, width=6.0, height=5.6)
+    panel = axes[0, 0]
+    if observed is not None:
+        panel.plot(observed[:, 0], observed[:, 1], ls="none", marker="o", ms=5, mfc=GREY, mec="white", label="observed")
+    styles = [(BLUE, "-"), (VERMILLION, "--"), (GREEN, "-."), (PURPLE, ":"), (ORANGE, "-"), (BLACK, "--")]
+    for k, (label, line) in enumerate(lines.items()):
+        if np.ndim(line) != 2 or line.shape[1] != 2:
+            raise ValueError(f"{label}: a phase plane draws [grid, 2], got {np.shape(line)}")
+        colour, dashes = styles[k % len(styles)]
+        panel.plot(line[:, 0], line[:, 1], color=colour, ls=dashes, lw=1.6, label=label)
+        panel.plot(line[:1, 0], line[:1, 1], ls="none", marker="o", ms=7, mfc="white", mec=colour, mew=1.5)
+        if len(line) > 1:
+            half = len(line) // 2
+            panel.annotate(
+                "",
+                xy=(line[half, 0], line[half, 1]),
+                xytext=(line[half - 1, 0], line[half - 1, 1]),
+                arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 0, "mutation_scale": 16},
+            )
+    panel.set_xlabel(names[0])
+    panel.set_ylabel(names[1])
+    legend_on_top(figure, [panel])
+    return figure

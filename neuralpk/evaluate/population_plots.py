@@ -1,0 +1,260 @@
+"""Figures of a population: random effects, latent space, npde and visual predictive check.
+
+Every function returns a matplotlib `Figure` of its own and touches nothing global.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
+from numpy.typing import NDArray
+
+from neuralpk.cohort import Units
+from neuralpk.evaluate.metrics import shrinkage
+from neuralpk.evaluate.simulation_checks import VPC
+from neuralpk.evaluate.style import (
+    BLACK,
+    BLUE,
+    GREY,
+    LIGHT,
+    ORANGE,
+    SKY,
+    SMALL,
+    TEXT,
+    VERMILLION,
+    legend_on_top,
+    log_scale,
+    new_figure,
+    note_hidden,
+    running_median,
+    set_range,
+    with_unit,
+)
+
+FloatArray = NDArray[np.float64]
+
+
+def _normal_density(x: FloatArray, sd: float = 1.0) -> FloatArray:
+    return np.asarray(np.exp(-0.5 * np.square(x / sd)) / (sd * np.sqrt(2 * np.pi)), np.float64)
+
+
+def _histogram(axes: Axes, values: FloatArray, sd: float, prior: str) -> None:
+    """Density of the values with that of N(0, sd²) over it."""
+    reach = max(3.5 * sd, 1.05 * float(np.max(np.abs(values), initial=0.0)))
+    bins = np.linspace(-reach, reach, int(np.clip(2 * np.sqrt(len(values)), 9, 41)) | 1)
+    axes.hist(values, bins=list(bins), density=True, color=SKY, alpha=0.7, edgecolor="white", lw=0.6, label="subjects")
+    x = np.linspace(-reach, reach, 201)
+    axes.plot(x, _normal_density(x, sd), color=BLACK, lw=1.4, label=prior)
+    axes.set_xlim(-reach, reach)
+
+
+def npde_figure(times: FloatArray, pred: FloatArray, npde: FloatArray, units: Units) -> Figure:
+    """npde against time and PRED, and their histogram with the N(0, 1) that the right model gives.
+
+    Args:
+        times: time unit, ``[observation]``.
+        pred: population prediction, value unit, ``[observation]``.
+        npde: see `neuralpk.evaluate.simulation_checks.npde`, ``[observation]``.
+        units: for the axes.
+    """
+    figure, axes = new_figure(1, 3, height=3.5)
+    span = 1.1 * max(3.0, float(np.max(np.abs(npde), initial=0.0)))
+    labels = (with_unit("Time", units.time), with_unit("PRED", units.value))
+    for panel, x, label in zip(axes[0, :2], (times, pred), labels, strict=True):
+        for level, dashes in ((-1.96, ":"), (0.0, "--"), (1.96, ":")):
+            panel.axhline(level, color=GREY, lw=1.0, ls=dashes, zorder=1)
+        panel.plot(x, npde, ls="none", marker="o", ms=3.5, mfc=BLUE, mec="none", alpha=0.5, label="npde")
+        trend = running_median(x, npde)
+        if len(trend[0]) > 1:
+            panel.plot(*trend, color=VERMILLION, lw=1.8, label="running median")
+        panel.set_ylim(-span, span)
+        panel.set_xlabel(label)
+        panel.set_ylabel("npde")
+    _histogram(axes[0, 2], npde, 1.0, "N(0, 1)")
+    axes[0, 2].set_xlabel("npde")
+    axes[0, 2].set_ylabel("Density")
+    if npde.size > 1:
+        axes[0, 2].set_title(f"mean {npde.mean():.2f}, sd {npde.std(ddof=1):.2f}", fontsize=TEXT)
+    legend_on_top(figure, [axes[0, 0], axes[0, 2]], rename={"subjects": "histogram"})
+    return figure
+
+
+def eta_figure(
+    eta: FloatArray,
+    names: Sequence[str],
+    omega: FloatArray,
+    covariates: Mapping[str, FloatArray] | None = None,
+) -> Figure:
+    """Random effects with their population density and shrinkage, and against covariates below.
+
+    A trend against a covariate is variability that the covariate would explain; large shrinkage hides it.
+
+    Args:
+        eta: individual random effects, ``[subject, parameter]``.
+        names: of the parameters.
+        omega: standard deviations of the random effects, ``[parameter]``.
+        covariates: name, unit included, to ``[subject]``; a row each.
+
+    Raises:
+        ValueError: names, omega or covariates that do not fit eta.
+    """
+    subjects, count = np.shape(eta)
+    if len(names) != count or np.shape(omega) != (count,):
+        raise ValueError(f"{count} columns of eta need as many names and omega, got {len(names)}, {np.shape(omega)}")
+    covariates = covariates or {}
+    figure, axes = new_figure(
+        1 + len(covariates), count, width=max(4.0, min(9.0, 3.0 * count)), height=0.5 + 2.3 * (1 + len(covariates))
+    )
+    shrunk = shrinkage(eta, omega) if subjects > 1 else np.full(count, np.nan)
+    for k, name in enumerate(names):
+        panel = axes[0, k]
+        _histogram(panel, eta[:, k], float(omega[k]), "population density")
+        part = f": shrinkage {100 * shrunk[k]:.0f} %" if np.isfinite(shrunk[k]) else ""
+        panel.set_title(f"{name}{part}", fontsize=TEXT)
+        panel.set_xlabel(f"η {name}")
+        panel.set_ylabel("Density" if k == 0 else "")
+    for row, (covariate, values) in enumerate(covariates.items(), start=1):
+        if np.shape(values) != (subjects,):
+            raise ValueError(f"covariate {covariate}: shape {np.shape(values)} for {subjects} subjects")
+        for k, name in enumerate(names):
+            _against_covariate(axes[row, k], values, eta[:, k])
+            axes[row, k].set_xlabel(covariate)
+            axes[row, k].set_ylabel(f"η {name}")
+    legend_on_top(figure, list(axes.flat))
+    return figure
+
+
+def _against_covariate(axes: Axes, values: FloatArray, eta: FloatArray) -> None:
+    axes.axhline(0, color=GREY, lw=1.0, ls="--", zorder=1)
+    axes.plot(values, eta, ls="none", marker="o", ms=4, mfc=BLUE, mec="none", alpha=0.55, label="subject")
+    trend = running_median(values, eta, windows=8)
+    if len(trend[0]) > 1:
+        axes.plot(*trend, color=VERMILLION, lw=1.8, label="running median")
+    if len(values) > 2 and np.ptp(values) > 0 and np.ptp(eta) > 0:
+        axes.set_title(f"r = {np.corrcoef(values, eta)[0, 1]:.2f}", fontsize=SMALL, color=GREY, pad=2)
+
+
+def latent_space(mean: FloatArray, values: FloatArray | None = None, label: str = "") -> Figure:
+    """Where the subjects lie in the latent space, within the circles of the N(0, I) prior at 1 and 2 sd.
+
+    More than two dimensions are turned onto the two principal directions of the cloud, about the prior mean, so that
+    the circles keep their meaning.
+
+    Args:
+        mean: posterior means, ``[subject, latent]``.
+        values: what colours the points, ``[subject]``.
+        label: of the colours, unit included.
+
+    Raises:
+        ValueError: no subject or no dimension; values that do not fit.
+    """
+    subjects, latent = np.shape(mean)
+    if subjects == 0 or latent == 0:
+        raise ValueError(f"a latent space needs subjects and dimensions, got {np.shape(mean)}")
+    if values is not None and np.shape(values) != (subjects,):
+        raise ValueError(f"colours are {np.shape(values)} for {subjects} subjects")
+    figure, axes = new_figure(1, 1, width=6.6 if values is not None else 5.6, height=5.6)
+    panel = axes[0, 0]
+    points, names = _principal(mean)
+    for radius in (1, 2):
+        panel.add_patch(Circle((0, 0), radius, fill=False, ec=GREY, lw=1.0, ls="--", zorder=1))
+        panel.text(0, radius, f"{radius} sd", color=GREY, fontsize=SMALL, ha="center", va="bottom")
+    colours: dict[str, Any] = {"c": BLUE} if values is None else {"c": values, "cmap": "cividis"}
+    drawn = panel.scatter(points[:, 0], points[:, 1], s=28, edgecolors="white", linewidths=0.5, zorder=3, **colours)
+    if values is not None:
+        bar = figure.colorbar(drawn, ax=panel, shrink=0.8)
+        bar.set_label(label, fontsize=TEXT)
+        bar.ax.tick_params(labelsize=SMALL)
+        bar.outline.set_visible(False)  # type: ignore[operator]
+    reach = max(2.4, 1.1 * float(np.abs(points).max()))
+    panel.set(xlim=(-reach, reach), ylim=(-reach, reach), xlabel=names[0], ylabel=names[1])
+    panel.set_aspect("equal")
+    return figure
+
+
+def _principal(mean: FloatArray) -> tuple[FloatArray, tuple[str, str]]:
+    """Two coordinates of each subject and their names."""
+    latent = mean.shape[1]
+    if latent == 1:
+        return np.column_stack([mean[:, 0], np.zeros(len(mean))]), ("latent 1", "")
+    if latent == 2:
+        return mean, ("latent 1", "latent 2")
+    _, size, directions = np.linalg.svd(mean - mean.mean(axis=0))
+    part = np.zeros(latent)
+    part[: len(size)] = 100 * np.square(size) / max(float(np.square(size).sum()), np.finfo(float).tiny)
+    return mean @ directions[:2].T, tuple(f"principal component {k + 1} ({part[k]:.0f} %)" for k in (0, 1))  # type: ignore[return-value]
+
+
+def vpc_figure(
+    vpc: VPC,
+    times: FloatArray,
+    observed: FloatArray,
+    units: Units,
+    log: bool = False,
+    quantity: str = "Concentration",
+) -> Figure:
+    """Observed quantiles over the 90 % bands of the simulated ones; ticks at the top are the edges of the bins.
+
+    Args:
+        vpc: see `neuralpk.evaluate.simulation_checks.vpc`.
+        times: time unit, ``[observation]``.
+        observed: value unit, ``[observation]``.
+        units: for the axes.
+        log: logarithmic values; observations that are not positive are counted instead of shown.
+        quantity: what the values are.
+    """
+    figure, axes = new_figure(1, 1, width=8.0, height=4.8)
+    panel = axes[0, 0]
+    panel.plot(times, observed, ls="none", marker="o", ms=3, mfc=LIGHT, mec="none", zorder=1, label="observation")
+    middle = int(np.argmin(np.abs(np.asarray(vpc.quantiles) - 0.5)))
+    # a band between bin centres needs two of them
+    single = len(vpc.centres) == 1
+    x = vpc.edges if single else vpc.centres
+    for k, quantile in enumerate(vpc.quantiles):
+        lower, upper = (np.broadcast_to(a[k], x.shape) if single else a[k] for a in (vpc.lower, vpc.upper))
+        typical = k == middle
+        panel.fill_between(
+            x,
+            lower,
+            upper,
+            color=ORANGE if typical else SKY,
+            alpha=0.45,
+            lw=0,
+            zorder=2,
+            label=f"90 % band of simulated {'median' if typical else 'quantiles'}",
+        )
+        panel.plot(
+            vpc.centres,
+            vpc.observed[k],
+            color=BLACK,
+            lw=1.6 if typical else 1.2,
+            ls="-" if typical else "--",
+            marker="o",
+            ms=3,
+            zorder=3,
+            label=f"observed {100 * quantile:g} %",
+        )
+    panel.plot(
+        vpc.edges,
+        np.ones(len(vpc.edges)),
+        ls="none",
+        marker="|",
+        ms=8,
+        color=GREY,
+        transform=panel.get_xaxis_transform(),
+        clip_on=False,
+    )
+    set_range(panel, "x", vpc.edges, times)
+    set_range(panel, "y", observed, vpc.upper, vpc.observed, *([] if log else [vpc.lower]), log=log)
+    if log:
+        log_scale(panel, "y")
+        note_hidden(panel, observed)
+    panel.set_xlabel(with_unit("Time", units.time))
+    panel.set_ylabel(with_unit(quantity, units.value))
+    legend_on_top(figure, [panel], columns=3)
+    return figure

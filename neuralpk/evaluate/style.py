@@ -1,0 +1,156 @@
+"""How all figures look: size, colours, axes, and the few marks that several figures share.
+
+Figures are built on `Figure` and an Agg canvas, never on pyplot: nothing global changes, and a figure is freed with
+its last reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+# Okabe and Ito 2008, Color Universal Design: distinct with every common colour vision
+BLACK, GREY, LIGHT = "#1a1a1a", "#6e6e6e", "#c8c8c8"
+BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+
+WIDTH = 9.0
+"""Inches; 900 pixels at 100 dpi, where the texts are still 8 points."""
+TEXT, SMALL = 9.0, 8.0
+
+
+def new_figure(
+    rows: int,
+    columns: int,
+    *,
+    width: float = WIDTH,
+    height: float | None = None,
+    sharex: bool = False,
+    sharey: bool = False,
+) -> tuple[Figure, NDArray[Any]]:
+    """A figure and its axes ``[row, column]``; height in inches, by default that of square panels."""
+    figure = Figure(
+        figsize=(width, height if height is not None else width * rows / columns), dpi=120, layout="constrained"
+    )
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
+    for axis in axes.flat:
+        style_axes(axis)
+    return figure, axes
+
+
+def style_axes(axes: Axes) -> None:
+    """Two spines, small ticks, few of them."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(labelsize=SMALL, color=GREY, length=3, width=0.8)
+    axes.title.set_fontsize(TEXT)
+    axes.xaxis.label.set_fontsize(TEXT)
+    axes.yaxis.label.set_fontsize(TEXT)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+
+
+def with_unit(name: str, unit: str) -> str:
+    """Axis text such as "Time (h)"; without brackets where there is no unit."""
+    return f"{name} ({unit})" if unit else name
+
+
+def log_scale(axes: Axes, which: str) -> None:
+    """Logarithmic `which` ("x" or "y") axis with plain numbers, 1-2-5 steps where it spans little."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log", nonpositive="mask")
+    low, high = axis.get_view_interval()
+    decades = np.log10(high / low)
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.2 else (1.0,), numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def set_range(axes: Axes, which: str, *values: FloatArray, log: bool = False) -> None:
+    """Limits around every finite value, positive ones only when `log`, with a margin of 5 %."""
+    pool = np.concatenate([np.ravel(value) for value in values]) if values else np.empty(0)
+    pool = pool[np.isfinite(pool) & ((pool > 0) | (not log))]
+    if pool.size == 0:
+        pool = np.array([1.0])
+    low, high = float(pool.min()), float(pool.max())
+    if log:
+        low, high = (low / 1.5, high * 1.5) if high / low < 1.5 else (low, high)
+        margin = (high / low) ** 0.05
+        limits = (low / margin, high * margin)
+    else:
+        half = max(0.05 * (high - low), 1e-9 * max(abs(low), abs(high)), 0.0) or 0.5
+        limits = (low - half, high + half)
+    (axes.set_xlim if which == "x" else axes.set_ylim)(*limits)
+
+
+def identity_line(axes: Axes, x: FloatArray, y: FloatArray, *, log: bool = False) -> None:
+    """Equal limits on both axes and the line on which they agree."""
+    for which in "xy":
+        set_range(axes, which, x, y, log=log)
+        if log:
+            log_scale(axes, which)
+    axes.plot(axes.get_xlim(), axes.get_xlim(), color=GREY, lw=1.0, ls="--", zorder=1, label="identity")
+    axes.set_box_aspect(1)
+
+
+def running_median(x: FloatArray, y: FloatArray, windows: int = 12) -> tuple[FloatArray, FloatArray]:
+    """Trend of a cloud: medians of y and of x in half-overlapping windows of equal count along x.
+
+    Returns:
+        Positions and medians, ``[window]``; empty below 10 points, where a trend would be noise.
+    """
+    keep = np.isfinite(x) & np.isfinite(y)
+    x, y = x[keep], y[keep]
+    if len(x) < 10:
+        return np.empty(0), np.empty(0)
+    order = np.argsort(x, kind="stable")
+    size = max(5, 2 * len(x) // (windows + 1))
+    starts = np.unique(np.linspace(0, len(x) - size, windows).astype(int))
+    members = order[starts[:, None] + np.arange(size)]
+    # points of one nominal time may fill several windows: one median for each position
+    position = np.median(x[members], axis=1)
+    distinct = np.unique(position)
+    middle = np.array([np.median(y[members[position == p].ravel()]) for p in distinct])
+    return distinct, middle
+
+
+def note(axes: Axes, text: str) -> None:
+    """A remark in the upper left corner, such as what a logarithmic axis cannot show."""
+    axes.text(0.02, 0.98, text, transform=axes.transAxes, fontsize=SMALL, color=GREY, va="top", ha="left")
+
+
+def note_hidden(axes: Axes, *values: FloatArray) -> None:
+    """Say how many points a logarithmic axis leaves out."""
+    hidden = np.zeros(values[0].shape, bool)
+    for value in values:
+        hidden |= value <= 0
+    if hidden.any():
+        note(axes, f"{int(hidden.sum())} not above 0, not shown")
+
+
+def legend_on_top(
+    figure: Figure, panels: Sequence[Axes], *, columns: int = 7, rename: Mapping[str, str] | None = None
+) -> None:
+    """One legend for all panels, above them, a mark that several of them hold named once."""
+    unique: dict[str, Any] = {}
+    for panel in panels:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            unique.setdefault((rename or {}).get(label, label), handle)
+    figure.legend(
+        list(unique.values()),
+        list(unique),
+        loc="outside upper center",
+        ncols=min(columns, len(unique)),
+        frameon=False,
+        fontsize=TEXT,
+    )

@@ -1,0 +1,26 @@
+"""Models: plain modules that encode, decode, solve and observe."""
+
+from neuralpk.models.build import (
+    DynamicsSettings,
+    EncoderSettings,
+    SolverSettings,
+    build_dynamics,
+    build_mechanism,
+    build_model,
+)
+from neuralpk.models.individual import IndividualParameters
+from neuralpk.models.latent_ode import LatentODE, Loss, Objective, Prediction
+
+__all__ = [
+    "DynamicsSettings",
+    "EncoderSettings",
+    "IndividualParameters",
+    "LatentODE",
+    "Loss",
+    "Objective",
+    "Prediction",
+    "SolverSettings",
+    "build_dynamics",
+    "build_mechanism",
+    "build_model",
+]

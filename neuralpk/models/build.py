@@ -1,0 +1,131 @@
+"""From plain settings to a model: the one place that knows which parts there are."""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+from neuralpk.dynamics import (
+    Absorption,
+    CompartmentModel,
+    Dynamics,
+    Elimination,
+    HybridDynamics,
+    LotkaVolterra,
+    NeuralCompartments,
+    NeuralField,
+)
+from neuralpk.encoders import ENCODERS
+from neuralpk.models.individual import IndividualParameters
+from neuralpk.models.latent_ode import LatentODE
+from neuralpk.residual_error import ERRORS
+from neuralpk.scaling import Scaling
+from neuralpk.solve import Engine, Gradient, SolverOptions
+
+System = Literal["compartments", "lotka_volterra"]
+Field = Literal["mechanistic", "neural", "free", "hybrid"]
+
+
+class DynamicsSettings(TypedDict, total=False):
+    """The vector field.
+
+    system: ``compartments`` (pharmacokinetics) or ``lotka_volterra``.
+    field: ``mechanistic`` (the equations, with individual parameters from z); ``neural`` (compartments whose rates are a
+        network of state and z; for Lotka–Volterra the same as free); ``free`` (dy/dt is a network of state and z);
+        ``hybrid`` (mechanistic plus neural).
+    compartments, absorption, elimination, transits, lag: as for `CompartmentModel`; `lag` delays doses into the first.
+    latent_size: latent dimensions of a neural field.
+    hidden, layers: size of its network.
+    typical: starting values of mechanistic parameters; those left out are guessed from the data.
+    omega: starting value of the standard deviation of every eta.
+    effects: mechanistic parameter to the covariates that act on it.
+    """
+
+    system: System
+    field: Field
+    compartments: int
+    absorption: Absorption
+    elimination: Elimination
+    transits: int
+    lag: bool
+    latent_size: int
+    hidden: int
+    layers: int
+    typical: dict[str, float]
+    omega: float
+    effects: dict[str, list[str]]
+
+
+class EncoderSettings(TypedDict, total=False):
+    """The encoder: kind ``set`` or ``recurrent``, hidden its width."""
+
+    kind: Literal["set", "recurrent"]
+    hidden: int
+
+
+class SolverSettings(TypedDict, total=False):
+    """As for `SolverOptions`."""
+
+    engine: Engine
+    gradient: Gradient
+    method: str
+    rtol: float
+    atol: float
+    step: float
+    max_evaluations: int
+
+
+def build_mechanism(settings: DynamicsSettings) -> Dynamics:
+    """The mechanistic equations that the settings name."""
+    if settings.get("system", "compartments") == "lotka_volterra":
+        return LotkaVolterra()
+    absorption = settings.get("absorption", "none")
+    return CompartmentModel(
+        settings.get("compartments", 2),
+        absorption,
+        settings.get("elimination", "linear"),
+        settings.get("transits", 3),
+        lag=("central" if absorption == "none" else "depot") if settings.get("lag", False) else None,
+    )
+
+
+def build_dynamics(settings: DynamicsSettings, scaling: Scaling) -> Dynamics:
+    """The vector field that the settings name."""
+    mechanism = build_mechanism(settings)
+    field = settings.get("field", "neural")
+    if field == "mechanistic":
+        return mechanism
+    latent = settings.get("latent_size", 4)
+    network = {"hidden": settings.get("hidden", 32), "layers": settings.get("layers", 2)}
+    dosed = isinstance(mechanism, CompartmentModel)
+    free = NeuralField(mechanism.states, latent, scaling, dosed=dosed, **network)
+    if field == "free" or not dosed:
+        return HybridDynamics(mechanism, free) if field == "hybrid" else free
+    states = mechanism.states
+    rates = NeuralCompartments(states, latent, scaling, negligible=field == "hybrid", **network)
+    return HybridDynamics(mechanism, rates) if field == "hybrid" else rates
+
+
+def build_model(
+    dynamics: DynamicsSettings, encoder: EncoderSettings, error: str, solver: SolverSettings, scaling: Scaling
+) -> LatentODE:
+    """A latent ODE from plain settings.
+
+    Raises:
+        ValueError: a setting outside its list, by name.
+    """
+    if error not in ERRORS:
+        raise ValueError(f"error is one of {', '.join(ERRORS)}; not {error!r}")
+    kind = encoder.get("kind", "set")
+    if kind not in ENCODERS:
+        raise ValueError(f"encoder.kind is one of {', '.join(ENCODERS)}; not {kind!r}")
+    field = build_dynamics(dynamics, scaling)
+    typical = field.guess(scaling)
+    given = dynamics.get("typical", {})
+    if set(given) - set(typical):
+        raise ValueError(f"typical names {sorted(set(given) - set(typical))}; this field has {sorted(typical)}")
+    latent = len(field.parameter_names) - len(typical)
+    individual = IndividualParameters(
+        typical | dict(given), latent, scaling, dynamics.get("omega", 0.3), dynamics.get("effects")
+    )
+    reader = ENCODERS[kind](scaling, individual.latent_size, encoder.get("hidden", 64))
+    return LatentODE(reader, individual, field, ERRORS[error](scaling), SolverOptions(**solver))

@@ -1,0 +1,74 @@
+"""From the latent to a subject's own parameters: the population model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from neuralpk.scaling import Scaling
+
+
+class IndividualParameters(nn.Module):
+    """theta(z, covariates): mechanistic parameters vary log-normally around typical values, the rest of z is passed on.
+
+    With z ~ N(0, I), z = (z_m, z_n) and x the standardised covariates::
+
+        theta_mechanistic = typical · exp(B_m·x + omega·z_m)        theta_neural = z_n + B_n·x
+
+    so that eta = omega·z_m ~ N(0, omega²) is the random effect that pharmacometricians know.
+
+    Args:
+        typical: first guess of each mechanistic parameter by name; empty for a purely neural field.
+        latent: number of further latent dimensions, for a neural field.
+        scaling: for the covariates.
+        omega: first guess of the standard deviation of every eta.
+        effects: mechanistic parameter to the names of the covariates that act on it; on a neural field all of them act.
+
+    Raises:
+        ValueError: an effect that names no parameter or covariate.
+    """
+
+    active: Tensor
+
+    def __init__(
+        self,
+        typical: Mapping[str, float],
+        latent: int,
+        scaling: Scaling,
+        omega: float = 0.3,
+        effects: Mapping[str, list[str]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.names = tuple(typical)
+        self.scaling = scaling
+        self.latent_size = len(typical) + latent
+        covariates = sorted(scaling.covariates)
+        active = torch.ones(self.latent_size, len(covariates), dtype=torch.bool)
+        active[: len(typical)] = False
+        for parameter, acting in (effects or {}).items():
+            unknown = {parameter} - set(typical) | set(acting) - set(covariates)
+            if unknown:
+                raise ValueError(f"{sorted(unknown)} are no parameters ({self.names}) or covariates ({covariates})")
+            active[self.names.index(parameter), [covariates.index(name) for name in acting]] = True
+        self.log_typical = nn.Parameter(torch.tensor(list(typical.values()), dtype=torch.get_default_dtype()).log())
+        self.log_omega = nn.Parameter(torch.full((len(typical),), float(omega)).log())
+        self.effects = nn.Parameter(torch.zeros(active.shape))
+        self.register_buffer("active", active, persistent=False)
+
+    def forward(self, z: Tensor, covariates: Tensor) -> Tensor:
+        """Individual parameters.
+
+        Args:
+            z: ``[subject, latent]``.
+            covariates: as recorded, ``[subject, period, covariate]``.
+
+        Returns:
+            theta, ``[subject, parameter]``, or ``[subject, period, parameter]`` where covariates change in time.
+        """
+        shift = self.scaling.standardise(covariates) @ (self.effects * self.active).T
+        n = len(self.names)
+        mechanistic = torch.exp(self.log_typical + self.log_omega.exp() * z[:, None, :n] + shift[..., :n])
+        theta = torch.cat([mechanistic, z[:, None, n:] + shift[..., n:]], dim=-1)
+        return theta[:, 0] if theta.shape[1] == 1 else theta

@@ -1,0 +1,144 @@
+"""The latent ODE: encode -> individual parameters -> solve -> observe -> compare."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Independent, Normal
+
+from neuralpk.cohort import CohortBatch
+from neuralpk.dynamics import Dynamics
+from neuralpk.encoders import Encoder
+from neuralpk.models.individual import IndividualParameters
+from neuralpk.residual_error import ResidualError
+from neuralpk.solve import SolverOptions, Trajectory, solve
+
+Objective = Literal["mse", "elbo"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of a batch.
+
+    Args:
+        z: position in the latent space, ``[subject, latent]``.
+        theta: individual parameters at the first record, ``[subject, parameter]``.
+        value: predicted value of every record, ``[subject, observation]``.
+        trajectory: the solution behind it.
+    """
+
+    z: Tensor
+    theta: Tensor
+    value: Tensor
+    trajectory: Trajectory
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The objective and its parts, as sums over subjects and over scored observations, so that parts of a batch add up.
+
+    Args:
+        fit: sum of squared, scaled errors (``mse``) or negative log-likelihood (``elbo``).
+        kl: sum of KL(q(z) ‖ N(0, I)), 0 for ``mse``.
+        observations: number of scored observations.
+        failures: number of subjects that could not be solved; they are in none of the sums.
+    """
+
+    fit: Tensor
+    kl: Tensor
+    observations: Tensor
+    failures: Tensor
+
+
+class LatentODE(nn.Module):
+    """An encoder places each patient in a latent space; an ODE whose field depends on that place draws the line.
+
+    The generative model, with y_ij the j-th value of subject i::
+
+        z_i ~ N(0, I)   theta_i = theta(z_i, covariates_i)   dA/dt = f(t, A, theta_i) with doses
+        y_ij ~ residual error(observe(A(t_ij)))
+
+    Objectives: ``mse``, Σ (y − ŷ)² at z = mean of q(z), each endpoint in its own unit of size; ``elbo``,
+    −E_q[log p(y | z)] + KL(q(z) ‖ p(z)) with one draw of z (Kingma and Welling 2014).
+
+    Args:
+        encoder: samples -> q(z).
+        individual: z -> theta.
+        dynamics: the field.
+        error: the residual error.
+        options: of the solver.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        individual: IndividualParameters,
+        dynamics: Dynamics,
+        error: ResidualError,
+        options: SolverOptions,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.individual = individual
+        self.dynamics = dynamics
+        self.error = error
+        self.options = options
+        self.register_buffer("value_scale", torch.tensor(encoder.scaling.value), persistent=False)
+
+    value_scale: Tensor
+
+    def prior(self, subjects: int) -> Independent:
+        """p(z), the same for every subject."""
+        zeros = self.value_scale.new_zeros((subjects, self.individual.latent_size))
+        return Independent(Normal(zeros, torch.ones_like(zeros), validate_args=False), 1)
+
+    def decode(self, z: Tensor, batch: CohortBatch, times: Tensor | None = None) -> Trajectory:
+        """Solve from z: the states at the records of the batch, or at `times` ``[subject, time]``."""
+        theta = self.individual(z, batch.covariates)
+        first = theta if theta.dim() == 2 else theta[:, 0]
+        return solve(self.dynamics, self.dynamics.initial_state(first), theta, batch, times, self.options)
+
+    def lines(self, z: Tensor, batch: CohortBatch, times: Tensor) -> Tensor:
+        """The noise-free value of every endpoint at `times`, ``[subject, time, endpoint]``; NaN where unsolved."""
+        trajectory = self.decode(z, batch, times)
+        return self.dynamics.observe(trajectory.states, trajectory.theta)[..., list(self.dynamics.endpoints)]
+
+    def predict(self, z: Tensor, batch: CohortBatch) -> Prediction:
+        """The noise-free value of every record, NaN for a subject that could not be solved."""
+        trajectory = self.decode(z, batch)
+        read = self.dynamics.observe(trajectory.states, trajectory.theta)
+        of_endpoint = torch.tensor(self.dynamics.endpoints, device=batch.device)[batch.endpoint]
+        state = torch.where(batch.compartment < 0, of_endpoint, batch.compartment)
+        value = read.gather(-1, state[..., None])[..., 0]
+        return Prediction(z, trajectory.theta[:, 0], value, trajectory)
+
+    def loss(self, batch: CohortBatch, objective: Objective, noise: Tensor | None = None) -> Loss:
+        """The objective on one batch.
+
+        Args:
+            batch: `context` is read by the encoder, `target` is scored.
+            objective: ``mse`` or ``elbo``.
+            noise: standard normal, ``[subject, latent]``: the draw of z for ``elbo``.
+        """
+        q = self.encoder(batch)
+        z = q.mean if noise is None else q.mean + q.base_dist.scale * noise
+        prediction = self.predict(z, batch)
+        ok = prediction.trajectory.ok
+        kl = torch.distributions.kl_divergence(q, self.prior(len(batch)))
+        if not bool(ok.all()):
+            # rows are left out, not masked: the derivative of a masked NaN is still NaN
+            kept = ok.nonzero()[:, 0]
+            kl, scored = kl[kept], batch.select(kept)
+            prediction = replace(self.predict(z[kept], scored), trajectory=prediction.trajectory)
+        else:
+            scored = batch
+        if objective == "mse":
+            error = (prediction.value - scored.value) / self.value_scale[scored.endpoint]
+            fit = torch.where(scored.target, error, 0.0).square().sum()
+            kl = torch.zeros_like(kl)
+        else:
+            fit = -self.error.log_likelihood(scored, prediction.value).sum()
+        return Loss(fit, kl.sum(), scored.target.sum(), (~ok).sum())

@@ -1,0 +1,81 @@
+"""Magnitudes of a data set, so that networks see numbers near one whatever the units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neuralpk.cohort import Cohort
+
+
+class Scaling(NamedTuple):
+    """Typical magnitudes of a cohort; plain numbers, so that a checkpoint can carry them.
+
+    Args:
+        time: longest time from a first record to a last observation.
+        amount: median dose; 1 where nothing is given.
+        value: median of the positive observed values of each endpoint, ``[endpoint]``.
+        covariates: name to (centre, spread, positive): a positive covariate enters as log(c/centre), the others as
+            c − centre, both over their spread.
+    """
+
+    time: float = 1.0
+    amount: float = 1.0
+    value: tuple[float, ...] = (1.0,)
+    covariates: Mapping[str, tuple[float, float, bool]] = {}
+
+    @classmethod
+    def of(cls, cohort: Cohort) -> Scaling:
+        """Measure a cohort.
+
+        Raises:
+            ValueError: no observation in the cohort.
+        """
+        amounts = [dose.amount for subject in cohort for dose in subject.doses if dose.amount > 0]
+        spans = [subject.times[-1] - subject.start for subject in cohort if len(subject.times)]
+        if not any(subject.observed.any() for subject in cohort):
+            raise ValueError("the cohort has no observation to take its scale from")
+        values = np.concatenate([subject.values for subject in cohort])
+        endpoints = np.concatenate([subject.endpoints for subject in cohort])
+        value = []
+        for endpoint in range(1, int(endpoints.max()) + 1):
+            seen = values[(endpoints == endpoint) & (values > 0)]
+            value.append(float(np.median(seen)) if len(seen) else 1.0)
+        covariates = {name: _covariate(cohort, name) for name in cohort.covariate_names}
+        amount = float(np.median(amounts)) if amounts else 1.0
+        return cls(float(max(spans)) or 1.0, amount, tuple(value), covariates)
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any] | None) -> Scaling:
+        """From the dictionary of `plain`, or of a checkpoint or YAML file, where tuples have become lists."""
+        if plain is None:
+            return cls()
+        covariates = {k: (float(c), float(s), bool(p)) for k, (c, s, p) in plain.get("covariates", {}).items()}
+        return cls(float(plain["time"]), float(plain["amount"]), tuple(map(float, plain["value"])), covariates)
+
+    def plain(self) -> dict[str, Any]:
+        """As a dictionary of numbers and lists."""
+        covariates = {name: list(row) for name, row in self.covariates.items()}
+        return {"time": self.time, "amount": self.amount, "value": list(self.value), "covariates": covariates}
+
+    def standardise(self, covariates: Tensor) -> Tensor:
+        """Covariates as they enter a model, ``[..., covariate]``, in the order of their names."""
+        rows = [self.covariates[name] for name in sorted(self.covariates)]
+        if not rows:
+            return covariates
+        centre, spread, positive = torch.tensor(rows, dtype=covariates.dtype, device=covariates.device).unbind(-1)
+        logs = torch.log(covariates.clamp(min=1e-30) / centre.clamp(min=1e-30))
+        return torch.where(positive > 0, logs, covariates - centre) / spread
+
+
+def _covariate(cohort: Cohort, name: str) -> tuple[float, float, bool]:
+    steps = [subject.covariates[name] for subject in cohort]
+    values = np.array([value for step in steps for value in ([v for _, v in step] if isinstance(step, tuple) else [step])])
+    positive = bool((values > 0).all())
+    centre = float(np.median(values)) if positive else float(values.mean())
+    spread = float(np.log(values / centre).std() if positive else values.std())
+    return centre, spread if spread > 1e-8 else 1.0, positive

@@ -1,0 +1,232 @@
+"""Synthetic cohorts: a population, a design, a dynamics and an error model -> subjects with their truth."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neuralpk import randomness
+from neuralpk.cohort import Cohort, Dose, FloatArray, Subject, Truth, Units, collate
+from neuralpk.dynamics import Dynamics
+from neuralpk.residual_error import ResidualError
+from neuralpk.solve import SolverOptions, solve
+
+# streams of the counter-based random numbers: what each draw of a subject is for
+_ETA, _COVARIATES, _DOSES, _TIMES, _JITTER, _RESIDUAL = range(6)
+
+
+def omega_from_cv(percent: float) -> float:
+    """Standard deviation of eta for a coefficient of variation: CV% = 100·sqrt(exp(omega²) − 1)."""
+    return float(np.sqrt(np.log1p((percent / 100) ** 2)))
+
+
+@dataclass(frozen=True)
+class Population:
+    """Who the subjects are: theta_i = typical · exp(eta_i) · covariate effects, eta_i ~ N(0, Omega).
+
+    Args:
+        typical: typical value of every parameter of the dynamics, by name.
+        omega: standard deviation of eta by name (parameters left out do not vary), or the full covariance matrix
+            in the order of `typical`.
+        covariates: name to (low, high), drawn uniformly; or to a probability, drawn 0 or 1.
+        effects: (parameter, covariate) to the exponent of (c/reference), or for a 0-or-1 covariate the logarithm of
+            its factor.
+        references: reference value of each continuous covariate; default the middle of its range.
+
+    Raises:
+        ValueError: a typical value that is not positive, a name that does not exist, an Omega that is no covariance.
+    """
+
+    typical: Mapping[str, float]
+    omega: Mapping[str, float] | Sequence[Sequence[float]] = field(default_factory=dict)
+    covariates: Mapping[str, tuple[float, float] | float] = field(default_factory=dict)
+    effects: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    references: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        low = {name: value for name, value in self.typical.items() if not value > 0}
+        if low:
+            raise ValueError(f"typical values must be positive, got {low}")
+        named = set(self.omega) if isinstance(self.omega, Mapping) else set()
+        unknown = (named | {p for p, _ in self.effects}) - set(self.typical)
+        unknown |= {c for _, c in self.effects} - set(self.covariates)
+        if unknown:
+            raise ValueError(f"{sorted(unknown)} are neither parameters {list(self.typical)} nor covariates")
+        self.cholesky()
+
+    def cholesky(self) -> Tensor:
+        """Lower factor L of Omega = L·Lᵀ, ``[parameter, parameter]``, float64."""
+        if isinstance(self.omega, Mapping):
+            return torch.diag(torch.tensor([self.omega.get(name, 0.0) for name in self.typical], dtype=torch.float64))
+        matrix = torch.tensor(self.omega, dtype=torch.float64)
+        if matrix.shape != (len(self.typical),) * 2 or not torch.equal(matrix, matrix.T):
+            raise ValueError(f"a full Omega is a symmetric {len(self.typical)} × {len(self.typical)} matrix")
+        factor, bad = torch.linalg.cholesky_ex(matrix)
+        if int(bad):
+            raise ValueError(f"Omega is not positive definite: {self.omega}")
+        return factor
+
+    def draw_covariates(self, seed: int, index: Tensor) -> dict[str, Tensor]:
+        """Covariates of subjects by name, each ``[subject]``."""
+        uniform = randomness.uniform(seed, _COVARIATES, index, max(len(self.covariates), 1))
+        drawn = {}
+        for (name, law), u in zip(self.covariates.items(), uniform.unbind(1), strict=False):
+            drawn[name] = law[0] + (law[1] - law[0]) * u if isinstance(law, Sequence) else (u < law).double()
+        return drawn
+
+    def draw(self, seed: int, index: Tensor, covariates: Mapping[str, Tensor]) -> Tensor:
+        """Individual parameters, ``[subject, parameter]`` in the order of `typical`."""
+        eta = randomness.normal(seed, _ETA, index, len(self.typical)) @ self.cholesky().T
+        log_theta = torch.tensor(list(self.typical.values()), dtype=torch.float64).log() + eta
+        names = list(self.typical)
+        for (parameter, covariate), strength in self.effects.items():
+            law = self.covariates[covariate]
+            if isinstance(law, Sequence):
+                reference = self.references.get(covariate, (law[0] + law[1]) / 2)
+                effect = strength * torch.log(covariates[covariate] / reference)
+            else:
+                effect = strength * covariates[covariate]
+            log_theta[:, names.index(parameter)] += effect
+        return log_theta.exp()
+
+
+@dataclass(frozen=True)
+class Design:
+    """What is given and when it is looked at.
+
+    Args:
+        regimens: dose records of each arm; subject i is in arm i modulo their number. A subject of a study without
+            doses has one arm, ``((),)``.
+        times: candidate sampling times.
+        samples: how many of them each subject keeps, at random; None keeps all. A pair (low, high) draws how many.
+        continuous: draw `samples` times uniformly between the first and the last of `times` instead.
+        jitter: standard deviation of the difference between planned and actual times.
+        lloq: lower limit of quantification; values below are reported as censored at it.
+        endpoints: endpoints observed at each time, counted from 1.
+        grid: times of the true line; default 200 from the first to the last candidate.
+
+    Raises:
+        ValueError: no regimen or no time; more samples than candidates.
+    """
+
+    regimens: tuple[tuple[Dose, ...], ...]
+    times: tuple[float, ...]
+    samples: int | tuple[int, int] | None = None
+    continuous: bool = False
+    jitter: float = 0.0
+    lloq: float | None = None
+    endpoints: tuple[int, ...] = (1,)
+    grid: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.regimens or not self.times:
+            raise ValueError("a design needs at least one regimen (it may be empty) and one sampling time")
+        most = self.samples[1] if isinstance(self.samples, Sequence) else self.samples
+        if most is not None and not self.continuous and not 0 <= most <= len(self.times):
+            raise ValueError(f"{most} samples from {len(self.times)} candidate times")
+
+    def true_times(self) -> FloatArray:
+        """Times at which the true line is kept, ``[grid]``."""
+        return np.asarray(self.grid or np.linspace(min(self.times), max(self.times), 200), float)
+
+    def draw_times(self, seed: int, index: Tensor) -> list[FloatArray]:
+        """Sampling times of each subject, sorted."""
+        candidates = np.sort(np.asarray(self.times, float))
+        most = self.samples[1] if isinstance(self.samples, Sequence) else self.samples or 0
+        u = randomness.uniform(seed, _TIMES, index, 1 + max(most, len(candidates))).numpy()
+        shift = randomness.normal(seed, _JITTER, index, len(candidates)).numpy() * self.jitter
+        drawn = []
+        for row, moved in zip(u, shift, strict=True):
+            count = len(candidates) if self.samples is None else self.samples
+            if isinstance(count, Sequence):
+                count = count[0] + int(row[0] * (count[1] - count[0] + 1))
+            if self.continuous:
+                times = candidates[0] + (candidates[-1] - candidates[0]) * row[1 : 1 + count]
+            else:
+                kept = np.sort(np.argsort(row[1 : 1 + len(candidates)])[:count])
+                times = np.maximum(candidates[kept] + moved[kept], 0.0)
+            drawn.append(np.sort(times))
+        return drawn
+
+
+def simulate_cohort(
+    dynamics: Dynamics,
+    population: Population,
+    design: Design,
+    error: ResidualError,
+    subjects: int,
+    seed: int,
+    units: Units | None = None,
+) -> Cohort:
+    """Simulate a cohort with its truth. The same arguments give the same cohort, and subject i of a small cohort is
+    subject i of a larger one.
+
+    Raises:
+        ValueError: the population's parameters are not those of the dynamics.
+        neuralpk.solve.SolveError: a subject that cannot be solved, by name.
+    """
+    if set(population.typical) != set(dynamics.parameter_names):
+        raise ValueError(f"the dynamics has {dynamics.parameter_names}, the population {tuple(population.typical)}")
+    dynamics, error = dynamics.double(), error.double()
+    index = torch.arange(subjects)
+    covariates = population.draw_covariates(seed, index)
+    theta = population.draw(seed, index, covariates)
+    theta = theta[:, [list(population.typical).index(name) for name in dynamics.parameter_names]]
+    planned = _planned(design, covariates, design.draw_times(seed, index))
+    observed, line = _noise_free(dynamics, theta, planned, design)
+    endpoint = collate(planned).endpoint
+    values = error.simulate(observed, endpoint, randomness.normal(seed, _RESIDUAL, index, observed.shape[1])).numpy()
+    named = dict(zip(dynamics.parameter_names, theta.unbind(1), strict=True)) | dynamics.derived(theta)
+    people = []
+    for i, subject in enumerate(planned):
+        truth = Truth(design.true_times(), line[i].numpy(), {name: float(value[i]) for name, value in named.items()})
+        people.append(_observed(subject, values[i, : len(subject.times)], design.lloq, truth))
+    return Cohort(tuple(people), units or Units())
+
+
+def _planned(design: Design, covariates: Mapping[str, Tensor], times: Sequence[FloatArray]) -> list[Subject]:
+    """The subjects before anything was measured."""
+    return [
+        Subject(
+            id=str(i + 1),
+            times=np.repeat(own, len(design.endpoints)),
+            values=np.full(len(own) * len(design.endpoints), np.nan),
+            doses=design.regimens[i % len(design.regimens)],
+            endpoints=np.tile(design.endpoints, len(own)),
+            covariates={name: float(value[i]) for name, value in covariates.items()},
+        )
+        for i, own in enumerate(times)
+    ]
+
+
+def _noise_free(
+    dynamics: Dynamics, theta: Tensor, subjects: Sequence[Subject], design: Design
+) -> tuple[Tensor, Tensor]:
+    """What every sample would read without error, ``[subject, observation]``, and the true line of every endpoint,
+    ``[subject, grid, endpoint]``."""
+    batch = collate(subjects, dtype=torch.float64)
+    grid = torch.as_tensor(design.true_times()).expand(len(batch), -1)
+    grid = torch.maximum(grid, batch.start[:, None])
+    options = SolverOptions(rtol=1e-8, atol=1e-10, gradient="backprop")
+    with torch.no_grad():
+        times = torch.cat([batch.time, grid], dim=1)
+        solution = solve(dynamics, dynamics.initial_state(theta), theta, batch, times, options)
+        solution.check(batch.ids, options)
+        read = dynamics.observe(solution.states, solution.theta)
+    n = batch.time.shape[1]
+    state = torch.tensor(dynamics.endpoints)[batch.endpoint]
+    observed = read[:, :n].gather(2, state[..., None])[..., 0]
+    return observed, read[:, n:][..., [dynamics.endpoints[e - 1] for e in sorted(set(design.endpoints))]]
+
+
+def _observed(subject: Subject, values: FloatArray, lloq: float | None, truth: Truth) -> Subject:
+    """The subject as the laboratory reports it."""
+    below = np.zeros(len(values), bool) if lloq is None else values < lloq
+    return dataclasses.replace(
+        subject, values=np.where(below, lloq or 0.0, values), censored=below.astype(np.int64), truth=truth
+    )

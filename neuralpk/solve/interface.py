@@ -1,0 +1,207 @@
+"""`solve`: the one door to the engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from neuralpk.cohort import CohortBatch
+from neuralpk.dynamics import Dynamics
+from neuralpk.solve import exact, reference
+from neuralpk.solve.mesh import Mesh, build_mesh, dose_inputs, join_inputs, period_at, theta_at
+from neuralpk.solve.options import SolveError, SolverOptions, Status
+from neuralpk.solve.reference import EngineFailure, Evaluations
+from neuralpk.solve.steady_state import steady_states, still_running
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A solution with its evidence.
+
+    Args:
+        times: ``[subject, time]``.
+        states: ``[subject, time, state]``; NaN for a subject that failed.
+        theta: the parameters in force at each time, ``[subject, time, parameter]``.
+        status: how each subject ended, a `Status`, integer ``[subject]``.
+        count: evaluations of the field; the adjoint's backward sweep adds to it when it runs.
+    """
+
+    times: Tensor
+    states: Tensor
+    theta: Tensor
+    status: Tensor
+    count: Evaluations
+
+    @property
+    def ok(self) -> Tensor:
+        """Which subjects were solved, bool ``[subject]``."""
+        return self.status == Status.OK
+
+    def check(self, ids: Sequence[str], options: SolverOptions) -> None:
+        """Raise unless every subject was solved.
+
+        Raises:
+            SolveError: naming the subjects, how they ended, method, tolerances, and what to try.
+        """
+        failed = [
+            f"{i}: {Status(int(code)).name.lower()}" for i, code in zip(ids, self.status, strict=True) if int(code)
+        ]
+        if failed:
+            shown = "; ".join(failed[:10]) + (f" (+{len(failed) - 10} more)" if len(failed) > 10 else "")
+            raise SolveError(
+                f"{len(failed)} of {len(ids)} subjects not solved by {options.method} at rtol {options.rtol:g}, "
+                f"atol {options.atol:g}: {shown}. Look at their doses and times; loosen the tolerances or raise "
+                f"max_evaluations ({options.max_evaluations}) if their data are right."
+            )
+
+
+def _refuse_closures(dynamics: Dynamics, y0: Tensor, theta: Tensor, times: Tensor) -> None:
+    """Refuse a field whose slope depends on a tensor the adjoint cannot see: its gradient would silently be lost."""
+    with torch.enable_grad():
+        y, own = y0.detach().requires_grad_(), theta.detach().requires_grad_()
+        known = {id(y), id(own), *(id(p) for p in dynamics.parameters())}
+        todo, seen = [dynamics(times.detach(), y, own).grad_fn], set()
+        while todo:
+            node = todo.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            leaf = getattr(node, "variable", None)
+            if leaf is not None and id(leaf) not in known:
+                raise ValueError(
+                    f"{type(dynamics).__name__} uses a tensor of shape {tuple(leaf.shape)} that needs a gradient but is "
+                    "neither theta nor a registered parameter; the adjoint method would give it none. Put what differs "
+                    "between subjects into theta, register shared weights on the module, or use gradient='backprop'."
+                )
+            todo.extend(parent for parent, _ in node.next_functions)
+
+
+def _isolate(run: Callable[[Tensor], Tensor], subjects: Tensor, status: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Solve the subjects together; where that fails, find those to blame by halving and solve the rest without them.
+
+    Masking a failed subject out of the result is not enough: its NaN would still reach the gradient of every weight.
+    """
+    if len(subjects) == 0:
+        return []
+    try:
+        states = run(subjects)
+    except EngineFailure as failure:
+        if len(subjects) == 1:
+            status[subjects] = int(failure.status)
+            return []
+        middle = len(subjects) // 2
+        return _isolate(run, subjects[:middle], status) + _isolate(run, subjects[middle:], status)
+    finite = torch.isfinite(states.detach()).flatten(1).all(1)
+    if bool(finite.all()):
+        return [(subjects, states)]
+    status[subjects[~finite]] = int(Status.NON_FINITE)
+    return _isolate(run, subjects[finite], status)
+
+
+def _door(dynamics: Dynamics, y0: Tensor, theta: Tensor, batch: CohortBatch, times: Tensor, o: SolverOptions) -> None:
+    n = len(batch)
+    if theta.dim() not in (2, 3) or len(theta) != n or theta.shape[-1] != len(dynamics.parameter_names):
+        raise ValueError(
+            f"theta must be [subject, parameter] or [subject, period, parameter] with {n} subjects and the parameters "
+            f"{', '.join(dynamics.parameter_names)}; got {tuple(theta.shape)}"
+        )
+    if y0.shape != (n, len(dynamics.states)):
+        raise ValueError(f"y0 must be [subject, state] = {(n, len(dynamics.states))}, got {tuple(y0.shape)}")
+    kinds = {y0.dtype, theta.dtype, times.dtype, batch.time.dtype}
+    if len(kinds) > 1 or not kinds <= {torch.float32, torch.float64}:
+        raise ValueError(f"y0, theta, times and batch must share float32 or float64, got {sorted(map(str, kinds))}")
+    if o.engine != "exact" and theta.dtype == torch.float32 and o.rtol < 1e-6:
+        raise ValueError(f"rtol {o.rtol:g} is below what float32 resolves; use at least 1e-6, or float64")
+    if len(times) != n or not bool(torch.isfinite(times).all()):
+        raise ValueError(f"times must be finite, [subject, time] with {n} subjects, got {tuple(times.shape)}")
+    outside = ((batch.dose_compartment >= len(dynamics.states)) & batch.dose_mask).any(1)
+    if bool(outside.any()):
+        names = [batch.ids[k] for k in outside.nonzero().flatten().tolist()[:5]]
+        raise ValueError(
+            f"subject {', '.join(names)}: a dose into a compartment beyond the {len(dynamics.states)} of this model, "
+            f"{', '.join(dynamics.states)} (CMT 1 to {len(dynamics.states)})"
+        )
+    early = (times < batch.start[:, None]).any(1)
+    if bool(early.any()):
+        names = [batch.ids[k] for k in early.nonzero().flatten().tolist()[:5]]
+        raise ValueError(f"times before the first record of subject {', '.join(names)}: a clock starts there")
+
+
+def solve(
+    dynamics: Dynamics,
+    y0: Tensor,
+    theta: Tensor,
+    batch: CohortBatch,
+    times: Tensor | None = None,
+    options: SolverOptions | None = None,
+) -> Trajectory:
+    """Solve dy/dt = f(t, y, theta) for every subject of a batch, each on its own clock, with its doses as events.
+
+    A bolus is a jump of the state, an infusion a constant input from its start to its end; neither is smoothed into
+    the field. A subject's line does not depend on its batch mates (to the tolerance), and one that cannot be solved
+    does not spoil the others' values or gradients.
+
+    Args:
+        dynamics: the vector field, with lag and bioavailability of the doses.
+        y0: state at the first record, ``[subject, state]``.
+        theta: parameters, ``[subject, parameter]``, or ``[subject, period, parameter]`` where they change with
+            time-varying covariates or occasions.
+        batch: doses and clocks.
+        times: where the state is wanted, ``[subject, time]``, in any order, repeated or not; after the doses of the
+            same time. Default: the records of the batch, before or after a dose of the same time as they stand.
+        options: engine, method, tolerances, gradient.
+
+    Returns:
+        The states, with a status for each subject. Differentiable in y0, theta and the weights of the dynamics.
+
+    Raises:
+        ValueError: shapes, dtypes or times that do not fit; a field that closes over a tensor (adjoint only).
+        TypeError: the exact engine was asked for a dynamics that is not linear.
+    """
+    options = options or SolverOptions()
+    rows = batch.row if times is None else torch.full_like(times, torch.iinfo(torch.int64).max, dtype=torch.int64)
+    times = batch.time if times is None else times
+    _door(dynamics, y0, theta, batch, times, options)
+    use_exact = options.engine == "exact" or (options.engine == "auto" and dynamics.linear)
+    if not use_exact and options.gradient == "adjoint" and torch.is_grad_enabled():
+        _refuse_closures(dynamics, y0, theta_at(theta, period_at(batch, batch.start[:, None]))[:, 0], batch.start)
+    count = Evaluations(options.max_evaluations)
+
+    def integrate(y0: Tensor, theta: Tensor, mesh: Mesh) -> Tensor:
+        if use_exact:
+            return exact.integrate(dynamics, y0, theta, mesh)
+        return reference.integrate(dynamics, y0, theta, mesh, options, count)
+
+    mesh = _mesh(dynamics, integrate, theta, batch, times, rows)
+    status = torch.zeros(len(batch), dtype=torch.int64, device=y0.device)
+    parts = _isolate(
+        lambda subjects: integrate(y0[subjects], theta[subjects], mesh.select(subjects)),
+        torch.arange(len(batch), device=y0.device),
+        status,
+    )
+    nodes = y0.new_full((len(batch), mesh.times.shape[1], len(dynamics.states)), torch.nan)
+    for subjects, states in parts:
+        nodes = states if len(subjects) == len(batch) else nodes.index_copy(0, subjects, states)
+    states = nodes.gather(1, mesh.wanted[..., None].expand(-1, -1, len(dynamics.states)))
+    return Trajectory(times, states, theta_at(theta, period_at(batch, times)), status, count)
+
+
+def _mesh(
+    dynamics: Dynamics,
+    integrate: Callable[[Tensor, Tensor, Mesh], Tensor],
+    theta: Tensor,
+    batch: CohortBatch,
+    times: Tensor,
+    rows: Tensor,
+) -> Mesh:
+    """Doses with their lag and bioavailability, steady states filled in, sorted into every subject's clock."""
+    inputs = dose_inputs(dynamics, theta, batch)
+    if not bool((batch.dose_steady_state > 0).any()):
+        return build_mesh(batch, inputs, len(dynamics.states), times, rows)
+    steady = steady_states(dynamics, integrate, theta, batch, inputs)
+    earlier = still_running(batch, inputs)
+    inputs = inputs if earlier is None else join_inputs(inputs, earlier)
+    return build_mesh(batch, inputs, len(dynamics.states), times, rows, steady)

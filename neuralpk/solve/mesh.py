@@ -1,0 +1,207 @@
+"""Events into each subject's own clock.
+
+Doses, resets, changes of covariates and wanted times of a subject become the *nodes* of its clock, sorted by time and,
+at equal times, by the row of their record. Between two nodes nothing happens but the differential equation with a
+constant input. Which node follows which is decided without gradients; the times themselves keep theirs, because a lag
+or the end of an infusion may depend on parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+import torch
+from torch import Tensor
+
+from neuralpk.cohort import CohortBatch
+from neuralpk.dynamics import Dynamics
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The clock of every subject. After the last real node come padding nodes at the same time, which do nothing.
+
+    Args:
+        times: time of each node, ``[subject, node]``.
+        reset: empty the state at the node, before the jump, bool ``[subject, node]``.
+        jump: added to the state at the node, ``[subject, node, state]``.
+        input: constant input after the node and until the next, ``[subject, node, state]``.
+        period: which theta holds after the node, integer ``[subject, node]``.
+        wanted: node at which each wanted time is read, after its jump, integer ``[subject, time]``.
+    """
+
+    times: Tensor
+    reset: Tensor
+    jump: Tensor
+    input: Tensor
+    period: Tensor
+    wanted: Tensor
+
+    def select(self, subjects: Tensor) -> Mesh:
+        """The clocks of some subjects."""
+        return Mesh(**{f.name: getattr(self, f.name)[subjects] for f in dataclasses.fields(self)})
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What enters the compartments: boluses and infusions as they act, with lag and bioavailability applied.
+
+    ``start`` and ``end`` are times (equal for a bolus), ``amount`` jumps in at the start, ``rate`` flows in between;
+    ``order`` places a record among others of its time and ``record`` is the time of the record, before any lag.
+    All are ``[subject, input]``.
+    """
+
+    start: Tensor
+    end: Tensor
+    amount: Tensor
+    rate: Tensor
+    compartment: Tensor
+    order: Tensor
+    record: Tensor
+    mask: Tensor
+
+
+def period_at(batch: CohortBatch, times: Tensor) -> Tensor:
+    """Index of the period in which each time lies, ``[subject, time]``; a period holds from its start on."""
+    started = batch.period_start.detach()[:, None, :] <= times.detach()[:, :, None]
+    return started.sum(-1).clamp(min=1) - 1
+
+
+def theta_at(theta: Tensor, period: Tensor) -> Tensor:
+    """The parameters of some periods, ``[subject, time, parameter]`` for theta ``[subject, (period,) parameter]``."""
+    if theta.dim() == 2:
+        return theta[:, None].expand(-1, period.shape[1], -1)
+    last = torch.tensor(theta.shape[1] - 1, device=theta.device)
+    return theta.gather(1, torch.minimum(period, last)[..., None].expand(-1, -1, theta.shape[-1]))
+
+
+def _of_compartment(values: Tensor | None, compartment: Tensor, otherwise: float) -> Tensor | float:
+    """Pick ``values [subject, dose, state]`` at each dose's compartment."""
+    return otherwise if values is None else values.gather(-1, compartment[..., None])[..., 0]
+
+
+def dose_inputs(dynamics: Dynamics, theta: Tensor, batch: CohortBatch) -> Inputs:
+    """The doses of a batch as they act: lag delays them, bioavailability scales them.
+
+    With a RATE given, bioavailability F changes the duration, F·AMT/RATE; with a duration given, the rate.
+    """
+    at_dose = theta_at(theta, period_at(batch, batch.dose_time))
+    compartment = batch.dose_compartment
+    lag = _of_compartment(dynamics.lag(at_dose), compartment, 0.0)
+    amount = batch.dose_amount * _of_compartment(dynamics.bioavailability(at_dose), compartment, 1.0)
+    given_rate, given_duration = batch.dose_rate > 0, batch.dose_duration > 0
+    infused = given_rate | given_duration
+    # the inner where keeps a division by zero out of the gradient of the branch that is not taken
+    duration = torch.where(given_rate, amount / torch.where(given_rate, batch.dose_rate, 1.0), batch.dose_duration)
+    by_duration = amount / torch.where(given_duration, batch.dose_duration, 1.0)
+    rate = torch.where(given_rate, batch.dose_rate, torch.where(given_duration, by_duration, 0.0))
+    start = batch.dose_time + lag
+    return Inputs(
+        start=start,
+        end=start + duration,
+        amount=torch.where(infused, 0.0, amount),
+        rate=rate,
+        compartment=compartment,
+        order=batch.dose_row,
+        record=batch.dose_time,
+        # a reset alone, and the record of a constant infusion at steady state, bring nothing in themselves
+        mask=batch.dose_mask & (batch.dose_amount > 0),
+    )
+
+
+def join_inputs(first: Inputs, second: Inputs) -> Inputs:
+    """Both sets of inputs."""
+    pairs = {f.name: (getattr(first, f.name), getattr(second, f.name)) for f in dataclasses.fields(Inputs)}
+    return Inputs(**{name: torch.cat(pair, dim=1) for name, pair in pairs.items()})
+
+
+def _sorted_by(minor: Tensor, major: Tensor) -> Tensor:
+    """Order of nodes by the major key, then the minor one, then as they stand."""
+    order = torch.argsort(minor, dim=1, stable=True)
+    return order.gather(1, torch.argsort(major.gather(1, order), dim=1, stable=True))
+
+
+def build_mesh(
+    batch: CohortBatch,
+    inputs: Inputs,
+    states: int,
+    times: Tensor,
+    rows: Tensor,
+    steady: Tensor | None = None,
+) -> Mesh:
+    """Sort everything that happens into each subject's clock.
+
+    Args:
+        batch: for resets, periods and the start of the clock.
+        inputs: what enters.
+        states: number of states.
+        times: wanted times, ``[subject, time]``.
+        rows: order of the wanted times among records of the same time, ``[subject, time]``.
+        steady: state to which a steady-state record jumps, ``[subject, dose, state]``.
+    """
+    n = len(times)
+    latest = torch.iinfo(torch.int64).max
+    start = batch.start[:, None]
+    last = torch.maximum(times.amax(1, keepdim=True), start)
+    is_reset = (batch.dose_reset | (batch.dose_steady_state == 1)) & batch.dose_mask
+    every = torch.ones_like(batch.period_start, dtype=torch.bool)
+    infused = inputs.mask & (inputs.rate > 0)
+    first = torch.full_like(batch.period_start, -latest, dtype=torch.int64)  # a period begins before any record in it
+    blocks = (  # time, order among records of the same time, whether it is there at all
+        (start, first[:, :1], every[:, :1]),
+        (batch.dose_time, batch.dose_row, is_reset | (batch.dose_steady_state > 0)),
+        (inputs.start, inputs.order, inputs.mask),
+        (inputs.end, inputs.order, infused),
+        (batch.period_start, first, every),
+        (times, rows.clamp(max=latest - 1), torch.ones_like(times, dtype=torch.bool)),
+    )
+    at, orders, present = (torch.cat(column, dim=1) for column in zip(*blocks, strict=True))
+    # what is absent, or comes after the last wanted time, waits at the end of the clock and does nothing there
+    present = present & (at.detach() <= last)
+    at = torch.where(present, torch.maximum(at, start), last)
+    orders = torch.where(present, orders, latest)
+    order = _sorted_by(orders, at.detach())
+    where = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=at.device).expand(n, -1))
+    _, record_at, start_at, end_at, _, wanted_at = torch.split(where, [b[0].shape[1] for b in blocks], dim=1)
+
+    node_times = at.gather(1, order)
+    nodes = node_times.shape[1]
+    reset = torch.zeros((n, nodes), dtype=torch.bool, device=at.device).scatter(1, record_at, is_reset)
+    alive = inputs.mask & (inputs.start.detach() <= last) & ~_cancelled(is_reset, batch, record_at, inputs, start_at)
+    input_ = _running(inputs, alive, start_at, end_at, reset, nodes, states)
+    amount = torch.where(alive, inputs.amount, 0.0)
+    jump = amount.new_zeros((n, nodes, states)).index_put(
+        (torch.arange(n, device=at.device)[:, None], start_at, inputs.compartment), amount, accumulate=True
+    )
+    if steady is not None:
+        jump = jump.scatter_add(1, record_at[..., None].expand(-1, -1, states), steady)
+    mesh = Mesh(node_times, reset, jump, input_, period_at(batch, node_times), wanted_at)
+    return _trim(mesh, int(present.sum(1).max()))
+
+
+def _cancelled(is_reset: Tensor, batch: CohortBatch, record_at: Tensor, inputs: Inputs, start_at: Tensor) -> Tensor:
+    """Inputs still on their way (lagged) when a later record resets the system: NONMEM cancels them."""
+    reset_time = torch.where(is_reset, batch.dose_time, torch.inf)[:, None, :]
+    later = (reset_time > inputs.record[:, :, None]) | (
+        (reset_time == inputs.record[:, :, None]) & (batch.dose_row[:, None, :] > inputs.order[:, :, None])
+    )
+    before_arrival = record_at[:, None, :] < start_at[:, :, None]
+    return (is_reset[:, None, :] & later & before_arrival).any(-1)
+
+
+def _running(
+    inputs: Inputs, alive: Tensor, start_at: Tensor, end_at: Tensor, reset: Tensor, nodes: int, states: int
+) -> Tensor:
+    """Input after each node, ``[subject, node, state]``: the infusions that have begun, not ended, not been reset."""
+    resets = reset.long().cumsum(1)
+    node = torch.arange(nodes, device=start_at.device)[None, :, None]
+    begun = (node >= start_at[:, None, :]) & (node < end_at[:, None, :]) & alive[:, None, :]
+    running = begun & (resets[:, :, None] == resets.gather(1, start_at)[:, None, :])
+    rate = torch.nn.functional.one_hot(inputs.compartment, states).to(inputs.rate.dtype) * inputs.rate[..., None]
+    return running.to(rate.dtype) @ rate
+
+
+def _trim(mesh: Mesh, nodes: int) -> Mesh:
+    """Drop the columns in which nobody's clock has a node; the absent ones stand last."""
+    cut = {name: getattr(mesh, name)[:, :nodes] for name in ("times", "reset", "jump", "input", "period")}
+    return Mesh(**cut, wanted=mesh.wanted)

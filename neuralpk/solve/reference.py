@@ -1,0 +1,126 @@
+"""The reference engine: torchdiffeq between the nodes of every subject's clock.
+
+Stretch j of all subjects is solved together on s in [0, 1], dy/ds = h_j·(f(t_j + s·h_j, y, theta) + input_j): each
+subject runs on its own clock, and padding is a stretch of length 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torchdiffeq
+from torch import Tensor
+
+from neuralpk.dynamics import Dynamics
+from neuralpk.solve.mesh import Mesh, theta_at
+from neuralpk.solve.options import FIXED, SolverOptions, Status
+
+
+class EngineFailure(Exception):
+    """Some subject of the batch cannot be integrated; which one, the engine does not know."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(status.name)
+        self.status = status
+
+
+@dataclass
+class Evaluations:
+    """Counts evaluations of the field, forward and in the backward sweep, and stops a solve that runs away."""
+
+    limit: int
+    total: int = 0
+    stretch: int = field(default=0, repr=False)
+
+    def add(self) -> None:
+        """Count one.
+
+        Raises:
+            EngineFailure: the limit is passed. torchdiffeq itself only asserts, and not at all under ``python -O``.
+        """
+        self.total += 1
+        self.stretch += 1
+        if self.stretch > self.limit:
+            raise EngineFailure(Status.MAX_EVALUATIONS)
+
+
+def _largest_of_subjects(values: Tensor) -> Tensor:
+    """RMS over the state of each subject, then the largest: with torchdiffeq's own norm, a mean over the whole batch,
+    many easy subjects hide the error of a hard one."""
+    return values.square().mean(-1).sqrt().amax()
+
+
+def _adjoint_norm(tensors: tuple[Tensor, ...]) -> Tensor:
+    """The same for the adjoint's state: time, y, dL/dy, then the integrals dL/dparameter."""
+    _, y, a, *parameters = tensors
+    rms = [p.square().mean().sqrt() for p in parameters if p.numel()]
+    return torch.stack([_largest_of_subjects(y), _largest_of_subjects(a), *rms]).amax()
+
+
+def _options(options: SolverOptions, longest: float, end: Tensor, norm: Callable[..., Tensor]) -> dict[str, Any]:
+    if options.method in FIXED:
+        assert options.step is not None
+        return {"step_size": 1.0 / max(1, math.ceil(longest / options.step))}
+    # stepping onto the end costs nothing and spares the error of the dense output there
+    return {"norm": norm, "step_t": end}
+
+
+def _stretch(
+    dynamics: Dynamics, y: Tensor, theta: Tensor, mesh: Mesh, node: int, options: SolverOptions, count: Evaluations
+) -> Tensor:
+    """Solve from one node to the next."""
+    start = mesh.times[:, node]
+    h = mesh.times[:, node + 1] - start
+    longest = float(h.detach().amax())
+    if longest <= 0.0:
+        return y
+    own, input_ = theta_at(theta, mesh.period[:, node : node + 1])[:, 0], mesh.input[:, node]
+    count.stretch = 0
+
+    def field_(s: Tensor, y: Tensor) -> Tensor:
+        count.add()
+        slope: Tensor = dynamics(start + s * h, y, own) + input_
+        return h[:, None] * slope
+
+    s = torch.tensor([0.0, 1.0], dtype=y.dtype, device=y.device)
+    common: dict[str, Any] = {"rtol": options.rtol, "atol": options.atol, "method": options.method}
+    common["options"] = _options(options, longest, s[1:], _largest_of_subjects)
+    if options.gradient == "backprop" or not torch.is_grad_enabled():
+        out: Tensor = torchdiffeq.odeint(field_, y, s, **common)
+        return out[-1]
+    # the adjoint only reaches what stands here: weights, this subject's theta, and the clock where it has a gradient
+    tensors = (*dynamics.parameters(), own, start, h, input_)
+    out = torchdiffeq.odeint_adjoint(
+        field_,
+        y,
+        s,
+        **common,
+        adjoint_params=tuple(p for p in tensors if p.requires_grad),
+        adjoint_options=_options(options, longest, s[:1], _adjoint_norm),
+    )
+    return out[-1]
+
+
+def integrate(
+    dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mesh, options: SolverOptions, count: Evaluations
+) -> Tensor:
+    """State after every node, ``[subject, node, state]``.
+
+    Raises:
+        EngineFailure: the evaluations ran out or the step size vanished for some subject.
+    """
+    y, states = y0, []
+    for node in range(mesh.times.shape[1]):
+        if node > 0:
+            try:
+                y = _stretch(dynamics, y, theta, mesh, node - 1, options, count)
+            except AssertionError as error:  # how torchdiffeq reports a vanished step
+                status = Status.NON_FINITE if "non-finite" in str(error) else Status.STEP_UNDERFLOW
+                raise EngineFailure(status) from error
+        y = torch.where(mesh.reset[:, node, None], 0.0, y) + mesh.jump[:, node]
+        states.append(y)
+    return torch.stack(states, dim=1)

@@ -1,0 +1,126 @@
+"""Steady state under repeated doses: the state that one dosing interval maps onto itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from neuralpk.cohort import CohortBatch
+from neuralpk.dynamics import Dynamics
+from neuralpk.solve.mesh import Inputs, Mesh, period_at, theta_at
+
+Integrate = Callable[[Tensor, Tensor, Mesh], Tensor]
+"""(y0, theta, mesh) -> state after every node; the engine, with its options filled in."""
+
+_ITERATIONS = 30
+
+
+def _root(residual: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
+    """Solve residual(y) = 0 by Newton's method, ``[subject, state]``; NaN where it does not converge.
+
+    The last step is taken outside the search, with gradients: by the implicit function theorem it carries
+    dy/dtheta = −(dr/dy)⁻¹ dr/dtheta, whatever path the search took. Where the residual is linear in y, one step is
+    exact.
+    """
+
+    def linearised(y: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            y = y.detach().requires_grad_()
+            r = residual(y)
+            rows = [torch.autograd.grad(r[:, k].sum(), y, retain_graph=True)[0] for k in range(y.shape[1])]
+        return r.detach(), torch.stack(rows, dim=1)
+
+    for _ in range(_ITERATIONS):
+        r, jacobian = linearised(y)
+        step = torch.linalg.solve_ex(jacobian, r)[0]
+        y = y - step
+        small = step.abs() <= 100 * torch.finfo(y.dtype).eps * y.abs().amax(1, keepdim=True)
+        if bool(small.all()) or not bool(torch.isfinite(step).any()):
+            break
+    _, jacobian = linearised(y)
+    y = torch.where(small, y, torch.nan)
+    return y - torch.linalg.solve_ex(jacobian, residual(y))[0]
+
+
+def _interval_mesh(dose: Inputs, interval: Tensor, phase: Tensor, states: int) -> Mesh:
+    """One dosing interval in the periodic regime, from a dose to the next; `wanted` are the phase and the end.
+
+    An infusion longer than the interval overlaps with those before it: `whole` of them run throughout.
+    """
+    duration = dose.end - dose.start
+    whole = torch.floor((duration / interval).detach())
+    remainder = duration - whole * interval
+    zero = torch.zeros_like(interval)
+    times, order = torch.sort(torch.stack([zero, remainder, phase, interval], dim=1), dim=1, stable=True)
+    overlapping = whole[:, None] + (times < remainder[:, None])
+    compartment = torch.nn.functional.one_hot(dose.compartment, states).to(times.dtype)
+    input_ = (overlapping * dose.rate[:, None])[..., None] * compartment[:, None]
+    jump = torch.nn.functional.pad((dose.amount[:, None] * compartment)[:, None], (0, 0, 0, 3))
+    none = torch.zeros_like(order)
+    return Mesh(times, none.bool(), jump, input_, none, torch.argsort(order, dim=1)[:, 2:])
+
+
+def _periodic(dynamics: Dynamics, integrate: Integrate, theta: Tensor, dose: Inputs, interval: Tensor) -> Tensor:
+    """State at the record of a steady-state dose, just before it acts, ``[subject, state]``."""
+    states = len(dynamics.states)
+    lag = dose.start - dose.record
+    # a lag moves the whole train of doses: at the record the last one acted an interval less the lag ago
+    phase = interval - torch.remainder(lag, interval)
+    mesh = _interval_mesh(dose, interval, phase, states)
+
+    def read(y: Tensor, wanted: int) -> Tensor:
+        node = mesh.wanted[:, wanted, None, None].expand(-1, 1, states)
+        return integrate(y, theta, mesh).gather(1, node)[:, 0]
+
+    y = _root(lambda y: read(y, 1) - y, theta.new_zeros((len(theta), states)))
+    return y if dynamics.lag(theta) is None else read(y, 0)
+
+
+def _constant(dynamics: Dynamics, theta: Tensor, dose: Inputs) -> Tensor:
+    """State under an infusion that has always run, f(y) + rate = 0, ``[subject, state]``."""
+    input_ = torch.nn.functional.one_hot(dose.compartment, len(dynamics.states)) * dose.rate[:, None]
+    return _root(lambda y: dynamics(dose.record, y, theta) + input_, torch.zeros_like(input_))
+
+
+def _flat(inputs: Inputs, chosen: Tensor) -> Inputs:
+    """The chosen inputs as subjects of their own: every field ``[chosen]``."""
+    return Inputs(**{name: value[chosen] for name, value in vars(inputs).items()})
+
+
+def steady_states(
+    dynamics: Dynamics, integrate: Integrate, theta: Tensor, batch: CohortBatch, inputs: Inputs
+) -> Tensor:
+    """The state to which each steady-state record jumps, ``[subject, dose, state]``, 0 at the other records."""
+    states = theta.new_zeros((*batch.dose_time.shape, len(dynamics.states)))
+    at_dose = theta_at(theta, period_at(batch, batch.dose_time))
+    for repeated in (True, False):
+        chosen = (batch.dose_steady_state > 0) & batch.dose_mask & ((batch.dose_interval > 0) == repeated)
+        if not bool(chosen.any()):
+            continue
+        dose, own, interval = _flat(inputs, chosen), at_dose[chosen], batch.dose_interval[chosen]
+        reached = (
+            _periodic(dynamics, integrate, own, dose, interval) if repeated else _constant(dynamics, own, dose)
+        )
+        states = states.masked_scatter(chosen[..., None].expand_as(states), reached)
+    return states
+
+
+def still_running(batch: CohortBatch, inputs: Inputs) -> Inputs | None:
+    """Infusions of the doses before a steady-state record that have not ended at the record; None where there are none.
+
+    The dose k intervals earlier acted at start − k·interval and, if it is longer than that, goes on for the rest.
+    """
+    chosen = (batch.dose_steady_state > 0) & inputs.mask & (batch.dose_interval > 0) & (inputs.rate > 0)
+    if not bool(chosen.any()):
+        return None
+    interval = torch.where(chosen, batch.dose_interval, 1.0)
+    count = int(torch.where(chosen, (inputs.end - inputs.record) / interval, 0.0).detach().amax().ceil())
+    earlier = torch.arange(1, max(count, 1) + 1, device=interval.device, dtype=interval.dtype)
+    copies = {name: value.repeat_interleave(len(earlier), dim=1) for name, value in vars(inputs).items()}
+    shift = (interval[:, :, None] * earlier).flatten(1)
+    end = copies["end"] - shift
+    running = copies["mask"] & chosen.repeat_interleave(len(earlier), dim=1) & (end.detach() > copies["record"])
+    return replace(Inputs(**copies), start=copies["record"], end=end, mask=running)

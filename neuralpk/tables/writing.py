@@ -1,0 +1,117 @@
+"""From a cohort to a NONMEM-style event table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from neuralpk.cohort import Cohort, Covariate, FloatArray, Subject
+from neuralpk.tables.cells import BLANKS, MAX_CELL, MISSING
+from neuralpk.tables.sheets import RESERVED
+
+_WHOLE = ("EVID", "MDV", "ADDL", "SS", "CMT", "DVID", "CENS")
+_OPTIONAL = {"AMT": 0, "RATE": 0, "DUR": 0, "II": 0, "ADDL": 0, "SS": 0, "DVID": 1, "CENS": 0, "LIMIT": np.nan}
+"""Columns that are left out where every row has this value or none."""
+
+
+def _value_at(covariate: Covariate, times: FloatArray) -> FloatArray:
+    if not isinstance(covariate, tuple):
+        return np.full(len(times), covariate)
+    starts, values = np.array(covariate).T
+    return np.asarray(values[np.maximum(np.searchsorted(starts, times, side="right") - 1, 0)])
+
+
+def _columns(subject: Subject) -> dict[str, Any]:
+    """The rows of one subject by column, in the order in which the records act."""
+    doses = subject.doses
+    record_times = {*subject.times.tolist(), *(dose.time for dose in doses)}
+    steps = [value for value in subject.covariates.values() if isinstance(value, tuple)]
+    between = sorted({time for step in steps for time, _ in step if time > subject.start} - record_times)
+    n, extra = len(subject.times), len(between)
+    times = np.concatenate([[dose.time for dose in doses], subject.times, between])
+    rows = np.concatenate([[dose.row for dose in doses], subject.rows, np.zeros(extra)])
+    observation = np.arange(len(times)) >= len(doses)
+    # a dose does not act on an observation of its own row
+    order = np.lexsort((~observation, rows, times))
+
+    def column(given: list[Any], seen: Any, padding: float) -> FloatArray:
+        return np.concatenate([given, seen, np.full(extra, padding)]).astype(np.float64)[order]
+
+    def dose_column(name: str) -> FloatArray:
+        return column([getattr(dose, name) for dose in doses], np.zeros(n), 0.0)
+
+    evid = [(4 if dose.amount or dose.rate else 3) if dose.reset else 1 for dose in doses]
+    missing = [np.nan] * len(doses)
+    compartments = np.where(subject.compartments == 0, np.nan, subject.compartments)
+    return {
+        "ID": np.full(len(times), subject.id, dtype=object),
+        "TIME": times[order],
+        "EVID": column(evid, np.where(subject.observed, 0, 2), 2),
+        "MDV": column([1] * len(doses), ~subject.observed, 1),
+        "AMT": dose_column("amount"),
+        "RATE": dose_column("rate"),
+        "DUR": dose_column("duration"),
+        "II": dose_column("interval"),
+        "ADDL": dose_column("additional"),
+        "SS": dose_column("steady_state"),
+        "CMT": column([dose.compartment for dose in doses], compartments, np.nan),
+        "DVID": column(missing, subject.endpoints, 1),
+        "DV": column(missing, subject.values, np.nan),
+        "CENS": column([0] * len(doses), subject.censored, 0),
+        "LIMIT": column(missing, subject.limits, np.nan),
+        **{name: _value_at(value, times[order]) for name, value in sorted(subject.covariates.items())},
+    }
+
+
+def _check_names(cohort: Cohort) -> None:
+    """Refuse names that would read back as something else."""
+    for name in (*cohort.ids, *cohort.covariate_names):
+        if name in MISSING or name.strip(BLANKS) != name or len(name) > MAX_CELL or {*name} & {"\n", "\r", "\0"}:
+            raise ValueError(f"the name {name!r} cannot stand in an event table. Rename it.")
+    taken = {*RESERVED, "TINF"} & {name.upper() for name in cohort.covariate_names}
+    if taken:
+        raise ValueError(f"covariates {sorted(taken)} have names of the event table. Rename them.")
+
+
+def to_frame(cohort: Cohort) -> pd.DataFrame:
+    """The event table of a cohort, one row a record, in the order in which the records act.
+
+    `neuralpk.tables.read_table` gives the cohort back, but for the units and the truth of simulated subjects. A
+    covariate that steps between two records gets a row with EVID 2, which reads back as a wanted prediction.
+
+    Args:
+        cohort: at least one subject.
+
+    Returns:
+        ID, TIME, EVID, MDV, AMT, RATE, DUR, II, ADDL, SS, CMT, DVID, DV, CENS, LIMIT and the covariates; columns that
+        say nothing are left out.
+
+    Raises:
+        ValueError: no subject; an identifier or a covariate name that an event table cannot hold.
+    """
+    if not len(cohort):
+        raise ValueError("a table needs at least one subject, and the cohort is empty")
+    _check_names(cohort)
+    parts = [_columns(subject) for subject in cohort]
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    for name, idle in _OPTIONAL.items():
+        if (np.isnan(columns[name]) | (columns[name] == idle)).all():
+            del columns[name]
+    frame = pd.DataFrame(columns)
+    return frame.astype({name: "Int64" for name in _WHOLE if name in frame})
+
+
+def write_table(cohort: Cohort, path: str | Path) -> None:
+    """Write the event table of a cohort as CSV, each number with the digits that give it back exactly.
+
+    Args:
+        cohort: as for `to_frame`.
+        path: where to write; missing values are ``.``.
+
+    Raises:
+        ValueError: as for `to_frame`.
+    """
+    to_frame(cohort).to_csv(path, index=False, na_rep=".", lineterminator="\n", encoding="utf-8")
