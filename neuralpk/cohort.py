@@ -175,8 +175,9 @@ class Subject:
         object.__setattr__(self, "doses", tuple(sorted(self.doses, key=lambda dose: (dose.time, dose.row))))
         if not np.isfinite(self.times).all():
             raise ValueError(f"subject {self.id}: observation times must be finite, got {self.times}")
-        if (np.diff(self.times) < 0).any():
-            k = int(np.argmax(np.diff(self.times) < 0))
+        backwards = self.times[1:] < self.times[:-1]
+        if backwards.any():
+            k = int(np.argmax(backwards))
             raise ValueError(f"subject {self.id}: time {self.times[k + 1]} after {self.times[k]}; sort the observations")
         if np.isinf(self.values).any():
             raise ValueError(f"subject {self.id}: an observed value is infinite")
@@ -240,6 +241,19 @@ class Cohort(Sequence[Subject]):
     def covariate_names(self) -> tuple[str, ...]:
         """Names of the covariates, sorted: the order of the covariate axis."""
         return tuple(sorted(self.subjects[0].covariates)) if self.subjects else ()
+
+
+    def with_covariates(self, names: Sequence[str]) -> Cohort:
+        """The cohort with some of its covariates only.
+
+        Raises:
+            ValueError: a name that is not a covariate here.
+        """
+        if set(names) - set(self.covariate_names):
+            raise ValueError(f"covariates here are {list(self.covariate_names)}, not {list(names)}")
+        kept = [{name: subject.covariates[name] for name in names} for subject in self.subjects]
+        pairs = zip(self.subjects, kept, strict=True)
+        return dataclasses.replace(self, subjects=tuple(dataclasses.replace(s, covariates=c) for s, c in pairs))
 
 
 @dataclass(frozen=True)
@@ -320,7 +334,7 @@ class CohortBatch:
 
     def to(self, *args: Any, **kwargs: Any) -> CohortBatch:
         """As `torch.Tensor.to`; a dtype changes the floating-point tensors only."""
-        tensors = {}
+        tensors: dict[str, Any] = {}
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             if isinstance(value, TruthBatch):

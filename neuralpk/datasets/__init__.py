@@ -5,7 +5,7 @@ from importlib import resources
 from neuralpk.cohort import Cohort, Units
 from neuralpk.tables import read_table
 
-__all__ = ["hare_lynx", "indomethacin", "theophylline"]
+__all__ = ["NAMES", "hare_lynx", "indomethacin", "load", "theophylline"]
 
 
 def _load(name: str, units: Units) -> Cohort:
@@ -41,3 +41,16 @@ def hare_lynx() -> Cohort:
     Source: Howard (2009), Modeling Basics, after Hewitt (1921), The Conservation of the Wild Life of Canada.
     """
     return _load("hare_lynx", Units(time="year", amount="", value="thousand pelts"))
+
+
+NAMES = {"theophylline": theophylline, "indomethacin": indomethacin, "hare_lynx": hare_lynx}
+"""The data sets by name."""
+
+
+def load(name: str) -> Cohort:
+    """A data set by name.
+
+    Raises:
+        KeyError: no data set of that name.
+    """
+    return NAMES[name]()

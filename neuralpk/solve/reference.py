@@ -65,8 +65,9 @@ def _options(options: SolverOptions, longest: float, end: Tensor, norm: Callable
     if options.method in FIXED:
         assert options.step is not None
         return {"step_size": 1.0 / max(1, math.ceil(longest / options.step))}
-    # stepping onto the end costs nothing and spares the error of the dense output there
-    return {"norm": norm, "step_t": end}
+    # stepping onto the end spares the error of the dense output there; most stretches between two records are one
+    # step long, so that trying the whole of it first is cheaper than estimating a first step
+    return {"norm": norm, "step_t": end, "first_step": torch.ones_like(end)[0]}
 
 
 def _stretch(

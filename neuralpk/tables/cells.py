@@ -70,5 +70,7 @@ def cell_text(value: Any) -> str:
         return value
     if isinstance(value, (float, np.floating)):
         value = float(value)
-        return "" if np.isnan(value) else str(int(value)) if value.is_integer() else repr(value)
+        # above 2**53 the digits of an integer would claim more than is known
+        whole = value.is_integer() and abs(value) <= 2**53
+        return "" if np.isnan(value) else str(int(value)) if whole else repr(value)
     return "" if value is None or value is pd.NA or value is pd.NaT else str(value)

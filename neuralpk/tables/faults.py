@@ -11,7 +11,8 @@ RULES: dict[str, str] = {
     "NPK-D02": "Cells are divided by commas, and a quote is closed in the line where it opens. Mend the quotes.",
     "NPK-D03": "A table has a header and at least one row below it. Export it again.",
     "NPK-D04": "Every row has as many cells as the header. Add the missing cells, or remove stray commas.",
-    "NPK-D05": "Every column has a name. Remove the trailing comma or the column of row names, or name the column.",
+    "NPK-D05": "Every column has a name, of at most 1,000 characters. Name it, or remove it: a trailing comma or"
+    " exported row names may have made it.",
     "NPK-D06": "No two columns have one name (upper and lower case are the same; TINF is DUR). Rename or remove one.",
     "NPK-D07": "A table has at most 5,000,000 rows, 2 GiB, 100,000 characters a line and 1,000 a cell. Split it.",
     "NPK-D08": "ID, TIME and DV are needed, and so is every column asked for by name. Pass columns={theirs: ours}.",

@@ -77,7 +77,11 @@ def _report(faults: Iterator[Fault], sheet: Sheet, findings: Findings) -> BoolAr
 
 
 def _check_texts(sheet: Sheet, compartments: Sequence[str] | None, findings: Findings) -> BoolArray:
-    """Put numbers in the place of compartment names and note every other text; returns the rows that hold one."""
+    """Put numbers in the place of compartment names and note every other text.
+
+    Returns:
+        The rows with a text among their events; one among the covariates leaves the events to be checked.
+    """
     names = {name.casefold(): place for place, name in enumerate(compartments or (), start=1)}
     faulty = np.zeros(len(sheet), dtype=bool)
     for column, texts in sheet.texts.items():
@@ -85,7 +89,6 @@ def _check_texts(sheet: Sheet, compartments: Sequence[str] | None, findings: Fin
             row, cell = next(iter(texts.items()))
             detail = f"{cell!r} is the first of {len(texts)} texts"
             findings.add("NPK-D40", line=int(sheet.lines[row]), column=column, value=cell, detail=detail)
-            faulty[list(texts)] = True
             continue
         for row, cell in texts.items():
             if column == "CMT" and cell.strip().casefold() in names:
@@ -95,7 +98,7 @@ def _check_texts(sheet: Sheet, compartments: Sequence[str] | None, findings: Fin
             if rule == "NPK-D10" and (column == "CMT" or column not in RESERVED):
                 rule = "NPK-D29" if column == "CMT" else "NPK-D40"
             findings.add(rule, line=int(sheet.lines[row]), column=column, id=sheet.ids[row], value=cell)
-            faulty[row] = True
+            faulty[row] |= column in RESERVED
     return faulty
 
 

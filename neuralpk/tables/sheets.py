@@ -14,8 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from neuralpk.cohort import FloatArray, IntArray
-from neuralpk.tables.cells import BLANKS, cell_text, identifiers, parse
-from neuralpk.tables.faults import Findings
+from neuralpk.tables.cells import BLANKS, MAX_CELL, MISSING, cell_text, identifiers, parse
+from neuralpk.tables.faults import Findings, row_word
 
 RESERVED = (
     *("ID", "TIME", "EVID", "MDV", "AMT", "RATE", "DUR", "II", "ADDL", "SS"),
@@ -80,12 +80,15 @@ def headings(
     names = [columns.get(name, name) for name in (name.strip(BLANKS) for name in header)]
     names = [name.upper() if name.upper() in (*RESERVED, "TINF") else name for name in names]
     names = ["DUR" if name == "TINF" else name for name in names]
+    line = 1 if row_word(findings.file) == "line" else None
     seen: dict[str, int] = {}
     for place, name in enumerate(names):
-        if not name:
-            findings.add("NPK-D05", line=1, detail=f"column {place + 1} has no name")
+        if name in MISSING or len(name) > MAX_CELL:
+            findings.add("NPK-D05", line=line, value=name, detail=f"the name of column {place + 1} is {name[:40]!r}")
         elif name.upper() in seen:
-            findings.add("NPK-D06", line=1, column=name, detail=f"columns {seen[name.upper()]} and {place + 1}")
+            findings.add(
+                "NPK-D06", line=line, column=name, detail=f"columns {seen[name.upper()]} and {place + 1} share it"
+            )
         seen.setdefault(name.upper(), place + 1)
     absent = [name for name in columns if name not in (heading.strip(BLANKS) for heading in header)]
     absent += [name for name in ("ID", "TIME", "DV", *(covariates or ())) if name not in names]
