@@ -178,7 +178,9 @@ class Subject:
         backwards = self.times[1:] < self.times[:-1]
         if backwards.any():
             k = int(np.argmax(backwards))
-            raise ValueError(f"subject {self.id}: time {self.times[k + 1]} after {self.times[k]}; sort the observations")
+            raise ValueError(
+                f"subject {self.id}: time {self.times[k + 1]} after {self.times[k]}; sort the observations"
+            )
         if np.isinf(self.values).any():
             raise ValueError(f"subject {self.id}: an observed value is infinite")
 
@@ -203,7 +205,7 @@ class Cohort(Sequence[Subject]):
     """
 
     subjects: tuple[Subject, ...]
-    units: Units = Units()
+    units: Units = Units()  # noqa: RUF009  # a NamedTuple cannot be changed
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "subjects", tuple(self.subjects))
@@ -241,7 +243,6 @@ class Cohort(Sequence[Subject]):
     def covariate_names(self) -> tuple[str, ...]:
         """Names of the covariates, sorted: the order of the covariate axis."""
         return tuple(sorted(self.subjects[0].covariates)) if self.subjects else ()
-
 
     def with_covariates(self, names: Sequence[str]) -> Cohort:
         """The cohort with some of its covariates only.

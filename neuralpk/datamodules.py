@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,7 +85,7 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         self.ordered, self.own_seed = not shuffle, seed
 
     def _cuts(self) -> list[int]:
-        cuts = list(range(0, self.subjects, self.batch_size)) + [self.subjects]
+        cuts = [*range(0, self.subjects, self.batch_size), self.subjects]
         if len(cuts) > 2 and cuts[-1] - cuts[-2] < self.num_replicas:
             del cuts[-2]  # a last batch too small to give every device a subject joins the one before
         return cuts
@@ -96,7 +97,7 @@ class GlobalBatchSampler(DistributedSampler[Any]):
             order = torch.arange(self.subjects)
             if not self.ordered:
                 order = randomness.uniform(self.own_seed, stream, torch.tensor([_ORDER]), self.subjects)[0].argsort()
-            for a, b in zip(cuts[:-1], cuts[1:], strict=True):
+            for a, b in pairwise(cuts):
                 yield stream, order[a:b][self.rank :: self.num_replicas].tolist()
 
     def __len__(self) -> int:
@@ -136,7 +137,7 @@ class CohortDataModule(L.LightningDataModule, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not (0 <= validation and 0 <= test and validation + test < 1):
+        if min(validation, test) < 0 or validation + test >= 1:
             raise ValueError(f"validation {validation} and test {test} are shares that leave subjects to train on")
         self.batch_size = batch_size
         self.passes_per_epoch = passes_per_epoch
@@ -154,7 +155,7 @@ class CohortDataModule(L.LightningDataModule, ABC):
         """The whole cohort, the same at every call."""
 
     def typical_lines(self, cohort: Cohort) -> np.ndarray | None:
-        """Line of the typical subject under each one's doses, ``[subject, grid, endpoint]``, where the truth is known."""
+        """True line of the typical subject under each one's doses, ``[subject, grid, endpoint]``, where it is known."""
         return None
 
     def split(self, cohort: Cohort) -> dict[Part, Cohort]:
@@ -200,7 +201,7 @@ class CohortDataModule(L.LightningDataModule, ABC):
             BatchDataset(cohort, context, self.context_size, self.seed),
             batch_size=None,
             sampler=sampler,
-            collate_fn=_as_is,
+            collate_fn=_as_is,  # type: ignore[arg-type]  # a batch, since batch_size is None
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
@@ -236,7 +237,9 @@ class SimulatedDataModule(CohortDataModule):
     design: Design
     units: Units
 
-    def __init__(self, subjects: int, test_subjects: int, error: str, error_sd: dict[str, float], **options: Any) -> None:
+    def __init__(
+        self, subjects: int, test_subjects: int, error: str, error_sd: dict[str, float], **options: Any
+    ) -> None:
         super().__init__(**options)
         if error not in ERRORS:
             raise ValueError(f"error is one of {', '.join(ERRORS)}; not {error!r}")
@@ -323,9 +326,7 @@ class PKDataModule(SimulatedDataModule):
     ) -> None:
         super().__init__(subjects, test_subjects, error, error_sd or {"b": 0.2}, **options)
         inlet = "central" if absorption == "none" else "depot"
-        self.dynamics = CompartmentModel(
-            compartments, absorption, elimination, transits, lag=inlet if lag else None
-        )
+        self.dynamics = CompartmentModel(compartments, absorption, elimination, transits, lag=inlet if lag else None)
         self.units = Units()
         if cv is not None and omega is not None:
             raise ValueError("give the variability as cv or as omega, not both")

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal
 
 from neuralpk.cohort import CohortBatch
 from neuralpk.scaling import Scaling
+
+
+class Posterior(NamedTuple):
+    """q(z) of every subject: independent normal components with `mean` and `sd`, each ``[subject, latent]``."""
+
+    mean: Tensor
+    sd: Tensor
+
+    def kl(self) -> Tensor:
+        """KL(q(z) ‖ N(0, I)), ``[subject]``."""
+        return 0.5 * (self.mean.square() + self.sd.square() - 1.0 - 2.0 * self.sd.log()).sum(-1)
 
 
 def sample_features(batch: CohortBatch, scaling: Scaling) -> Tensor:
@@ -27,7 +38,15 @@ def sample_features(batch: CohortBatch, scaling: Scaling) -> Tensor:
     # a logarithm, because concentrations fall over decades; its floor keeps values at or below 0 readable
     value = torch.log(batch.value.clamp(min=0.0) / size + 1e-3)
     per_dose = value - torch.log(total + 1e-3)
-    columns = [value, per_dose, elapsed, torch.log(elapsed + 1e-2), after_dose, torch.log(after_dose + 1e-2), total.log1p()]
+    columns = [
+        value,
+        per_dose,
+        elapsed,
+        torch.log(elapsed + 1e-2),
+        after_dose,
+        torch.log(after_dose + 1e-2),
+        total.log1p(),
+    ]
     columns.append(batch.censored.to(value.dtype))
     endpoint = nn.functional.one_hot(batch.endpoint, len(scaling.value)).to(value.dtype)
     started = batch.period_start[:, None, :] <= batch.time[:, :, None]
@@ -65,14 +84,14 @@ class Encoder(nn.Module, ABC):
     def read(self, features: Tensor, context: Tensor) -> Tensor:
         """Turn the samples into ``[subject, observation, hidden]``; only those of the context may matter."""
 
-    def forward(self, batch: CohortBatch) -> Independent:
+    def forward(self, batch: CohortBatch) -> Posterior:
         """The posterior of each subject, batch shape ``[subject]``, event shape ``[latent]``."""
         features = torch.where(batch.context[..., None], sample_features(batch, self.scaling), 0.0)
         log_precision, value = self.evidence(self.read(features, batch.context)).chunk(2, dim=-1)
         precision = torch.where(batch.context[..., None], nn.functional.softplus(log_precision), 0.0)
         total = 1.0 + precision.sum(1)
         mean = (precision * value).sum(1) / total
-        return Independent(Normal(mean, total.rsqrt(), validate_args=False), 1)
+        return Posterior(mean, total.rsqrt())
 
 
 class SetEncoder(Encoder):

@@ -36,7 +36,7 @@ class ResidualError(nn.Module, ABC):
 
     @classmethod
     def known(cls, endpoints: int = 1, **values: float) -> ResidualError:
-        """An error model with given standard deviations, the same for every endpoint: ``ProportionalError.known(b=0.2)``.
+        """An error model with given standard deviations, the same for every endpoint: `ProportionalError.known(b=0.2)`.
 
         Raises:
             ValueError: names other than those of this error model, or values that are not positive.
@@ -54,7 +54,8 @@ class ResidualError(nn.Module, ABC):
         return {name: self.log_sd[name].exp() for name in self.names}
 
     def _sd(self, name: str, endpoint: Tensor) -> Tensor:
-        return self.log_sd[name].exp()[endpoint]
+        sd: Tensor = self.log_sd[name].exp()
+        return sd[endpoint]
 
     @abstractmethod
     def sd(self, prediction: Tensor, endpoint: Tensor) -> Tensor:

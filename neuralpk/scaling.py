@@ -74,7 +74,9 @@ class Scaling(NamedTuple):
 
 def _covariate(cohort: Cohort, name: str) -> tuple[float, float, bool]:
     steps = [subject.covariates[name] for subject in cohort]
-    values = np.array([value for step in steps for value in ([v for _, v in step] if isinstance(step, tuple) else [step])])
+    values = np.array(
+        [value for step in steps for value in ([v for _, v in step] if isinstance(step, tuple) else [step])]
+    )
     positive = bool((values > 0).all())
     centre = float(np.median(values)) if positive else float(values.mean())
     spread = float(np.log(values / centre).std() if positive else values.std())

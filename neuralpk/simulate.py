@@ -66,6 +66,7 @@ class Population:
         matrix = torch.tensor(self.omega, dtype=torch.float64)
         if matrix.shape != (len(self.typical),) * 2 or not torch.equal(matrix, matrix.T):
             raise ValueError(f"a full Omega is a symmetric {len(self.typical)} × {len(self.typical)} matrix")
+        factor: Tensor
         factor, bad = torch.linalg.cholesky_ex(matrix)
         if int(bad):
             raise ValueError(f"Omega is not positive definite: {self.omega}")

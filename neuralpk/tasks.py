@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -15,60 +14,14 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from neuralpk import randomness
-from neuralpk.cohort import Cohort, CohortBatch, FloatArray, Subject, collate
+from neuralpk.cohort import Cohort, CohortBatch, FloatArray
 from neuralpk.models import DynamicsSettings, EncoderSettings, Objective, SolverSettings, build_model
+from neuralpk.reconstruction import Reconstruction, evaluation_batch, reconstruct
 from neuralpk.scaling import Scaling
 from neuralpk.solve import SolveError
 from neuralpk.tables import read_table
 
-_BAND_STREAM = 1 << 40  # apart from the training steps, whose number is their stream
-_BATCH_OF_DRAWS = 20_000  # subjects × draws solved at once: bounds the memory of a reconstruction
 _MOST_FAILURES = 0.05  # of a batch: a few unsolved subjects are left out and counted, more stop the training
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """What a model says of each subject of a cohort.
-
-    Args:
-        ids: identifiers.
-        times: where the lines are drawn, ``[subject, time]``; as long as the longest, padded by the last time.
-        pred: population prediction, z at its prior mean, ``[subject, time, endpoint]``.
-        ipred: individual prediction, z at the mean of q, ``[subject, time, endpoint]``.
-        lower: lower end of the 90 % band of the line, over draws of z from q; NaN for an ``mse`` model, which has none.
-        upper: upper end.
-        parameters: name to (estimate, lower, upper), each ``[subject]``.
-        mean: mean of q(z), ``[subject, latent]``.
-    """
-
-    ids: tuple[str, ...]
-    times: FloatArray
-    pred: FloatArray
-    ipred: FloatArray
-    lower: FloatArray
-    upper: FloatArray
-    parameters: dict[str, tuple[FloatArray, FloatArray, FloatArray]]
-    mean: FloatArray
-
-    def curves(self) -> pd.DataFrame:
-        """ID, TIME, PRED, IPRED, LO90, HI90, one row a time; with several endpoints also DVID."""
-        n, width, endpoints = self.ipred.shape
-        kept = np.ones((n, width), bool)
-        kept[:, 1:] = np.diff(self.times, axis=1) > 0
-        where = np.nonzero(np.repeat(kept[..., None], endpoints, axis=2))
-        frame = pd.DataFrame({"ID": np.asarray(self.ids)[where[0]], "TIME": self.times[where[0], where[1]]})
-        if endpoints > 1:
-            frame["DVID"] = where[2] + 1
-        for name in ("pred", "ipred", "lower", "upper"):
-            frame[{"lower": "LO90", "upper": "HI90"}.get(name, name.upper())] = getattr(self, name)[where]
-        return frame
-
-    def individuals(self) -> pd.DataFrame:
-        """ID, then every parameter with its 90 % interval (``CL, CL_LO90, CL_HI90``)."""
-        frame: dict[str, Any] = {"ID": np.asarray(self.ids)}
-        for name, (estimate, lower, upper) in self.parameters.items():
-            frame |= {name: estimate, f"{name}_LO90": lower, f"{name}_HI90": upper}
-        return pd.DataFrame(frame)
 
 
 class LatentODETask(L.LightningModule):
@@ -205,13 +158,12 @@ class LatentODETask(L.LightningModule):
     def predict_step(self, batch: CohortBatch, batch_idx: int) -> pd.DataFrame:
         """ID, TIME, DVID, DV, PRED and IPRED of every record."""
         ipred = self(batch)
-        pred = self.model.predict(self.model.prior(len(batch)).mean, batch).value
+        pred = self.model.predict(self.model.prior_mean(len(batch)), batch).value
         row, column = batch.mask.nonzero(as_tuple=True)
         observed = torch.where(batch.observed, batch.value, torch.nan)
+        columns = {"TIME": batch.time, "DVID": batch.endpoint + 1, "DV": observed, "PRED": pred, "IPRED": ipred}
         frame = {"ID": np.asarray(batch.ids)[row.cpu().numpy()]}
-        for name, values in {"TIME": batch.time, "DVID": batch.endpoint + 1, "DV": observed, "PRED": pred, "IPRED": ipred}.items():
-            frame[name] = values[row, column].cpu().numpy()
-        return pd.DataFrame(frame)
+        return pd.DataFrame(frame | {name: values[row, column].cpu().numpy() for name, values in columns.items()})
 
     def configure_optimizers(self) -> Any:
         """Adam, with a one-cycle schedule where the number of steps is known."""
@@ -219,13 +171,14 @@ class LatentODETask(L.LightningModule):
         steps = self.trainer.estimated_stepping_batches
         if not np.isfinite(steps):
             return optimizer
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=int(steps) + 1)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.learning_rate, total_steps=int(steps) + 1, pct_start=0.1
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    @torch.no_grad()
     def reconstruct(
         self,
-        data: pd.DataFrame | Cohort | str,
+        data: pd.DataFrame | Cohort | str | Path,
         times: Sequence[float] | None = None,
         draws: int = 200,
         context: int | None = None,
@@ -246,85 +199,31 @@ class LatentODETask(L.LightningModule):
             neuralpk.solve.SolveError: a patient that could not be solved.
         """
         cohort = data if isinstance(data, Cohort) else read_table(data, **table)
-        known = sorted(self.model.encoder.scaling.covariates)
-        cohort = cohort.with_covariates(known) if set(known) <= set(cohort.covariate_names) else cohort
-        if list(cohort.covariate_names) != known:
-            raise ValueError(f"the model was trained with the covariates {known}, the data have {cohort.covariate_names}")
-        dtype = self.model.value_scale.dtype
-        batch = collate(cohort, dtype=dtype).to(self.device)
-        if context is not None:
-            batch = dataclasses.replace(batch, context=batch.context & (batch.context.long().cumsum(1) <= context))
-        grid = torch.as_tensor(np.stack([_line_times(s, times) for s in cohort]), dtype=dtype).to(self.device)
         training = self.training
         self.eval()
         try:
-            return self._reconstruct(batch, grid, draws)
+            banded = draws if self.objective == "elbo" else 0
+            return reconstruct(self.model, cohort, times, banded, context, self.seed)
         finally:
             self.train(training)
 
-    def _reconstruct(self, batch: CohortBatch, grid: Tensor, draws: int) -> Reconstruction:
-        q = self.model.encoder(batch)
-        prior = self.model.prior(len(batch)).mean
-        trajectory = self.model.decode(q.mean, batch, grid)
-        trajectory.check(batch.ids, self.model.options)
-        ipred = self.model.dynamics.observe(trajectory.states, trajectory.theta)[..., list(self.model.dynamics.endpoints)]
-        estimate = self._parameters(q.mean, batch)
-        if self.objective == "mse":
-            nothing = torch.full_like(ipred, torch.nan)
-            lower = upper = nothing
-            intervals = {name: (value * torch.nan,) * 2 for name, value in estimate.items()}
-        else:
-            lower, upper, intervals = self._bands(q.mean, q.base_dist.scale, batch, grid, draws)
-        return Reconstruction(
-            ids=batch.ids,
-            times=_numpy(grid),
-            pred=_numpy(self.model.lines(prior, batch, grid)),
-            ipred=_numpy(ipred),
-            lower=_numpy(lower),
-            upper=_numpy(upper),
-            parameters={k: (_numpy(v), *map(_numpy, intervals[k])) for k, v in estimate.items()},  # type: ignore[misc]
-            mean=_numpy(q.mean),
-        )
+    @torch.no_grad()
+    def residuals(self, cohort: Cohort, context: int | None = None) -> pd.DataFrame:
+        """ID, TIME, DVID, DV, PRED, IPRED and IWRES of every measured value, as `predict_step` with `reconstruct`'s
+        arguments."""
+        batch = evaluation_batch(self.model, cohort, context)
+        table = self.predict_step(batch, 0)
+        iwres = self.model.error.standardise(batch.value, self(batch), batch.endpoint)
+        table["IWRES"] = iwres[batch.mask].cpu().numpy()
+        return table[table["DV"].notna()]
 
-    def _bands(
-        self, mean: Tensor, scale: Tensor, batch: CohortBatch, grid: Tensor, draws: int
-    ) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """5 % and 95 % quantiles over draws of z from q, of the lines and of the parameters."""
-        size = mean.shape[1]
-        noise = randomness.normal(self.seed, _BAND_STREAM, batch.index, draws * size).to(mean.dtype)
-        z = mean[:, None] + scale[:, None] * noise.unflatten(1, (draws, size))
-        ends = torch.tensor([0.05, 0.95], dtype=mean.dtype, device=mean.device)
-        lines, parameters = [], []
-        for part in torch.arange(len(batch), device=mean.device).split(max(1, _BATCH_OF_DRAWS // draws)):
-            repeated = batch.select(part).repeat(draws)
-            drawn = self.model.lines(z[part].flatten(0, 1), repeated, grid[part].repeat_interleave(draws, dim=0))
-            lines.append(drawn.unflatten(0, (len(part), draws)).nanquantile(ends, dim=1))
-            own = self._parameters(z[part].flatten(0, 1), repeated)
-            parameters.append({k: v.unflatten(0, (len(part), draws)).quantile(ends, dim=1) for k, v in own.items()})
-        low, high = torch.cat(lines, dim=1)
-        joined = {name: torch.cat([p[name] for p in parameters], dim=1) for name in parameters[0]}
-        return low, high, {name: (value[0], value[1]) for name, value in joined.items()}
-
-    def _parameters(self, z: Tensor, batch: CohortBatch) -> dict[str, Tensor]:
-        """Parameters at the first record by name, with those derived from them, each ``[subject]``."""
-        theta = self.model.individual(z, batch.covariates)
-        theta = theta if theta.dim() == 2 else theta[:, 0]
-        return self.model.dynamics.named(theta) | self.model.dynamics.derived(theta)
+    @torch.no_grad()
+    def latent(self, cohort: Cohort, context: int | None = None) -> FloatArray:
+        """Mean of q(z) of each patient, ``[subject, latent]``."""
+        mean = self.model.encoder(evaluation_batch(self.model, cohort, context)).mean
+        return np.asarray(mean.cpu().double().numpy(), np.float64)
 
 
 def kl_weight(step: int, warmup: float) -> float:
     """Weight of the KL term, rising linearly from 0 to 1 over the first `warmup` steps."""
     return 1.0 if warmup <= 0 else min(1.0, step / warmup)
-
-
-def _numpy(values: Tensor) -> FloatArray:
-    array: FloatArray = values.detach().cpu().double().numpy()
-    return array
-
-
-def _line_times(subject: Subject, times: Sequence[float] | None) -> FloatArray:
-    """200 times over a subject's records, or the wanted ones from its first record on."""
-    if times is not None:
-        return np.maximum(np.asarray(times, float), subject.start)
-    ends = [subject.start, *subject.times[-1:], *(dose.time for record in subject.doses for dose in record.expand())]
-    return np.linspace(subject.start, max(ends), 200)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -23,7 +24,7 @@ def mammillary_flows(states: tuple[str, ...]) -> tuple[tuple[str, str | None], .
     centre = states.index("central")
     flows: list[tuple[str, str | None]] = [("central", None)]
     flows += [flow for p in states[centre + 1 :] for flow in (("central", p), (p, "central"))]
-    return (*flows, *zip(states[:centre], states[1 : centre + 1], strict=True))
+    return (*flows, *pairwise(states[: centre + 1]))
 
 
 class Compartments(Dynamics):
@@ -67,7 +68,7 @@ class Compartments(Dynamics):
 
     def _matrix(self, rates: Tensor) -> Tensor:
         n = len(self.states)
-        return (rates @ self.generator.to(rates.dtype)).unflatten(-1, (n, n))
+        return (rates @ self.generator.to(rates.dtype)).reshape(*rates.shape[:-1], n, n)
 
 
 class CompartmentModel(Compartments):
@@ -187,4 +188,3 @@ class CompartmentModel(Compartments):
         all_ |= {"V3": volume, "KA": 4 * rate, "KTR": 8 * rate, "VMAX": scaling.value[0] * volume * rate}
         all_ |= {"KM": scaling.value[0], "CLR": 0.7, "KCL": rate, "LAG": 0.01 * scaling.time, "F": 0.9}
         return {name: all_[name] for name in self.parameter_names}
-

@@ -56,5 +56,3 @@ class HybridDynamics(Dynamics):
 
     def guess(self, scaling: Scaling) -> dict[str, float]:
         return self.mechanistic.guess(scaling)
-
-

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ def mlp(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Sequential:
     """A perceptron with `layers` hidden layers of width `hidden` and SiLU in between (smooth, as a solver's order
     needs)."""
     sizes = [inputs, *[hidden] * layers]
-    body = [m for a, b in zip(sizes[:-1], sizes[1:], strict=True) for m in (nn.Linear(a, b), nn.SiLU())]
+    body = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.SiLU())]
     return nn.Sequential(*body, nn.Linear(sizes[-1], outputs))
 
 
@@ -31,7 +33,7 @@ class VolumeHead(nn.Module):
     def __init__(self, latent_size: int, scaling: Scaling) -> None:
         super().__init__()
         self.log = nn.Linear(latent_size, 1)
-        nn.init.normal_(self.log.weight, std=0.1)
+        nn.init.normal_(self.log.weight, std=0.2)
         nn.init.zeros_(self.log.bias)
         self.register_buffer("reference", torch.tensor(scaling.amount / scaling.value[0]))
 
@@ -43,9 +45,9 @@ class VolumeHead(nn.Module):
 class NeuralCompartments(Compartments):
     """Compartments whose rates a network computes: dA/dt = K(A, z)·A, with every rate positive by construction.
 
-    With x = W·z + network(A, z), the rate of each flow is rate0·exp(3·tanh(x/3)): within a factor of 20 of a rate0
-    that empties central twice within the observed span T. So there is no negative concentration, no drug without a
-    dose, and C → 0, since every compartment leads to central and central has a way out.
+    With x = W·z + network(A, z), the rate of each flow is rate0·exp(5·tanh(x/5)), within a factor of 150 of a rate0
+    of 4/T (16/T into central), T the observed span. So there is no negative concentration, no drug without a dose,
+    and C → 0, since every compartment leads to central and central has a way out.
 
     Args:
         states: central and what surrounds it, as for `mammillary_flows`.
@@ -76,12 +78,12 @@ class NeuralCompartments(Compartments):
         self.endpoints = (states.index("central"),)
         self.network = mlp(len(states) + latent_size, hidden, layers, len(flows))
         self.direct = nn.Linear(latent_size, len(flows), bias=False)
-        nn.init.normal_(self.direct.weight, std=0.1)
-        nn.init.zeros_(self.network[-1].weight)
+        nn.init.normal_(self.direct.weight, std=0.3)
+        self.network[-1].weight = nn.Parameter(torch.zeros(len(flows), hidden))
         self.volume = VolumeHead(latent_size, scaling)
         # the way into central is usually the fastest; all others start equal
         inlet = torch.tensor([states.index(a) < states.index("central") for a, _ in flows])
-        rate = torch.where(inlet, 8.0, 2.0) / scaling.time * (0.01 if negligible else 1.0)
+        rate = torch.where(inlet, 16.0, 4.0) / scaling.time * (0.01 if negligible else 1.0)
         self.register_buffer("rate", rate)
         self.register_buffer("amount_scale", torch.tensor(scaling.amount))
 
@@ -89,17 +91,20 @@ class NeuralCompartments(Compartments):
         amount = torch.log1p((y / self.amount_scale).clamp(min=0.0))
         x = self.direct(theta) + self.network(torch.cat([amount, theta], dim=-1))
         # bounded, so that no step of the training can make the system arbitrarily stiff
-        return self.rate * torch.exp(3.0 * torch.tanh(x / 3.0))
+        rates: Tensor = self.rate * torch.exp(5.0 * torch.tanh(x / 5.0))
+        return rates
 
     def observe(self, y: Tensor, theta: Tensor) -> Tensor:
-        return y / self.volume(theta)
+        concentration: Tensor = y / self.volume(theta)
+        return concentration
 
 
 class NeuralField(Dynamics):
     """The plain neural differential equation, dy/dt = network(y, z): nothing is known but the data.
 
     Args:
-        states: names of the states, all of them observed in turn as endpoint 1, 2, …, at most as many as endpoints.
+        states: names of the states.
+        endpoints: the state at which each endpoint is observed.
         latent_size: dimension of z, which is this dynamics' theta.
         scaling: magnitudes of the data, in which the network sees the state and gives its slope.
         dosed: doses jump into the states, which start empty and are observed over a volume V(z); otherwise the state
@@ -114,6 +119,7 @@ class NeuralField(Dynamics):
     def __init__(
         self,
         states: tuple[str, ...],
+        endpoints: tuple[int, ...],
         latent_size: int,
         scaling: Scaling,
         dosed: bool = True,
@@ -123,7 +129,7 @@ class NeuralField(Dynamics):
         super().__init__()
         self.states = states
         self.parameter_names = latent_names(latent_size)
-        self.endpoints = tuple(range(len(scaling.value)))
+        self.endpoints = endpoints
         self.network = mlp(len(states) + latent_size, hidden, layers, len(states))
         self.volume = VolumeHead(latent_size, scaling) if dosed else None
         self.first = None if dosed else nn.Linear(latent_size, len(states))
@@ -133,7 +139,7 @@ class NeuralField(Dynamics):
         self.register_buffer("state_scale", torch.tensor(scale))
 
     def forward(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
-        slope = self.network(torch.cat([y / self.state_scale, theta], dim=-1))
+        slope: Tensor = self.network(torch.cat([y / self.state_scale, theta], dim=-1))
         return slope * self.state_scale / self.time_scale
 
     def initial_state(self, theta: Tensor) -> Tensor:

@@ -188,3 +188,21 @@ def iwres(observed: FloatArray, ipred: FloatArray, sd: FloatArray) -> FloatArray
         raise ValueError(f"the residual sd must be positive, got {sd[place]} at {place}: leave the point out")
     divisor = np.where(sd > 0, sd, np.nan)
     return np.asarray((observed - ipred) / divisor, np.float64)
+
+
+def interpolate(times: FloatArray, observed_times: FloatArray, observed_values: FloatArray) -> FloatArray:
+    """The samples joined by straight lines and held constant outside them: what is had without a model.
+
+    Args:
+        times: where the line is wanted, ``[grid]``.
+        observed_times: not decreasing, ``[observation]``.
+        observed_values: value unit, ``[observation]``; replicates are averaged.
+
+    Returns:
+        ``[grid]``; 0 where there is no sample at all.
+    """
+    if len(observed_times) == 0:
+        return np.zeros(len(times))
+    at, place = np.unique(observed_times, return_inverse=True)
+    mean = np.bincount(place, observed_values) / np.bincount(place)
+    return np.interp(times, at, mean)

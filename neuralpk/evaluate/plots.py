@@ -1,4 +1,4 @@
-"""Figures of fits: individual profiles, goodness of fit, recovered parameters, phase planes.
+"""Figures of fits: individual profiles, goodness of fit, phase planes.
 
 Every function returns a matplotlib `Figure` of its own and touches nothing global.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -32,6 +33,7 @@ from neuralpk.evaluate.style import (
     note_hidden,
     running_median,
     set_range,
+    time_axis,
     with_unit,
 )
 
@@ -75,8 +77,10 @@ class Panel:
     censored: BoolArray | None = None
 
     def __post_init__(self) -> None:
-        groups = {"times": ("ipred", "lower", "upper", "pred", "true")}
-        groups["observed_times"] = ("observed_values", "seen", "censored")
+        groups: dict[str, tuple[str, ...]] = {
+            "times": ("ipred", "lower", "upper", "pred", "true"),
+            "observed_times": ("observed_values", "seen", "censored"),
+        }
         for first, others in groups.items():
             n = len(getattr(self, first))
             for name in others:
@@ -138,10 +142,10 @@ def _draw_panel(axes: Axes, subject: Panel) -> None:
     measured = ~np.isnan(subject.observed_values)
     limit = np.zeros_like(measured) if subject.censored is None else subject.censored.astype(bool)
     kinds = [
-        ("sample, seen", "o", subject.seen & ~limit, VERMILLION),
-        ("sample, held out", "o", ~subject.seen & ~limit, "white"),
-        ("below the limit, seen", "v", subject.seen & limit, VERMILLION),
-        ("below the limit, held out", "v", ~subject.seen & limit, "white"),
+        ("seen", "o", subject.seen & ~limit, VERMILLION),
+        ("held out", "o", ~subject.seen & ~limit, "white"),
+        ("BLQ, seen", "v", subject.seen & limit, VERMILLION),
+        ("BLQ, held out", "v", ~subject.seen & limit, "white"),
     ]
     for label, marker, chosen, face in kinds:
         chosen = chosen & measured
@@ -161,21 +165,20 @@ def _draw_panel(axes: Axes, subject: Panel) -> None:
     if subject.dose_times is not None and len(subject.dose_times):
         axes.plot(
             subject.dose_times,
-            np.zeros(len(subject.dose_times)),
+            np.full(len(subject.dose_times), 0.035),
             ls="none",
             marker="^",
             ms=5,
             mfc=PURPLE,
             mec="none",
             transform=axes.get_xaxis_transform(),
-            clip_on=False,
             label="dose",
             zorder=5,
         )
     axes.set_title(subject.id, fontsize=TEXT, pad=3)
 
 
-def _scale_panels(axes: NDArray[np.object_], subjects: Sequence[Panel], log: bool, shared: bool) -> None:
+def _scale_panels(axes: NDArray[Any], subjects: Sequence[Panel], log: bool, shared: bool) -> None:
     def values(one: Panel) -> list[FloatArray]:
         drawn = [one.ipred, one.upper, one.observed_values, one.pred, one.true]
         # the lower band of a log axis may reach far below every sample and would squeeze all else
@@ -188,6 +191,7 @@ def _scale_panels(axes: NDArray[np.object_], subjects: Sequence[Panel], log: boo
         group = subjects if shared else [one]
         set_range(panel, "x", *[array for member in group for array in clock(member)])
         set_range(panel, "y", *[array for member in group for array in values(member)], log=log)
+        time_axis(panel, "", named=False)
         if log:
             log_scale(panel, "y")
             note_hidden(panel, one.observed_values)
@@ -231,12 +235,14 @@ def goodness_of_fit(
         _cloud(panel, x, iwres)
         panel.set_xlabel(label)
         panel.set_ylabel("IWRES")
+        panel.set_box_aspect(1)
         panel.set_ylim(-1.1 * span, 1.1 * span)
         on_log = log and panel is axes[1, 0]
         set_range(panel, "x", x, log=on_log)
         if on_log:
             log_scale(panel, "x")
             note_hidden(panel, x)
+    time_axis(axes[1, 1], units.time)
     legend_on_top(figure, [axes[0, 0]])
     return figure
 
@@ -260,56 +266,10 @@ def _cloud(axes: Axes, x: FloatArray, y: FloatArray) -> None:
         axes.plot(*trend, color=VERMILLION, lw=1.8, label="running median")
 
 
-def parameter_recovery(
-    true: Mapping[str, FloatArray],
-    estimated: Mapping[str, FloatArray],
-    intervals: Mapping[str, tuple[FloatArray, FloatArray]] | None = None,
-    units: Mapping[str, str] | None = None,
-) -> Figure:
-    """Estimated against true individual parameters of simulated subjects, one log-log panel a parameter.
-
-    Args:
-        true: name to the subjects' own values, positive, ``[subject]``.
-        estimated: name to their estimates, likewise; its names are drawn.
-        intervals: name to lower and upper bound, each ``[subject]``.
-        units: name to unit, for the axes.
-
-    Raises:
-        ValueError: nothing to draw; a parameter without a true value; lengths that differ; values not positive.
-    """
-    if not estimated:
-        raise ValueError("parameter recovery needs at least one parameter")
-    for name, values in estimated.items():
-        if name not in true or np.shape(true[name]) != np.shape(values):
-            raise ValueError(f"{name}: {np.size(values)} estimates for {np.size(true.get(name, []))} true values")
-        if not (np.all(true[name] > 0) and np.all(values > 0)):
-            raise ValueError(f"{name}: true and estimated values must be positive for logarithmic axes")
-    columns = min(4, len(estimated))
-    rows = -(-len(estimated) // columns)
-    size = 2.9 if columns > 2 else 3.6
-    figure, axes = new_figure(rows, columns, width=size * columns, height=0.4 + size * rows)
-    for panel, (name, values) in zip(axes.flat, estimated.items(), strict=False):
-        bounds = None if intervals is None else intervals.get(name)
-        if bounds is not None:
-            panel.vlines(true[name], *bounds, color=SKY, lw=1.0, alpha=0.6, zorder=2, label="interval")
-        panel.plot(
-            true[name], values, ls="none", marker="o", ms=4, mfc=BLUE, mec="white", mew=0.4, zorder=3, label="subject"
-        )
-        identity_line(panel, true[name], values, log=True)
-        unit = (units or {}).get(name, "")
-        panel.set_title(name, fontsize=TEXT + 1)
-        panel.set_xlabel(with_unit("true", unit))
-        panel.set_ylabel(with_unit("estimated", unit))
-    for panel in axes.flat[len(estimated) :]:
-        panel.remove()
-    legend_on_top(figure, [axes.flat[0]])
-    return figure
-
-
 def phase_plane(
     lines: Mapping[str, FloatArray], observed: FloatArray | None = None, names: tuple[str, str] = ("Prey", "Predator")
 ) -> Figure:
-    """Two states against each other, such as prey and predator; a ring marks where a line starts, an arrow where it goes.
+    """Two states against each other, such as prey and predator; a ring marks the start of a line, an arrow its way.
 
     Args:
         lines: label to trajectory, ``[grid, 2]``; NaN breaks a line.
@@ -322,7 +282,9 @@ def phase_plane(
     figure, axes = new_figure(1, 1, width=6.0, height=5.6)
     panel = axes[0, 0]
     if observed is not None:
-        panel.plot(observed[:, 0], observed[:, 1], ls="none", marker="o", ms=5, mfc=GREY, mec="white", label="observed")
+        panel.plot(
+            observed[:, 0], observed[:, 1], ls="none", marker="o", ms=6.5, mfc=GREY, mec="white", label="observed"
+        )
     styles = [(BLUE, "-"), (VERMILLION, "--"), (GREEN, "-."), (PURPLE, ":"), (ORANGE, "-"), (BLACK, "--")]
     for k, (label, line) in enumerate(lines.items()):
         if np.ndim(line) != 2 or line.shape[1] != 2:
@@ -331,11 +293,11 @@ def phase_plane(
         panel.plot(line[:, 0], line[:, 1], color=colour, ls=dashes, lw=1.6, label=label)
         panel.plot(line[:1, 0], line[:1, 1], ls="none", marker="o", ms=7, mfc="white", mec=colour, mew=1.5)
         if len(line) > 1:
-            half = len(line) // 2
+            place = max(1, len(line) // 8)
             panel.annotate(
                 "",
-                xy=(line[half, 0], line[half, 1]),
-                xytext=(line[half - 1, 0], line[half - 1, 1]),
+                xy=(line[place, 0], line[place, 1]),
+                xytext=(line[place - 1, 0], line[place - 1, 1]),
                 arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 0, "mutation_scale": 16},
             )
     panel.set_xlabel(names[0])

@@ -1,21 +1,18 @@
-"""Figures of a population: random effects, latent space, npde and visual predictive check.
+"""Figures of a population: latent space, npde and visual predictive check.
 
 Every function returns a matplotlib `Figure` of its own and touches nothing global.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from numpy.typing import NDArray
 
 from neuralpk.cohort import Units
-from neuralpk.evaluate.metrics import shrinkage
 from neuralpk.evaluate.simulation_checks import VPC
 from neuralpk.evaluate.style import (
     BLACK,
@@ -27,30 +24,19 @@ from neuralpk.evaluate.style import (
     SMALL,
     TEXT,
     VERMILLION,
+    histogram,
     legend_on_top,
     log_scale,
     new_figure,
     note_hidden,
+    plain,
     running_median,
     set_range,
+    time_axis,
     with_unit,
 )
 
 FloatArray = NDArray[np.float64]
-
-
-def _normal_density(x: FloatArray, sd: float = 1.0) -> FloatArray:
-    return np.asarray(np.exp(-0.5 * np.square(x / sd)) / (sd * np.sqrt(2 * np.pi)), np.float64)
-
-
-def _histogram(axes: Axes, values: FloatArray, sd: float, prior: str) -> None:
-    """Density of the values with that of N(0, sd²) over it."""
-    reach = max(3.5 * sd, 1.05 * float(np.max(np.abs(values), initial=0.0)))
-    bins = np.linspace(-reach, reach, int(np.clip(2 * np.sqrt(len(values)), 9, 41)) | 1)
-    axes.hist(values, bins=list(bins), density=True, color=SKY, alpha=0.7, edgecolor="white", lw=0.6, label="subjects")
-    x = np.linspace(-reach, reach, 201)
-    axes.plot(x, _normal_density(x, sd), color=BLACK, lw=1.4, label=prior)
-    axes.set_xlim(-reach, reach)
 
 
 def npde_figure(times: FloatArray, pred: FloatArray, npde: FloatArray, units: Units) -> Figure:
@@ -75,68 +61,14 @@ def npde_figure(times: FloatArray, pred: FloatArray, npde: FloatArray, units: Un
         panel.set_ylim(-span, span)
         panel.set_xlabel(label)
         panel.set_ylabel("npde")
-    _histogram(axes[0, 2], npde, 1.0, "N(0, 1)")
+    time_axis(axes[0, 0], units.time)
+    histogram(axes[0, 2], npde, 1.0, "N(0, 1)")
     axes[0, 2].set_xlabel("npde")
     axes[0, 2].set_ylabel("Density")
     if npde.size > 1:
-        axes[0, 2].set_title(f"mean {npde.mean():.2f}, sd {npde.std(ddof=1):.2f}", fontsize=TEXT)
-    legend_on_top(figure, [axes[0, 0], axes[0, 2]], rename={"subjects": "histogram"})
+        axes[0, 2].set_title(f"mean {plain(npde.mean())}, sd {plain(npde.std(ddof=1))}", fontsize=TEXT)
+    legend_on_top(figure, [axes[0, 0], axes[0, 2]])
     return figure
-
-
-def eta_figure(
-    eta: FloatArray,
-    names: Sequence[str],
-    omega: FloatArray,
-    covariates: Mapping[str, FloatArray] | None = None,
-) -> Figure:
-    """Random effects with their population density and shrinkage, and against covariates below.
-
-    A trend against a covariate is variability that the covariate would explain; large shrinkage hides it.
-
-    Args:
-        eta: individual random effects, ``[subject, parameter]``.
-        names: of the parameters.
-        omega: standard deviations of the random effects, ``[parameter]``.
-        covariates: name, unit included, to ``[subject]``; a row each.
-
-    Raises:
-        ValueError: names, omega or covariates that do not fit eta.
-    """
-    subjects, count = np.shape(eta)
-    if len(names) != count or np.shape(omega) != (count,):
-        raise ValueError(f"{count} columns of eta need as many names and omega, got {len(names)}, {np.shape(omega)}")
-    covariates = covariates or {}
-    figure, axes = new_figure(
-        1 + len(covariates), count, width=max(4.0, min(9.0, 3.0 * count)), height=0.5 + 2.3 * (1 + len(covariates))
-    )
-    shrunk = shrinkage(eta, omega) if subjects > 1 else np.full(count, np.nan)
-    for k, name in enumerate(names):
-        panel = axes[0, k]
-        _histogram(panel, eta[:, k], float(omega[k]), "population density")
-        part = f": shrinkage {100 * shrunk[k]:.0f} %" if np.isfinite(shrunk[k]) else ""
-        panel.set_title(f"{name}{part}", fontsize=TEXT)
-        panel.set_xlabel(f"η {name}")
-        panel.set_ylabel("Density" if k == 0 else "")
-    for row, (covariate, values) in enumerate(covariates.items(), start=1):
-        if np.shape(values) != (subjects,):
-            raise ValueError(f"covariate {covariate}: shape {np.shape(values)} for {subjects} subjects")
-        for k, name in enumerate(names):
-            _against_covariate(axes[row, k], values, eta[:, k])
-            axes[row, k].set_xlabel(covariate)
-            axes[row, k].set_ylabel(f"η {name}")
-    legend_on_top(figure, list(axes.flat))
-    return figure
-
-
-def _against_covariate(axes: Axes, values: FloatArray, eta: FloatArray) -> None:
-    axes.axhline(0, color=GREY, lw=1.0, ls="--", zorder=1)
-    axes.plot(values, eta, ls="none", marker="o", ms=4, mfc=BLUE, mec="none", alpha=0.55, label="subject")
-    trend = running_median(values, eta, windows=8)
-    if len(trend[0]) > 1:
-        axes.plot(*trend, color=VERMILLION, lw=1.8, label="running median")
-    if len(values) > 2 and np.ptp(values) > 0 and np.ptp(eta) > 0:
-        axes.set_title(f"r = {np.corrcoef(values, eta)[0, 1]:.2f}", fontsize=SMALL, color=GREY, pad=2)
 
 
 def latent_space(mean: FloatArray, values: FloatArray | None = None, label: str = "") -> Figure:
@@ -161,16 +93,19 @@ def latent_space(mean: FloatArray, values: FloatArray | None = None, label: str 
     figure, axes = new_figure(1, 1, width=6.6 if values is not None else 5.6, height=5.6)
     panel = axes[0, 0]
     points, names = _principal(mean)
+    paper = {"boxstyle": "square,pad=0.15", "fc": "white", "ec": "none"}
     for radius in (1, 2):
         panel.add_patch(Circle((0, 0), radius, fill=False, ec=GREY, lw=1.0, ls="--", zorder=1))
-        panel.text(0, radius, f"{radius} sd", color=GREY, fontsize=SMALL, ha="center", va="bottom")
+        panel.text(
+            0, radius, f"{radius} sd", color=GREY, fontsize=SMALL, ha="center", va="center", zorder=4, bbox=paper
+        )
     colours: dict[str, Any] = {"c": BLUE} if values is None else {"c": values, "cmap": "cividis"}
     drawn = panel.scatter(points[:, 0], points[:, 1], s=28, edgecolors="white", linewidths=0.5, zorder=3, **colours)
     if values is not None:
         bar = figure.colorbar(drawn, ax=panel, shrink=0.8)
         bar.set_label(label, fontsize=TEXT)
         bar.ax.tick_params(labelsize=SMALL)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
     reach = max(2.4, 1.1 * float(np.abs(points).max()))
     panel.set(xlim=(-reach, reach), ylim=(-reach, reach), xlabel=names[0], ylabel=names[1])
     panel.set_aspect("equal")
@@ -254,7 +189,7 @@ def vpc_figure(
     if log:
         log_scale(panel, "y")
         note_hidden(panel, observed)
-    panel.set_xlabel(with_unit("Time", units.time))
+    time_axis(panel, units.time)
     panel.set_ylabel(with_unit(quantity, units.value))
     legend_on_top(figure, [panel], columns=3)
     return figure

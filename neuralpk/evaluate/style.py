@@ -6,7 +6,7 @@ its last reference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ def new_figure(
         figsize=(width, height if height is not None else width * rows / columns), dpi=120, layout="constrained"
     )
     FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)  # type: ignore[union-attr,call-arg]  # the constrained one
     axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
     for axis in axes.flat:
         style_axes(axis)
@@ -55,8 +56,20 @@ def style_axes(axes: Axes) -> None:
     axes.title.set_fontsize(TEXT)
     axes.xaxis.label.set_fontsize(TEXT)
     axes.yaxis.label.set_fontsize(TEXT)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+
+
+def time_axis(axes: Axes, unit: str, *, named: bool = True) -> None:
+    """Time on the x axis; ticks in steps of 6 and 3 suit hours and days of sampling better than those of 5."""
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 3, 6, 10]))
+    if named:
+        axes.set_xlabel(with_unit("Time", unit))
+
+
+def plain(value: float, digits: int = 2) -> str:
+    """A number for a title, with a minus sign rather than a hyphen."""
+    return f"{value:.{digits}f}".replace("-", "−")
 
 
 def with_unit(name: str, unit: str) -> str:
@@ -65,12 +78,13 @@ def with_unit(name: str, unit: str) -> str:
 
 
 def log_scale(axes: Axes, which: str) -> None:
-    """Logarithmic `which` ("x" or "y") axis with plain numbers, 1-2-5 steps where it spans little."""
+    """Logarithmic `which` ("x" or "y") axis with plain numbers, more of them where it spans little."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     (axes.set_xscale if which == "x" else axes.set_yscale)("log", nonpositive="mask")
     low, high = axis.get_view_interval()
     decades = np.log10(high / low)
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.2 else (1.0,), numticks=8))
+    subs = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0) if decades < 0.7 else (1.0, 2.0, 5.0) if decades < 2.2 else (1.0,)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=8))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
@@ -93,10 +107,10 @@ def set_range(axes: Axes, which: str, *values: FloatArray, log: bool = False) ->
     (axes.set_xlim if which == "x" else axes.set_ylim)(*limits)
 
 
-def identity_line(axes: Axes, x: FloatArray, y: FloatArray, *, log: bool = False) -> None:
-    """Equal limits on both axes and the line on which they agree."""
+def identity_line(axes: Axes, *values: FloatArray, log: bool = False) -> None:
+    """Equal limits on both axes, around all values of either, and the line on which they agree."""
     for which in "xy":
-        set_range(axes, which, x, y, log=log)
+        set_range(axes, which, *values, log=log)
         if log:
             log_scale(axes, which)
     axes.plot(axes.get_xlim(), axes.get_xlim(), color=GREY, lw=1.0, ls="--", zorder=1, label="identity")
@@ -124,6 +138,21 @@ def running_median(x: FloatArray, y: FloatArray, windows: int = 12) -> tuple[Flo
     return distinct, middle
 
 
+def normal_density(x: FloatArray, sd: float = 1.0) -> FloatArray:
+    """Density of N(0, sd²)."""
+    return np.asarray(np.exp(-0.5 * np.square(x / sd)) / (sd * np.sqrt(2 * np.pi)), np.float64)
+
+
+def histogram(axes: Axes, values: FloatArray, sd: float, prior: str) -> None:
+    """Density of the values with that of N(0, sd²) over it."""
+    reach = max(3.5 * sd, 1.05 * float(np.max(np.abs(values), initial=0.0)))
+    bins = np.linspace(-reach, reach, int(np.clip(2 * np.sqrt(len(values)), 9, 41)) | 1)
+    axes.hist(values, bins=list(bins), density=True, color=SKY, alpha=0.7, edgecolor="white", lw=0.6, label="histogram")
+    x = np.linspace(-reach, reach, 201)
+    axes.plot(x, normal_density(x, sd), color=BLACK, lw=1.4, label=prior)
+    axes.set_xlim(-reach, reach)
+
+
 def note(axes: Axes, text: str) -> None:
     """A remark in the upper left corner, such as what a logarithmic axis cannot show."""
     axes.text(0.02, 0.98, text, transform=axes.transAxes, fontsize=SMALL, color=GREY, va="top", ha="left")
@@ -138,19 +167,20 @@ def note_hidden(axes: Axes, *values: FloatArray) -> None:
         note(axes, f"{int(hidden.sum())} not above 0, not shown")
 
 
-def legend_on_top(
-    figure: Figure, panels: Sequence[Axes], *, columns: int = 7, rename: Mapping[str, str] | None = None
-) -> None:
+def legend_on_top(figure: Figure, panels: Sequence[Axes], *, columns: int = 9) -> None:
     """One legend for all panels, above them, a mark that several of them hold named once."""
     unique: dict[str, Any] = {}
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
-            unique.setdefault((rename or {}).get(label, label), handle)
+            unique.setdefault(label, handle)
+    # an entry is its mark, the gaps and the text, here in units of the text size
+    widest = 4.8 + 0.55 * max(len(label) for label in unique)
+    fitting = max(1, int(72 * figure.get_figwidth() / (TEXT * widest)))
     figure.legend(
         list(unique.values()),
         list(unique),
         loc="outside upper center",
-        ncols=min(columns, len(unique)),
+        ncols=min(columns, fitting, len(unique)),
         frameon=False,
         fontsize=TEXT,
     )

@@ -29,9 +29,9 @@ class DynamicsSettings(TypedDict, total=False):
     """The vector field.
 
     system: ``compartments`` (pharmacokinetics) or ``lotka_volterra``.
-    field: ``mechanistic`` (the equations, with individual parameters from z); ``neural`` (compartments whose rates are a
-        network of state and z; for Lotka–Volterra the same as free); ``free`` (dy/dt is a network of state and z);
-        ``hybrid`` (mechanistic plus neural).
+    field: ``mechanistic`` (the equations, with individual parameters from z); ``neural`` (compartments whose rates
+        are a network of state and z; for Lotka–Volterra the same as free); ``free`` (dy/dt is a network of state
+        and z); ``hybrid`` (mechanistic plus neural).
     compartments, absorption, elimination, transits, lag: as for `CompartmentModel`; `lag` delays doses into the first.
     latent_size: latent dimensions of a neural field.
     hidden, layers: size of its network.
@@ -97,7 +97,7 @@ def build_dynamics(settings: DynamicsSettings, scaling: Scaling) -> Dynamics:
     latent = settings.get("latent_size", 4)
     network = {"hidden": settings.get("hidden", 32), "layers": settings.get("layers", 2)}
     dosed = isinstance(mechanism, CompartmentModel)
-    free = NeuralField(mechanism.states, latent, scaling, dosed=dosed, **network)
+    free = NeuralField(mechanism.states, mechanism.endpoints, latent, scaling, dosed=dosed, **network)
     if field == "free" or not dosed:
         return HybridDynamics(mechanism, free) if field == "hybrid" else free
     states = mechanism.states

@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal
 
 from neuralpk.cohort import CohortBatch
 from neuralpk.dynamics import Dynamics
@@ -90,10 +89,9 @@ class LatentODE(nn.Module):
 
     value_scale: Tensor
 
-    def prior(self, subjects: int) -> Independent:
-        """p(z), the same for every subject."""
-        zeros = self.value_scale.new_zeros((subjects, self.individual.latent_size))
-        return Independent(Normal(zeros, torch.ones_like(zeros), validate_args=False), 1)
+    def prior_mean(self, subjects: int) -> Tensor:
+        """Mean of p(z), the typical patient, ``[subject, latent]``."""
+        return self.value_scale.new_zeros((subjects, self.individual.latent_size))
 
     def decode(self, z: Tensor, batch: CohortBatch, times: Tensor | None = None) -> Trajectory:
         """Solve from z: the states at the records of the batch, or at `times` ``[subject, time]``."""
@@ -103,7 +101,10 @@ class LatentODE(nn.Module):
 
     def lines(self, z: Tensor, batch: CohortBatch, times: Tensor) -> Tensor:
         """The noise-free value of every endpoint at `times`, ``[subject, time, endpoint]``; NaN where unsolved."""
-        trajectory = self.decode(z, batch, times)
+        return self.read(self.decode(z, batch, times))
+
+    def read(self, trajectory: Trajectory) -> Tensor:
+        """What the assays read along a solution, ``[subject, time, endpoint]``."""
         return self.dynamics.observe(trajectory.states, trajectory.theta)[..., list(self.dynamics.endpoints)]
 
     def predict(self, z: Tensor, batch: CohortBatch) -> Prediction:
@@ -124,10 +125,10 @@ class LatentODE(nn.Module):
             noise: standard normal, ``[subject, latent]``: the draw of z for ``elbo``.
         """
         q = self.encoder(batch)
-        z = q.mean if noise is None else q.mean + q.base_dist.scale * noise
+        z = q.mean if noise is None else q.mean + q.sd * noise
         prediction = self.predict(z, batch)
         ok = prediction.trajectory.ok
-        kl = torch.distributions.kl_divergence(q, self.prior(len(batch)))
+        kl = q.kl()
         if not bool(ok.all()):
             # rows are left out, not masked: the derivative of a masked NaN is still NaN
             kept = ok.nonzero()[:, 0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ from neuralpk.cohort import CohortBatch
 from neuralpk.dynamics import Dynamics
 from neuralpk.solve import exact, reference
 from neuralpk.solve.mesh import Mesh, build_mesh, dose_inputs, join_inputs, period_at, theta_at
-from neuralpk.solve.options import SolveError, SolverOptions, Status
+from neuralpk.solve.options import Gradient, SolveError, SolverOptions, Status
 from neuralpk.solve.reference import EngineFailure, Evaluations
-from neuralpk.solve.steady_state import steady_states, still_running
+from neuralpk.solve.steady_state import Integrate, steady_states, still_running
 
 
 @dataclass(frozen=True)
@@ -72,29 +72,30 @@ def _refuse_closures(dynamics: Dynamics, y0: Tensor, theta: Tensor, times: Tenso
             leaf = getattr(node, "variable", None)
             if leaf is not None and id(leaf) not in known:
                 raise ValueError(
-                    f"{type(dynamics).__name__} uses a tensor of shape {tuple(leaf.shape)} that needs a gradient but is "
-                    "neither theta nor a registered parameter; the adjoint method would give it none. Put what differs "
+                    f"{type(dynamics).__name__} uses a tensor of shape {tuple(leaf.shape)} that needs a gradient but "
+                    "is neither theta nor a registered parameter; the adjoint method would give it none. Put what differs "
                     "between subjects into theta, register shared weights on the module, or use gradient='backprop'."
                 )
             todo.extend(parent for parent, _ in node.next_functions)
 
 
-def _isolate(run: Callable[[Tensor], Tensor], subjects: Tensor, status: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _isolate(
+    run: Callable[[Tensor], tuple[Tensor, Tensor]], subjects: Tensor, status: Tensor
+) -> list[tuple[Tensor, Tensor]]:
     """Solve the subjects together; where that fails, find those to blame by halving and solve the rest without them.
 
-    Masking a failed subject out of the result is not enough: its NaN would still reach the gradient of every weight.
+    `run` gives the states of some subjects and which of them stayed finite throughout. Masking a failed subject out of the result is not enough: its NaN would still reach the gradient of every weight.
     """
     if len(subjects) == 0:
         return []
     try:
-        states = run(subjects)
+        states, finite = run(subjects)
     except EngineFailure as failure:
         if len(subjects) == 1:
             status[subjects] = int(failure.status)
             return []
         middle = len(subjects) // 2
         return _isolate(run, subjects[:middle], status) + _isolate(run, subjects[middle:], status)
-    finite = torch.isfinite(states.detach()).flatten(1).all(1)
     if bool(finite.all()):
         return [(subjects, states)]
     status[subjects[~finite]] = int(Status.NON_FINITE)
@@ -170,38 +171,39 @@ def solve(
         _refuse_closures(dynamics, y0, theta_at(theta, period_at(batch, batch.start[:, None]))[:, 0], batch.start)
     count = Evaluations(options.max_evaluations)
 
-    def integrate(y0: Tensor, theta: Tensor, mesh: Mesh) -> Tensor:
+    def integrate(y0: Tensor, theta: Tensor, mesh: Mesh, gradient: Gradient) -> Tensor:
         if use_exact:
             return exact.integrate(dynamics, y0, theta, mesh)
-        return reference.integrate(dynamics, y0, theta, mesh, options, count)
+        return reference.integrate(dynamics, y0, theta, mesh, replace(options, gradient=gradient), count)
 
-    mesh = _mesh(dynamics, integrate, theta, batch, times, rows)
+    def run(subjects: Tensor) -> tuple[Tensor, Tensor]:
+        own = theta[subjects]
+        mesh = _mesh(dynamics, integrate, own, batch.select(subjects), times[subjects], rows[subjects], options.gradient)
+        nodes = integrate(y0[subjects], own, mesh, options.gradient)
+        states = nodes.gather(1, mesh.wanted[..., None].expand(-1, -1, nodes.shape[-1]))
+        return states, torch.isfinite(nodes.detach()).flatten(1).all(1)
+
     status = torch.zeros(len(batch), dtype=torch.int64, device=y0.device)
-    parts = _isolate(
-        lambda subjects: integrate(y0[subjects], theta[subjects], mesh.select(subjects)),
-        torch.arange(len(batch), device=y0.device),
-        status,
-    )
-    nodes = y0.new_full((len(batch), mesh.times.shape[1], len(dynamics.states)), torch.nan)
-    for subjects, states in parts:
-        nodes = states if len(subjects) == len(batch) else nodes.index_copy(0, subjects, states)
-    states = nodes.gather(1, mesh.wanted[..., None].expand(-1, -1, len(dynamics.states)))
+    states = y0.new_full((*times.shape, len(dynamics.states)), torch.nan)
+    for subjects, solved in _isolate(run, torch.arange(len(batch), device=y0.device), status):
+        states = solved if len(subjects) == len(batch) else states.index_copy(0, subjects, solved)
     return Trajectory(times, states, theta_at(theta, period_at(batch, times)), status, count)
 
 
 def _mesh(
     dynamics: Dynamics,
-    integrate: Callable[[Tensor, Tensor, Mesh], Tensor],
+    integrate: Integrate,
     theta: Tensor,
     batch: CohortBatch,
     times: Tensor,
     rows: Tensor,
+    gradient: Gradient,
 ) -> Mesh:
     """Doses with their lag and bioavailability, steady states filled in, sorted into every subject's clock."""
     inputs = dose_inputs(dynamics, theta, batch)
     if not bool((batch.dose_steady_state > 0).any()):
         return build_mesh(batch, inputs, len(dynamics.states), times, rows)
-    steady = steady_states(dynamics, integrate, theta, batch, inputs)
+    steady = steady_states(dynamics, integrate, theta, batch, inputs, gradient)
     earlier = still_running(batch, inputs)
     inputs = inputs if earlier is None else join_inputs(inputs, earlier)
     return build_mesh(batch, inputs, len(dynamics.states), times, rows, steady)

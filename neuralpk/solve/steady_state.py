@@ -11,6 +11,7 @@ from torch import Tensor
 from neuralpk.cohort import CohortBatch
 from neuralpk.dynamics import Dynamics
 from neuralpk.solve.mesh import Inputs, Mesh, period_at, theta_at
+from neuralpk.solve.options import Gradient
 
 Integrate = Callable[[Tensor, Tensor, Mesh], Tensor]
 """(y0, theta, mesh) -> state after every node; the engine, with its options filled in."""
@@ -18,31 +19,36 @@ Integrate = Callable[[Tensor, Tensor, Mesh], Tensor]
 _ITERATIONS = 30
 
 
+def _jacobian(residual: Callable[[Tensor], Tensor], y: Tensor, r: Tensor) -> Tensor:
+    """dr/dy by central differences, ``[subject, state, state]``: exact but for rounding where r is linear in y, and
+    at hand where autograd is not (inference mode)."""
+    size = torch.maximum(y.abs(), r.abs()).amax(1, keepdim=True).clamp(min=torch.finfo(y.dtype).tiny ** 0.5)
+    width = torch.finfo(y.dtype).eps ** (1 / 3) * size
+    units = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)
+    columns = [(residual(y + width * unit) - residual(y - width * unit)) / (2 * width) for unit in units]
+    return torch.stack(columns, dim=-1)
+
+
 def _root(residual: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
     """Solve residual(y) = 0 by Newton's method, ``[subject, state]``; NaN where it does not converge.
 
     The last step is taken outside the search, with gradients: by the implicit function theorem it carries
-    dy/dtheta = −(dr/dy)⁻¹ dr/dtheta, whatever path the search took. Where the residual is linear in y, one step is
-    exact.
+    dy/dtheta = −(dr/dy)⁻¹ dr/dtheta, whatever path the search took.
     """
-
-    def linearised(y: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            y = y.detach().requires_grad_()
+    eps = torch.finfo(y.dtype).eps
+    with torch.no_grad():
+        for _ in range(_ITERATIONS):
             r = residual(y)
-            rows = [torch.autograd.grad(r[:, k].sum(), y, retain_graph=True)[0] for k in range(y.shape[1])]
-        return r.detach(), torch.stack(rows, dim=1)
-
-    for _ in range(_ITERATIONS):
-        r, jacobian = linearised(y)
-        step = torch.linalg.solve_ex(jacobian, r)[0]
-        y = y - step
-        small = step.abs() <= 100 * torch.finfo(y.dtype).eps * y.abs().amax(1, keepdim=True)
-        if bool(small.all()) or not bool(torch.isfinite(step).any()):
-            break
-    _, jacobian = linearised(y)
-    y = torch.where(small, y, torch.nan)
-    return y - torch.linalg.solve_ex(jacobian, residual(y))[0]
+            jacobian = _jacobian(residual, y, r)
+            step: Tensor = torch.linalg.solve_ex(jacobian, r)[0]
+            y = y - step
+            change = step.abs() / y.abs().amax(1, keepdim=True)
+            if bool((change <= 100 * eps).all()) or not bool(torch.isfinite(y).any()):
+                break
+        y = torch.where(change <= eps**0.5, y, torch.nan)
+        jacobian = _jacobian(residual, y, residual(y))
+    last: Tensor = torch.linalg.solve_ex(jacobian, residual(y))[0]
+    return y - last
 
 
 def _interval_mesh(dose: Inputs, interval: Tensor, phase: Tensor, states: int) -> Mesh:
@@ -63,7 +69,9 @@ def _interval_mesh(dose: Inputs, interval: Tensor, phase: Tensor, states: int) -
     return Mesh(times, none.bool(), jump, input_, none, torch.argsort(order, dim=1)[:, 2:])
 
 
-def _periodic(dynamics: Dynamics, integrate: Integrate, theta: Tensor, dose: Inputs, interval: Tensor) -> Tensor:
+def _periodic(
+    dynamics: Dynamics, integrate: Integrate, theta: Tensor, dose: Inputs, interval: Tensor, gradient: Gradient
+) -> Tensor:
     """State at the record of a steady-state dose, just before it acts, ``[subject, state]``."""
     states = len(dynamics.states)
     lag = dose.start - dose.record
@@ -71,12 +79,14 @@ def _periodic(dynamics: Dynamics, integrate: Integrate, theta: Tensor, dose: Inp
     phase = interval - torch.remainder(lag, interval)
     mesh = _interval_mesh(dose, interval, phase, states)
 
-    def read(y: Tensor, wanted: int) -> Tensor:
+    def read(y: Tensor, wanted: int, gradient: Gradient) -> Tensor:
         node = mesh.wanted[:, wanted, None, None].expand(-1, 1, states)
-        return integrate(y, theta, mesh).gather(1, node)[:, 0]
+        return integrate(y, theta, mesh, gradient).gather(1, node)[:, 0]
 
-    y = _root(lambda y: read(y, 1) - y, theta.new_zeros((len(theta), states)))
-    return y if dynamics.lag(theta) is None else read(y, 0)
+    empty = theta.new_zeros((len(theta), states))
+    # an interval takes few steps, and backprop through them costs a fraction of one adjoint sweep for each state
+    y = _root(lambda y: read(y, 1, gradient) - y, empty, lambda y: read(y, 1, "backprop") - y)
+    return y if dynamics.lag(theta) is None else read(y, 0, gradient)
 
 
 def _constant(dynamics: Dynamics, theta: Tensor, dose: Inputs) -> Tensor:
@@ -91,7 +101,7 @@ def _flat(inputs: Inputs, chosen: Tensor) -> Inputs:
 
 
 def steady_states(
-    dynamics: Dynamics, integrate: Integrate, theta: Tensor, batch: CohortBatch, inputs: Inputs
+    dynamics: Dynamics, integrate: Integrate, theta: Tensor, batch: CohortBatch, inputs: Inputs, gradient: Gradient
 ) -> Tensor:
     """The state to which each steady-state record jumps, ``[subject, dose, state]``, 0 at the other records."""
     states = theta.new_zeros((*batch.dose_time.shape, len(dynamics.states)))
@@ -101,9 +111,10 @@ def steady_states(
         if not bool(chosen.any()):
             continue
         dose, own, interval = _flat(inputs, chosen), at_dose[chosen], batch.dose_interval[chosen]
-        reached = (
-            _periodic(dynamics, integrate, own, dose, interval) if repeated else _constant(dynamics, own, dose)
-        )
+        if repeated:
+            reached = _periodic(dynamics, integrate, own, dose, interval, gradient)
+        else:
+            reached = _constant(dynamics, own, dose)
         states = states.masked_scatter(chosen[..., None].expand_as(states), reached)
     return states
 
