@@ -9,12 +9,14 @@ from pathlib import Path
 
 import lightning as L
 import torch
+import yaml
 from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from neuralpk.callbacks import Dashboard, Report
 from neuralpk.datamodules import CohortDataModule, LotkaVolterraDataModule, PKDataModule
+from neuralpk.solve import SolveError
 from neuralpk.tables import write_table
 from neuralpk.tasks import LatentODETask
 
@@ -27,7 +29,7 @@ _USAGE = f"""usage: neuralpk COMMAND [--preset NAME | --config FILE] [options]  
   validate      measure a checkpoint on the validation subjects   --ckpt_path FILE
   test          measure a checkpoint on the test subjects         --ckpt_path FILE
   predict       predictions of a checkpoint                       --ckpt_path FILE
-  simulate      write a simulated cohort as an event table        --out FILE
+  simulate      write a preset's simulated cohort as a table      --out FILE
   reconstruct   lines and parameters of your own patients         --checkpoint FILE --table FILE --out DIR
 
 presets: {", ".join(PRESETS)}
@@ -79,17 +81,30 @@ def preset_path(name: str) -> str:
     return str(resources.files("neuralpk") / "presets" / f"{name}.yaml")
 
 
-def _with_preset(arguments: list[str]) -> list[str]:
+def _split_presets(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The presets that ``--preset NAME`` or ``--preset=NAME`` names, and the other arguments.
+
+    Raises:
+        SystemExit: ``--preset`` without a name.
+    """
+    presets, others, rest = [], [], iter(arguments)
+    for argument in rest:
+        if argument == "--preset":
+            presets.append(next(rest, ""))
+        elif argument.startswith("--preset="):
+            presets.append(argument.removeprefix("--preset="))
+        else:
+            others.append(argument)
+    return [preset_path(name) for name in presets], others
+
+
+def _with_preset(arguments: Sequence[str]) -> list[str]:
     """``--preset NAME`` as ``--config``, first, so that what follows overrides it; the main job where none is named."""
-    names = []
-    while "--preset" in arguments:
-        place = arguments.index("--preset")
-        names += arguments[place + 1 : place + 2]
-        del arguments[place : place + 2]
-    named = any(a in ("--config", "-c", "--help", "-h") or a.startswith("--config=") for a in arguments)
-    if not names and not named:
-        names = ["two_compartment"]
-    return [argument for name in names for argument in ("--config", preset_path(name))] + arguments
+    paths, others = _split_presets(arguments)
+    named = any(a in ("--config", "-c", "--help", "-h") or a.startswith("--config=") for a in others)
+    if not paths and not named:
+        paths = [preset_path("two_compartment")]
+    return [argument for path in paths for argument in ("--config", path)] + others
 
 
 def lightning(arguments: Sequence[str]) -> NeuralPKCLI:
@@ -135,6 +150,24 @@ def simulate(data: PKDataModule | LotkaVolterraDataModule, out: Path) -> None:
     print(f"{len(cohort)} subjects written to {out}")
 
 
+def _simulate(arguments: Sequence[str]) -> None:
+    """Run `simulate` on the data of a preset, the main job where neither a preset nor data are named.
+
+    Raises:
+        SystemExit: a preset of measured data.
+    """
+    paths, others = _split_presets(arguments)
+    named = any(a.split("=")[0] in ("--data", "--config") for a in others)
+    if not paths and not named:
+        paths = [preset_path("two_compartment")]
+    data = {}
+    for path in paths:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["data"]
+        if "table" in data["init_args"]:
+            sys.exit(f"neuralpk simulate: preset {Path(path).stem!r} holds measured data; there is nothing to simulate")
+    auto_cli(simulate, args=others, as_positional=False, set_defaults={"data": data} if data else None)
+
+
 def reconstruct(checkpoint: Path, table: Path, out: Path, draws: int = 200) -> None:
     """Reconstruct the patients of an event table.
 
@@ -154,15 +187,26 @@ def reconstruct(checkpoint: Path, table: Path, out: Path, draws: int = 200) -> N
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the command ``neuralpk``."""
+    """Entry point of the command ``neuralpk``.
+
+    Raises:
+        SystemExit: what the user can mend (data, options, files, a solve that failed), in words on the error stream.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # with matrices this small a second thread only waits for the first, and on a busy machine it waits long
     torch.set_num_threads(1)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE)
-    elif arguments[0] == "simulate":
-        auto_cli(simulate, args=arguments[1:], as_positional=False)
-    elif arguments[0] == "reconstruct":
-        auto_cli(reconstruct, args=arguments[1:], as_positional=False)
-    else:
-        lightning(arguments)
+        return
+    command, *rest = arguments
+    try:
+        if command == "simulate":
+            _simulate(rest)
+        elif command == "reconstruct":
+            auto_cli(reconstruct, args=rest, as_positional=False)
+        elif command in ("fit", "validate", "test", "predict"):
+            lightning(arguments)
+        else:
+            sys.exit(f"neuralpk: no command {command!r}\n{_USAGE}")
+    except (ValueError, SolveError, FileNotFoundError) as error:
+        sys.exit(f"neuralpk {command}: {error}")

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning as L
 import numpy as np
@@ -139,6 +139,13 @@ class CohortDataModule(L.LightningDataModule, ABC):
         super().__init__()
         if min(validation, test) < 0 or validation + test >= 1:
             raise ValueError(f"validation {validation} and test {test} are shares that leave subjects to train on")
+        for name, value in (("context", context), ("evaluation_context", evaluation_context)):
+            if value not in get_args(Context):
+                raise ValueError(f"{name} is one of {', '.join(get_args(Context))}; not {value!r}")
+        counts = {"batch_size": batch_size, "passes_per_epoch": passes_per_epoch, "context_size": context_size}
+        for name, count in counts.items():
+            if count is not None and count < 1:
+                raise ValueError(f"{name} must be 1 or more, got {count}")
         self.batch_size = batch_size
         self.passes_per_epoch = passes_per_epoch
         self.validation = validation
@@ -243,6 +250,8 @@ class SimulatedDataModule(CohortDataModule):
         super().__init__(**options)
         if error not in ERRORS:
             raise ValueError(f"error is one of {', '.join(ERRORS)}; not {error!r}")
+        if subjects < 1 or test_subjects < 0:
+            raise ValueError(f"subjects must be 1 or more and test_subjects 0 or more: {subjects}, {test_subjects}")
         self.subjects, self.test_subjects = subjects, test_subjects
         self.error, self.error_sd = error, error_sd
 
@@ -330,6 +339,9 @@ class PKDataModule(SimulatedDataModule):
         self.units = Units()
         if cv is not None and omega is not None:
             raise ValueError("give the variability as cv or as omega, not both")
+        unnamed = [name for name in effects or {} if name.count("~") != 1]
+        if unnamed:
+            raise ValueError(f"effects are written PARAMETER~COVARIATE, not {unnamed}")
         typical = typical or {"CL": 4.0, "V1": 70.0, "Q": 4.0, "V2": 50.0}
         spread = {name: omega_from_cv(value) for name, value in cv.items()} if cv else omega
         self.population = Population(
@@ -413,7 +425,7 @@ class TableDataModule(CohortDataModule):
         options: of `CohortDataModule`.
 
     Raises:
-        ValueError: a fold outside its range.
+        ValueError: a fold outside its range; more folds than subjects.
         neuralpk.tables.DataError: a table that breaks a rule, naming rows, rules and cures.
     """
 
@@ -447,6 +459,8 @@ class TableDataModule(CohortDataModule):
     def split(self, cohort: Cohort) -> dict[Part, Cohort]:
         if not self.folds:
             return super().split(cohort)
+        if self.folds < 2 or self.folds > len(cohort):
+            raise ValueError(f"{len(cohort)} subjects can be dealt into 2 to {len(cohort)} folds, not {self.folds}")
         order = np.arange(len(cohort))
         held: Sequence[int] = order[order % self.folds == self.fold].tolist()
         train = cohort[order[order % self.folds != self.fold].tolist()]

@@ -40,8 +40,8 @@ def uniform(seed: int, stream: int, subject: Tensor, size: int) -> Tensor:
     position = torch.arange(size, device=subject.device, dtype=torch.int64)
     key = _mix(_mix(torch.tensor(seed, device=subject.device) + _GOLDEN) + stream * 2 + 1)
     bits = _mix(_mix(key + subject[:, None] * _GOLDEN) + position * _GOLDEN)
-    # 53 bits, offset by a half so that neither 0 nor 1 occurs and the normal quantile stays finite.
-    return (_shift(bits, 11).double() + 0.5) / 2**53
+    # 52 bits, which leave room for a half: with it neither 0 nor 1 occurs and the normal quantile stays finite
+    return (_shift(bits, 12).double() + 0.5) / 2**52
 
 
 def normal(seed: int, stream: int, subject: Tensor, size: int) -> Tensor:

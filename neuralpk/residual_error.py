@@ -12,6 +12,7 @@ from neuralpk.cohort import CohortBatch
 from neuralpk.scaling import Scaling
 
 _SMALLEST = 1e-4  # of the typical value: below it a proportional error would claim to measure nothing exactly
+_POSITIVE = 1e-30  # has a logarithm, also in float32
 
 
 class ResidualError(nn.Module, ABC):
@@ -79,9 +80,9 @@ class ResidualError(nn.Module, ABC):
         A censored value contributes the probability of its interval (M3, Beal 2001): below the limit of
         quantification log Phi((LLOQ − f)/sd), between LIMIT and LLOQ the difference of two such terms.
         """
-        # what is not scored must not reach a logarithm: its gradient would be 0·inf = NaN
+        # what is not scored must not reach the logarithm of 0: its gradient would be 0·inf = NaN
         scored = batch.target
-        value = torch.where(scored, batch.value, prediction.detach())
+        value = torch.where(scored, batch.value, prediction.detach().clamp(min=_POSITIVE))
         log_p = self.distribution(prediction, batch.endpoint).log_prob(value)
         if bool((batch.censored != 0).any()):
             log_p = torch.where(batch.censored == 0, log_p, self._log_interval(batch, prediction))
@@ -94,8 +95,9 @@ class ResidualError(nn.Module, ABC):
         other = self.standardise(limit, prediction, batch.endpoint)
         near, far = torch.special.log_ndtr(side * bound), torch.special.log_ndtr(side * other)
         with_limit = torch.isfinite(batch.limit) & (batch.limit != batch.value)
+        # log(Φ1 − Φ2) from log Φ1 and log Φ2, which far from the prediction are thousands apart
         gap = torch.where(with_limit, (near - far).clamp(min=1e-6), 1.0)
-        return torch.where(with_limit, far + torch.log(torch.expm1(gap)), near)
+        return torch.where(with_limit, near + torch.log(-torch.expm1(-gap)), near)
 
 
 class AdditiveError(ResidualError):
@@ -131,7 +133,7 @@ class LogNormalError(ResidualError):
     names = ("b",)
 
     def _log(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
-        return torch.log(torch.maximum(prediction, self.smallest[endpoint].clamp(min=1e-30)))
+        return torch.log(torch.maximum(prediction, self.smallest[endpoint].clamp(min=_POSITIVE)))
 
     def sd(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
         variance = self._sd("b", endpoint) ** 2

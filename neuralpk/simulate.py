@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -150,7 +151,8 @@ class Design:
                 times = candidates[0] + (candidates[-1] - candidates[0]) * row[1 : 1 + count]
             else:
                 kept = np.sort(np.argsort(row[1 : 1 + len(candidates)])[:count])
-                times = np.maximum(candidates[kept] + moved[kept], 0.0)
+                # jitter does not move a sample before the study, which may begin before time 0
+                times = np.maximum(candidates[kept] + moved[kept], min(0.0, candidates[0]))
             drawn.append(np.sort(times))
         return drawn
 
@@ -173,7 +175,7 @@ def simulate_cohort(
     """
     if set(population.typical) != set(dynamics.parameter_names):
         raise ValueError(f"the dynamics has {dynamics.parameter_names}, the population {tuple(population.typical)}")
-    dynamics, error = dynamics.double(), error.double()
+    dynamics, error = copy.deepcopy(dynamics).double(), copy.deepcopy(error).double()  # the caller's stay as they are
     index = torch.arange(subjects)
     covariates = population.draw_covariates(seed, index)
     theta = population.draw(seed, index, covariates)

@@ -21,6 +21,8 @@ from neuralpk.scaling import Scaling
 from neuralpk.solve import SolveError
 from neuralpk.tables import read_table
 
+# typical values have far to go, and at the pace of a network's weights the encoder would learn to make up for them
+_POPULATION_SPEED = 5.0
 _MOST_FAILURES = 0.05  # of a batch: a few unsolved subjects are left out and counted, more stop the training
 
 
@@ -36,7 +38,8 @@ class LatentODETask(L.LightningModule):
         solver: the solver (`neuralpk.models.SolverSettings`).
         error: residual error: ``additive``, ``proportional``, ``combined`` or ``log_normal``.
         objective: ``mse`` or ``elbo`` (`neuralpk.models.LatentODE`).
-        learning_rate: largest learning rate of Adam in a one-cycle schedule (Smith and Topin 2019).
+        learning_rate: largest learning rate of Adam in a one-cycle schedule (Smith and Topin 2019), for the networks;
+            typical values, variability and residual error take five times it.
         warmup: share of the training over which the weight of the KL term rises from 0 to 1.
         seed: of the draws of z.
     """
@@ -137,7 +140,19 @@ class LatentODETask(L.LightningModule):
     def _finish(self, stage: str) -> None:
         for name, metric in (("rmse", self.squares), ("log_rmse", self.unseen)):
             self.log(f"{stage}_{name}", metric.compute().sqrt(), prog_bar=name == "rmse", rank_zero_only=False)
-            metric.reset()
+
+    def _start(self) -> None:
+        # at the start, not at the end: what `validate` leaves behind are inference tensors, which `fit` may not change
+        self.squares.reset()
+        self.unseen.reset()
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the epoch before."""
+        self._start()
+
+    def on_test_epoch_start(self) -> None:
+        """As `on_validation_epoch_start`."""
+        self._start()
 
     def validation_step(self, batch: CohortBatch, batch_idx: int) -> None:
         """Logs val_loss and its parts, val_rmse, val_log_rmse, and val_line_rrmse where the truth is known."""
@@ -167,13 +182,16 @@ class LatentODETask(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Adam, with a one-cycle schedule where the number of steps is known."""
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+        population = self.model.population_parameters()
+        known = {id(weight) for weight in population}
+        networks = [weight for weight in self.parameters() if id(weight) not in known]
+        rates = [_POPULATION_SPEED * self.learning_rate, self.learning_rate]
+        groups = [{"params": part, "lr": rate} for part, rate in zip((population, networks), rates, strict=True)]
+        optimizer = torch.optim.Adam(groups)
         steps = self.trainer.estimated_stepping_batches
         if not np.isfinite(steps):
             return optimizer
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.learning_rate, total_steps=int(steps) + 1, pct_start=0.1
-        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=int(steps) + 1, pct_start=0.1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def reconstruct(

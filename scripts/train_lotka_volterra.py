@@ -12,7 +12,7 @@ from neuralpk.datamodules import LotkaVolterraDataModule
 from neuralpk.tasks import LatentODETask
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--epochs", type=int, default=40, help="of 5 passes over the series")
+parser.add_argument("--epochs", type=int, default=20, help="of 5 passes over the series")
 parser.add_argument("--field", default="mechanistic", choices=["mechanistic", "free", "hybrid"])
 arguments = parser.parse_args()
 

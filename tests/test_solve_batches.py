@@ -77,7 +77,7 @@ THETA = [*THETA, [4.0, 25.0, 2.0, 30.0, 0.2], [3.0, 15.0, 4.0, 50.0, 0.3]]
 # the exact engine differs by rounding alone, the other chooses its steps for all subjects together
 ENGINES = {
     "exact": (SolverOptions(engine="exact"), 1e-12),
-    "torchdiffeq": (SolverOptions(engine="torchdiffeq", rtol=1e-9, atol=1e-10), 1e-7),
+    "torchdiffeq": (SolverOptions(engine="torchdiffeq", rtol=1e-7, atol=1e-8), 1e-5),
 }
 
 
@@ -106,7 +106,10 @@ def test_the_padding_does_not_matter():
     # any other finite numbers, as long as no padded time lies before the start or after the last record
     changed = {
         name: torch.where(batch.dose_mask, getattr(batch, name), 3)
-        for name in ("dose_time", "dose_amount", "dose_rate", "dose_interval", "dose_compartment", "dose_steady_state")
+        for name in ("dose_time", "dose_amount", "dose_rate", "dose_interval")
+    }
+    changed |= {
+        k: torch.where(batch.dose_mask, getattr(batch, k), 1) for k in ("dose_compartment", "dose_steady_state")
     }
     changed["dose_reset"] = batch.dose_reset | ~batch.dose_mask
     changed["value"] = torch.where(batch.mask, batch.value, 99.0)
@@ -135,7 +138,9 @@ def test_a_dose_may_be_split_in_two(engine):
 def test_the_clock_may_start_anywhere(engine, clock):
     options, tolerance = ENGINES[engine]
     moved = [
-        dataclasses.replace(s, times=s.times + clock, doses=[dataclasses.replace(d, time=d.time + clock) for d in s.doses])
+        dataclasses.replace(
+            s, times=s.times + clock, doses=[dataclasses.replace(d, time=d.time + clock) for d in s.doses]
+        )
         for s in MIXED
     ]
     with torch.no_grad():
@@ -205,7 +210,7 @@ def with_bad(cause):
     """(dynamics, theta of 16 subjects) in which those of `BAD` cannot be solved."""
     if cause == "evaluations":
         theta = torch.linspace(0.5, 1.0, 16, dtype=torch.float64)[:, None].clone()
-        theta[BAD] = 5000.0
+        theta[BAD] = 500.0
         return Oscillating().double(), theta
     theta = torch.zeros(16, 3, dtype=torch.float64)
     theta[:, 0] = torch.linspace(0.5, 1.0, 16)
@@ -224,6 +229,7 @@ def outcome(dynamics, theta, options, ids):
     return solution, theta.grad, dynamics.weight.grad.clone()
 
 
+# where nothing asserts, the limit is what ends a NaN: it must not be far away
 CASES = [("nan", m, g) for m in METHODS for g in GRADIENTS] + [("blow-up", m, g) for m in METHODS for g in GRADIENTS]
 CASES += [("evaluations", "dopri5", g) for g in GRADIENTS]
 
@@ -231,7 +237,7 @@ CASES += [("evaluations", "dopri5", g) for g in GRADIENTS]
 @pytest.mark.parametrize(("cause", "method", "gradient"), CASES)
 def test_subjects_that_cannot_be_solved_are_named_and_spoil_nothing(cause, method, gradient):
     dynamics, theta = with_bad(cause)
-    options = SolverOptions(method=method, gradient=gradient, step=0.05, rtol=1e-8, atol=1e-8, max_evaluations=2000)
+    options = SolverOptions(method=method, gradient=gradient, step=0.05, rtol=1e-8, atol=1e-8, max_evaluations=300)
     good = [k for k in range(16) if k not in BAD]
     expected, expected_theta, expected_weight = outcome(dynamics, theta[good], options, good)
     assert bool(expected.ok.all())
@@ -253,18 +259,19 @@ def test_a_batch_of_bad_subjects_only_is_an_error_with_names(method):
     options = SolverOptions(method=method, step=0.1)
     solution = solve(dynamics, dynamics.initial_state(theta), theta, batch, options=options)
     assert (solution.status != Status.OK).all()
-    message = rf"3 of 3 subjects not solved by {method} at rtol 1e-05.*patient 0: non_finite; patient 5.*patient 11"
+    how = "(non_finite|step_underflow)"
+    message = rf"3 of 3 subjects not solved by {method} at rtol 1e-05.*patient 0: {how}; patient 5.*patient 11: {how}"
     with pytest.raises(SolveError, match=message):
         solution.check(batch.ids, options)
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("gradient", ["adjoint", pytest.param("backprop", marks=pytest.mark.slow)])
 def test_a_subject_without_a_steady_state_spoils_nothing(gradient):
     # 100 mg every 8 h where at most 2 mg/h can be eliminated accumulate without end
     model = CompartmentModel(1, elimination="michaelis_menten").double()
     people = [subject(k, [Dose(0, 100, interval=8, steady_state=1)], [0.0, 4.0]) for k in range(3)]
     theta = torch.tensor([[30.0, 1.0, 20.0], [2.0, 1.0, 20.0], [40.0, 1.0, 20.0]], dtype=torch.float64)
-    options = SolverOptions(gradient=gradient, max_evaluations=500)
+    options = SolverOptions(gradient=gradient, max_evaluations=100)
     solution = lines(model, theta.requires_grad_(), people, options)
     assert solution.ok.tolist() == [True, False, True]
     solution.states[solution.ok].sum().backward()
@@ -280,12 +287,12 @@ def test_many_doses_do_not_use_up_the_evaluations_of_the_backward_sweep():
     # the limit is one between two nodes, not one for all
     model = CompartmentModel(1, elimination="michaelis_menten").double()
     theta = torch.tensor([[30.0, 1.0, 20.0]], dtype=torch.float64, requires_grad=True)
-    given = [subject("a", [Dose(0, 100, interval=4, additional=40)], [160.0])]
-    solution = lines(model, theta, given, SolverOptions(rtol=1e-7, max_evaluations=300))
+    given = [subject("a", [Dose(0, 100, interval=4, additional=20)], [80.0])]
+    solution = lines(model, theta, given, SolverOptions(rtol=1e-7, max_evaluations=200))
     assert solution.ok.all()
     forward = solution.count.total
     solution.states.sum().backward()
-    assert solution.count.total > forward > 300
+    assert solution.count.total - forward > 200 < forward
     assert theta.grad.isfinite().all()
 
 
@@ -294,10 +301,10 @@ def test_nothing_hangs_where_assertions_are_switched_off():
         import torch
         from test_solve_batches import *
         torch.set_num_threads(1)
-        assert False, "assertions are on: this must run under -O"
-        for cause, method, gradient in CASES:
+        assert False  # passed over under -O
+        for cause, method, gradient in CASES[::3]:
             dynamics, theta = with_bad(cause)
-            options = SolverOptions(method=method, gradient=gradient, step=0.05, max_evaluations=500)
+            options = SolverOptions(method=method, gradient=gradient, step=0.05, max_evaluations=200)
             found, *gradients = outcome(dynamics, theta, options, range(16))
             if found.status.nonzero().flatten().tolist() != BAD or not all(g.isfinite().all() for g in gradients):
                 raise SystemExit(f"{cause} {method} {gradient}: {found.status}")

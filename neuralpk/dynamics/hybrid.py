@@ -1,6 +1,6 @@
 """Mechanism plus learned correction."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from neuralpk.dynamics.base import Dynamics
 from neuralpk.scaling import Scaling
@@ -56,3 +56,6 @@ class HybridDynamics(Dynamics):
 
     def guess(self, scaling: Scaling) -> dict[str, float]:
         return self.mechanistic.guess(scaling)
+
+    def population_parameters(self) -> list[nn.Parameter]:
+        return [*self.mechanistic.population_parameters(), *self.correction.population_parameters()]

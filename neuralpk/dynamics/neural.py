@@ -30,10 +30,10 @@ class VolumeHead(nn.Module):
 
     reference: Tensor
 
-    def __init__(self, latent_size: int, scaling: Scaling) -> None:
+    def __init__(self, latent_size: int, scaling: Scaling, own: int = 0) -> None:
         super().__init__()
         self.log = nn.Linear(latent_size, 1)
-        nn.init.normal_(self.log.weight, std=0.2)
+        self.log.weight = nn.Parameter(0.3 * torch.eye(latent_size)[[own % latent_size]])
         nn.init.zeros_(self.log.bias)
         self.register_buffer("reference", torch.tensor(scaling.amount / scaling.value[0]))
 
@@ -45,7 +45,7 @@ class VolumeHead(nn.Module):
 class NeuralCompartments(Compartments):
     """Compartments whose rates a network computes: dA/dt = K(A, z)·A, with every rate positive by construction.
 
-    With x = W·z + network(A, z), the rate of each flow is rate0·exp(5·tanh(x/5)), within a factor of 150 of a rate0
+    With x = W·z + b + network(A, z), the rate of each flow is rate0·exp(5·tanh(x/5)), within a factor of 150 of a rate0
     of 4/T (16/T into central), T the observed span. So there is no negative concentration, no drug without a dose,
     and C → 0, since every compartment leads to central and central has a way out.
 
@@ -77,10 +77,12 @@ class NeuralCompartments(Compartments):
         self.parameter_names = latent_names(latent_size)
         self.endpoints = (states.index("central"),)
         self.network = mlp(len(states) + latent_size, hidden, layers, len(flows))
-        self.direct = nn.Linear(latent_size, len(flows), bias=False)
-        nn.init.normal_(self.direct.weight, std=0.3)
+        self.direct = nn.Linear(latent_size, len(flows))
+        # each rate starts with a latent of its own, and a spread between subjects that is usual for a parameter
+        self.direct.weight = nn.Parameter(0.3 * torch.eye(latent_size)[[k % latent_size for k in range(len(flows))]])
+        nn.init.zeros_(self.direct.bias)
         self.network[-1].weight = nn.Parameter(torch.zeros(len(flows), hidden))
-        self.volume = VolumeHead(latent_size, scaling)
+        self.volume = VolumeHead(latent_size, scaling, own=len(flows))
         # the way into central is usually the fastest; all others start equal
         inlet = torch.tensor([states.index(a) < states.index("central") for a, _ in flows])
         rate = torch.where(inlet, 16.0, 4.0) / scaling.time * (0.01 if negligible else 1.0)
@@ -97,6 +99,9 @@ class NeuralCompartments(Compartments):
     def observe(self, y: Tensor, theta: Tensor) -> Tensor:
         concentration: Tensor = y / self.volume(theta)
         return concentration
+
+    def population_parameters(self) -> list[nn.Parameter]:
+        return [*self.direct.parameters(), *self.volume.parameters()]
 
 
 class NeuralField(Dynamics):
@@ -149,3 +154,7 @@ class NeuralField(Dynamics):
 
     def observe(self, y: Tensor, theta: Tensor) -> Tensor:
         return y if self.volume is None else y / self.volume(theta)
+
+    def population_parameters(self) -> list[nn.Parameter]:
+        heads = [head for head in (self.volume, self.first) if head is not None]
+        return [weight for head in heads for weight in head.parameters()]

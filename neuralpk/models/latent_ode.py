@@ -89,6 +89,10 @@ class LatentODE(nn.Module):
 
     value_scale: Tensor
 
+    def population_parameters(self) -> list[nn.Parameter]:
+        """Typical values, variability and residual error: few numbers on which everything else waits."""
+        return [*self.individual.parameters(), *self.error.parameters(), *self.dynamics.population_parameters()]
+
     def prior_mean(self, subjects: int) -> Tensor:
         """Mean of p(z), the typical patient, ``[subject, latent]``."""
         return self.value_scale.new_zeros((subjects, self.individual.latent_size))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from neuralpk.cohort import CohortBatch
 from neuralpk.dynamics import Dynamics
 from neuralpk.solve import exact, reference
 from neuralpk.solve.mesh import Mesh, build_mesh, dose_inputs, join_inputs, period_at, theta_at
-from neuralpk.solve.options import Gradient, SolveError, SolverOptions, Status
+from neuralpk.solve.options import SolveError, SolverOptions, Status
 from neuralpk.solve.reference import EngineFailure, Evaluations
 from neuralpk.solve.steady_state import Integrate, steady_states, still_running
 
@@ -73,8 +73,9 @@ def _refuse_closures(dynamics: Dynamics, y0: Tensor, theta: Tensor, times: Tenso
             if leaf is not None and id(leaf) not in known:
                 raise ValueError(
                     f"{type(dynamics).__name__} uses a tensor of shape {tuple(leaf.shape)} that needs a gradient but "
-                    "is neither theta nor a registered parameter; the adjoint method would give it none. Put what differs "
-                    "between subjects into theta, register shared weights on the module, or use gradient='backprop'."
+                    "is neither theta nor a registered parameter; the adjoint method would give it none. Put what "
+                    "differs between subjects into theta, register shared weights on the module, or use "
+                    "gradient='backprop'."
                 )
             todo.extend(parent for parent, _ in node.next_functions)
 
@@ -84,7 +85,8 @@ def _isolate(
 ) -> list[tuple[Tensor, Tensor]]:
     """Solve the subjects together; where that fails, find those to blame by halving and solve the rest without them.
 
-    `run` gives the states of some subjects and which of them stayed finite throughout. Masking a failed subject out of the result is not enough: its NaN would still reach the gradient of every weight.
+    `run` gives the states of some subjects, and which of them stayed finite throughout. Masking a failed subject out
+    of the result is not enough: its NaN would still reach the gradient of every weight.
     """
     if len(subjects) == 0:
         return []
@@ -171,15 +173,15 @@ def solve(
         _refuse_closures(dynamics, y0, theta_at(theta, period_at(batch, batch.start[:, None]))[:, 0], batch.start)
     count = Evaluations(options.max_evaluations)
 
-    def integrate(y0: Tensor, theta: Tensor, mesh: Mesh, gradient: Gradient) -> Tensor:
+    def integrate(y0: Tensor, theta: Tensor, mesh: Mesh) -> Tensor:
         if use_exact:
             return exact.integrate(dynamics, y0, theta, mesh)
-        return reference.integrate(dynamics, y0, theta, mesh, replace(options, gradient=gradient), count)
+        return reference.integrate(dynamics, y0, theta, mesh, options, count)
 
     def run(subjects: Tensor) -> tuple[Tensor, Tensor]:
         own = theta[subjects]
-        mesh = _mesh(dynamics, integrate, own, batch.select(subjects), times[subjects], rows[subjects], options.gradient)
-        nodes = integrate(y0[subjects], own, mesh, options.gradient)
+        mesh = _mesh(dynamics, integrate, own, batch.select(subjects), times[subjects], rows[subjects])
+        nodes = integrate(y0[subjects], own, mesh)
         states = nodes.gather(1, mesh.wanted[..., None].expand(-1, -1, nodes.shape[-1]))
         return states, torch.isfinite(nodes.detach()).flatten(1).all(1)
 
@@ -197,13 +199,12 @@ def _mesh(
     batch: CohortBatch,
     times: Tensor,
     rows: Tensor,
-    gradient: Gradient,
 ) -> Mesh:
     """Doses with their lag and bioavailability, steady states filled in, sorted into every subject's clock."""
     inputs = dose_inputs(dynamics, theta, batch)
     if not bool((batch.dose_steady_state > 0).any()):
         return build_mesh(batch, inputs, len(dynamics.states), times, rows)
-    steady = steady_states(dynamics, integrate, theta, batch, inputs, gradient)
+    steady = steady_states(dynamics, integrate, theta, batch, inputs)
     earlier = still_running(batch, inputs)
     inputs = inputs if earlier is None else join_inputs(inputs, earlier)
     return build_mesh(batch, inputs, len(dynamics.states), times, rows, steady)

@@ -40,7 +40,7 @@ class SolverOptions:
         rtol: relative tolerance of the adaptive methods, for each subject by itself.
         atol: absolute tolerance, in the unit of the state.
         step: largest step of the fixed-step methods, in the cohort's time unit.
-        max_evaluations: most evaluations of the field between two nodes of the clock.
+        max_evaluations: most evaluations of the field between two nodes of the clock, forward and backward each.
 
     Raises:
         ValueError: an unknown name; a tolerance or step that is not positive.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,15 +17,19 @@ from torch import Tensor
 
 from neuralpk.dynamics import Dynamics
 from neuralpk.solve.mesh import Mesh, theta_at
-from neuralpk.solve.options import FIXED, SolverOptions, Status
+from neuralpk.solve.options import FIXED, SolveError, SolverOptions, Status
 
 
-class EngineFailure(Exception):
+class EngineFailure(SolveError):
     """Some subject of the batch cannot be integrated; which one, the engine does not know."""
 
     def __init__(self, status: Status) -> None:
-        super().__init__(status.name)
+        super().__init__(f"{status.name.lower()} between two nodes of the clock")
         self.status = status
+
+
+Field = Callable[[Tensor, Tensor], Tensor]
+"""(s, y) -> dy/ds."""
 
 
 @dataclass
@@ -34,18 +38,21 @@ class Evaluations:
 
     limit: int
     total: int = 0
-    stretch: int = field(default=0, repr=False)
 
-    def add(self) -> None:
-        """Count one.
+    def counted(self, field_: Field) -> Field:
+        """The field of one stretch; calling it raises an `EngineFailure` once the limit is passed. torchdiffeq itself
+        only asserts, and not at all under ``python -O``."""
+        spent = {True: 0, False: 0}  # the adjoint goes forward without gradients and backward with, each to the limit
 
-        Raises:
-            EngineFailure: the limit is passed. torchdiffeq itself only asserts, and not at all under ``python -O``.
-        """
-        self.total += 1
-        self.stretch += 1
-        if self.stretch > self.limit:
-            raise EngineFailure(Status.MAX_EVALUATIONS)
+        def counted_(s: Tensor, y: Tensor) -> Tensor:
+            sweep = torch.is_grad_enabled()
+            self.total += 1
+            spent[sweep] += 1
+            if spent[sweep] > self.limit:
+                raise EngineFailure(Status.MAX_EVALUATIONS)
+            return field_(s, y)
+
+        return counted_
 
 
 def _largest_of_subjects(values: Tensor) -> Tensor:
@@ -75,15 +82,15 @@ def _stretch(
 ) -> Tensor:
     """Solve from one node to the next."""
     start = mesh.times[:, node]
-    h = mesh.times[:, node + 1] - start
+    # not `… - start`: what the adjoint differentiates for must not depend on each other, or paths count twice
+    h = mesh.times[:, node + 1] - mesh.times[:, node]
     longest = float(h.detach().amax())
     if longest <= 0.0:
         return y
     own, input_ = theta_at(theta, mesh.period[:, node : node + 1])[:, 0], mesh.input[:, node]
-    count.stretch = 0
 
+    @count.counted
     def field_(s: Tensor, y: Tensor) -> Tensor:
-        count.add()
         slope: Tensor = dynamics(start + s * h, y, own) + input_
         return h[:, None] * slope
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from neuralpk.cohort import CohortBatch
 from neuralpk.dynamics import Dynamics
 from neuralpk.solve.mesh import Inputs, Mesh, period_at, theta_at
-from neuralpk.solve.options import Gradient
 
 Integrate = Callable[[Tensor, Tensor, Mesh], Tensor]
 """(y0, theta, mesh) -> state after every node; the engine, with its options filled in."""
@@ -43,7 +42,8 @@ def _root(residual: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
             step: Tensor = torch.linalg.solve_ex(jacobian, r)[0]
             y = y - step
             change = step.abs() / y.abs().amax(1, keepdim=True)
-            if bool((change <= 100 * eps).all()) or not bool(torch.isfinite(y).any()):
+            # a step doubles the digits and one more follows; to ask for all of them would wait on the solver's noise
+            if bool((change <= eps**0.5).all()) or not bool(torch.isfinite(y).any()):
                 break
         y = torch.where(change <= eps**0.5, y, torch.nan)
         jacobian = _jacobian(residual, y, residual(y))
@@ -69,9 +69,7 @@ def _interval_mesh(dose: Inputs, interval: Tensor, phase: Tensor, states: int) -
     return Mesh(times, none.bool(), jump, input_, none, torch.argsort(order, dim=1)[:, 2:])
 
 
-def _periodic(
-    dynamics: Dynamics, integrate: Integrate, theta: Tensor, dose: Inputs, interval: Tensor, gradient: Gradient
-) -> Tensor:
+def _periodic(dynamics: Dynamics, integrate: Integrate, theta: Tensor, dose: Inputs, interval: Tensor) -> Tensor:
     """State at the record of a steady-state dose, just before it acts, ``[subject, state]``."""
     states = len(dynamics.states)
     lag = dose.start - dose.record
@@ -79,14 +77,12 @@ def _periodic(
     phase = interval - torch.remainder(lag, interval)
     mesh = _interval_mesh(dose, interval, phase, states)
 
-    def read(y: Tensor, wanted: int, gradient: Gradient) -> Tensor:
+    def read(y: Tensor, wanted: int) -> Tensor:
         node = mesh.wanted[:, wanted, None, None].expand(-1, 1, states)
-        return integrate(y, theta, mesh, gradient).gather(1, node)[:, 0]
+        return integrate(y, theta, mesh).gather(1, node)[:, 0]
 
-    empty = theta.new_zeros((len(theta), states))
-    # an interval takes few steps, and backprop through them costs a fraction of one adjoint sweep for each state
-    y = _root(lambda y: read(y, 1, gradient) - y, empty, lambda y: read(y, 1, "backprop") - y)
-    return y if dynamics.lag(theta) is None else read(y, 0, gradient)
+    y = _root(lambda y: read(y, 1) - y, theta.new_zeros((len(theta), states)))
+    return y if dynamics.lag(theta) is None else read(y, 0)
 
 
 def _constant(dynamics: Dynamics, theta: Tensor, dose: Inputs) -> Tensor:
@@ -101,7 +97,7 @@ def _flat(inputs: Inputs, chosen: Tensor) -> Inputs:
 
 
 def steady_states(
-    dynamics: Dynamics, integrate: Integrate, theta: Tensor, batch: CohortBatch, inputs: Inputs, gradient: Gradient
+    dynamics: Dynamics, integrate: Integrate, theta: Tensor, batch: CohortBatch, inputs: Inputs
 ) -> Tensor:
     """The state to which each steady-state record jumps, ``[subject, dose, state]``, 0 at the other records."""
     states = theta.new_zeros((*batch.dose_time.shape, len(dynamics.states)))
@@ -111,10 +107,7 @@ def steady_states(
         if not bool(chosen.any()):
             continue
         dose, own, interval = _flat(inputs, chosen), at_dose[chosen], batch.dose_interval[chosen]
-        if repeated:
-            reached = _periodic(dynamics, integrate, own, dose, interval, gradient)
-        else:
-            reached = _constant(dynamics, own, dose)
+        reached = _periodic(dynamics, integrate, own, dose, interval) if repeated else _constant(dynamics, own, dose)
         states = states.masked_scatter(chosen[..., None].expand_as(states), reached)
     return states
 

@@ -1,0 +1,156 @@
+"""The vector fields: mass balance, positivity, and agreement with themselves."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from closed_forms import KA, PARAMETERS, rate_matrix
+
+from neuralpk.dynamics import CompartmentModel, HybridDynamics, LotkaVolterra, NeuralCompartments, NeuralField
+from neuralpk.scaling import Scaling
+
+OPTIONS = list(
+    itertools.product((1, 2, 3), ("none", "first_order", "transit"), ("linear", "michaelis_menten", "time_varying"))
+)
+SCALING = Scaling(24.0, 100.0, (3.0,))
+
+
+def random_point(model, subjects=20):
+    """t, y and theta, all positive."""
+    shape = (subjects, len(model.states)), (subjects, len(model.parameter_names))
+    y, theta = (0.1 + torch.rand(s, dtype=torch.float64) * 5 for s in shape)
+    return torch.rand(subjects, dtype=torch.float64) * 10, y, theta
+
+
+@pytest.mark.parametrize(("compartments", "absorption", "elimination"), OPTIONS)
+def test_amounts_only_move_or_leave(compartments, absorption, elimination):
+    model = CompartmentModel(compartments, absorption, elimination).double()
+    t, y, theta = random_point(model)
+    flow_out = model.rates(t, y, theta)[:, 0] * y[:, model.central]
+    # to rounding: a sum of up to seven flows of this size
+    torch.testing.assert_close(model(t, y, theta).sum(1), -flow_out, rtol=1e-12, atol=1e-12)
+    k = model._matrix(model.rates(t, y, theta))
+    off_diagonal = k - torch.diag_embed(k.diagonal(dim1=1, dim2=2))
+    assert (off_diagonal >= 0).all()
+    assert (k.sum(1) <= 1e-12).all()
+
+
+@pytest.mark.parametrize("absorption", ["none", "first_order", "transit"])
+@pytest.mark.parametrize("compartments", [1, 2, 3])
+def test_the_rate_matrix_is_the_jacobian_of_the_field(compartments, absorption):
+    model = CompartmentModel(compartments, absorption).double()
+    t, y, theta = random_point(model, 1)
+    jacobian = torch.autograd.functional.jacobian(lambda y: model(t, y, theta)[0], y)[:, 0]
+    torch.testing.assert_close(model.rate_matrix(theta)[0], jacobian, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("oral", [False, True])
+@pytest.mark.parametrize("compartments", [1, 2, 3])
+def test_the_rate_matrix_is_the_one_written_by_hand(compartments, oral):
+    model = CompartmentModel(compartments, "first_order" if oral else "none").double()
+    values = PARAMETERS | {"KA": KA}
+    theta = torch.tensor([[values[name] for name in model.parameter_names]], dtype=torch.float64)
+    np.testing.assert_allclose(model.rate_matrix(theta)[0], rate_matrix(compartments, oral), rtol=1e-12)
+
+
+def test_other_parametrisations_follow_from_the_parameters():
+    model = CompartmentModel(3).double()
+    theta = torch.tensor([[PARAMETERS[name] for name in model.parameter_names]], dtype=torch.float64)
+    derived = {name: float(value) for name, value in model.derived(theta).items()}
+    assert derived == pytest.approx({"k10": 0.25, "k12": 0.15, "k21": 0.075, "k13": 0.05, "k31": 1 / 60})
+    assert "k10" not in CompartmentModel(1, elimination="michaelis_menten").derived(torch.ones(1, 3))
+
+
+def test_each_compartment_is_observed_over_its_own_volume():
+    model = CompartmentModel(2, "first_order")
+    theta = torch.tensor([[5.0, 20.0, 3.0, 40.0, KA]])
+    read = model.observe(torch.tensor([[7.0, 100.0, 80.0]]), theta)
+    assert read.tolist() == [[7.0, 5.0, 2.0]]
+    assert model.endpoints == (1,)
+
+
+@pytest.mark.parametrize(("compartments", "absorption", "elimination"), OPTIONS)
+def test_there_is_a_positive_guess_for_every_parameter(compartments, absorption, elimination):
+    model = CompartmentModel(compartments, absorption, elimination, lag="central", bioavailability="central")
+    guess = model.guess(SCALING)
+    assert tuple(guess) == model.parameter_names
+    assert min(guess.values()) > 0
+
+
+def test_there_is_a_guess_for_prey_and_predator():
+    guess = LotkaVolterra().guess(Scaling(90.0, 1.0, (30.0, 20.0)))
+    assert tuple(guess) == LotkaVolterra().parameter_names
+    # at the guess the two are in balance: alpha/beta predators and gamma/delta prey
+    assert guess["alpha"] / guess["beta"] == pytest.approx(guess["predator0"])
+    assert guess["gamma"] / guess["delta"] == pytest.approx(guess["prey0"])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"compartments": 4}, {"absorption": "zero_order"}, {"elimination": "none"}, {"lag": "depot"}],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_options_that_do_not_exist_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"must be 1, 2 or 3|is one of|name one of"):
+        CompartmentModel(**wrong)
+
+
+def with_random_weights(model, std):
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=std)
+    return model.double()
+
+
+@pytest.mark.parametrize("std", [0.1, 1.0, 10.0])
+def test_learned_rates_are_positive_and_bounded_whatever_the_weights(std):
+    model = with_random_weights(NeuralCompartments(("depot", "central", "peripheral"), 3, SCALING), std)
+    t, y, _ = random_point(model, 200)
+    theta = 3 * torch.randn(200, 3, dtype=torch.float64)
+    rates = model.rates(t, 100 * y, theta)
+    assert ((rates / model.rate).log().abs() <= 5.0 + 1e-12).all()  # exp(5·tanh)
+    empty = torch.zeros_like(y)
+    assert (model(t, empty, theta) == 0).all(), "drug without a dose"
+    for k in range(y.shape[1]):  # an empty compartment can only fill
+        emptied = y.clone()
+        emptied[:, k] = 0.0
+        assert (model(t, emptied, theta)[:, k] >= 0).all()
+    # nothing appears from nowhere: the whole can only fall
+    assert (model(t, y, theta).sum(1) <= 0).all()
+
+
+@pytest.mark.parametrize("learned", [NeuralCompartments, NeuralField])
+def test_a_hybrid_is_the_sum_of_its_parts(learned):
+    known = CompartmentModel(2, "first_order", lag="depot").double()
+    more = {"endpoints": (1,)} if learned is NeuralField else {}
+    correction = with_random_weights(learned(known.states, latent_size=2, scaling=SCALING, **more), 0.5)
+    hybrid = HybridDynamics(known, correction)
+    t, y, theta = random_point(hybrid)
+    n = len(known.parameter_names)
+    expected = known(t, y, theta[:, :n]) + correction(t, y, theta[:, n:])
+    torch.testing.assert_close(hybrid(t, y, theta), expected, rtol=0.0, atol=0.0)
+    assert hybrid.parameter_names == (*known.parameter_names, "z1", "z2")
+    torch.testing.assert_close(hybrid.lag(theta), known.lag(theta[:, :n]), rtol=0.0, atol=0.0)
+    torch.testing.assert_close(hybrid.observe(y, theta), known.observe(y, theta[:, :n]), rtol=0.0, atol=0.0)
+    assert tuple(hybrid.guess(SCALING)) == known.parameter_names
+    assert not hybrid.linear
+
+
+def test_parts_of_a_hybrid_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"states differ"):
+        HybridDynamics(CompartmentModel(2), NeuralCompartments(("central",), 2, SCALING))
+
+
+def test_a_dynamics_that_is_not_linear_has_no_rate_matrix():
+    with pytest.raises(TypeError, match=r"LotkaVolterra is not linear"):
+        LotkaVolterra().rate_matrix(torch.ones(1, 6))
+
+
+def test_an_undosed_neural_field_starts_from_the_latent_in_the_unit_of_the_data():
+    scaling = Scaling(90.0, 1.0, (30.0, 20.0))
+    field = NeuralField(("prey", "predator"), (0, 1), 2, scaling, dosed=False)
+    torch.nn.init.zeros_(field.first.weight)
+    torch.nn.init.zeros_(field.first.bias)
+    assert field.initial_state(torch.randn(1, 2)).tolist() == [[30.0, 20.0]]
+    dosed = NeuralField(("central",), (0,), 2, SCALING)
+    assert dosed.initial_state(torch.randn(1, 2)).tolist() == [[0.0]]

@@ -1,0 +1,311 @@
+"""Gradients: adjoint = backprop = finite differences = closed form, in everything that is learned."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from closed_forms import KA, LOTKA_VOLTERRA, Disposition
+
+from neuralpk.cohort import Cohort, Dose, Subject, collate
+from neuralpk.dynamics import CompartmentModel, Dynamics, LotkaVolterra, NeuralCompartments, NeuralField
+from neuralpk.models import build_model
+from neuralpk.scaling import Scaling
+from neuralpk.solve import SolverOptions, solve
+
+TIGHT = {"method": "dopri8", "rtol": 1e-9, "atol": 1e-10}
+WAYS = {
+    "exact": SolverOptions(engine="exact"),
+    "backprop": SolverOptions(engine="torchdiffeq", gradient="backprop", **TIGHT),
+    "adjoint": SolverOptions(engine="torchdiffeq", gradient="adjoint", **TIGHT),
+}
+
+
+def subject(doses, times, name="1", **more):
+    return Subject(name, np.asarray(times, float), np.full(len(times), np.nan), tuple(doses), **more)
+
+
+def loss_of(model, people, options, weights=None):
+    """theta, y0 -> a weighted sum of the squared states at the records."""
+    batch = collate(people, dtype=torch.float64)
+
+    def loss(theta, y0=None):
+        y0 = model.initial_state(theta if theta.dim() == 2 else theta[:, 0]) if y0 is None else y0
+        solution = solve(model, y0, theta, batch, options=options)
+        solution.check(batch.ids, options)
+        return (solution.states.square() * batch.mask[..., None]).sum()
+
+    return loss
+
+
+def by_differences(function, x, width=1e-5):
+    """Central differences with relative width; the error of the fourth order is about width² = 1e-10."""
+    x, out = x.detach(), torch.zeros_like(x)
+    for k in range(x.numel()):
+        step = torch.zeros(x.numel(), dtype=x.dtype)
+        step[k] = width * max(abs(float(x.flatten()[k])), 1.0)
+        step = step.view_as(x)
+        with torch.no_grad():
+            out.view(-1)[k] = (function(x + step) - function(x - step)) / (2 * step.sum())
+    return out
+
+
+# relative to the largest component: the tolerance of 1e-9 of the solver, amplified by the differences' division
+AGREE = {"rtol": 1e-5, "atol": 0.0}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_gradient_of_an_oral_dose_is_that_of_its_closed_form(way):
+    model = CompartmentModel(1, "first_order").double()
+    theta = torch.tensor([[5.0, 20.0, KA]], dtype=torch.float64, requires_grad=True)
+    batch = collate([subject([Dose(0, 100)], [3.0])], dtype=torch.float64)
+    solution = solve(model, model.initial_state(theta), theta, batch, options=WAYS[way])
+    model.observe(solution.states, solution.theta)[0, 0, 1].backward()
+
+    def closed_form(cl, v, ka):
+        return float(Disposition.of(1, {"CL": cl, "V1": v}).oral(3.0, 100, ka))
+
+    at, expected = np.array([5.0, 20.0, KA]), []
+    for k in range(3):
+        step = 1e-5 * np.eye(3)[k]
+        expected.append((closed_form(*(at + step)) - closed_form(*(at - step))) / 2e-5)
+    np.testing.assert_allclose(theta.grad[0], expected, rtol=1e-6)  # the differences are good to 1e-9
+
+
+@pytest.mark.parametrize("gradient", ["backprop", "adjoint"])
+def test_lotka_volterra_has_the_published_gradient(gradient):
+    model = LotkaVolterra().double()
+    theta = torch.tensor([[*LOTKA_VOLTERRA["p"], 1.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    batch = collate([subject([], [0.0, 10.0])], dtype=torch.float64)
+    # the order (alpha, beta, gamma, delta) is that of p
+    options = SolverOptions(gradient=gradient, rtol=1e-10, atol=1e-10)
+    end = solve(model, model.initial_state(theta), theta, batch, options=options).states[0, 1]
+    (0.5 * (1 - end).square().sum()).backward()
+    found = theta.grad[0].numpy()
+    np.testing.assert_allclose(found[:4], LOTKA_VOLTERRA["dp_cvodes"], atol=1e-6)  # their digits end at 2.4e-7
+    np.testing.assert_allclose(found[:4], LOTKA_VOLTERRA["dp_dop853"], atol=1e-8)
+    np.testing.assert_allclose(found[4:], LOTKA_VOLTERRA["du0_dop853"], atol=1e-8)
+
+
+@pytest.mark.parametrize("gradient", ["backprop", "adjoint"])
+def test_the_default_tolerance_gives_a_gradient_good_to_a_thousandth(gradient):
+    model = CompartmentModel(2, "first_order", "michaelis_menten").double()
+    theta = torch.tensor([[12.0, 0.8, 20.0, 3.0, 40.0, KA]], dtype=torch.float64)
+    people = [subject([Dose(0, 100), Dose(12, 60)], [1.0, 4.0, 12.0, 20.0])]
+    grads = []
+    for options in (SolverOptions(gradient=gradient), WAYS["backprop"]):
+        own = theta.clone().requires_grad_()
+        loss_of(model, people, options)(own).backward()
+        grads.append(own.grad)
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-3, atol=0.0)
+
+
+EVENTS = {
+    # model, theta, doses: what moves the events of the clock themselves
+    "lag": (
+        CompartmentModel(1, "first_order", lag="depot"),
+        [5.0, 20.0, KA, 0.7],
+        [Dose(0, 100, interval=6, additional=1)],
+    ),
+    "lag of an infusion": (CompartmentModel(2, lag="central"), [5.0, 20.0, 3.0, 40.0, 0.7], [Dose(0, 100, duration=2)]),
+    "F of an infusion of given rate": (
+        CompartmentModel(1, bioavailability="central"),
+        [5.0, 20.0, 0.6],
+        [Dose(0, 100, rate=40)],
+    ),
+    "F of an infusion of given duration": (
+        CompartmentModel(1, bioavailability="central"),
+        [5.0, 20.0, 0.6],
+        [Dose(0, 100, duration=2)],
+    ),
+    "steady state": (CompartmentModel(2), [5.0, 20.0, 3.0, 40.0], [Dose(0, 100, interval=8, steady_state=1)]),
+    "steady state with lag": (
+        CompartmentModel(1, "first_order", lag="depot"),
+        [5.0, 20.0, KA, 0.7],
+        [Dose(0, 100, interval=8, steady_state=1)],
+    ),
+    "steady state of infusions with F": (
+        CompartmentModel(1, bioavailability="central"),
+        [5.0, 20.0, 0.6],
+        [Dose(0, 100, rate=40, interval=8, steady_state=1)],
+    ),
+    "constant infusion": (CompartmentModel(1), [5.0, 20.0], [Dose(0, rate=12, steady_state=1)]),
+}
+
+
+@pytest.mark.parametrize("case", EVENTS)
+@pytest.mark.parametrize("way", WAYS)
+def test_parameters_that_move_or_scale_a_dose_have_the_gradient_of_finite_differences(way, case):
+    model, theta, doses = EVENTS[case]
+    theta = torch.tensor([theta], dtype=torch.float64, requires_grad=True)
+    people = [subject(doses, [0.5, 3.0, 7.5])]
+    loss_of(model.double(), people, WAYS[way])(theta).backward()
+    expected = by_differences(loss_of(model, people, WAYS["exact"]), theta)
+    assert (expected != 0).all()
+    torch.testing.assert_close(theta.grad, expected, **AGREE)
+
+
+@pytest.mark.slow
+def test_a_michaelis_menten_steady_state_has_the_gradient_of_finite_differences():
+    model = CompartmentModel(1, elimination="michaelis_menten").double()
+    people = [subject([Dose(0, 100, interval=8, steady_state=1)], [0.5, 4.0])]
+    theta = torch.tensor([[30.0, 1.5, 20.0]], dtype=torch.float64)
+    grads = []
+    for way in ("backprop", "adjoint"):
+        own = theta.clone().requires_grad_()
+        loss_of(model, people, WAYS[way])(own).backward()
+        grads.append(own.grad)
+    # a wider step, because every difference carries the noise of the adaptive steps
+    expected = by_differences(loss_of(model, people, WAYS["backprop"]), theta, width=1e-4)
+    torch.testing.assert_close(grads[0], grads[1], **AGREE)
+    torch.testing.assert_close(grads[0], expected, **AGREE)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_initial_state_has_the_gradient_of_finite_differences(way):
+    model = CompartmentModel(2).double()
+    theta = torch.tensor([[5.0, 20.0, 3.0, 40.0]], dtype=torch.float64)
+    y0 = torch.tensor([[30.0, 10.0]], dtype=torch.float64, requires_grad=True)
+    people = [subject([Dose(1, 50), Dose(3, 10, reset=True)], [0.0, 0.5, 2.0, 4.0])]
+    loss_of(model, people, WAYS[way])(theta, y0).backward()
+    expected = by_differences(lambda y: loss_of(model, people, WAYS["exact"])(theta, y), y0)
+    torch.testing.assert_close(y0.grad, expected, **AGREE)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_period_has_its_own_parameters_and_their_gradient(way):
+    model = CompartmentModel(1).double()
+    # a covariate that steps at 4 h and at 9 h makes three periods
+    person = subject([Dose(0, 100)], [2.0, 4.0, 6.0, 12.0], covariates={"WT": ((0.0, 60.0), (4.0, 70.0), (9.0, 80.0))})
+    theta = torch.tensor([[[5.0, 20.0], [2.0, 20.0], [9.0, 20.0]]], dtype=torch.float64, requires_grad=True)
+    batch = collate([person], dtype=torch.float64)
+    solution = solve(model, model.initial_state(theta[:, 0]), theta, batch, options=WAYS[way])
+    amounts = solution.states[0, :, 0]
+    # in each period the logarithm falls by CL/V1 per hour
+    logs = math.log(100) - np.array([2 * 5, 4 * 5, 4 * 5 + 2 * 2, 4 * 5 + 5 * 2 + 3 * 9]) / 20
+    np.testing.assert_allclose(amounts.detach(), np.exp(logs), rtol=1e-7)
+    amounts.log()[-1].backward()
+    np.testing.assert_allclose(theta.grad[0, :, 0], -np.array([4, 5, 3]) / 20, rtol=1e-6)
+
+
+class Closure(Dynamics):
+    """dy/dt = −k·y with k kept outside theta and outside the parameters."""
+
+    states = ("y",)
+    parameter_names = ("unused",)
+
+    def __init__(self, k):
+        super().__init__()
+        self.kept = [k]
+
+    def forward(self, t, y, theta):
+        return -self.kept[0] * y
+
+
+def test_a_field_that_closes_over_a_tensor_is_refused_by_the_adjoint_alone():
+    leaf = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    theta, y0 = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+    batch = collate([subject([], [0.0, 2.0])], dtype=torch.float64)
+    for kept in (leaf, leaf * 1.0):  # a tensor that was computed from another is lost just as silently
+        with pytest.raises(ValueError, match=r"Closure uses a tensor .* gradient='backprop'"):
+            solve(Closure(kept), y0, theta, batch)
+    solve(Closure(leaf.detach()), y0, theta, batch)
+    with torch.no_grad():
+        solve(Closure(leaf), y0, theta, batch)
+    options = SolverOptions(gradient="backprop", rtol=1e-9, atol=1e-10)
+    end = solve(Closure(leaf), y0, theta, batch, options=options).states[0, 1, 0]
+    end.backward()
+    assert math.isclose(float(leaf.grad), -2 * math.exp(-1.0), rel_tol=1e-7)
+
+
+def weight_gradients(model, loss):
+    model.zero_grad()
+    loss().backward()
+    return {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+
+
+def assert_complete_and_equal(found, expected, unused=()):
+    """Every weight has a gradient, not zero, that agrees to 1e-5 of its own norm."""
+    for name, other in expected.items():
+        if name in unused:
+            assert other is None or not other.any(), f"{name} is in use after all"
+            continue
+        assert found[name] is not None and other is not None, f"{name} has no gradient"
+        assert float(other.norm()) > 0, f"the gradient of {name} is zero"
+        assert float((found[name] - other).norm()) <= 1e-5 * float(other.norm()), name
+
+
+SCALING = Scaling(24.0, 100.0, (3.0,), {"WT": (70.0, 0.2, True)})
+
+
+@pytest.mark.parametrize("kind", ["compartments", "field"])
+def test_every_weight_of_a_neural_field_has_the_gradient_of_backprop_and_finite_differences(kind):
+    states = ("depot", "central")
+    if kind == "compartments":
+        model = NeuralCompartments(states, 2, SCALING, hidden=4, layers=1).double()
+    else:
+        model = NeuralField(states, (1,), 2, SCALING, hidden=4, layers=1).double()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    batch = collate([subject([Dose(0, 100)], [1.0, 6.0], "1"), subject([Dose(0, 50)], [3.0], "2")], dtype=torch.float64)
+    theta = torch.tensor([[0.3, -1.0], [1.2, 0.4]], dtype=torch.float64)
+
+    def loss(options):
+        solution = solve(model, model.initial_state(theta), theta, batch, options=options)
+        return model.observe(solution.states, solution.theta).square().sum()
+
+    exact = weight_gradients(model, lambda: loss(WAYS["backprop"]))
+    assert_complete_and_equal(weight_gradients(model, lambda: loss(WAYS["adjoint"])), exact)
+    for name, weight in model.named_parameters():
+        with torch.no_grad():
+            at, w = float(weight.view(-1)[0]), weight.view(-1)
+            w[0] = at + 1e-4
+            up = float(loss(WAYS["backprop"]))
+            w[0] = at - 1e-4
+            down = float(loss(WAYS["backprop"]))
+            w[0] = at
+        # relative to the whole tensor's gradient: one entry may be next to nothing
+        assert abs((up - down) / 2e-4 - float(exact[name].view(-1)[0])) < 1e-5 * float(exact[name].norm()), name
+
+
+MODELS = {
+    "mechanistic": {"field": "mechanistic", "elimination": "michaelis_menten", "effects": {"VMAX": ["WT"]}},
+    "neural": {"field": "neural"},
+    "free": {"field": "free"},
+    "hybrid": {"field": "hybrid"},
+}
+
+
+@pytest.mark.parametrize("encoder", ["set", "recurrent"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_weight_from_the_encoder_to_the_residual_error_gets_its_gradient(kind, encoder):
+    people = [
+        Subject("1", [0.5, 2.0, 8.0], [1.0, 2.0, 0.7], (Dose(0, 100),), covariates={"WT": 60.0}),
+        Subject("2", [1.0, 12.0], [2.5, 0.4], (Dose(0, 100), Dose(6, 50, duration=2)), covariates={"WT": 90.0}),
+    ]
+    settings = {"compartments": 1, "absorption": "first_order", "latent_size": 2, "hidden": 4, "layers": 1}
+    batch = collate(Cohort(tuple(people)), dtype=torch.float64)
+    noise = torch.tensor([[0.5, -0.3, 0.8, 0.1, -0.6, 0.2], [-1.0, 0.4, 0.2, -0.7, 0.3, 0.9]], dtype=torch.float64)
+    grads = []
+    for gradient in ("adjoint", "backprop"):
+        torch.manual_seed(3)
+        solver = {"engine": "torchdiffeq", "gradient": gradient, **TIGHT}
+        model = build_model(
+            settings | MODELS[kind], {"kind": encoder, "hidden": 8}, "combined", solver, SCALING
+        ).double()
+        for p in model.dynamics.parameters():  # some start at zero, where others have no effect yet
+            torch.nn.init.normal_(p, std=0.3)
+        own = noise[:, : model.individual.latent_size]
+        grads.append(weight_gradients(model, lambda m=model, n=own: sum(_objective(m, batch, n))))
+    # a neural field reads no mechanistic parameter, and a hybrid observes through its mechanism
+    unused = {"neural": {"individual.log_typical", "individual.log_omega"}}
+    unused |= {
+        "free": unused["neural"],
+        "hybrid": {"dynamics.correction.volume.log.weight", "dynamics.correction.volume.log.bias"},
+    }
+    assert_complete_and_equal(*grads, unused.get(kind, ()))
+
+
+def _objective(model, batch, noise):
+    loss = model.loss(batch, "elbo", noise)
+    return loss.fit, loss.kl
