@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -104,6 +104,27 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         return self.passes * (len(self._cuts()) - 1)
 
 
+class _Resumable(DataLoader[CohortBatch]):
+    """A loader that a resumed training continues where it was interrupted in the middle of an epoch."""
+
+    served = 0
+    skipped = 0
+
+    def __iter__(self) -> Iterator[CohortBatch]:  # type: ignore[override]
+        self.served, self.skipped = self.skipped, 0
+        for batch in islice(super().__iter__(), self.served, None):
+            self.served += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """How far the epoch is."""
+        return {"served": self.served % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Where the next epoch starts."""
+        self.skipped = state["served"]
+
+
 def _as_is(batch: CohortBatch) -> CohortBatch:
     return batch
 
@@ -156,6 +177,17 @@ class CohortDataModule(L.LightningDataModule, ABC):
         self.num_workers = num_workers
         self.seed = seed
         self._parts: dict[Part, Cohort] | None = None
+        self._training: _Resumable | None = None
+        self._skipped = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """How far the epoch is; Lightning's own way comes too late where the schedule has asked for the loader."""
+        return {} if self._training is None else self._training.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Where a resumed training starts."""
+        if self.trainer is not None and self.trainer.state.fn == "fit":
+            self._skipped = state_dict.get("served", 0)
 
     @abstractmethod
     def make_cohort(self) -> Cohort:
@@ -189,7 +221,7 @@ class CohortDataModule(L.LightningDataModule, ABC):
         """Make the cohort; called by Lightning in every process."""
         self.part("train")
 
-    def _loader(self, part: Part, training: bool) -> DataLoader[CohortBatch]:
+    def _loader(self, part: Part, training: bool) -> _Resumable:
         cohort = self.part(part)
         rank, devices = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         context = self.context if training else self.evaluation_context
@@ -204,7 +236,7 @@ class CohortDataModule(L.LightningDataModule, ABC):
             rank,
             devices,
         )
-        return DataLoader(
+        return _Resumable(
             BatchDataset(cohort, context, self.context_size, self.seed),
             batch_size=None,
             sampler=sampler,
@@ -215,7 +247,9 @@ class CohortDataModule(L.LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader[CohortBatch]:
         """Batches of the training subjects, without their truth."""
-        return self._loader("train", training=True)
+        self._training = self._loader("train", training=True)
+        self._training.skipped, self._skipped = self._skipped, 0
+        return self._training
 
     def val_dataloader(self) -> DataLoader[CohortBatch]:
         """Batches of the validation subjects."""

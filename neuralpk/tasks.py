@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning as L
 import numpy as np
@@ -57,6 +57,8 @@ class LatentODETask(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if objective not in get_args(Objective):
+            raise ValueError(f"objective is one of {', '.join(get_args(Objective))}; not {objective!r}")
         self.save_hyperparameters()
         self.objective: Objective = objective
         self.learning_rate, self.warmup, self.seed = learning_rate, warmup, seed
@@ -98,13 +100,16 @@ class LatentODETask(L.LightningModule):
         return total
 
     def _log(self, name: str, value: Tensor | float, weight: int, bar: bool = False) -> None:
-        # weighted by observations, so that ragged batches and several devices give the mean over observations
+        # weighted by observations, so that ragged batches and several devices give the mean over observations; times
+        # the devices, because Lightning averages the weights over them in integers, which would round
+        weight *= self.trainer.world_size
         self.log(name, value, on_step=False, on_epoch=True, batch_size=weight, sync_dist=True, prog_bar=bar)
 
     def _refuse(self, loss: Tensor, failures: int, batch: CohortBatch) -> None:
         """Stop before a broken step can reach the weights or a checkpoint."""
         if not bool(torch.isfinite(loss)):
-            raise SolveError(f"loss {float(loss)} at step {self.global_step}, subjects {', '.join(batch.ids[:10])}")
+            value, names = float(loss.detach()), ", ".join(batch.ids[:10])
+            raise SolveError(f"loss {value} at step {self.global_step}, subjects {names}")
         if failures > max(1, _MOST_FAILURES * len(batch) * self.trainer.world_size):
             raise SolveError(
                 f"{failures} subjects of a batch could not be solved at step {self.global_step}; "
@@ -133,7 +138,8 @@ class LatentODETask(L.LightningModule):
         positive = scored & (batch.value > 0) & (prediction.value > 0)
         self.unseen.update((prediction.value / batch.value)[positive].log().square())
         if batch.truth is not None:
-            lines = self.model.lines(mean, batch, batch.truth.times)
+            # a subject's clock starts at its first record, and so does its true line
+            lines = self.model.lines(mean, batch, torch.maximum(batch.truth.times, batch.start[:, None]))
             wide = (lines - batch.truth.line).square().mean(1).sqrt() / batch.truth.line.square().mean(1).sqrt()
             self._log(f"{stage}_line_rrmse", wide.nanmean(), len(batch))
 

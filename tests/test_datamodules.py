@@ -70,7 +70,9 @@ def test_a_subject_of_a_small_cohort_is_the_same_in_a_large_one() -> None:
 # ---- batches over devices
 
 
-@pytest.mark.parametrize(("subjects", "batch_size", "devices"), [(8, 4, 2), (7, 7, 2), (7, 3, 2), (11, 4, 3), (5, 2, 3)])
+@pytest.mark.parametrize(
+    ("subjects", "batch_size", "devices"), [(8, 4, 2), (7, 7, 2), (7, 3, 2), (11, 4, 3), (5, 2, 3)]
+)
 def test_the_shares_of_all_devices_make_the_batch_of_one(subjects: int, batch_size: int, devices: int) -> None:
     def batches(rank: int, of: int) -> list[tuple[int, list[int]]]:
         # one device must be asked for the batches that this many devices can share
@@ -239,7 +241,10 @@ KINETICS = {
         {"compartments": 3, "typical": ONE | {"Q": 4.0, "V2": 50.0, "Q3": 1.0, "V3": 80.0}},
         ("central", "peripheral", "peripheral2"),
     ),
-    "first order": ({"compartments": 1, "absorption": "first_order", "typical": ONE | {"KA": 1.0}}, ("depot", "central")),
+    "first order": (
+        {"compartments": 1, "absorption": "first_order", "typical": ONE | {"KA": 1.0}},
+        ("depot", "central"),
+    ),
     "transit": (
         {"compartments": 1, "absorption": "transit", "transits": 2, "typical": ONE | {"KTR": 2.0}},
         ("depot", "transit1", "transit2", "central"),
@@ -263,14 +268,23 @@ def test_every_kinetics_can_be_simulated(options: dict, states: tuple[str, ...])
     line = subject.truth.line[:, 0]
     assert (line >= -1e-9).all()
     assert line.max() > 0.1
-    reference = PKDataModule(subjects=1, typical=ONE, compartments=1, times=[1.0, 48.0], samples=2, omega={}, doses=[100.0])
+    reference = PKDataModule(
+        subjects=1, typical=ONE, compartments=1, times=[1.0, 48.0], samples=2, omega={}, doses=[100.0]
+    )
     if options["typical"] != ONE:
         other = np.interp(10.0, reference.part("train")[0].truth.times, reference.part("train")[0].truth.line[:, 0])
         assert abs(np.interp(10.0, subject.truth.times, line) / other - 1) > 0.02
 
 
 def test_an_oral_dose_rises_and_a_lag_delays_it() -> None:
-    oral = {"compartments": 1, "absorption": "first_order", "omega": {}, "times": [0.5, 24.0], "samples": 2, "doses": [100.0]}
+    oral = {
+        "compartments": 1,
+        "absorption": "first_order",
+        "omega": {},
+        "times": [0.5, 24.0],
+        "samples": 2,
+        "doses": [100.0],
+    }
     plain = PKDataModule(subjects=1, typical=ONE | {"KA": 1.0}, **oral).part("train")[0].truth
     late = PKDataModule(subjects=1, typical=ONE | {"KA": 1.0, "LAG": 2.0}, lag=True, **oral).part("train")[0].truth
     assert 0 < int(np.argmax(plain.line)) < 100
@@ -304,7 +318,14 @@ def test_doses_are_dealt_in_turn() -> None:
 
 
 def test_variability_as_percent_as_omega_and_as_a_matrix() -> None:
-    common = {"subjects": 400, "compartments": 1, "typical": ONE, "times": [1.0, 24.0], "samples": 1, "grid": [1, 24, 3]}
+    common = {
+        "subjects": 400,
+        "compartments": 1,
+        "typical": ONE,
+        "times": [1.0, 24.0],
+        "samples": 1,
+        "grid": [1, 24, 3],
+    }
     in_percent = truths(PKDataModule(cv={"CL": 50.0}, **common).part("train"))
     as_omega = truths(PKDataModule(omega={"CL": 0.472380727}, **common).part("train"))  # sqrt(log(1 + 0.5²))
     full = truths(PKDataModule(omega=[[0.25, 0.2], [0.2, 0.25]], **common).part("train"))
@@ -367,7 +388,12 @@ def test_a_range_of_samples_draws_how_many_each_keeps() -> None:
 
 @pytest.mark.parametrize(
     ("error", "sd"),
-    [("additive", {"a": 0.1}), ("proportional", {"b": 0.1}), ("combined", {"a": 0.1, "b": 0.1}), ("log_normal", {"b": 0.1})],
+    [
+        ("additive", {"a": 0.1}),
+        ("proportional", {"b": 0.1}),
+        ("combined", {"a": 0.1, "b": 0.1}),
+        ("log_normal", {"b": 0.1}),
+    ],
 )
 def test_the_error_model_and_its_size_reach_the_values(error: str, sd: dict[str, float]) -> None:
     exact, noisy = (

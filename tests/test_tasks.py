@@ -144,7 +144,7 @@ def test_the_loss_is_a_mean_over_the_scored_observations(objective: str) -> None
 
 
 def test_metrics_do_not_depend_on_the_size_of_the_batches(trained) -> None:
-    task, data = trained
+    task, _ = trained
     results = []
     for size in (None, 7):  # 7, 7 and 6 subjects
         ragged = PKDataModule(subjects=20, samples=[2, 9], batch_size=size)
@@ -356,7 +356,7 @@ def test_two_endpoints_stand_in_one_table() -> None:
 
     data = LotkaVolterraDataModule(subjects=2, samples=4)
     task = LatentODETask(data.scaling(), {"system": "lotka_volterra", "field": "mechanistic"}, error="log_normal")
-    curves = task.reconstruct(data.part("train"), times=[0.0, 1.0, 2.0], draws=5).curves()
+    curves = task.reconstruct(data.part("train"), times=[7.5, 7.8, 8.0], draws=5).curves()
     assert list(curves) == ["ID", "TIME", "DVID", "PRED", "IPRED", "LO90", "HI90"]
     assert curves["DVID"].tolist() == [1, 2] * 6
 

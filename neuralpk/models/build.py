@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, get_args
 
 from neuralpk.dynamics import (
     Absorption,
@@ -118,6 +118,9 @@ def build_model(
     kind = encoder.get("kind", "set")
     if kind not in ENCODERS:
         raise ValueError(f"encoder.kind is one of {', '.join(ENCODERS)}; not {kind!r}")
+    for name, allowed in (("system", System), ("field", Field)):
+        if dynamics.get(name) not in (None, *get_args(allowed)):
+            raise ValueError(f"dynamics.{name} is one of {', '.join(get_args(allowed))}; not {dynamics.get(name)!r}")
     field = build_dynamics(dynamics, scaling)
     typical = field.guess(scaling)
     given = dynamics.get("typical", {})

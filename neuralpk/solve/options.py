@@ -47,7 +47,7 @@ class SolverOptions:
     """
 
     engine: Engine = "auto"
-    gradient: Gradient = "adjoint"
+    gradient: Gradient = "backprop"
     method: str = "dopri5"
     rtol: float = 1e-5
     atol: float = 1e-6

@@ -1,0 +1,78 @@
+"""Two processes train the model that one trains."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = """
+import sys
+import warnings
+import lightning as L
+import torch
+
+from neuralpk.datamodules import PKDataModule
+from neuralpk.tasks import LatentODETask
+
+out, devices, subjects, batch_size = sys.argv[1], *map(int, sys.argv[2:])
+torch.set_num_threads(1)
+torch.manual_seed(0)
+data = PKDataModule(
+    subjects=subjects, samples=[2, 8], batch_size=batch_size or None, passes_per_epoch=5, context="random"
+)
+task = LatentODETask(data.scaling(), {"field": "mechanistic"}, encoder={"hidden": 16})
+trainer = L.Trainer(
+    max_epochs=1,
+    accelerator="cpu",
+    devices=devices,
+    strategy="ddp" if devices > 1 else "auto",
+    logger=False,
+    enable_checkpointing=False,
+    enable_progress_bar=False,
+    enable_model_summary=False,
+    gradient_clip_val=1.0,
+)
+trainer.fit(task, data)
+result = {"weights": task.state_dict(), "metrics": trainer.callback_metrics, "steps": trainer.global_step}
+if trainer.is_global_zero:
+    torch.save(result, out)
+"""
+
+
+def train(folder: Path, devices: int, subjects: int, batch_size: int) -> dict:
+    """Run the script and read what it saved."""
+    script, out = folder / "train.py", folder / f"{devices}.pt"
+    script.write_text(SCRIPT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    # a name that the processes find each other by on a machine without a network
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, str(script), str(out), str(devices), str(subjects), str(batch_size)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(out, weights_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("subjects", "batch_size"),
+    [
+        pytest.param(7, 0, id="uneven shares"),
+        pytest.param(8, 3, id="small batches"),
+    ],
+)
+def test_two_processes_give_the_result_of_one(tmp_path: Path, subjects: int, batch_size: int) -> None:
+    one, two = (train(tmp_path, devices, subjects, batch_size) for devices in (1, 2))
+    assert one["steps"] == two["steps"] >= 5
+    for name, value in one["weights"].items():
+        # float32 sums in another order, passed five times through Adam, which divides by the size of the gradient
+        torch.testing.assert_close(two["weights"][name], value, rtol=1e-4, atol=2e-5, msg=name)
+    for name in ("train_loss", "train_fit", "train_kl", "val_loss", "val_rmse", "val_log_rmse", "val_line_rrmse"):
+        torch.testing.assert_close(two["metrics"][name], one["metrics"][name], rtol=1e-4, atol=1e-5, msg=name)
