@@ -217,9 +217,9 @@ class Report(L.Callback):
             if not errors:
                 continue
             table = Table(title=f"Error of the line against the truth, {len(cohort)} of {name}")
-            table.add_column("reconstruction by")
-            for column in ("line: relative RMSE", "AUC: relative RMSE", "AUC: mean relative error"):
-                table.add_column(column, justify="right")
+            table.add_column("reconstruction by", no_wrap=True)
+            for column in ("line, rel. RMSE", "AUC, rel. RMSE", "AUC, mean error"):
+                table.add_column(column, justify="right", no_wrap=True)
             for by, (line, auc) in errors.items():
                 rmse = np.sqrt(np.mean(auc**2))
                 table.add_row(by, f"{line.mean():.3f}", f"{100 * rmse:.1f} %", f"{100 * auc.mean():+.1f} %")

@@ -120,6 +120,20 @@ class LatentODETask(L.LightningModule):
         """One step; logs train_loss and its parts per observation."""
         return self._shared_step(batch, "train")
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The backward pass; a sweep of the adjoint that fails says so.
+
+        Raises:
+            SolveError: the adjoint could not be integrated backwards.
+        """
+        try:
+            super().backward(loss, *args, **kwargs)
+        except AssertionError as error:  # how torchdiffeq reports a vanished step
+            raise SolveError(
+                f"the adjoint's backward sweep failed at step {self.global_step} ({error}): where drug is eliminated "
+                "fast, running the state backwards amplifies its error. Use solver.gradient: backprop."
+            ) from error
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuse a gradient that is not finite, before it reaches the weights."""
         gradients = [p.grad for p in self.parameters() if p.grad is not None]

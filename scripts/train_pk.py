@@ -12,7 +12,7 @@ from neuralpk.datamodules import PKDataModule
 from neuralpk.tasks import LatentODETask
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--epochs", type=int, default=20, help="of 20 passes over the patients")
+parser.add_argument("--epochs", type=int, default=25, help="of 20 passes over the patients")
 parser.add_argument("--field", default="neural", choices=["neural", "mechanistic", "hybrid", "free"])
 arguments = parser.parse_args()
 

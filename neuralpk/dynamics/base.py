@@ -69,10 +69,6 @@ class Dynamics(nn.Module, ABC):
         """Positive starting values of the mechanistic parameters for data of this magnitude, by name."""
         return {}
 
-    def population_parameters(self) -> list[nn.Parameter]:
-        """Weights that say what is typical and how subjects differ, rather than shape a network; they learn faster."""
-        return []
-
     def rate_matrix(self, theta: Tensor) -> Tensor:
         """K of a linear system, ``[..., state, state]``.
 

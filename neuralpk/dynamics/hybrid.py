@@ -1,6 +1,6 @@
 """Mechanism plus learned correction."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from neuralpk.dynamics.base import Dynamics
 from neuralpk.scaling import Scaling
@@ -55,7 +55,4 @@ class HybridDynamics(Dynamics):
         return self.mechanistic.derived(self._split(theta)[0])
 
     def guess(self, scaling: Scaling) -> dict[str, float]:
-        return self.mechanistic.guess(scaling)
-
-    def population_parameters(self) -> list[nn.Parameter]:
-        return [*self.mechanistic.population_parameters(), *self.correction.population_parameters()]
+        return self.mechanistic.guess(scaling) | self.correction.guess(scaling)

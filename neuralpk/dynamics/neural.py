@@ -1,4 +1,4 @@
-"""Vector fields that are neural networks, conditioned on the position z of a subject in the latent space."""
+"""Vector fields with neural networks, conditioned on the position of a subject in the latent space."""
 
 from __future__ import annotations
 
@@ -25,42 +25,27 @@ def latent_names(size: int) -> tuple[str, ...]:
     return tuple(f"z{k}" for k in range(1, size + 1))
 
 
-class VolumeHead(nn.Module):
-    """Volume of distribution as a function of the latent: V(z) = V0·exp(w·z + b), V0 = dose size / observed size."""
-
-    reference: Tensor
-
-    def __init__(self, latent_size: int, scaling: Scaling, own: int = 0) -> None:
-        super().__init__()
-        self.log = nn.Linear(latent_size, 1)
-        self.log.weight = nn.Parameter(0.3 * torch.eye(latent_size)[[own % latent_size]])
-        nn.init.zeros_(self.log.bias)
-        self.register_buffer("reference", torch.tensor(scaling.amount / scaling.value[0]))
-
-    def forward(self, z: Tensor) -> Tensor:
-        """``[..., 1]`` for z ``[..., latent]``."""
-        return self.reference * torch.exp(self.log(z))
-
-
 class NeuralCompartments(Compartments):
-    """Compartments whose rates a network computes: dA/dt = K(A, z)·A, with every rate positive by construction.
+    """Compartments whose rates a network bends: dA/dt = K(A, theta)·A, with every rate positive by construction.
 
-    With x = W·z + b + network(A, z), the rate of each flow is rate0·exp(5·tanh(x/5)), within a factor of 150 of a rate0
-    of 4/T (16/T into central), T the observed span. So there is no negative concentration, no drug without a dose,
-    and C → 0, since every compartment leads to central and central has a way out.
+    Each flow has a base rate of its own for every subject, log-normal in the population as a rate constant of a
+    compartment model is, and a network of the amounts and of the subject's place multiplies it::
+
+        rate_f = base_f · exp(5·tanh(x_f/5)),    x = network(log(1 + A/amount), log(base/guess), z)
+
+    So there is no negative concentration, no drug without a dose, and C → 0, since every compartment leads to central
+    and central has a way out. Endpoint 1 is the concentration A_central/base_V1.
 
     Args:
         states: central and what surrounds it, as for `mammillary_flows`.
-        latent_size: dimension of z, which is this dynamics' theta.
-        scaling: magnitudes of the data; amounts enter the network as log(1 + A/amount).
+        latent_size: latent dimensions beside those of the base rates and of the volume.
+        scaling: magnitudes of the data, from which the guesses of the base rates come.
         hidden: width of the network.
         layers: number of hidden layers.
-        negligible: rate0 is a hundredth of that, as a correction to a mechanistic model should start.
-
-    Endpoint 1 is the concentration A_central/V(z).
+        correction: the flows alone, starting a hundred times slower; a mechanism says what is read.
     """
 
-    rate: Tensor
+    reference: Tensor
     amount_scale: Tensor
 
     def __init__(
@@ -70,52 +55,60 @@ class NeuralCompartments(Compartments):
         scaling: Scaling,
         hidden: int = 32,
         layers: int = 2,
-        negligible: bool = False,
+        correction: bool = False,
     ) -> None:
         flows = mammillary_flows(states)
         super().__init__(states, flows)
-        self.parameter_names = latent_names(latent_size)
+        self.correction = correction
+        self.rate_names = tuple(f"base_{a}_{b or 'out'}" for a, b in flows)
+        volume = () if correction else ("base_V1",)
+        self.parameter_names = (*self.rate_names, *volume, *latent_names(latent_size))
+        self.latent_size = latent_size
         self.endpoints = (states.index("central"),)
-        self.network = mlp(len(states) + latent_size, hidden, layers, len(flows))
-        self.direct = nn.Linear(latent_size, len(flows))
-        # each rate starts with a latent of its own, and a spread between subjects that is usual for a parameter
-        self.direct.weight = nn.Parameter(0.3 * torch.eye(latent_size)[[k % latent_size for k in range(len(flows))]])
-        nn.init.zeros_(self.direct.bias)
-        self.network[-1].weight = nn.Parameter(torch.zeros(len(flows), hidden))
-        self.volume = VolumeHead(latent_size, scaling, own=len(flows))
-        # the way into central is usually the fastest; all others start equal
-        inlet = torch.tensor([states.index(a) < states.index("central") for a, _ in flows])
-        rate = torch.where(inlet, 16.0, 4.0) / scaling.time * (0.01 if negligible else 1.0)
-        self.register_buffer("rate", rate)
+        self.network = mlp(len(states) + len(flows) + latent_size, hidden, layers, len(flows))
+        # a network that starts at zero leaves the base rates as they are: the field begins as a compartment model
+        for weight in self.network[-1].parameters():
+            nn.init.zeros_(weight)
+        guess = self.guess(scaling)
+        self.register_buffer("reference", torch.tensor([guess[name] for name in self.rate_names]))
         self.register_buffer("amount_scale", torch.tensor(scaling.amount))
 
     def rates(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
+        n = len(self.rate_names)
+        base, latent = theta[..., :n], theta[..., theta.shape[-1] - self.latent_size :]
         amount = torch.log1p((y / self.amount_scale).clamp(min=0.0))
-        x = self.direct(theta) + self.network(torch.cat([amount, theta], dim=-1))
+        x = self.network(torch.cat([amount, torch.log(base / self.reference), latent], dim=-1))
         # bounded, so that no step of the training can make the system arbitrarily stiff
-        rates: Tensor = self.rate * torch.exp(5.0 * torch.tanh(x / 5.0))
+        rates: Tensor = base * torch.exp(5.0 * torch.tanh(x / 5.0))
         return rates
 
     def observe(self, y: Tensor, theta: Tensor) -> Tensor:
-        concentration: Tensor = y / self.volume(theta)
-        return concentration
+        return y / self.named(theta)["base_V1"][..., None]
 
-    def population_parameters(self) -> list[nn.Parameter]:
-        return [*self.direct.parameters(), *self.volume.parameters()]
+    def guess(self, scaling: Scaling) -> dict[str, float]:
+        # the way into central is usually the fastest; the others start equal, a few half-lives within the span
+        centre = self.states.index("central")
+        rate = (0.04 if self.correction else 4.0) / scaling.time
+        inlet = [self.states.index(a) < centre for a, _ in self.flows]
+        rates = {name: 4 * rate if enters else rate for name, enters in zip(self.rate_names, inlet, strict=True)}
+        return rates if self.correction else rates | {"base_V1": scaling.amount / scaling.value[0]}
 
 
 class NeuralField(Dynamics):
     """The plain neural differential equation, dy/dt = network(y, z): nothing is known but the data.
 
+    Dosed, the states start empty, doses jump into them and an assay reads y/base_V1. Not dosed, the states start at
+    positive values of each subject's own (``prey0``, …) and are read as they are.
+
     Args:
         states: names of the states.
         endpoints: the state at which each endpoint is observed.
-        latent_size: dimension of z, which is this dynamics' theta.
+        latent_size: dimension of z, in which the field differs between subjects.
         scaling: magnitudes of the data, in which the network sees the state and gives its slope.
-        dosed: doses jump into the states, which start empty and are observed over a volume V(z); otherwise the state
-            at the first record is positive and learned from z, y(0) = value·exp(W·z + b).
+        dosed: whether the states come from doses.
         hidden: width of the network.
         layers: number of hidden layers.
+        correction: the slope alone; a mechanism says how the states start and are read.
     """
 
     time_scale: Tensor
@@ -130,31 +123,38 @@ class NeuralField(Dynamics):
         dosed: bool = True,
         hidden: int = 32,
         layers: int = 2,
+        correction: bool = False,
     ) -> None:
         super().__init__()
         self.states = states
-        self.parameter_names = latent_names(latent_size)
         self.endpoints = endpoints
+        self.dosed = dosed
+        own = () if correction else ("base_V1",) if dosed else tuple(f"{state}0" for state in states)
+        self.own = len(own)
+        self.parameter_names = (*own, *latent_names(latent_size))
         self.network = mlp(len(states) + latent_size, hidden, layers, len(states))
-        self.volume = VolumeHead(latent_size, scaling) if dosed else None
-        self.first = None if dosed else nn.Linear(latent_size, len(states))
-        value = (*scaling.value, *[scaling.value[-1]] * len(states))[: len(states)]
-        scale = [scaling.amount] * len(states) if dosed else list(value)
+        # at rest first: a random field may carry the states away before it has learned anything
+        for weight in self.network[-1].parameters():
+            nn.init.zeros_(weight)
         self.register_buffer("time_scale", torch.tensor(scaling.time))
-        self.register_buffer("state_scale", torch.tensor(scale))
+        self.register_buffer("state_scale", torch.tensor(self._scale(scaling)))
+
+    def _scale(self, scaling: Scaling) -> list[float]:
+        if self.dosed:
+            return [scaling.amount] * len(self.states)
+        read = dict(zip(self.endpoints, scaling.value, strict=True))
+        return [read.get(k, scaling.value[0]) for k in range(len(self.states))]
 
     def forward(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
-        slope: Tensor = self.network(torch.cat([y / self.state_scale, theta], dim=-1))
+        slope: Tensor = self.network(torch.cat([y / self.state_scale, theta[..., self.own :]], dim=-1))
         return slope * self.state_scale / self.time_scale
 
     def initial_state(self, theta: Tensor) -> Tensor:
-        if self.first is None:
-            return super().initial_state(theta)
-        return self.state_scale * torch.exp(self.first(theta))
+        return super().initial_state(theta) if self.dosed else theta[..., : self.own]
 
     def observe(self, y: Tensor, theta: Tensor) -> Tensor:
-        return y if self.volume is None else y / self.volume(theta)
+        return y / theta[..., :1] if self.dosed else y
 
-    def population_parameters(self) -> list[nn.Parameter]:
-        heads = [head for head in (self.volume, self.first) if head is not None]
-        return [weight for head in heads for weight in head.parameters()]
+    def guess(self, scaling: Scaling) -> dict[str, float]:
+        values = [scaling.amount / scaling.value[0]] if self.dosed else self._scale(scaling)
+        return dict(zip(self.parameter_names[: self.own], values, strict=False))

@@ -33,11 +33,12 @@ class DynamicsSettings(TypedDict, total=False):
         are a network of state and z; for Lotka–Volterra the same as free); ``free`` (dy/dt is a network of state
         and z); ``hybrid`` (mechanistic plus neural).
     compartments, absorption, elimination, transits, lag: as for `CompartmentModel`; `lag` delays doses into the first.
-    latent_size: latent dimensions of a neural field.
+    latent_size: latent dimensions beside those of the named parameters; by default 4 for a free field, 0 else.
     hidden, layers: size of its network.
-    typical: starting values of mechanistic parameters; those left out are guessed from the data.
+    typical: starting values of named parameters; those left out are guessed from the data.
     omega: starting value of the standard deviation of every eta.
-    effects: mechanistic parameter to the covariates that act on it.
+    effects: parameter to the covariates that act on it; by default none in a mechanistic or hybrid field, all on all
+        in a neural or free one.
     """
 
     system: System
@@ -94,15 +95,16 @@ def build_dynamics(settings: DynamicsSettings, scaling: Scaling) -> Dynamics:
     field = settings.get("field", "neural")
     if field == "mechanistic":
         return mechanism
-    latent = settings.get("latent_size", 4)
+    dosed, correction = isinstance(mechanism, CompartmentModel), field == "hybrid"
     network = {"hidden": settings.get("hidden", 32), "layers": settings.get("layers", 2)}
-    dosed = isinstance(mechanism, CompartmentModel)
-    free = NeuralField(mechanism.states, mechanism.endpoints, latent, scaling, dosed=dosed, **network)
-    if field == "free" or not dosed:
-        return HybridDynamics(mechanism, free) if field == "hybrid" else free
-    states = mechanism.states
-    rates = NeuralCompartments(states, latent, scaling, negligible=field == "hybrid", **network)
-    return HybridDynamics(mechanism, rates) if field == "hybrid" else rates
+    learned: Dynamics
+    if dosed and field != "free":
+        latent = settings.get("latent_size", 0)
+        learned = NeuralCompartments(mechanism.states, latent, scaling, correction=correction, **network)
+    else:
+        latent, endpoints = settings.get("latent_size", 4), mechanism.endpoints
+        learned = NeuralField(mechanism.states, endpoints, latent, scaling, dosed, correction=correction, **network)
+    return HybridDynamics(mechanism, learned) if correction else learned
 
 
 def build_model(
@@ -127,8 +129,9 @@ def build_model(
     if set(given) - set(typical):
         raise ValueError(f"typical names {sorted(set(given) - set(typical))}; this field has {sorted(typical)}")
     latent = len(field.parameter_names) - len(typical)
-    individual = IndividualParameters(
-        typical | dict(given), latent, scaling, dynamics.get("omega", 0.3), dynamics.get("effects")
-    )
+    effects = dynamics.get("effects")
+    if effects is None and dynamics.get("field", "neural") in ("neural", "free"):
+        effects = {name: sorted(scaling.covariates) for name in typical}
+    individual = IndividualParameters(typical | dict(given), latent, scaling, dynamics.get("omega", 0.3), effects)
     reader = ENCODERS[kind](scaling, individual.latent_size, encoder.get("hidden", 64))
     return LatentODE(reader, individual, field, ERRORS[error](scaling), SolverOptions(**solver))

@@ -11,20 +11,20 @@ from neuralpk.scaling import Scaling
 
 
 class IndividualParameters(nn.Module):
-    """theta(z, covariates): mechanistic parameters vary log-normally around typical values, the rest of z is passed on.
+    """theta(z, covariates): named parameters vary log-normally around typical values, the rest of z is passed on.
 
     With z ~ N(0, I), z = (z_m, z_n) and x the standardised covariates::
 
-        theta_mechanistic = typical · exp(B_m·x + omega·z_m)        theta_neural = z_n + B_n·x
+        theta_named = typical · exp(B_m·x + omega·z_m)        theta_latent = z_n + B_n·x
 
     so that eta = omega·z_m ~ N(0, omega²) is the random effect that pharmacometricians know.
 
     Args:
-        typical: first guess of each mechanistic parameter by name; empty for a purely neural field.
+        typical: first guess of each named parameter, in the order of the field.
         latent: number of further latent dimensions, for a neural field.
         scaling: for the covariates.
         omega: first guess of the standard deviation of every eta.
-        effects: mechanistic parameter to the names of the covariates that act on it; on a neural field all of them act.
+        effects: parameter to the names of the covariates that act on it; on the further dimensions all of them act.
 
     Raises:
         ValueError: an effect that names no parameter or covariate.
@@ -69,6 +69,6 @@ class IndividualParameters(nn.Module):
         """
         shift = self.scaling.standardise(covariates) @ (self.effects * self.active).T
         n = len(self.names)
-        mechanistic = torch.exp(self.log_typical + self.log_omega.exp() * z[:, None, :n] + shift[..., :n])
-        theta = torch.cat([mechanistic, z[:, None, n:] + shift[..., n:]], dim=-1)
+        named = torch.exp(self.log_typical + self.log_omega.exp() * z[:, None, :n] + shift[..., :n])
+        theta = torch.cat([named, z[:, None, n:] + shift[..., n:]], dim=-1)
         return theta[:, 0] if theta.shape[1] == 1 else theta

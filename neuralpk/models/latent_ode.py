@@ -91,7 +91,7 @@ class LatentODE(nn.Module):
 
     def population_parameters(self) -> list[nn.Parameter]:
         """Typical values, variability and residual error: few numbers on which everything else waits."""
-        return [*self.individual.parameters(), *self.error.parameters(), *self.dynamics.population_parameters()]
+        return [*self.individual.parameters(), *self.error.parameters()]
 
     def prior_mean(self, subjects: int) -> Tensor:
         """Mean of p(z), the typical patient, ``[subject, latent]``."""

@@ -1,0 +1,155 @@
+"""What every data module does: split a cohort by subject and serve it in batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from typing import Any, Literal, get_args
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from neuralpk import randomness
+from neuralpk.cohort import Cohort, CohortBatch
+from neuralpk.datamodules.batches import BatchDataset, Context, GlobalBatchSampler, ResumableLoader, as_is
+from neuralpk.scaling import Scaling
+
+Part = Literal["train", "val", "test"]
+_SPLIT = 100  # key of the counter-based random numbers
+
+
+class CohortDataModule(L.LightningDataModule, ABC):
+    """A cohort in batches. Same seed, same batches, whatever the number of workers or devices.
+
+    Args:
+        batch_size: subjects in a batch over all devices; None takes all at once.
+        passes_per_epoch: passes over the training subjects in an epoch; with a small cohort more than one keeps the
+            time between passes from outweighing them.
+        validation: share of the subjects held out for validation; 0 validates on the training subjects, seen whole.
+        test: share of the subjects held out for the test; 0 tests on the validation subjects.
+        context: which observations the encoder sees in training: ``all``, ``random`` or ``first`` (`choose_context`).
+        evaluation_context: the same in validation and test.
+        context_size: how many observations ``first`` means.
+        num_workers: processes that prepare batches.
+        seed: of the cohort, its split and its batches.
+    """
+
+    def __init__(
+        self,
+        batch_size: int | None = None,
+        passes_per_epoch: int = 1,
+        validation: float = 0.0,
+        test: float = 0.0,
+        context: Context = "all",
+        evaluation_context: Context = "all",
+        context_size: int = 3,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if min(validation, test) < 0 or validation + test >= 1:
+            raise ValueError(f"validation {validation} and test {test} are shares that leave subjects to train on")
+        for name, value in (("context", context), ("evaluation_context", evaluation_context)):
+            if value not in get_args(Context):
+                raise ValueError(f"{name} is one of {', '.join(get_args(Context))}; not {value!r}")
+        counts = {"batch_size": batch_size, "passes_per_epoch": passes_per_epoch, "context_size": context_size}
+        for name, count in counts.items():
+            if count is not None and count < 1:
+                raise ValueError(f"{name} must be 1 or more, got {count}")
+        self.batch_size = batch_size
+        self.passes_per_epoch = passes_per_epoch
+        self.validation = validation
+        self.test = test
+        self.context: Context = context
+        self.evaluation_context: Context = evaluation_context
+        self.context_size = context_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self._parts: dict[Part, Cohort] | None = None
+        self._training: ResumableLoader | None = None
+        self._skipped = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """How far the epoch is; Lightning's own way comes too late where the schedule has asked for the loader."""
+        return {} if self._training is None else self._training.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Where a resumed training starts."""
+        if self.trainer is not None and self.trainer.state.fn == "fit":
+            self._skipped = state_dict.get("served", 0)
+
+    @abstractmethod
+    def make_cohort(self) -> Cohort:
+        """The whole cohort, the same at every call."""
+
+    def typical_lines(self, cohort: Cohort) -> np.ndarray | None:
+        """True line of the typical subject under each one's doses, ``[subject, grid, endpoint]``, where it is known."""
+        return None
+
+    def split(self, cohort: Cohort) -> dict[Part, Cohort]:
+        """Training, validation and test subjects."""
+        order = randomness.uniform(self.seed, 0, torch.tensor([_SPLIT]), len(cohort))[0].argsort().tolist()
+        val, test = round(self.validation * len(cohort)), round(self.test * len(cohort))
+        parts = {"val": order[:val], "test": order[val : val + test], "train": order[val + test :]}
+        train = cohort[sorted(parts["train"])]
+        held = {name: cohort[sorted(chosen)] for name, chosen in parts.items()}
+        validated = held["val"] if val else train
+        return {"train": train, "val": validated, "test": held["test"] if test else validated}
+
+    def part(self, name: Part) -> Cohort:
+        """Subjects of one part; made once and kept."""
+        if self._parts is None:
+            self._parts = self.split(self.make_cohort())
+        return self._parts[name]
+
+    def scaling(self) -> dict[str, Any]:
+        """`Scaling` of the training subjects, as plain numbers for a task."""
+        return Scaling.of(self.part("train")).plain()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Make the cohort; called by Lightning in every process."""
+        self.part("train")
+
+    def _loader(self, part: Part, training: bool) -> ResumableLoader:
+        cohort = self.part(part)
+        rank, devices = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        context = self.context if training else self.evaluation_context
+        if training:  # the truth of a training subject goes nowhere near the training
+            cohort = dataclasses.replace(cohort, subjects=tuple(dataclasses.replace(s, truth=None) for s in cohort))
+        sampler = GlobalBatchSampler(
+            len(cohort),
+            self.batch_size or len(cohort),
+            self.passes_per_epoch if training else 1,
+            training,
+            self.seed,
+            rank,
+            devices,
+        )
+        return ResumableLoader(
+            BatchDataset(cohort, context, self.context_size, self.seed),
+            batch_size=None,
+            sampler=sampler,
+            collate_fn=as_is,  # type: ignore[arg-type]  # a batch, since batch_size is None
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def train_dataloader(self) -> DataLoader[CohortBatch]:
+        """Batches of the training subjects, without their truth."""
+        self._training = self._loader("train", training=True)
+        self._training.skipped, self._skipped = self._skipped, 0
+        return self._training
+
+    def val_dataloader(self) -> DataLoader[CohortBatch]:
+        """Batches of the validation subjects."""
+        return self._loader("val", training=False)
+
+    def test_dataloader(self) -> DataLoader[CohortBatch]:
+        """Batches of the test subjects."""
+        return self._loader("test", training=False)
+
+    def predict_dataloader(self) -> DataLoader[CohortBatch]:
+        """Batches of the test subjects."""
+        return self._loader("test", training=False)

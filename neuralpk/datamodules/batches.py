@@ -1,0 +1,119 @@
+"""Batches of a cohort: what the encoder sees in them, and the same ones on any number of devices."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from itertools import islice, pairwise
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from neuralpk import randomness
+from neuralpk.cohort import Cohort, CohortBatch, collate
+
+Context = Literal["all", "random", "first"]
+_ORDER = 101  # key of the counter-based random numbers
+
+
+def choose_context(batch: CohortBatch, context: Context, size: int, seed: int, stream: int) -> CohortBatch:
+    """Decide what the encoder sees and what the loss scores.
+
+    ``all``: it sees and is scored on everything measured. ``random``: it sees a random subset of one observation or
+    more and is scored on everything. ``first``: it sees the first `size` observations and is scored on the rest.
+    """
+    if context == "all":
+        return batch
+    observed, width = batch.observed, batch.observed.shape[1]
+    if context == "first":
+        seen = observed & (observed.long().cumsum(1) <= size)
+        return dataclasses.replace(batch, context=seen, target=observed & ~seen)
+    rank = torch.where(observed, randomness.uniform(seed, 2 * stream, batch.index, width), 2.0)
+    rank = rank.argsort(1).argsort(1)
+    share = randomness.uniform(seed, 2 * stream + 1, batch.index, 1)
+    kept = 1 + (share * observed.sum(1, keepdim=True)).long()
+    return dataclasses.replace(batch, context=observed & (rank < kept))
+
+
+class BatchDataset(Dataset[CohortBatch]):
+    """Whole batches of a cohort, asked for by (stream, subjects)."""
+
+    def __init__(self, cohort: Cohort, context: Context, size: int, seed: int) -> None:
+        self.cohort, self.context, self.size, self.seed = cohort, context, size, seed
+
+    def __getitem__(self, request: tuple[int, list[int]]) -> CohortBatch:
+        stream, subjects = request
+        batch = collate(self.cohort[subjects], index=subjects)
+        return choose_context(batch, self.context, self.size, self.seed, stream)
+
+    def __len__(self) -> int:
+        return len(self.cohort)
+
+
+class GlobalBatchSampler(DistributedSampler[Any]):
+    """Batches that do not depend on the number of devices: each device takes its share of the same global batch.
+
+    A `DistributedSampler` by type, so that Lightning keeps it and sets its epoch; unlike one it never repeats a
+    subject to even out the shares.
+
+    Args:
+        subjects: number of subjects.
+        batch_size: subjects in a batch, over all devices.
+        passes: passes over the subjects in an epoch.
+        shuffle: a new order in every pass.
+        seed: of the order.
+        rank: this device.
+        devices: how many there are.
+    """
+
+    def __init__(
+        self, subjects: int, batch_size: int, passes: int, shuffle: bool, seed: int, rank: int, devices: int
+    ) -> None:
+        super().__init__(range(subjects), num_replicas=devices, rank=rank)  # type: ignore[arg-type]
+        self.subjects, self.batch_size, self.passes = subjects, max(batch_size, devices), passes
+        self.ordered, self.own_seed = not shuffle, seed
+
+    def _cuts(self) -> list[int]:
+        cuts = [*range(0, self.subjects, self.batch_size), self.subjects]
+        if len(cuts) > 2 and cuts[-1] - cuts[-2] < self.num_replicas:
+            del cuts[-2]  # a last batch too small to give every device a subject joins the one before
+        return cuts
+
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        cuts = self._cuts()
+        for k in range(self.passes):
+            stream = self.epoch * self.passes + k
+            order = torch.arange(self.subjects)
+            if not self.ordered:
+                order = randomness.uniform(self.own_seed, stream, torch.tensor([_ORDER]), self.subjects)[0].argsort()
+            for a, b in pairwise(cuts):
+                yield stream, order[a:b][self.rank :: self.num_replicas].tolist()
+
+    def __len__(self) -> int:
+        return self.passes * (len(self._cuts()) - 1)
+
+
+class ResumableLoader(DataLoader[CohortBatch]):
+    """A loader that a resumed training continues where it was interrupted in the middle of an epoch."""
+
+    served = 0
+    skipped = 0
+
+    def __iter__(self) -> Iterator[CohortBatch]:  # type: ignore[override]
+        self.served, self.skipped = self.skipped, 0
+        for batch in islice(super().__iter__(), self.served, None):
+            self.served += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """How far the epoch is."""
+        return {"served": self.served % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Where the next epoch starts."""
+        self.skipped = state["served"]
+
+
+def as_is(batch: CohortBatch) -> CohortBatch:
+    return batch

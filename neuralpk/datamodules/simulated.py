@@ -1,0 +1,196 @@
+"""Simulated cohorts: pharmacokinetics, and predator and prey."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from neuralpk.cohort import Cohort, Dose, Units
+from neuralpk.datamodules.base import CohortDataModule, Part
+from neuralpk.dynamics import Absorption, CompartmentModel, Dynamics, Elimination, LotkaVolterra
+from neuralpk.residual_error import ERRORS
+from neuralpk.simulate import Design, Population, omega_from_cv, simulate_cohort
+
+
+class SimulatedDataModule(CohortDataModule):
+    """A cohort from a population, a design, a dynamics and an error model.
+
+    Args:
+        subjects: how many.
+        test_subjects: further subjects of the same population for the test, beside any held out; 0 for none.
+        options: of `CohortDataModule`.
+    """
+
+    dynamics: Dynamics
+    population: Population
+    design: Design
+    units: Units
+
+    def __init__(
+        self, subjects: int, test_subjects: int, error: str, error_sd: dict[str, float], **options: Any
+    ) -> None:
+        super().__init__(**options)
+        if error not in ERRORS:
+            raise ValueError(f"error is one of {', '.join(ERRORS)}; not {error!r}")
+        if subjects < 1 or test_subjects < 0:
+            raise ValueError(f"subjects must be 1 or more and test_subjects 0 or more: {subjects}, {test_subjects}")
+        self.subjects, self.test_subjects = subjects, test_subjects
+        self.error, self.error_sd = error, error_sd
+
+    def _simulate(self, population: Population, design: Design, subjects: int) -> Cohort:
+        error = ERRORS[self.error].known(endpoints=len(set(design.endpoints)), **self.error_sd)
+        return simulate_cohort(self.dynamics, population, design, error, subjects, self.seed, self.units)
+
+    def make_cohort(self) -> Cohort:
+        return self._simulate(self.population, self.design, self.subjects + self.test_subjects)
+
+    def split(self, cohort: Cohort) -> dict[Part, Cohort]:
+        parts = super().split(cohort[: self.subjects])
+        return parts | ({"test": cohort[self.subjects :]} if self.test_subjects else {})
+
+    def typical_lines(self, cohort: Cohort) -> np.ndarray | None:
+        typical = dataclasses.replace(self.population, omega={})
+        lines = self._simulate(typical, self.design, max(int(i) for i in cohort.ids))
+        return np.stack([truth.line for i in cohort.ids if (truth := lines[int(i) - 1].truth) is not None])
+
+
+_TIMES = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 36, 48, 71.99)
+
+
+class PKDataModule(SimulatedDataModule):
+    """A simulated pharmacokinetic cohort; the default is the talk's: 50 patients, two compartments, an IV bolus.
+
+    Args:
+        subjects: number of patients.
+        test_subjects: further patients for the test.
+        compartments: 1, 2 or 3; with `absorption`, `elimination`, `transits` and `lag` as for `CompartmentModel`.
+        typical: typical value of every parameter (L, h, mg).
+        cv: between-subject variability in percent by parameter, CV% = 100·sqrt(exp(omega²) − 1).
+        omega: standard deviation of eta by parameter, or the full covariance matrix in the order of `typical`; given
+            instead of `cv`.
+        covariates: name to [low, high], or to the probability of a 1.
+        effects: ``PARAMETER~COVARIATE`` to its exponent (`Population`).
+        doses: amounts in mg; patient i gets one of them in turn.
+        repeats: number of doses, `interval` hours apart (ADDL = repeats − 1).
+        interval: hours between doses (II).
+        infusion: duration of each dose, h; 0 is a bolus.
+        steady_state: the first dose finds the patient at steady state (SS = 1).
+        times: candidate sampling times, h.
+        samples: how many each patient keeps at random; [low, high] draws how many; null keeps all.
+        continuous: draw the times uniformly over the span of `times` instead.
+        jitter: standard deviation of the sampling times around their plan, h.
+        grid: first time, last time and number of points of the true line.
+        error: additive, proportional, combined or log_normal.
+        error_sd: its standard deviations, a (mg/L) and b.
+        lloq: lower limit of quantification, mg/L.
+        options: of `CohortDataModule`.
+    """
+
+    def __init__(
+        self,
+        subjects: int = 50,
+        test_subjects: int = 0,
+        compartments: int = 2,
+        absorption: Absorption = "none",
+        elimination: Elimination = "linear",
+        transits: int = 3,
+        lag: bool = False,
+        typical: dict[str, float] | None = None,
+        cv: dict[str, float] | None = None,
+        omega: dict[str, float] | list[list[float]] | None = None,
+        covariates: dict[str, list[float] | float] | None = None,
+        effects: dict[str, float] | None = None,
+        doses: list[float] | None = None,
+        repeats: int = 1,
+        interval: float = 0.0,
+        infusion: float = 0.0,
+        steady_state: bool = False,
+        times: list[float] | None = None,
+        samples: int | list[int] | None = 8,
+        continuous: bool = False,
+        jitter: float = 0.0,
+        grid: list[float] | None = None,
+        error: str = "proportional",
+        error_sd: dict[str, float] | None = None,
+        lloq: float | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(subjects, test_subjects, error, error_sd or {"b": 0.2}, **options)
+        inlet = "central" if absorption == "none" else "depot"
+        self.dynamics = CompartmentModel(compartments, absorption, elimination, transits, lag=inlet if lag else None)
+        self.units = Units()
+        if cv is not None and omega is not None:
+            raise ValueError("give the variability as cv or as omega, not both")
+        unnamed = [name for name in effects or {} if name.count("~") != 1]
+        if unnamed:
+            raise ValueError(f"effects are written PARAMETER~COVARIATE, not {unnamed}")
+        typical = typical or {"CL": 4.0, "V1": 70.0, "Q": 4.0, "V2": 50.0}
+        spread = {name: omega_from_cv(value) for name, value in cv.items()} if cv else omega
+        self.population = Population(
+            typical=typical,
+            omega=dict.fromkeys(typical, 0.3) if spread is None else spread,
+            covariates={k: tuple(v) if isinstance(v, list) else v for k, v in (covariates or {}).items()},  # type: ignore[misc]
+            effects={(k.split("~")[0], k.split("~")[1]): v for k, v in (effects or {}).items()},
+        )
+        records = [
+            Dose(
+                time=0.0,
+                amount=amount,
+                duration=infusion,
+                interval=interval,
+                additional=repeats - 1,
+                steady_state=int(steady_state),
+            )
+            for amount in doses or [10.0, 30.0, 60.0, 120.0]
+        ]
+        times = times or list(_TIMES)
+        first, last, points = grid or [min(times), 72.0 if times == list(_TIMES) else max(times), 200]
+        self.design = Design(
+            regimens=tuple((record,) for record in records),
+            times=tuple(times),
+            samples=(samples[0], samples[1]) if isinstance(samples, list) else samples,
+            continuous=continuous,
+            jitter=jitter,
+            lloq=lloq,
+            grid=tuple(np.linspace(first, last, int(points)).tolist()),
+        )
+
+
+class LotkaVolterraDataModule(SimulatedDataModule):
+    """A simulated cohort of predator–prey series, each with its own rates and starting densities.
+
+    Args:
+        subjects: number of series.
+        test_subjects: further series for the test.
+        typical: typical value of alpha, beta, gamma, delta (per time unit) and of prey0, predator0.
+        omega: standard deviation of eta of each, or the full covariance matrix.
+        times: candidate observation times.
+        samples: how many each series keeps at random; null keeps all.
+        error: additive, proportional, combined or log_normal.
+        error_sd: its standard deviations, for prey and predator alike.
+        options: of `CohortDataModule`.
+    """
+
+    def __init__(
+        self,
+        subjects: int = 50,
+        test_subjects: int = 0,
+        typical: dict[str, float] | None = None,
+        omega: dict[str, float] | list[list[float]] | None = None,
+        times: list[float] | None = None,
+        samples: int | None = 12,
+        error: str = "log_normal",
+        error_sd: dict[str, float] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(subjects, test_subjects, error, error_sd or {"b": 0.1}, **options)
+        self.dynamics = LotkaVolterra()
+        self.units = Units(time="time", amount="animals", value="density")
+        typical = typical or {
+            "alpha": 1.3, "beta": 0.9, "gamma": 1.8, "delta": 0.8, "prey0": 1.5, "predator0": 1.5,
+        }  # fmt: skip
+        self.population = Population(typical, dict.fromkeys(typical, 0.15) if omega is None else omega)
+        times = times or np.linspace(0.0, 8.0, 33).tolist()
+        self.design = Design(((),), tuple(times), samples, endpoints=(1, 2))
