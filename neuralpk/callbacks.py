@@ -121,7 +121,8 @@ class Dashboard(L.Callback):
         result = task.reconstruct(shown, draws=50, context=first_seen(data))
         for endpoint in range(result.ipred.shape[2]):
             name = "individual fits" if result.ipred.shape[2] == 1 else f"individual fits/endpoint {endpoint + 1}"
-            figures[name] = individual_panels(make_panels(shown, result, endpoint, first_seen(data)), cohort.units)
+            panels = make_panels(shown, result, endpoint, first_seen(data))
+            figures[name] = individual_panels(panels, cohort.units, shared=False)
         figures |= _cohort_figures(task, data, cohort)
         mean = task.latent(cohort)
         figures["latent space"] = latent_space(mean)
@@ -136,7 +137,8 @@ class Dashboard(L.Callback):
         final = {name: float(value) for name, value in trainer.callback_metrics.items() if name in names}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and final:
-                logger.log_hyperparams(dict(_flat(pl_module.hparams)), {f"final/{k}": v for k, v in final.items()})
+                settings = {name: value for name, value in pl_module.hparams.items() if name != "scaling"}
+                logger.log_hyperparams(dict(_flat(settings)), {f"final/{k}": v for k, v in final.items()})
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -114,6 +114,7 @@ def lightning(arguments: Sequence[str]) -> NeuralPKCLI:
         LatentODETask,
         CohortDataModule,
         subclass_mode_data=True,
+        load_from_checkpoint_support=False,  # a checkpoint names no code to run: it loads by the class that is asked
         save_config_callback=_SaveConfig,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,

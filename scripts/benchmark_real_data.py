@@ -93,12 +93,12 @@ def main() -> None:
                 row |= {"pred_unseen": log_rmse(table[~table["SEEN"]], "PRED"), "published": PUBLISHED[name]}
                 rows.append(row | {"seconds": round(time.perf_counter() - start, 1)})
     printed = Table(title=f"Leave-one-subject-out, log-RMSE; {options.shown} samples shown to the encoder")
-    for column in ("data", "field", "seed", "PRED", "PRED, unseen", "IPRED, unseen", "published parameters", "s"):
-        printed.add_column(column)
+    for column in ("data", "field", "seed", "PRED", "PRED unseen", "IPRED unseen", "published", "s"):
+        printed.add_column(column, no_wrap=True)
     for row in rows:
         numbers = (f"{row[key]:.3f}" for key in ("pred", "pred_unseen", "ipred", "published"))
         printed.add_row(row["data"], row["field"], str(row["seed"]), *numbers, str(row["seconds"]))
-    Console().print(printed)
+    Console(width=100).print(printed)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 

@@ -105,10 +105,11 @@ def with_random_weights(model, std):
 @pytest.mark.parametrize("std", [0.1, 1.0, 10.0])
 def test_learned_rates_are_positive_and_bounded_whatever_the_weights(std):
     model = with_random_weights(NeuralCompartments(("depot", "central", "peripheral"), 3, SCALING), std)
-    t, y, _ = random_point(model, 200)
-    theta = 3 * torch.randn(200, 3, dtype=torch.float64)
-    rates = model.rates(t, 100 * y, theta)
-    assert ((rates / model.rate).log().abs() <= 5.0 + 1e-12).all()  # exp(5·tanh)
+    t, y, theta = random_point(model, 200)
+    theta[:, -3:] = 3 * torch.randn(200, 3, dtype=torch.float64)
+    bend = (model.rates(t, 100 * y, theta) / theta[:, :4]).log()
+    assert (bend.abs() <= 5.0 + 1e-12).all()  # exp(5·tanh)
+    assert bend.std(0).min() > 0.01 * std, "no network at work"
     empty = torch.zeros_like(y)
     assert (model(t, empty, theta) == 0).all(), "drug without a dose"
     for k in range(y.shape[1]):  # an empty compartment can only fill
@@ -119,20 +120,43 @@ def test_learned_rates_are_positive_and_bounded_whatever_the_weights(std):
     assert (model(t, y, theta).sum(1) <= 0).all()
 
 
+def test_a_new_neural_field_is_the_compartment_model_of_its_base_rates():
+    known = CompartmentModel(2, "first_order").double()
+    model = NeuralCompartments(known.states, 2, SCALING).double()
+    t, y, theta = random_point(known)
+    micro = known.derived(theta) | known.named(theta)
+    z = torch.randn(2, len(y), dtype=torch.float64)
+    own = torch.stack([*(micro[name] for name in ("k10", "k12", "k21", "KA", "V1")), *z], dim=-1)
+    torch.testing.assert_close(model(t, y, own), known(t, y, theta), rtol=1e-12, atol=1e-12)
+    centre = known.central
+    torch.testing.assert_close(model.observe(y, own)[:, centre], known.observe(y, theta)[:, centre])
+    # it starts where a compartment model starts, and as a correction a hundred times slower and without a volume
+    guess, names = model.guess(SCALING), ("base_central_out", "base_depot_central", "base_V1")
+    like = known.guess(SCALING)
+    assert [guess[name] for name in names] == pytest.approx([like["CL"] / like["V1"], like["KA"], like["V1"]])
+    correction = NeuralCompartments(known.states, 2, SCALING, correction=True)
+    rates = {name: value / 100 for name, value in guess.items() if name != "base_V1"}
+    assert correction.guess(SCALING) == pytest.approx(rates)
+    assert correction.parameter_names == (*rates, "z1", "z2")
+
+
 @pytest.mark.parametrize("learned", [NeuralCompartments, NeuralField])
 def test_a_hybrid_is_the_sum_of_its_parts(learned):
     known = CompartmentModel(2, "first_order", lag="depot").double()
     more = {"endpoints": (1,)} if learned is NeuralField else {}
-    correction = with_random_weights(learned(known.states, latent_size=2, scaling=SCALING, **more), 0.5)
+    part = learned(known.states, latent_size=2, scaling=SCALING, correction=True, **more)
+    correction = with_random_weights(part, 0.5)
     hybrid = HybridDynamics(known, correction)
     t, y, theta = random_point(hybrid)
     n = len(known.parameter_names)
     expected = known(t, y, theta[:, :n]) + correction(t, y, theta[:, n:])
     torch.testing.assert_close(hybrid(t, y, theta), expected, rtol=0.0, atol=0.0)
-    assert hybrid.parameter_names == (*known.parameter_names, "z1", "z2")
+    flows = ("central_out", "central_peripheral", "peripheral_central", "depot_central")
+    base = tuple(f"base_{flow}" for flow in flows if learned is NeuralCompartments)
+    assert hybrid.parameter_names == (*known.parameter_names, *base, "z1", "z2")
+    assert tuple(hybrid.guess(SCALING)) == (*known.parameter_names, *base)
     torch.testing.assert_close(hybrid.lag(theta), known.lag(theta[:, :n]), rtol=0.0, atol=0.0)
     torch.testing.assert_close(hybrid.observe(y, theta), known.observe(y, theta[:, :n]), rtol=0.0, atol=0.0)
-    assert tuple(hybrid.guess(SCALING)) == known.parameter_names
     assert not hybrid.linear
 
 
@@ -146,11 +170,30 @@ def test_a_dynamics_that_is_not_linear_has_no_rate_matrix():
         LotkaVolterra().rate_matrix(torch.ones(1, 6))
 
 
-def test_an_undosed_neural_field_starts_from_the_latent_in_the_unit_of_the_data():
+def test_an_undosed_neural_field_starts_from_values_of_the_subject_in_the_unit_of_the_data():
     scaling = Scaling(90.0, 1.0, (30.0, 20.0))
     field = NeuralField(("prey", "predator"), (0, 1), 2, scaling, dosed=False)
-    torch.nn.init.zeros_(field.first.weight)
-    torch.nn.init.zeros_(field.first.bias)
-    assert field.initial_state(torch.randn(1, 2)).tolist() == [[30.0, 20.0]]
-    dosed = NeuralField(("central",), (0,), 2, SCALING)
-    assert dosed.initial_state(torch.randn(1, 2)).tolist() == [[0.0]]
+    assert field.parameter_names == ("prey0", "predator0", "z1", "z2")
+    assert field.guess(scaling) == {"prey0": 30.0, "predator0": 20.0}
+    theta = torch.tensor([[25.0, 40.0, 0.3, -0.7]])
+    start = field.initial_state(theta)
+    assert start.tolist() == [[25.0, 40.0]] == field.observe(start, theta).tolist()
+    assert (field(torch.zeros(1), start, theta) == 0).all(), "a new field is at rest"
+    dosed = NeuralField(("depot", "central"), (1,), 2, SCALING)
+    assert dosed.guess(SCALING) == {"base_V1": pytest.approx(100 / 3)}
+    theta = torch.tensor([[20.0, 0.3, -0.7]])
+    assert dosed.initial_state(theta).tolist() == [[0.0, 0.0]]
+    assert dosed.observe(torch.tensor([[7.0, 100.0]]), theta)[0, 1] == 5.0
+
+
+@pytest.mark.parametrize("dosed", [True, False])
+def test_the_slope_of_a_neural_field_depends_on_state_and_z_alone_in_whatever_units(dosed):
+    plain, other = Scaling(1.0, 1.0, (1.0, 1.0)), Scaling(90.0, 100.0, (30.0, 20.0))
+    field = with_random_weights(NeuralField(("a", "b"), (0, 1), 2, plain, dosed), 1.0)
+    same = NeuralField(("a", "b"), (0, 1), 2, other, dosed).double()
+    same.network.load_state_dict(field.network.state_dict())
+    t, y, theta = random_point(field)
+    unit = torch.tensor([100.0, 100.0] if dosed else [30.0, 20.0], dtype=torch.float64)
+    slope = field(t, y, theta) * unit / 90
+    theta[:, :-2] *= 7  # the volume, or the values at the start
+    torch.testing.assert_close(same(t, y * unit, theta), slope)

@@ -296,6 +296,7 @@ def test_many_doses_do_not_use_up_the_evaluations_of_the_backward_sweep():
     assert theta.grad.isfinite().all()
 
 
+@pytest.mark.slow
 def test_nothing_hangs_where_assertions_are_switched_off():
     program = """
         import torch
