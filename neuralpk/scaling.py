@@ -15,7 +15,7 @@ from neuralpk.cohort import Cohort
 class Scaling(NamedTuple):
     """Typical magnitudes of a cohort; plain numbers, so that a checkpoint can carry them.
 
-    Args:
+    Attributes:
         time: longest time from a first record to a last observation.
         amount: median dose; 1 where nothing is given.
         value: median of the positive observed values of each endpoint, ``[endpoint]``.

@@ -7,9 +7,9 @@ from neuralpk.scaling import Scaling
 
 
 class HybridDynamics(Dynamics):
-    """dy/dt = mechanism(t, y, theta) + correction(t, y, z), the universal differential equation of Rackauckas (2020).
+    """dy/dt = mechanism(t, y, theta_1) + correction(t, y, theta_2): a universal differential equation (Rackauckas 2020).
 
-    The mechanism says how the system starts, how doses enter and what is observed. Where both parts are compartments,
+    Theta holds the parameters of the mechanism, then those of the correction. The mechanism says how the system starts, how doses enter and what is observed. Where both parts are compartments,
     their rates add up, so that positivity and mass balance survive the correction.
 
     Args:

@@ -142,7 +142,7 @@ class NeuralField(Dynamics):
     def _scale(self, scaling: Scaling) -> list[float]:
         if self.dosed:
             return [scaling.amount] * len(self.states)
-        read = dict(zip(self.endpoints, scaling.value, strict=True))
+        read = dict(zip(self.endpoints, scaling.value, strict=False))
         return [read.get(k, scaling.value[0]) for k in range(len(self.states))]
 
     def forward(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:

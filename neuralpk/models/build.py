@@ -107,6 +107,33 @@ def build_dynamics(settings: DynamicsSettings, scaling: Scaling) -> Dynamics:
     return HybridDynamics(mechanism, learned) if correction else learned
 
 
+def _check(dynamics: DynamicsSettings, encoder: EncoderSettings, error: str, solver: SolverSettings) -> None:
+    """Refuse settings outside their lists: a misspelt one would quietly train something else."""
+    groups = (("dynamics", dynamics, DynamicsSettings), ("encoder", encoder, EncoderSettings))
+    for group, settings, kind in (*groups, ("solver", solver, SolverSettings)):
+        unknown = set(settings) - set(kind.__annotations__)
+        if unknown:
+            raise ValueError(f"{group} has no setting {sorted(unknown)}; there are {', '.join(kind.__annotations__)}")
+    for name, value, allowed in (
+        ("error", error, tuple(ERRORS)),
+        ("encoder.kind", encoder.get("kind", "set"), tuple(ENCODERS)),
+        ("dynamics.system", dynamics.get("system", "compartments"), get_args(System)),
+        ("dynamics.field", dynamics.get("field", "neural"), get_args(Field)),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name} is one of {', '.join(allowed)}; not {value!r}")
+    for name, number in (
+        ("omega", dynamics.get("omega", 1)),
+        ("hidden", dynamics.get("hidden", 1)),
+        ("layers", dynamics.get("layers", 1)),
+        *dynamics.get("typical", {}).items(),
+    ):
+        if not number > 0:
+            raise ValueError(f"dynamics.{name} must be positive, not {number}")
+    if dynamics.get("latent_size", 0) < 0 or encoder.get("hidden", 1) < 1:
+        raise ValueError(f"sizes may not be negative: dynamics {dynamics}, encoder {encoder}")
+
+
 def build_model(
     dynamics: DynamicsSettings, encoder: EncoderSettings, error: str, solver: SolverSettings, scaling: Scaling
 ) -> LatentODE:
@@ -115,15 +142,11 @@ def build_model(
     Raises:
         ValueError: a setting outside its list, by name.
     """
-    if error not in ERRORS:
-        raise ValueError(f"error is one of {', '.join(ERRORS)}; not {error!r}")
+    _check(dynamics, encoder, error, solver)
     kind = encoder.get("kind", "set")
-    if kind not in ENCODERS:
-        raise ValueError(f"encoder.kind is one of {', '.join(ENCODERS)}; not {kind!r}")
-    for name, allowed in (("system", System), ("field", Field)):
-        if dynamics.get(name) not in (None, *get_args(allowed)):
-            raise ValueError(f"dynamics.{name} is one of {', '.join(get_args(allowed))}; not {dynamics.get(name)!r}")
     field = build_dynamics(dynamics, scaling)
+    if len(scaling.value) > len(field.endpoints):
+        raise ValueError(f"the data have {len(scaling.value)} endpoints (DVID); this field has {len(field.endpoints)}")
     typical = field.guess(scaling)
     given = dynamics.get("typical", {})
     if set(given) - set(typical):
