@@ -12,7 +12,7 @@ from neuralpk.datamodules import LotkaVolterraDataModule
 from neuralpk.tasks import LatentODETask
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--epochs", type=int, default=20, help="of 5 passes over the series")
+parser.add_argument("--epochs", type=int, default=80, help="of 5 passes over the series")
 parser.add_argument("--field", default="mechanistic", choices=["mechanistic", "free", "hybrid"])
 arguments = parser.parse_args()
 
@@ -24,7 +24,7 @@ task = LatentODETask(
     dynamics={"system": "lotka_volterra", "field": arguments.field, "omega": 0.15},
     objective="elbo",
     error="log_normal",
-    solver={"gradient": "adjoint", "rtol": 1e-4, "atol": 1e-4},
+    solver={"gradient": "backprop", "rtol": 1e-4, "atol": 1e-4},
 )
 trainer = L.Trainer(
     max_epochs=arguments.epochs,

@@ -7,10 +7,11 @@ from neuralpk.scaling import Scaling
 
 
 class HybridDynamics(Dynamics):
-    """dy/dt = mechanism(t, y, theta_1) + correction(t, y, theta_2): a universal differential equation (Rackauckas 2020).
+    """dy/dt = mechanism(t, y, theta) + correction(t, y, z), a universal differential equation (Rackauckas 2020).
 
-    Theta holds the parameters of the mechanism, then those of the correction. The mechanism says how the system starts, how doses enter and what is observed. Where both parts are compartments,
-    their rates add up, so that positivity and mass balance survive the correction.
+    The parameters of this dynamics are those of the mechanism, then those of the correction. The mechanism says how the
+    system starts, how doses enter and what is observed. Where both parts are compartments, their rates add up, so that
+    positivity and mass balance survive the correction.
 
     Args:
         mechanistic: the known part.
