@@ -61,6 +61,10 @@ def first_seen(data: CohortDataModule) -> int | None:
     return data.context_size if data.evaluation_context == "first" else None
 
 
+def _quantity(cohort: Cohort) -> str:
+    return "Concentration" if any(subject.doses for subject in cohort) else "Density"
+
+
 def make_panels(cohort: Cohort, result: Reconstruction, endpoint: int = 0, seen: int | None = None) -> list[Panel]:
     """What to draw of each subject: line and band of one endpoint, its samples, and the true line where known."""
     panels = []
@@ -122,9 +126,9 @@ class Dashboard(L.Callback):
         for endpoint in range(result.ipred.shape[2]):
             name = "individual fits" if result.ipred.shape[2] == 1 else f"individual fits/endpoint {endpoint + 1}"
             panels = make_panels(shown, result, endpoint, first_seen(data))
-            figures[name] = individual_panels(panels, cohort.units, shared=False)
+            figures[name] = individual_panels(panels, cohort.units, shared=False, quantity=_quantity(cohort))
         figures |= _cohort_figures(task, data, cohort)
-        mean = task.latent(cohort)
+        mean = task.latent(cohort, first_seen(data))
         figures["latent space"] = latent_space(mean)
         for writer in writers:
             for name, figure in figures.items():
@@ -234,7 +238,9 @@ class Report(L.Callback):
         for endpoint in range(result.ipred.shape[2]):
             panels = make_panels(cohort, result, endpoint, first_seen(data))
             name = "individuals.png" if result.ipred.shape[2] == 1 else f"individuals_{endpoint + 1}.png"
-            individual_panels(panels, cohort.units, shared=False).savefig(folder / name, dpi=130)
+            individual_panels(panels, cohort.units, shared=False, quantity=_quantity(cohort)).savefig(
+                folder / name, dpi=130
+            )
             self.console.print(f"Individual panels: {folder / name}")
 
     def _next(self, folder: Path, checkpoint: str) -> None:

@@ -6,8 +6,10 @@ import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any, cast
 
 import lightning as L
+import pandas as pd
 import torch
 import yaml
 from jsonargparse import auto_cli
@@ -65,6 +67,21 @@ class NeuralPKCLI(LightningCLI):
                 "that holds `ckpt_path: null` would take it back)."
             )
 
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """The trainer, without our progress bar where none is wanted."""
+        if self._get(self.config_init, "trainer").get("enable_progress_bar") is False:
+            callbacks = self.trainer_defaults["callbacks"]
+            self.trainer_defaults["callbacks"] = [c for c in callbacks if not isinstance(c, RichProgressBar)]
+        return super().instantiate_trainer(**kwargs)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Predict, and write ``predictions.csv`` into the folder of the run."""
+        frames = self.trainer.predict(**kwargs)
+        folder = Path(self.trainer.log_dir or ".")
+        folder.mkdir(parents=True, exist_ok=True)
+        pd.concat(cast(list[pd.DataFrame], frames)).to_csv(folder / "predictions.csv", index=False)
+        print(f"Predictions: {folder / 'predictions.csv'}")
+
 
 def _scaling(data: CohortDataModule) -> dict[str, object]:
     return data.scaling()
@@ -99,12 +116,23 @@ def _split_presets(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _with_preset(arguments: Sequence[str]) -> list[str]:
-    """``--preset NAME`` as ``--config``, first, so that what follows overrides it; the main job where none is named."""
+    """``--preset NAME`` as ``--config``, first, so that what follows overrides it. Where none is named: what was saved
+    with the checkpoint, so that it is measured on its own data, else the main job."""
     paths, others = _split_presets(arguments)
     named = any(a in ("--config", "-c", "--help", "-h") or a.startswith("--config=") for a in others)
     if not paths and not named:
-        paths = [preset_path("two_compartment")]
+        paths = [_config_beside(others) or preset_path("two_compartment")]
     return [argument for path in paths for argument in ("--config", path)] + others
+
+
+def _config_beside(arguments: Sequence[str]) -> str | None:
+    """The configuration in the folder of the run that ``--ckpt_path`` comes from, where there is one."""
+    for name, value in zip(arguments, [*arguments, ""][1:], strict=True):
+        path = value if name == "--ckpt_path" else name.removeprefix("--ckpt_path=") if "--ckpt_path=" in name else ""
+        saved = Path(path).parent.parent / "config.yaml"
+        if path and saved.is_file():
+            return str(saved)
+    return None
 
 
 def lightning(arguments: Sequence[str]) -> NeuralPKCLI:
@@ -160,7 +188,7 @@ def _simulate(arguments: Sequence[str]) -> None:
     paths, others = _split_presets(arguments)
     named = any(a.split("=")[0] in ("--data", "--config") for a in others)
     if not paths and not named:
-        paths = [preset_path("two_compartment")]
+        paths = [_config_beside(others) or preset_path("two_compartment")]
     data = {}
     for path in paths:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["data"]

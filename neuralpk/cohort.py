@@ -257,7 +257,7 @@ class Cohort(Sequence[Subject]):
         return dataclasses.replace(self, subjects=tuple(dataclasses.replace(s, covariates=c) for s, c in pairs))
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning's double precision writes converted tensors into a copy
 class TruthBatch:
     """`Truth` of a batch, padded by repeating the last time: ``times [subject, grid]``,
     ``line [subject, grid, endpoint]``, ``parameters`` name to ``[subject]``."""
@@ -272,7 +272,7 @@ class TruthBatch:
         return TruthBatch(self.times.to(*args, **kwargs), self.line.to(*args, **kwargs), parameters)
 
 
-@dataclass(frozen=True)
+@dataclass
 class CohortBatch:
     """Padded tensors of some subjects. Padding is finite everywhere and masked out by ``mask`` and ``dose_mask``.
 

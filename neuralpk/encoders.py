@@ -34,7 +34,8 @@ def sample_features(batch: CohortBatch, scaling: Scaling) -> Tensor:
     since = torch.where(given, batch.time[:, :, None] - batch.dose_time[:, None, :], torch.inf)
     after_dose = torch.nn.functional.pad(since, (0, 1), value=scaling.time).amin(-1) / scaling.time
     total = torch.where(given, batch.dose_amount[:, None, :], 0.0).sum(-1) / scaling.amount
-    size = torch.tensor(scaling.value, dtype=batch.value.dtype, device=batch.device)[batch.endpoint]
+    known = batch.endpoint.clamp(max=len(scaling.value) - 1)  # an endpoint too many is refused where it is predicted
+    size = torch.tensor(scaling.value, dtype=batch.value.dtype, device=batch.device)[known]
     # a logarithm, because concentrations fall over decades; its floor keeps values at or below 0 readable
     value = torch.log(batch.value.clamp(min=0.0) / size + 1e-3)
     per_dose = value - torch.log(total + 1e-3)
@@ -48,7 +49,7 @@ def sample_features(batch: CohortBatch, scaling: Scaling) -> Tensor:
         total.log1p(),
     ]
     columns.append(batch.censored.to(value.dtype))
-    endpoint = nn.functional.one_hot(batch.endpoint, len(scaling.value)).to(value.dtype)
+    endpoint = nn.functional.one_hot(known, len(scaling.value)).to(value.dtype)
     started = batch.period_start[:, None, :] <= batch.time[:, :, None]
     period = (started.sum(-1).clamp(min=1) - 1)[..., None].expand(-1, -1, batch.covariates.shape[-1])
     covariates = scaling.standardise(batch.covariates).gather(1, period)

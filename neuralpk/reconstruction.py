@@ -111,9 +111,12 @@ def reconstruct(
     batch = evaluation_batch(model, cohort, context)
     grid = torch.as_tensor(np.stack([_line_times(s, times) for s in cohort]), dtype=batch.time.dtype).to(batch.device)
     q, prior = model.encoder(batch), model.prior_mean(len(batch))
-    trajectory = model.decode(q.mean, batch, grid)
-    trajectory.check(batch.ids, model.options)
-    ipred = model.read(trajectory)
+    lines = []
+    for z in (prior, q.mean):
+        trajectory = model.decode(z, batch, grid)
+        trajectory.check(batch.ids, model.options)
+        lines.append(model.read(trajectory))
+    pred, ipred = lines
     estimate = _parameters(model, q.mean, batch)
     if draws:
         lower, upper, intervals = _bands(model, q.mean, q.sd, batch, grid, draws, seed)
@@ -123,7 +126,7 @@ def reconstruct(
     return Reconstruction(
         ids=batch.ids,
         times=_numpy(grid),
-        pred=_numpy(model.lines(prior, batch, grid)),
+        pred=_numpy(pred),
         ipred=_numpy(ipred),
         lower=_numpy(lower),
         upper=_numpy(upper),
@@ -143,8 +146,10 @@ def _bands(
     lines, parameters = [], []
     for part in torch.split(torch.arange(len(batch), device=mean.device), max(1, _SOLVED_AT_ONCE // draws)):
         repeated, drawn = batch.select(part).repeat(draws), z[part].flatten(0, 1)
-        line = model.lines(drawn, repeated, grid[part].repeat_interleave(draws, dim=0))
-        lines.append(line.reshape(len(part), draws, *line.shape[1:]).nanquantile(ends, dim=1))
+        trajectory = model.decode(drawn, repeated, grid[part].repeat_interleave(draws, dim=0))
+        trajectory.check(repeated.ids, model.options)  # a band without its failed draws would be too narrow
+        line = model.read(trajectory)
+        lines.append(line.reshape(len(part), draws, *line.shape[1:]).quantile(ends, dim=1))
         own = _parameters(model, drawn, repeated)
         parameters.append({k: v.reshape(len(part), draws).quantile(ends, dim=1) for k, v in own.items()})
     low, high = torch.cat(lines, dim=1)
@@ -166,6 +171,6 @@ def _numpy(values: Tensor) -> FloatArray:
 def _line_times(subject: Subject, times: Sequence[float] | None) -> FloatArray:
     """200 times over a subject's records, or the wanted ones from its first record on."""
     if times is not None:
-        return np.asarray(np.maximum(np.asarray(times, float), subject.start), np.float64)
+        return np.asarray(np.maximum(np.sort(np.asarray(times, float)), subject.start), np.float64)
     ends = [subject.start, *subject.times[-1:], *(dose.time for record in subject.doses for dose in record.expand())]
     return np.asarray(np.linspace(subject.start, max(ends), 200))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import lightning as L
 import numpy as np
@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 
 from neuralpk import randomness
 from neuralpk.cohort import Cohort, CohortBatch, FloatArray
-from neuralpk.models import DynamicsSettings, EncoderSettings, Objective, SolverSettings, build_model
+from neuralpk.models import DynamicsSettings, EncoderSettings, LatentODE, Objective, SolverSettings, build_model
 from neuralpk.reconstruction import Reconstruction, evaluation_batch, reconstruct
 from neuralpk.scaling import Scaling
 from neuralpk.solve import SolveError
@@ -23,6 +23,7 @@ from neuralpk.tables import read_table
 
 # typical values have far to go, and at the pace of a network's weights the encoder would learn to make up for them
 _POPULATION_SPEED = 5.0
+_NOISE_STREAM = 1 << 42  # apart from the streams of the simulation and of the batches, whose seed may be the same
 _MOST_FAILURES = 0.05  # of a batch: a few unsolved subjects are left out and counted, more stop the training
 
 
@@ -62,9 +63,33 @@ class LatentODETask(L.LightningModule):
         self.save_hyperparameters()
         self.objective: Objective = objective
         self.learning_rate, self.warmup, self.seed = learning_rate, warmup, seed
-        self.model = build_model(dynamics or {}, encoder or {}, error, solver or {}, Scaling.from_plain(scaling))
+        self.model = self._build()
         self.squares = MeanMetric()
-        self.unseen = MeanMetric()
+        self.log_squares = MeanMetric()
+
+    def _build(self) -> LatentODE:
+        h: Any = self.hparams
+        model = build_model(
+            cast(DynamicsSettings, h["dynamics"] or {}),
+            cast(EncoderSettings, h["encoder"] or {}),
+            h["error"],
+            cast(SolverSettings, h["solver"] or {}),
+            Scaling.from_plain(h["scaling"]),
+        )
+        # a squared error has no residual error to learn, and several devices expect a gradient of all that has one
+        model.error.requires_grad_(h["objective"] == "elbo")
+        return model
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the scaling from the checkpoint, whatever data the task was made for, and the length of the schedule of
+        the learning rate from this training, which may be longer than the one that was saved."""
+        scaling = checkpoint["hyper_parameters"]["scaling"]
+        if scaling != self.hparams["scaling"]:
+            self.hparams["scaling"] = scaling
+            self.model = self._build().to(self.device)
+        for schedule in checkpoint.get("lr_schedulers", []):
+            for name in ("total_steps", "_schedule_phases"):
+                schedule.pop(name, None)
 
     def forward(self, batch: CohortBatch) -> Tensor:
         """The noise-free value of every record, z at the mean of q, ``[subject, observation]``."""
@@ -74,7 +99,9 @@ class LatentODETask(L.LightningModule):
     def _noise(self, batch: CohortBatch) -> Tensor | None:
         if self.objective == "mse" or not self.training:
             return None
-        z = randomness.normal(self.seed, self.global_step, batch.index, self.model.individual.latent_size)
+        z = randomness.normal(
+            self.seed, _NOISE_STREAM + self.global_step, batch.index, self.model.individual.latent_size
+        )
         return z.to(batch.time.dtype)
 
     def _kl_weight(self) -> float:
@@ -147,10 +174,11 @@ class LatentODETask(L.LightningModule):
         mean = self.model.encoder(batch).mean
         prediction = self.model.predict(mean, batch)
         self._log(f"{stage}_evaluations", float(prediction.trajectory.count.total), 1)
-        scored = batch.target & prediction.trajectory.ok[:, None]
+        # a censored record holds a limit, not a value
+        scored = batch.target & (batch.censored == 0) & prediction.trajectory.ok[:, None]
         self.squares.update((prediction.value - batch.value)[scored].square())
         positive = scored & (batch.value > 0) & (prediction.value > 0)
-        self.unseen.update((prediction.value / batch.value)[positive].log().square())
+        self.log_squares.update((prediction.value / batch.value)[positive].log().square())
         if batch.truth is not None:
             # a subject's clock starts at its first record, and so does its true line
             lines = self.model.lines(mean, batch, torch.maximum(batch.truth.times, batch.start[:, None]))
@@ -158,13 +186,13 @@ class LatentODETask(L.LightningModule):
             self._log(f"{stage}_line_rrmse", wide.nanmean(), len(batch))
 
     def _finish(self, stage: str) -> None:
-        for name, metric in (("rmse", self.squares), ("log_rmse", self.unseen)):
+        for name, metric in (("rmse", self.squares), ("log_rmse", self.log_squares)):
             self.log(f"{stage}_{name}", metric.compute().sqrt(), prog_bar=name == "rmse", rank_zero_only=False)
 
     def _start(self) -> None:
         # at the start, not at the end: what `validate` leaves behind are inference tensors, which `fit` may not change
         self.squares.reset()
-        self.unseen.reset()
+        self.log_squares.reset()
 
     def on_validation_epoch_start(self) -> None:
         """Forget the epoch before."""
@@ -175,7 +203,7 @@ class LatentODETask(L.LightningModule):
         self._start()
 
     def validation_step(self, batch: CohortBatch, batch_idx: int) -> None:
-        """Logs val_loss and its parts, val_rmse, val_log_rmse, and val_line_rrmse where the truth is known."""
+        """Logs val_loss and its parts at the mean of q, val_rmse, val_log_rmse; val_line_rrmse where truth is known."""
         self._evaluate(batch, "val")
 
     def on_validation_epoch_end(self) -> None:
@@ -252,7 +280,9 @@ class LatentODETask(L.LightningModule):
         batch = evaluation_batch(self.model, cohort, context)
         table = self.predict_step(batch, 0)
         iwres = self.model.error.standardise(batch.value, self(batch), batch.endpoint)
-        table["IWRES"] = iwres[batch.mask].cpu().numpy()
+        # a squared error knows no standard deviation, and a censored record no value
+        known = (batch.censored == 0) & (self.objective == "elbo")
+        table["IWRES"] = torch.where(known, iwres, torch.nan)[batch.mask].cpu().numpy()
         return table[table["DV"].notna()]
 
     @torch.no_grad()

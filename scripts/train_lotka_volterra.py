@@ -24,6 +24,7 @@ task = LatentODETask(
     dynamics={"system": "lotka_volterra", "field": arguments.field, "omega": 0.15},
     objective="elbo",
     error="log_normal",
+    warmup=0.5,
     solver={"gradient": "backprop", "rtol": 1e-4, "atol": 1e-4},
 )
 trainer = L.Trainer(
@@ -31,7 +32,11 @@ trainer = L.Trainer(
     accelerator="cpu",
     gradient_clip_val=5.0,
     logger=TensorBoardLogger("lightning_logs", name=None, default_hp_metric=False),
-    callbacks=[ModelCheckpoint(monitor="val_loss", filename="best", save_last=True), Dashboard(), Report()],
+    callbacks=[
+        ModelCheckpoint(monitor="val_loss", filename="best", save_last=True, save_on_exception=True),
+        Dashboard(),
+        Report(),
+    ],
 )
 trainer.fit(task, data)
 print(task.reconstruct(data.part("test")[:3]).individuals())

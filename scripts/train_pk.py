@@ -31,7 +31,11 @@ trainer = L.Trainer(
     accelerator="cpu",
     gradient_clip_val=5.0,
     logger=TensorBoardLogger("lightning_logs", name=None, default_hp_metric=False),
-    callbacks=[ModelCheckpoint(monitor="val_loss", filename="best", save_last=True), Dashboard(), Report()],
+    callbacks=[
+        ModelCheckpoint(monitor="val_loss", filename="best", save_last=True, save_on_exception=True),
+        Dashboard(),
+        Report(),
+    ],
 )
 trainer.fit(task, data)
 print(task.reconstruct(data.part("test")[:3]).individuals())

@@ -247,7 +247,7 @@ KINETICS = {
     ),
     "transit": (
         {"compartments": 1, "absorption": "transit", "transits": 2, "typical": ONE | {"KTR": 2.0}},
-        ("depot", "transit1", "transit2", "central"),
+        ("depot", "central", "transit1", "transit2"),
     ),
     "michaelis menten": (
         {"compartments": 1, "elimination": "michaelis_menten", "typical": {"VMAX": 6.0, "KM": 1.0, "V1": 70.0}},

@@ -91,7 +91,10 @@ class CohortDataModule(L.LightningDataModule, ABC):
     def split(self, cohort: Cohort) -> dict[Part, Cohort]:
         """Training, validation and test subjects."""
         order = randomness.uniform(self.seed, 0, torch.tensor([_SPLIT]), len(cohort))[0].argsort().tolist()
-        val, test = round(self.validation * len(cohort)), round(self.test * len(cohort))
+        # a share above 0 is at least one subject: none would mean the training subjects
+        val, test = (max(1, round(s * len(cohort))) if s else 0 for s in (self.validation, self.test))
+        if val + test >= len(cohort):
+            raise ValueError(f"{val} validation and {test} test subjects leave none of {len(cohort)} to train on")
         parts = {"val": order[:val], "test": order[val : val + test], "train": order[val + test :]}
         train = cohort[sorted(parts["train"])]
         held = {name: cohort[sorted(chosen)] for name, chosen in parts.items()}
@@ -115,6 +118,8 @@ class CohortDataModule(L.LightningDataModule, ABC):
     def _loader(self, part: Part, training: bool) -> ResumableLoader:
         cohort = self.part(part)
         rank, devices = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if len(cohort) < devices:
+            raise ValueError(f"{len(cohort)} {part} subjects for {devices} devices; use at most one device a subject")
         context = self.context if training else self.evaluation_context
         if training:  # the truth of a training subject goes nowhere near the training
             cohort = dataclasses.replace(cohort, subjects=tuple(dataclasses.replace(s, truth=None) for s in cohort))

@@ -14,6 +14,7 @@ from neuralpk import randomness
 from neuralpk.cohort import Cohort, CohortBatch, collate
 
 Context = Literal["all", "random", "first"]
+_CONTEXT_STREAM = 1 << 43  # apart from the streams of the simulation and of the training, whose seed may be the same
 _ORDER = 101  # key of the counter-based random numbers
 
 
@@ -29,9 +30,9 @@ def choose_context(batch: CohortBatch, context: Context, size: int, seed: int, s
     if context == "first":
         seen = observed & (observed.long().cumsum(1) <= size)
         return dataclasses.replace(batch, context=seen, target=observed & ~seen)
-    rank = torch.where(observed, randomness.uniform(seed, 2 * stream, batch.index, width), 2.0)
+    rank = torch.where(observed, randomness.uniform(seed, _CONTEXT_STREAM + 2 * stream, batch.index, width), 2.0)
     rank = rank.argsort(1).argsort(1)
-    share = randomness.uniform(seed, 2 * stream + 1, batch.index, 1)
+    share = randomness.uniform(seed, _CONTEXT_STREAM + 2 * stream + 1, batch.index, 1)
     kept = 1 + (share * observed.sum(1, keepdim=True)).long()
     return dataclasses.replace(batch, context=observed & (rank < kept))
 

@@ -187,7 +187,7 @@ class LotkaVolterraDataModule(SimulatedDataModule):
     ) -> None:
         super().__init__(subjects, test_subjects, error, error_sd or {"b": 0.1}, **options)
         self.dynamics = LotkaVolterra()
-        self.units = Units(time="time", amount="animals", value="density")
+        self.units = Units(time="", amount="", value="")
         typical = typical or {
             "alpha": 1.3, "beta": 0.9, "gamma": 1.8, "delta": 0.8, "prey0": 1.5, "predator0": 1.5,
         }  # fmt: skip

@@ -45,6 +45,8 @@ class TableDataModule(CohortDataModule):
         super().__init__(**options)
         if folds and not 0 <= fold < folds:
             raise ValueError(f"fold is counted from 0 to {folds - 1}, got {fold}")
+        if folds and (self.validation or self.test):
+            raise ValueError("give folds, or the shares validation and test, not both")
         self.table, self.columns, self.covariates = table, columns, covariates
         self.units = Units(*units) if units else None
         self.folds, self.fold = folds, fold

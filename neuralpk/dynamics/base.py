@@ -20,12 +20,14 @@ class Dynamics(nn.Module, ABC):
         states: names of the components of y.
         parameter_names: names of the components of theta.
         endpoints: the state at which each endpoint (DVID 1, 2, …) is observed, counted from 0.
+        autonomous: whether f reads nothing of t, so that a steady state under repeated doses exists.
         linear: whether f(t, y, theta) = K(theta)·y, with K given by ``rate_matrix``.
     """
 
     states: tuple[str, ...]
     parameter_names: tuple[str, ...]
     endpoints: tuple[int, ...] = (0,)
+    autonomous: bool = True
     linear: bool = False
 
     @abstractmethod
@@ -33,7 +35,7 @@ class Dynamics(nn.Module, ABC):
         """The vector field.
 
         Args:
-            t: time on each subject's own clock, ``[subject]``.
+            t: time since each subject's first record, ``[subject]``.
             y: state, ``[subject, state]``.
             theta: parameters, ``[subject, parameter]``.
 

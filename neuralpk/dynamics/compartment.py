@@ -16,15 +16,20 @@ Absorption = Literal["none", "first_order", "transit"]
 Elimination = Literal["linear", "michaelis_menten", "time_varying"]
 
 
-def mammillary_flows(states: tuple[str, ...]) -> tuple[tuple[str, str | None], ...]:
-    """Flows of a central compartment with its inputs (the states before it, a chain) and peripherals (after it).
+def inputs_to_central(states: tuple[str, ...]) -> tuple[str, ...]:
+    """The depot and the transit compartments after it, in the order in which the drug passes them."""
+    return tuple(state for state in states if state == "depot" or state.startswith("transit"))
 
-    First out of central, then to and from each peripheral, then along the chain of inputs.
+
+def mammillary_flows(states: tuple[str, ...]) -> tuple[tuple[str, str | None], ...]:
+    """Flows of a central compartment with its peripherals and the chain of its inputs.
+
+    First out of central, then to and from each peripheral, then along the chain.
     """
-    centre = states.index("central")
     flows: list[tuple[str, str | None]] = [("central", None)]
-    flows += [flow for p in states[centre + 1 :] for flow in (("central", p), (p, "central"))]
-    return (*flows, *pairwise(states[: centre + 1]))
+    peripherals = [state for state in states if state.startswith("peripheral")]
+    flows += [flow for p in peripherals for flow in (("central", p), (p, "central"))]
+    return (*flows, *pairwise((*inputs_to_central(states), "central")))
 
 
 class Compartments(Dynamics):
@@ -107,8 +112,7 @@ class CompartmentModel(Compartments):
     ) -> None:
         if compartments not in (1, 2, 3):
             raise ValueError(f"compartments must be 1, 2 or 3, not {compartments}")
-        inputs = {"none": (), "first_order": ("depot",)}
-        inputs["transit"] = ("depot", *(f"transit{k}" for k in range(1, transits + 1)))
+        inputs = {"none": (), "first_order": ("depot",), "transit": ("depot",)}
         own = {"linear": ("CL",), "michaelis_menten": ("VMAX", "KM"), "time_varying": ("CL", "CLR", "KCL")}
         if absorption not in inputs or elimination not in own:
             raise ValueError(
@@ -116,8 +120,9 @@ class CompartmentModel(Compartments):
                 f"not {absorption!r}, {elimination!r}"
             )
         peripherals = ("peripheral", "peripheral2")[: compartments - 1]
-        chain = (*inputs[absorption], "central")
-        states = (*chain, *peripherals)
+        chain = tuple(f"transit{k}" for k in range(1, transits + 1)) if absorption == "transit" else ()
+        # the order of an event table's CMT: transits last, so that central is 2 after any absorption
+        states = (*inputs[absorption], "central", *peripherals, *chain)
         super().__init__(states, mammillary_flows(states))
         for name in (lag, bioavailability):
             if name is not None and name not in states:
@@ -125,6 +130,7 @@ class CompartmentModel(Compartments):
         self.absorption, self.elimination = absorption, elimination
         self.lag_compartment, self.bioavailability_compartment = lag, bioavailability
         self.linear = elimination == "linear"
+        self.autonomous = elimination != "time_varying"
         self.central = states.index("central")
         self.endpoints = (self.central,)
         names = [*own[elimination], "V1", *("Q", "V2", "Q3", "V3")[: 2 * len(peripherals)]]

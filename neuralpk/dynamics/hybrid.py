@@ -30,6 +30,7 @@ class HybridDynamics(Dynamics):
         self.states = mechanistic.states
         self.parameter_names = (*mechanistic.parameter_names, *correction.parameter_names)
         self.endpoints = mechanistic.endpoints
+        self.autonomous = mechanistic.autonomous and correction.autonomous
 
     def _split(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         n = len(self.mechanistic.parameter_names)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from neuralpk.dynamics.base import Dynamics
-from neuralpk.dynamics.compartment import Compartments, mammillary_flows
+from neuralpk.dynamics.compartment import Compartments, inputs_to_central, mammillary_flows
 from neuralpk.scaling import Scaling
 
 
@@ -87,10 +87,10 @@ class NeuralCompartments(Compartments):
 
     def guess(self, scaling: Scaling) -> dict[str, float]:
         # the way into central is usually the fastest; the others start equal, a few half-lives within the span
-        centre = self.states.index("central")
         rate = (0.04 if self.correction else 4.0) / scaling.time
-        inlet = [self.states.index(a) < centre for a, _ in self.flows]
-        rates = {name: 4 * rate if enters else rate for name, enters in zip(self.rate_names, inlet, strict=True)}
+        inlets = inputs_to_central(self.states)
+        pairs = zip(self.rate_names, self.flows, strict=True)
+        rates = {name: 4 * rate if source in inlets else rate for name, (source, _) in pairs}
         return rates if self.correction else rates | {"base_V1": scaling.amount / scaling.value[0]}
 
 

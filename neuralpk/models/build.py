@@ -122,6 +122,9 @@ def _check(dynamics: DynamicsSettings, encoder: EncoderSettings, error: str, sol
     ):
         if value not in allowed:
             raise ValueError(f"{name} is one of {', '.join(allowed)}; not {value!r}")
+    learned = dynamics.get("field", "neural") in ("neural", "free")
+    if learned and (dynamics.get("lag", False) or dynamics.get("elimination", "linear") != "linear"):
+        raise ValueError("lag and elimination are of a mechanistic or hybrid field; a learned one has neither")
     for name, number in (
         ("omega", dynamics.get("omega", 1)),
         ("hidden", dynamics.get("hidden", 1)),

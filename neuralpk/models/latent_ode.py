@@ -115,10 +115,21 @@ class LatentODE(nn.Module):
         """The noise-free value of every record, NaN for a subject that could not be solved."""
         trajectory = self.decode(z, batch)
         read = self.dynamics.observe(trajectory.states, trajectory.theta)
+        self._refuse_unread(batch)
         of_endpoint = torch.tensor(self.dynamics.endpoints, device=batch.device)[batch.endpoint]
         state = torch.where(batch.compartment < 0, of_endpoint, batch.compartment)
         value = read.gather(-1, state[..., None])[..., 0]
         return Prediction(z, trajectory.theta[:, 0], value, trajectory)
+
+    def _refuse_unread(self, batch: CohortBatch) -> None:
+        states, endpoints = self.dynamics.states, len(self.dynamics.endpoints)
+        wrong = (batch.compartment >= len(states)) | (batch.endpoint >= endpoints)
+        if bool(wrong.any()):
+            names = [batch.ids[k] for k in wrong.any(1).nonzero()[:5, 0].tolist()]
+            raise ValueError(
+                f"subject {', '.join(names)}: an observation of a compartment or endpoint that is not in the model; "
+                f"CMT counts {', '.join(states)} from 1, DVID goes to {endpoints}"
+            )
 
     def loss(self, batch: CohortBatch, objective: Objective, noise: Tensor | None = None) -> Loss:
         """The objective on one batch.
@@ -141,7 +152,9 @@ class LatentODE(nn.Module):
         else:
             scored = batch
         if objective == "mse":
+            # a censored value only says on which side of its limit the line should be
             error = (prediction.value - scored.value) / self.value_scale[scored.endpoint]
+            error = torch.where(scored.censored * error < 0, 0.0, error)
             fit = torch.where(scored.target, error, 0.0).square().sum()
             kl = torch.zeros_like(kl)
         else:

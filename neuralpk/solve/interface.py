@@ -127,6 +127,8 @@ def _door(dynamics: Dynamics, y0: Tensor, theta: Tensor, batch: CohortBatch, tim
             f"subject {', '.join(names)}: a dose into a compartment beyond the {len(dynamics.states)} of this model, "
             f"{', '.join(dynamics.states)} (CMT 1 to {len(dynamics.states)})"
         )
+    if not dynamics.autonomous and bool(((batch.dose_steady_state > 0) & batch.dose_mask).any()):
+        raise ValueError(f"{type(dynamics).__name__} changes with time and has no steady state; write the doses out")
     early = (times < batch.start[:, None]).any(1)
     if bool(early.any()):
         names = [batch.ids[k] for k in early.nonzero().flatten().tolist()[:5]]

@@ -23,7 +23,7 @@ class Mesh:
     """The clock of every subject. After the last real node come padding nodes at the same time, which do nothing.
 
     Args:
-        times: time of each node, ``[subject, node]``.
+        times: time of each node since the first record, ``[subject, node]``.
         reset: empty the state at the node, before the jump, bool ``[subject, node]``.
         jump: added to the state at the node, ``[subject, node, state]``.
         input: constant input after the node and until the next, ``[subject, node, state]``.
@@ -176,7 +176,8 @@ def build_mesh(
     )
     if steady is not None:
         jump = jump.scatter_add(1, record_at[..., None].expand(-1, -1, states), steady)
-    mesh = Mesh(node_times, reset, jump, input_, period_at(batch, node_times), wanted_at)
+    # the field is told the time since the first record: moving a table in time moves nothing else
+    mesh = Mesh(node_times - start, reset, jump, input_, period_at(batch, node_times), wanted_at)
     return _trim(mesh, int(present.sum(1).max()))
 
 
