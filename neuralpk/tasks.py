@@ -229,7 +229,7 @@ class LatentODETask(L.LightningModule):
         return pd.DataFrame(frame | {name: values[row, column].cpu().numpy() for name, values in columns.items()})
 
     def configure_optimizers(self) -> Any:
-        """Adam, with a one-cycle schedule where the number of steps is known."""
+        """Adam, with a one-cycle schedule where the number of steps is known and at least ten."""
         population = self.model.population_parameters()
         known = {id(weight) for weight in population}
         networks = [weight for weight in self.parameters() if id(weight) not in known]
@@ -237,7 +237,7 @@ class LatentODETask(L.LightningModule):
         groups = [{"params": part, "lr": rate} for part, rate in zip((population, networks), rates, strict=True)]
         optimizer = torch.optim.Adam(groups)
         steps = self.trainer.estimated_stepping_batches
-        if not np.isfinite(steps):
+        if not 10 <= steps < np.inf:  # a tenth of fewer is no time to warm up in
             return optimizer
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=int(steps) + 1, pct_start=0.1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -20,13 +20,13 @@ import torch
 from neuralpk.datamodules import PKDataModule
 from neuralpk.tasks import LatentODETask
 
-out, devices, subjects, batch_size = sys.argv[1], *map(int, sys.argv[2:])
+out, objective, devices, subjects, batch_size = *sys.argv[1:3], *map(int, sys.argv[3:])
 torch.set_num_threads(1)
 torch.manual_seed(0)
 data = PKDataModule(
     subjects=subjects, samples=[2, 8], batch_size=batch_size or None, passes_per_epoch=5, context="random"
 )
-task = LatentODETask(data.scaling(), {"field": "mechanistic"}, encoder={"hidden": 16})
+task = LatentODETask(data.scaling(), {"field": "mechanistic"}, encoder={"hidden": 16}, objective=objective)
 trainer = L.Trainer(
     max_epochs=1,
     accelerator="cpu",
@@ -45,7 +45,7 @@ if trainer.is_global_zero:
 """
 
 
-def train(folder: Path, devices: int, subjects: int, batch_size: int) -> dict:
+def train(folder: Path, devices: int, subjects: int, batch_size: int, objective: str) -> dict:
     """Run the script and read what it saved."""
     script, out = folder / "train.py", folder / f"{devices}.pt"
     script.write_text(SCRIPT)
@@ -54,7 +54,7 @@ def train(folder: Path, devices: int, subjects: int, batch_size: int) -> dict:
         port = str(free.getsockname()[1])
     # a name that the processes find each other by on a machine without a network
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, str(script), str(out), str(devices), str(subjects), str(batch_size)]
+    command = [sys.executable, str(script), str(out), objective, str(devices), str(subjects), str(batch_size)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(out, weights_only=True)
@@ -62,14 +62,14 @@ def train(folder: Path, devices: int, subjects: int, batch_size: int) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("subjects", "batch_size"),
+    ("subjects", "batch_size", "objective"),
     [
-        pytest.param(7, 0, id="uneven shares"),
-        pytest.param(8, 3, id="small batches"),
+        pytest.param(7, 0, "elbo", id="uneven shares"),
+        pytest.param(8, 3, "mse", id="small batches"),
     ],
 )
-def test_two_processes_give_the_result_of_one(tmp_path: Path, subjects: int, batch_size: int) -> None:
-    one, two = (train(tmp_path, devices, subjects, batch_size) for devices in (1, 2))
+def test_two_processes_give_the_result_of_one(tmp_path: Path, subjects: int, batch_size: int, objective: str) -> None:
+    one, two = (train(tmp_path, devices, subjects, batch_size, objective) for devices in (1, 2))
     assert one["steps"] == two["steps"] >= 5
     for name, value in one["weights"].items():
         # float32 sums in another order, passed five times through Adam, which divides by the size of the gradient

@@ -319,3 +319,19 @@ def test_nothing_hangs_where_assertions_are_switched_off():
         timeout=60,  # without a limit on the evaluations torchdiffeq would go on for ever
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_clearance_that_changes_with_time_runs_on_the_clock_of_the_subject():
+    model = CompartmentModel(1, elimination="time_varying").double()
+    theta = torch.tensor([[4.0, 0.3, 0.05, 20.0]] * 3, dtype=torch.float64)
+    moved = [subject(str(by), [Dose(by, 100.0)], np.array([1.0, 10.0, 30.0]) + by) for by in (0.0, 100.0, -24.0)]
+    line = lines(model, theta, moved, SolverOptions(rtol=1e-9, atol=1e-9)).states
+    # the same system solved on the same clock: only the rounding of the times differs
+    torch.testing.assert_close(line[1:], line[:1].expand(2, -1, -1), rtol=1e-7, atol=1e-9)
+
+
+def test_a_steady_state_of_a_system_that_changes_with_time_is_refused():
+    model = CompartmentModel(1, elimination="time_varying").double()
+    theta = torch.tensor([[4.0, 0.3, 0.05, 20.0]], dtype=torch.float64)
+    with pytest.raises(ValueError, match="no steady state"):
+        lines(model, theta, [subject("1", [Dose(0.0, 100.0, interval=12.0, steady_state=1)], [1.0])])

@@ -398,3 +398,67 @@ def test_a_measured_table_trains_and_leaves_one_out() -> None:
 def test_a_setting_outside_its_list_is_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LatentODETask(**options)
+
+
+# ---- what a checkpoint decides, and what a limit says
+
+
+def test_a_checkpoint_is_measured_in_its_own_scale_whatever_the_data(tmp_path) -> None:
+    data = PKDataModule(**SMALL)
+    task = one_compartment(data)
+    trainer = quiet(max_epochs=1)
+    trainer.fit(task, data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    larger = PKDataModule(**SMALL, doses=[1000.0, 3000.0])
+    (alone,) = quiet(limit_val_batches=1).validate(
+        LatentODETask.load_from_checkpoint(tmp_path / "last.ckpt"), larger, verbose=False
+    )
+    other = one_compartment(larger)
+    assert other.hparams["scaling"] != task.hparams["scaling"]
+    (restored,) = quiet(limit_val_batches=1).validate(
+        other, larger, ckpt_path=tmp_path / "last.ckpt", verbose=False, weights_only=True
+    )
+    assert restored == alone
+
+
+def test_a_finished_training_can_go_on(tmp_path) -> None:
+    data = PKDataModule(**SMALL, passes_per_epoch=12)
+    trainer = quiet(max_epochs=1)
+    trainer.fit(one_compartment(data), data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    task = one_compartment(data)
+    longer = quiet(max_epochs=3)
+    longer.fit(task, data, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert longer.global_step == 36
+
+
+def test_a_censored_value_is_a_limit_for_the_squared_error_and_no_value_for_the_metrics() -> None:
+    data = PKDataModule(**SMALL, lloq=0.3, doses=[10.0])
+    task = one_compartment(data, objective="mse")
+    batch = collate(data.part("train"))
+    below = batch.censored == 1
+    assert below.any() and not below.all()
+    with torch.no_grad():
+        prediction = task.model.predict(task.model.encoder(batch).mean, batch).value
+    error = (prediction - batch.value) / task.model.value_scale
+    counted = batch.target & (~below | (error > 0))
+    expected = torch.where(counted, error, 0.0).square().sum()
+    torch.testing.assert_close(task.model.loss(batch, "mse").fit, expected)
+    (metrics,) = quiet(limit_val_batches=1).validate(task, data, verbose=False)
+    measured = torch.where(batch.observed & ~below, prediction - batch.value, torch.nan).square().nanmean().sqrt()
+    assert metrics["val_rmse"] == pytest.approx(float(measured), rel=1e-4)
+
+
+def test_an_endpoint_or_compartment_that_the_model_lacks_is_refused_by_name() -> None:
+    task = one_compartment(PKDataModule(**SMALL))
+    for unknown in ({"endpoints": [2]}, {"compartments": [4]}):
+        cohort = Cohort((Subject("stranger", [1.0], [0.5], **unknown),))
+        with pytest.raises(ValueError, match="stranger"):
+            task.reconstruct(cohort)
+
+
+def test_double_precision_trains() -> None:
+    data = PKDataModule(**SMALL)
+    task = one_compartment(data)
+    quiet(max_epochs=1, precision="64-true").fit(task, data)
+    assert {p.dtype for p in task.parameters()} == {torch.float64}

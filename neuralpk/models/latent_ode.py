@@ -99,6 +99,7 @@ class LatentODE(nn.Module):
 
     def decode(self, z: Tensor, batch: CohortBatch, times: Tensor | None = None) -> Trajectory:
         """Solve from z: the states at the records of the batch, or at `times` ``[subject, time]``."""
+        self._refuse_unread(batch)
         theta = self.individual(z, batch.covariates)
         first = theta if theta.dim() == 2 else theta[:, 0]
         return solve(self.dynamics, self.dynamics.initial_state(first), theta, batch, times, self.options)
@@ -115,7 +116,6 @@ class LatentODE(nn.Module):
         """The noise-free value of every record, NaN for a subject that could not be solved."""
         trajectory = self.decode(z, batch)
         read = self.dynamics.observe(trajectory.states, trajectory.theta)
-        self._refuse_unread(batch)
         of_endpoint = torch.tensor(self.dynamics.endpoints, device=batch.device)[batch.endpoint]
         state = torch.where(batch.compartment < 0, of_endpoint, batch.compartment)
         value = read.gather(-1, state[..., None])[..., 0]
