@@ -11,7 +11,8 @@ class HybridDynamics(Dynamics):
 
     The parameters of this dynamics are those of the mechanism, then those of the correction. The mechanism says how the
     system starts, how doses enter and what is observed. Where both parts are compartments, their rates add up, so that
-    positivity and mass balance survive the correction.
+    positivity and mass balance survive the correction; parameters such as CL are then those of the mechanism alone, to
+    which the correction adds flows of its own.
 
     Args:
         mechanistic: the known part.
