@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from neuralpk.cohort import FloatArray
+
 Route = Literal["extravascular", "bolus", "infusion"]
 AUCRule = Literal["linear", "linear-up/log-down"]
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
+from neuralpk.cohort import FloatArray
 from neuralpk.evaluate.metrics import shrinkage
 from neuralpk.evaluate.style import (
     BLUE,
@@ -29,8 +29,6 @@ from neuralpk.evaluate.style import (
     set_range,
     with_unit,
 )
-
-FloatArray = NDArray[np.float64]
 
 
 def eta_figure(

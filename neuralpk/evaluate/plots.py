@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from neuralpk.cohort import Units
+from neuralpk.cohort import FloatArray, Units
 from neuralpk.evaluate.style import (
     BLACK,
     BLUE,
@@ -37,7 +37,6 @@ from neuralpk.evaluate.style import (
     with_unit,
 )
 
-FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 

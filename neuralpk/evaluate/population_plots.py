@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
-from numpy.typing import NDArray
 
-from neuralpk.cohort import Units
+from neuralpk.cohort import FloatArray, Units
 from neuralpk.evaluate.simulation_checks import VPC
 from neuralpk.evaluate.style import (
     BLACK,
@@ -35,8 +34,6 @@ from neuralpk.evaluate.style import (
     time_axis,
     with_unit,
 )
-
-FloatArray = NDArray[np.float64]
 
 
 def npde_figure(times: FloatArray, pred: FloatArray, npde: FloatArray, units: Units) -> Figure:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from neuralpk.cohort import FloatArray
+
 IntArray = NDArray[np.int64]
 
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from neuralpk.cohort import FloatArray
 
 # Okabe and Ito 2008, Color Universal Design: distinct with every common colour vision
 BLACK, GREY, LIGHT = "#1a1a1a", "#6e6e6e", "#c8c8c8"
