@@ -182,10 +182,9 @@ def solve(
 
     def run(subjects: Tensor) -> tuple[Tensor, Tensor]:
         own = theta[subjects]
-        mesh = _mesh(dynamics, integrate, own, batch.select(subjects), times[subjects], rows[subjects])
-        nodes = integrate(y0[subjects], own, mesh)
-        states = nodes.gather(1, mesh.wanted[..., None].expand(-1, -1, nodes.shape[-1]))
-        return states, torch.isfinite(nodes.detach()).flatten(1).all(1)
+        mesh = _mesh(dynamics, integrate, own, batch.select(subjects), times[subjects], rows[subjects], not use_exact)
+        states = integrate(y0[subjects], own, mesh)
+        return states, torch.isfinite(states.detach()).flatten(1).all(1)
 
     status = torch.zeros(len(batch), dtype=torch.int64, device=y0.device)
     states = y0.new_full((*times.shape, len(dynamics.states)), torch.nan)
@@ -201,12 +200,13 @@ def _mesh(
     batch: CohortBatch,
     times: Tensor,
     rows: Tensor,
+    stop: bool,
 ) -> Mesh:
     """Doses with their lag and bioavailability, steady states filled in, sorted into every subject's clock."""
     inputs = dose_inputs(dynamics, theta, batch)
     if not bool((batch.dose_steady_state > 0).any()):
-        return build_mesh(batch, inputs, len(dynamics.states), times, rows)
+        return build_mesh(batch, inputs, len(dynamics.states), times, rows, None, stop)
     steady = steady_states(dynamics, integrate, theta, batch, inputs)
     earlier = still_running(batch, inputs)
     inputs = inputs if earlier is None else join_inputs(inputs, earlier)
-    return build_mesh(batch, inputs, len(dynamics.states), times, rows, steady)
+    return build_mesh(batch, inputs, len(dynamics.states), times, rows, steady, stop)

@@ -1,9 +1,9 @@
 """Events into each subject's own clock.
 
-Doses, resets, changes of covariates and wanted times of a subject become the *nodes* of its clock, sorted by time and,
-at equal times, by the row of their record. Between two nodes nothing happens but the differential equation with a
-constant input. Which node follows which is decided without gradients; the times themselves keep theirs, because a lag
-or the end of an infusion may depend on parameters.
+Doses, resets and changes of covariates of a subject become the *nodes* of its clock, sorted by time and, at equal times,
+by the row of their record. Between two nodes nothing happens but the differential equation with a constant input; what
+is wanted is read there. Which node follows which is decided without gradients; the times themselves keep theirs, because
+a lag or the end of an infusion may depend on parameters.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Mesh:
         jump: added to the state at the node, ``[subject, node, state]``.
         input: constant input after the node and until the next, ``[subject, node, state]``.
         period: which theta holds after the node, integer ``[subject, node]``.
-        wanted: node at which each wanted time is read, after its jump, integer ``[subject, time]``.
+        wanted: node after whose jump each wanted time is read, integer ``[subject, time]``.
+        wanted_times: each wanted time, since the first record, ``[subject, time]``.
     """
 
     times: Tensor
@@ -37,10 +38,7 @@ class Mesh:
     input: Tensor
     period: Tensor
     wanted: Tensor
-
-    def select(self, subjects: Tensor) -> Mesh:
-        """The clocks of some subjects."""
-        return Mesh(**{f.name: getattr(self, f.name)[subjects] for f in dataclasses.fields(self)})
+    wanted_times: Tensor
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,8 @@ class Inputs:
 
 def period_at(batch: CohortBatch, times: Tensor) -> Tensor:
     """Index of the period in which each time lies, ``[subject, time]``; a period holds from its start on."""
-    started = batch.period_start.detach()[:, None, :] <= times.detach()[:, :, None]
-    return started.sum(-1).clamp(min=1) - 1
+    started = torch.searchsorted(batch.period_start.detach(), times.detach().contiguous(), right=True)
+    return started.clamp(min=1) - 1
 
 
 def theta_at(theta: Tensor, period: Tensor) -> Tensor:
@@ -129,6 +127,7 @@ def build_mesh(
     times: Tensor,
     rows: Tensor,
     steady: Tensor | None = None,
+    stop: bool = False,
 ) -> Mesh:
     """Sort everything that happens into each subject's clock.
 
@@ -139,6 +138,7 @@ def build_mesh(
         times: wanted times, ``[subject, time]``.
         rows: order of the wanted times among records of the same time, ``[subject, time]``.
         steady: state to which a steady-state record jumps, ``[subject, dose, state]``.
+        stop: whether every wanted time is a node too, for an engine that reads nothing in between.
     """
     n = len(times)
     latest = torch.iinfo(torch.int64).max
@@ -154,7 +154,8 @@ def build_mesh(
         (inputs.start, inputs.order, inputs.mask),
         (inputs.end, inputs.order, infused),
         (batch.period_start, first, every),
-        (times, rows.clamp(max=latest - 1), torch.ones_like(times, dtype=torch.bool)),
+        (last, torch.full_like(first[:, :1], latest - 1), every[:, :1]),
+        (times, rows.clamp(max=latest - 2), torch.ones_like(times, dtype=torch.bool)),
     )
     at, orders, present = (torch.cat(column, dim=1) for column in zip(*blocks, strict=True))
     # what is absent, or comes after the last wanted time, waits at the end of the clock and does nothing there
@@ -163,22 +164,37 @@ def build_mesh(
     orders = torch.where(present, orders, latest)
     order = _sorted_by(orders, at.detach())
     where = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=at.device).expand(n, -1))
-    _, record_at, start_at, end_at, _, wanted_at = torch.split(where, [b[0].shape[1] for b in blocks], dim=1)
+    if not stop:
+        order, where = _pass_by(order, where, times.shape[1])
+    _, record_at, start_at, end_at, _, _, wanted = torch.split(where, [b[0].shape[1] for b in blocks], dim=1)
 
     node_times = at.gather(1, order)
     nodes = node_times.shape[1]
     reset = torch.zeros((n, nodes), dtype=torch.bool, device=at.device).scatter(1, record_at, is_reset)
-    alive = inputs.mask & (inputs.start.detach() <= last) & ~_cancelled(is_reset, batch, record_at, inputs, start_at)
-    input_ = _running(inputs, alive, start_at, end_at, reset, nodes, states)
+    alive = inputs.mask & (inputs.start.detach() <= last)
+    if bool(is_reset.any()):
+        alive = alive & ~_cancelled(is_reset, batch, record_at, inputs, start_at)
+        end_at = torch.minimum(end_at, _next_reset(reset).gather(1, start_at))
     amount = torch.where(alive, inputs.amount, 0.0)
-    jump = amount.new_zeros((n, nodes, states)).index_put(
-        (torch.arange(n, device=at.device)[:, None], start_at, inputs.compartment), amount, accumulate=True
-    )
+    jump = _at_nodes(start_at, inputs.compartment, amount, nodes, states)
     if steady is not None:
         jump = jump.scatter_add(1, record_at[..., None].expand(-1, -1, states), steady)
+    input_ = _running(inputs, alive & infused, start_at, end_at, nodes, states)
     # the field is told the time since the first record: moving a table in time moves nothing else
-    mesh = Mesh(node_times - start, reset, jump, input_, period_at(batch, node_times), wanted_at)
-    return _trim(mesh, int(present.sum(1).max()))
+    mesh = Mesh(node_times - start, reset, jump, input_, period_at(batch, node_times), wanted, times - start)
+    columns = present if stop else present[:, : -times.shape[1]]
+    return _trim(mesh, int(columns.sum(1).max()))
+
+
+def _pass_by(order: Tensor, where: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
+    """Take the wanted times, the last so many columns, out of the sorted clock: each is read after the node before it.
+
+    Returns the order of the other columns, and for every column the node it became or follows.
+    """
+    is_node = order < order.shape[1] - wanted
+    node = is_node.long().cumsum(1) - 1
+    kept = order[is_node].view(len(order), -1)
+    return kept, node.gather(1, where)
 
 
 def _cancelled(is_reset: Tensor, batch: CohortBatch, record_at: Tensor, inputs: Inputs, start_at: Tensor) -> Tensor:
@@ -191,19 +207,39 @@ def _cancelled(is_reset: Tensor, batch: CohortBatch, record_at: Tensor, inputs: 
     return (is_reset[:, None, :] & later & before_arrival).any(-1)
 
 
-def _running(
-    inputs: Inputs, alive: Tensor, start_at: Tensor, end_at: Tensor, reset: Tensor, nodes: int, states: int
-) -> Tensor:
-    """Input after each node, ``[subject, node, state]``: the infusions that have begun, not ended, not been reset."""
-    resets = reset.long().cumsum(1)
-    node = torch.arange(nodes, device=start_at.device)[None, :, None]
-    begun = (node >= start_at[:, None, :]) & (node < end_at[:, None, :]) & alive[:, None, :]
-    running = begun & (resets[:, :, None] == resets.gather(1, start_at)[:, None, :])
-    rate = torch.nn.functional.one_hot(inputs.compartment, states).to(inputs.rate.dtype) * inputs.rate[..., None]
-    return running.to(rate.dtype) @ rate
+def _next_reset(reset: Tensor) -> Tensor:
+    """The first node after each at which the system is reset; one past the last where there is none."""
+    nodes = reset.shape[1]
+    at = torch.where(reset, torch.arange(nodes, device=reset.device), nodes)
+    later = torch.nn.functional.pad(at[:, 1:], (0, 1), value=nodes)
+    return later.flip(1).cummin(1).values.flip(1)
+
+
+def _at_nodes(node: Tensor, compartment: Tensor, values: Tensor, nodes: int, states: int) -> Tensor:
+    """Sum of the values ``[subject, input]`` at each node and compartment, ``[subject, node, state]``."""
+    subject = torch.arange(len(node), device=node.device)[:, None]
+    out = values.new_zeros((len(node), nodes, states))
+    return out.index_put((subject, node, compartment), values, accumulate=True)
+
+
+def _running(inputs: Inputs, running: Tensor, start_at: Tensor, end_at: Tensor, nodes: int, states: int) -> Tensor:
+    """Input after each node, ``[subject, node, state]``: what has begun less what has ended.
+
+    A running sum, so that memory grows with nodes and not with nodes times doses. It is taken in double precision,
+    and where nothing runs it is zero by count: a rest of rounding would flow for ever.
+    """
+    if not bool(running.any()):
+        return inputs.rate.new_zeros((len(start_at), nodes, states))
+    rate = torch.where(running, inputs.rate, 0.0).double()
+    change = _at_nodes(start_at, inputs.compartment, rate, nodes + 1, states)
+    change = change - _at_nodes(end_at, inputs.compartment, rate, nodes + 1, states)
+    ones = running.long()
+    count = _at_nodes(start_at, inputs.compartment, ones, nodes + 1, states)
+    count = (count - _at_nodes(end_at, inputs.compartment, ones, nodes + 1, states)).cumsum(1)
+    return torch.where(count > 0, change.cumsum(1), 0.0)[:, :-1].to(inputs.rate.dtype)
 
 
 def _trim(mesh: Mesh, nodes: int) -> Mesh:
     """Drop the columns in which nobody's clock has a node; the absent ones stand last."""
     cut = {name: getattr(mesh, name)[:, :nodes] for name in ("times", "reset", "jump", "input", "period")}
-    return Mesh(**cut, wanted=mesh.wanted)
+    return Mesh(**cut, wanted=mesh.wanted, wanted_times=mesh.wanted_times)

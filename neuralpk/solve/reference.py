@@ -116,7 +116,7 @@ def _stretch(
 def integrate(
     dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mesh, options: SolverOptions, count: Evaluations
 ) -> Tensor:
-    """State after every node, ``[subject, node, state]``.
+    """State at the wanted times, ``[subject, time, state]``; each of them is a node.
 
     Raises:
         EngineFailure: the evaluations ran out or the step size vanished for some subject.
@@ -131,4 +131,4 @@ def integrate(
                 raise EngineFailure(status) from error
         y = torch.where(mesh.reset[:, node, None], 0.0, y) + mesh.jump[:, node]
         states.append(y)
-    return torch.stack(states, dim=1)
+    return torch.stack(states, dim=1).gather(1, mesh.wanted[..., None].expand(-1, -1, y.shape[1]))

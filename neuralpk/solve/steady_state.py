@@ -13,7 +13,7 @@ from neuralpk.dynamics import Dynamics
 from neuralpk.solve.mesh import Inputs, Mesh, period_at, theta_at
 
 Integrate = Callable[[Tensor, Tensor, Mesh], Tensor]
-"""(y0, theta, mesh) -> state after every node; the engine, with its options filled in."""
+"""(y0, theta, mesh) -> state at the wanted times; the engine, with its options filled in."""
 
 _ITERATIONS = 30
 
@@ -66,7 +66,8 @@ def _interval_mesh(dose: Inputs, interval: Tensor, phase: Tensor, states: int) -
     input_ = (overlapping * dose.rate[:, None])[..., None] * compartment[:, None]
     jump = torch.nn.functional.pad((dose.amount[:, None] * compartment)[:, None], (0, 0, 0, 3))
     none = torch.zeros_like(order)
-    return Mesh(times, none.bool(), jump, input_, none, torch.argsort(order, dim=1)[:, 2:])
+    wanted = torch.argsort(order, dim=1)[:, 2:]
+    return Mesh(times, none.bool(), jump, input_, none, wanted, times.gather(1, wanted))
 
 
 def _periodic(dynamics: Dynamics, integrate: Integrate, theta: Tensor, dose: Inputs, interval: Tensor) -> Tensor:
@@ -77,12 +78,8 @@ def _periodic(dynamics: Dynamics, integrate: Integrate, theta: Tensor, dose: Inp
     phase = interval - torch.remainder(lag, interval)
     mesh = _interval_mesh(dose, interval, phase, states)
 
-    def read(y: Tensor, wanted: int) -> Tensor:
-        node = mesh.wanted[:, wanted, None, None].expand(-1, 1, states)
-        return integrate(y, theta, mesh).gather(1, node)[:, 0]
-
-    y = _root(lambda y: read(y, 1) - y, theta.new_zeros((len(theta), states)))
-    return y if dynamics.lag(theta) is None else read(y, 0)
+    y = _root(lambda y: integrate(y, theta, mesh)[:, 1] - y, theta.new_zeros((len(theta), states)))
+    return y if dynamics.lag(theta) is None else integrate(y, theta, mesh)[:, 0]
 
 
 def _constant(dynamics: Dynamics, theta: Tensor, dose: Inputs) -> Tensor:
