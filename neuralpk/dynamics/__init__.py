@@ -4,10 +4,12 @@ from neuralpk.dynamics.base import Dynamics
 from neuralpk.dynamics.compartment import Absorption, CompartmentModel, Compartments, Elimination
 from neuralpk.dynamics.hybrid import HybridDynamics
 from neuralpk.dynamics.neural import NeuralCompartments, NeuralField
+from neuralpk.dynamics.perceptron import Activation, Perceptron
 from neuralpk.dynamics.population import LotkaVolterra
 
 __all__ = [
     "Absorption",
+    "Activation",
     "CompartmentModel",
     "Compartments",
     "Dynamics",
@@ -16,4 +18,5 @@ __all__ = [
     "LotkaVolterra",
     "NeuralCompartments",
     "NeuralField",
+    "Perceptron",
 ]

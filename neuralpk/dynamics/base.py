@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from neuralpk.dynamics.perceptron import Perceptron
 from neuralpk.scaling import Scaling
 
 
@@ -78,6 +79,10 @@ class Dynamics(nn.Module, ABC):
             TypeError: the dynamics is not linear.
         """
         raise TypeError(f"{type(self).__name__} is not linear in its state and has no rate matrix")
+
+    def perceptron(self, theta: Tensor) -> Perceptron | None:
+        """The same field laid open for the fused kernels, where it is a perceptron; None where it is not."""
+        return None
 
 
 def place(values: Tensor, state: int, states: int, fill: float) -> Tensor:

@@ -1,8 +1,11 @@
 """Mechanism plus learned correction."""
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from neuralpk.dynamics.base import Dynamics
+from neuralpk.dynamics.perceptron import Perceptron
 from neuralpk.scaling import Scaling
 
 
@@ -41,6 +44,13 @@ class HybridDynamics(Dynamics):
         known, latent = self._split(theta)
         slope: Tensor = self.mechanistic(t, y, known) + self.correction(t, y, latent)
         return slope
+
+    def perceptron(self, theta: Tensor) -> Perceptron | None:
+        known, latent = self._split(theta)
+        learned = self.correction.perceptron(latent)
+        if learned is None or learned.matrix is not None or not self.mechanistic.linear:
+            return None
+        return replace(learned, matrix=self.mechanistic.rate_matrix(known))
 
     def initial_state(self, theta: Tensor) -> Tensor:
         return self.mechanistic.initial_state(self._split(theta)[0])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from neuralpk.dynamics.base import Dynamics
 from neuralpk.dynamics.compartment import Compartments, inputs_to_central, mammillary_flows
+from neuralpk.dynamics.perceptron import Perceptron
 from neuralpk.scaling import Scaling
 
 
@@ -18,6 +19,11 @@ def mlp(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Sequential:
     sizes = [inputs, *[hidden] * layers]
     body = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.SiLU())]
     return nn.Sequential(*body, nn.Linear(sizes[-1], outputs))
+
+
+def _linear_layers(network: nn.Sequential) -> tuple[list[Tensor], list[Tensor]]:
+    layers = [layer for layer in network if isinstance(layer, nn.Linear)]
+    return [layer.weight for layer in layers], [layer.bias for layer in layers]
 
 
 def latent_names(size: int) -> tuple[str, ...]:
@@ -81,6 +87,16 @@ class NeuralCompartments(Compartments):
         # bounded, so that no step of the training can make the system arbitrarily stiff
         rates: Tensor = base * torch.exp(5.0 * torch.tanh(x / 5.0))
         return rates
+
+    def perceptron(self, theta: Tensor) -> Perceptron:
+        n, states = len(self.rate_names), len(self.states)
+        base, latent = theta[..., :n], theta[..., theta.shape[-1] - self.latent_size :]
+        (first, *weights), (bias, *biases) = _linear_layers(self.network)
+        constant = torch.cat([torch.log(base / self.reference), latent], dim=-1)
+        shift = torch.nn.functional.linear(constant, first[:, states:], bias)
+        flows = [(self.states.index(a), -1 if b is None else self.states.index(b)) for a, b in self.flows]
+        weights = [first[:, :states], *weights]
+        return Perceptron(shift, (*weights,), (*biases,), "silu", self.amount_scale, None, base, (*flows,))
 
     def observe(self, y: Tensor, theta: Tensor) -> Tensor:
         return y / self.named(theta)["base_V1"][..., None]
@@ -148,6 +164,14 @@ class NeuralField(Dynamics):
     def forward(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
         slope: Tensor = self.network(torch.cat([y / self.state_scale, theta[..., self.own :]], dim=-1))
         return slope * self.state_scale / self.time_scale
+
+    def perceptron(self, theta: Tensor) -> Perceptron:
+        states, slope = len(self.states), self.state_scale / self.time_scale
+        (first, *weights), (bias, *biases) = _linear_layers(self.network)
+        shift = torch.nn.functional.linear(theta[..., self.own :], first[:, states:], bias)
+        # the scales of the state go into the first and the last layer
+        weights = [first[:, :states] / self.state_scale, *weights[:-1], slope[:, None] * weights[-1]]
+        return Perceptron(shift, (*weights,), (*biases[:-1], slope * biases[-1]), "silu")
 
     def initial_state(self, theta: Tensor) -> Tensor:
         return super().initial_state(theta) if self.dosed else theta[..., : self.own]
