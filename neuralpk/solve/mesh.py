@@ -1,9 +1,9 @@
 """Events into each subject's own clock.
 
-Doses, resets and changes of covariates of a subject become the *nodes* of its clock, sorted by time and, at equal times,
-by the row of their record. Between two nodes nothing happens but the differential equation with a constant input; what
-is wanted is read there. Which node follows which is decided without gradients; the times themselves keep theirs, because
-a lag or the end of an infusion may depend on parameters.
+Doses, resets and changes of covariates of a subject become the *nodes* of its clock, sorted by time and, at equal
+times, by the row of their record. Between two nodes nothing happens but the differential equation with a constant
+input; what is wanted is read there. Which node follows which is decided without gradients; the times themselves keep
+theirs, because a lag or the end of an infusion may depend on parameters.
 """
 
 from __future__ import annotations

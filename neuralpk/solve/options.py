@@ -6,8 +6,8 @@ import enum
 from dataclasses import dataclass
 from typing import Literal
 
-Engine = Literal["auto", "exact", "torchdiffeq"]
-Gradient = Literal["adjoint", "backprop"]
+Engine = Literal["auto", "exact", "runge_kutta", "torchdiffeq"]
+Gradient = Literal["discrete", "adjoint", "backprop"]
 ADAPTIVE = ("dopri5", "dopri8")
 FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4")
 
@@ -19,6 +19,7 @@ class Status(enum.IntEnum):
     MAX_EVALUATIONS = 1
     STEP_UNDERFLOW = 2
     NON_FINITE = 3
+    STIFF = 4  # for the explicit method; `solve` goes on with the implicit one
 
 
 class SolveError(RuntimeError):

@@ -1,0 +1,131 @@
+"""Products of small matrices at the speed of the processor's vector units.
+
+The compiler does not find this form by itself: a tile of 4 rows × 16 columns of the result stays in registers while the
+inner index runs, so that every number loaded serves several multiplications.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+ROWS, COLUMNS = 4, 16
+_LANES = 8
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _tile(  # type: ignore[no-untyped-def]
+    typing_context, out, at, row_stride, first, first_at, first_row, x, x_at, x_row, x_inner, w, w_at, w_inner, inner
+):
+    """out[r, c] = first[r, c] + Σ_k x[r, k]·w[k, c] for 4 rows and 16 columns; places and strides count elements."""
+    place = types.intp
+    signature = types.void(out, place, place, first, place, place, x, place, place, place, w, place, place, place)
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        out_type, first_type, x_type, w_type = (signature.args[k] for k in (0, 3, 6, 10))
+        out_, at_, row_, first_, fat_, frow_, x_, xat_, xrow_, xinner_, w_, wat_, winner_, inner_ = arguments
+        number = context.get_value_type(out_type.dtype)
+        vector, integer = ir.VectorType(number, _LANES), ir.IntType(64)
+        width = out_type.dtype.bitwidth
+        name = f"llvm.fma.v{_LANES}f{width}"
+        fused = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
+        pairs = ((out_type, out_), (first_type, first_), (x_type, x_), (w_type, w_))
+        data = [context.make_array(kind)(context, builder, value).data for kind, value in pairs]
+        out_data, first_data, x_data, w_data = data
+
+        def count(k: int) -> Any:
+            return ir.Constant(integer, k)
+
+        def vector_at(base: Any, offset: Any) -> Any:
+            return builder.bitcast(builder.gep(base, [offset]), vector.as_pointer())
+
+        def load(base: Any, offset: Any) -> Any:
+            value = builder.load(vector_at(base, offset))
+            value.align = width // 8
+            return value
+
+        def spread(value: Any) -> Any:
+            empty = ir.Constant(vector, ir.Undefined)
+            first = builder.insert_element(empty, value, ir.Constant(ir.IntType(32), 0))
+            return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(ir.IntType(32), _LANES), None))
+
+        def offsets(at: Any, row: Any) -> list[Any]:
+            places = [(r, c) for r in range(ROWS) for c in range(0, COLUMNS, _LANES)]
+            return [builder.add(builder.add(at, builder.mul(row, count(r))), count(c)) for r, c in places]
+
+        sums = [load(first_data, offset) for offset in offsets(fat_, frow_)]
+        before = builder.block
+        loop, after = builder.append_basic_block("tile"), builder.append_basic_block("tile.end")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        k = builder.phi(integer)
+        k.add_incoming(count(0), before)
+        running = [builder.phi(vector) for _ in sums]
+        for phi, value in zip(running, sums, strict=True):
+            phi.add_incoming(value, before)
+        w_row = builder.add(wat_, builder.mul(k, winner_))
+        columns = [load(w_data, builder.add(w_row, count(c))) for c in range(0, COLUMNS, _LANES)]
+        x_column = builder.add(xat_, builder.mul(k, xinner_))
+        new = []
+        for r in range(ROWS):
+            value = spread(builder.load(builder.gep(x_data, [builder.add(x_column, builder.mul(xrow_, count(r)))])))
+            new += [
+                builder.call(fused, [value, column, running[r * len(columns) + c]]) for c, column in enumerate(columns)
+            ]
+        following = builder.add(k, count(1))
+        k.add_incoming(following, loop)
+        for phi, value in zip(running, new, strict=True):
+            phi.add_incoming(value, loop)
+        builder.cbranch(builder.icmp_signed("<", following, inner_), loop, after)
+        builder.position_at_end(after)
+        for offset, value in zip(offsets(at_, row_), new, strict=True):
+            stored = builder.store(value, vector_at(out_data, offset))
+            stored.align = width // 8
+        return context.get_dummy_value()
+
+    return signature, emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def apart(typing_context):  # type: ignore[no-untyped-def]
+    """Keep the function that calls this a function of its own: copied into each caller, it is compiled each time."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def brief(typing_context):  # type: ignore[no-untyped-def]
+    """Optimise the function that calls this for size: unrolled loops over a handful of states cost only time to make."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.function.attributes.add("optsize")
+        return context.get_dummy_value()
+
+    return types.void(), emit
+
+
+@njit(nogil=True)
+def add_product(  # type: ignore[no-untyped-def]
+    out, at, row, first, first_at, first_row, x, x_at, x_row, x_inner, w, w_at, w_inner, rows, inner, columns
+):
+    """out = first + x·w, with `rows` a multiple of 4, `columns` of 16 and `inner` at least 1.
+
+    The element (r, c) of `out` stands at ``at + r·row + c`` and so that of `first`, which may be `out` itself or one row
+    for all (``first_row`` 0); (r, k) of `x` stands at ``x_at + r·x_row + k·x_inner`` (so that x may stand transposed),
+    (k, c) of `w` at ``w_at + k·w_inner + c``. All are contiguous arrays of one type and of any shape.
+    """
+    apart()
+    for r in range(0, rows, ROWS):
+        for c in range(0, columns, COLUMNS):
+            _tile(
+                out, at + r * row + c, row, first, first_at + r * first_row + c, first_row,
+                x, x_at + r * x_row, x_row, x_inner, w, w_at + c, w_inner, inner
+            )  # fmt: skip

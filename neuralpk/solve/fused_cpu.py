@@ -1,0 +1,162 @@
+"""Perceptron fields on the CPU: between torch and the compiled kernels."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from neuralpk.dynamics import Perceptron
+from neuralpk.solve.compiled import perceptron as kernel
+from neuralpk.solve.mesh import Mesh
+from neuralpk.solve.options import SolverOptions, Status
+
+_CHUNK = 64  # subjects whose gradients are summed before those of others: the same sums on any number of threads
+_ACTIVATIONS = {"tanh": kernel.TANH, "silu": kernel.SILU, "softplus": kernel.SOFTPLUS}
+
+
+def _filled(array: NDArray[Any], *sizes: int) -> NDArray[Any]:
+    """The array with zeros after it, each side up to a multiple of its size."""
+    after = [(0, -side % size) for side, size in zip(array.shape, sizes, strict=True)]
+    return np.ascontiguousarray(np.pad(array, after) if any(n for _, n in after) else array)
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    return np.ascontiguousarray(tensor.detach().numpy())
+
+
+def _rows(tensor: Tensor | None, dtype: Any, sides: int) -> NDArray[Any]:
+    """``[subject, (period,) …]`` as ``[subject·period, …]``; no row where there is nothing."""
+    if tensor is None:
+        return np.zeros((0,) * (sides + 1), dtype)
+    return _array(tensor.reshape(-1, *tensor.shape[tensor.dim() - sides :]))
+
+
+def _network(form: Perceptron) -> kernel.Network:
+    first, *hidden, last = (_array(weight) for weight in form.weights)
+    *bias, last_bias = (_array(b) for b in form.biases)
+    width, kind = first.shape[0] + -first.shape[0] % 16, first.dtype
+    stacked = np.zeros((len(hidden), width, width), kind)
+    biases = np.zeros((len(hidden), width), kind)
+    for k, (weight, b) in enumerate(zip(hidden, bias, strict=True)):
+        stacked[k, : weight.shape[0], : weight.shape[1]] = weight
+        biases[k, : len(b)] = b
+    flows = np.array(form.flows, np.int64).reshape(-1, 2)
+    return kernel.Network(
+        shift=_filled(_rows(form.shift, kind, 1), 1, 16),
+        first=_filled(first.T, 4, 16),
+        hidden=np.ascontiguousarray(stacked.transpose(0, 2, 1)),
+        hidden_back=stacked,
+        bias=biases,
+        last=_filled(last, 4, 16),
+        last_bias=last_bias,
+        matrix=_rows(form.matrix, kind, 2),
+        base=_rows(form.base, kind, 1),
+        source=np.ascontiguousarray(flows[:, 0]),
+        destination=np.ascontiguousarray(flows[:, 1]),
+        activation=_ACTIVATIONS[form.activation],
+        scale=0.0 if form.scale is None else float(form.scale),
+    )
+
+
+def _chunks(count: int, run: Any) -> list[Any]:
+    """`run(begin, end)` for every chunk of subjects, on as many threads as torch may use."""
+    bounds = [(begin, min(begin + _CHUNK, count)) for begin in range(0, count, _CHUNK)]
+    threads = min(torch.get_num_threads(), len(bounds))
+    if threads < 2:
+        return [run(*bound) for bound in bounds]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(lambda bound: run(*bound), bounds))
+
+
+class _Solve(torch.autograd.Function):
+    """Forward and reverse sweep as one operation of torch's graph."""
+
+    @staticmethod
+    def forward(ctx: Any, form: Perceptron, mesh: Mesh, options: SolverOptions, ended: dict[str, Any], *tensors: Tensor) -> Tensor:  # fmt: skip
+        y0, times, jump, input_, since = tensors[:5]
+        net = _network(form)
+        wanted, since_ = _array(mesh.wanted), _array(since)
+        clock = kernel.Clock(
+            _array(times),
+            _array(mesh.reset),
+            _array(jump),
+            _array(input_),
+            _array(mesh.period),
+            wanted,
+            since_,
+            np.lexsort((since_, wanted)) if wanted.shape[1] > 1 else np.zeros_like(wanted),
+            len(net.shift) // max(len(y0), 1),
+        )
+        out = np.full((*wanted.shape, y0.shape[1]), np.nan, since_.dtype)
+        status = np.zeros(len(y0), np.int64)
+        initial, record = _array(y0), any(ctx.needs_input_grad)
+
+        def run(begin: int, end: int) -> tuple[kernel.Steps, int]:
+            room = kernel.make_work(net, kernel.LANES), kernel.make_lanes(y0.shape[1])
+            limits = options.rtol, options.atol, options.max_evaluations
+            result: tuple[kernel.Steps, int] = kernel.forward(
+                net, clock, *room, initial, begin, end, *limits, record, out, status
+            )
+            return result
+
+        chunks = _chunks(len(y0), run)
+        ended["status"] = torch.from_numpy(status)
+        ended["evaluations"] = sum(evaluations for _, evaluations in chunks)
+        ctx.saved = (form, net, clock, [steps for steps, _ in chunks], status)
+        return torch.from_numpy(out)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        form, net, clock, chunks, status = ctx.saved
+        given, states = _array(upstream), upstream.shape[2]
+        own = {
+            "shift": net.shift,
+            "matrix": net.matrix,
+            "base": net.base,
+            "times": clock.times,
+            "jump": clock.jump,
+            "input": clock.input,
+            "since": clock.since,
+        }
+        shared = {name: getattr(net, name) for name in ("first", "hidden", "bias", "last", "last_bias")}
+        to_own = {name: np.zeros_like(array) for name, array in own.items()}
+        initial = np.zeros((len(status), states), given.dtype)
+
+        def run(begin: int, end: int) -> dict[str, NDArray[Any]]:
+            to_shared = {name: np.zeros_like(array) for name, array in shared.items()}
+            gradients = kernel.Gradients(**to_own, **to_shared, initial=initial)
+            room = kernel.make_work(net, kernel.STAGES * kernel.LANES), kernel.make_lanes(states)
+            kernel.backward(net, clock, *room, chunks[begin // _CHUNK], begin, end, given, status, gradients)
+            return to_shared
+
+        parts = _chunks(len(status), run)
+        total = {name: sum(part[name] for part in parts) for name in shared}
+        first, *hidden, last = form.weights
+        weights = [total["first"].T[: first.shape[0], : first.shape[1]]]
+        weights += [w.T[: h.shape[0], : h.shape[1]] for w, h in zip(total["hidden"], hidden, strict=True)]
+        weights += [total["last"][: last.shape[0], : last.shape[1]]]
+        biases = [b[: len(h)] for b, h in zip(total["bias"], form.biases, strict=False)] + [total["last_bias"]]
+        shift = to_own["shift"][:, : form.shift.shape[-1]].reshape(form.shift.shape)
+        optional = [
+            None if tensor is None else to_own[name].reshape(tensor.shape)
+            for name, tensor in (("matrix", form.matrix), ("base", form.base))
+        ]
+        arrays = [initial, *(to_own[name] for name in ("times", "jump", "input", "since")), shift, *optional]
+        arrays += [*weights, *biases]
+        return (None,) * 4 + tuple(None if a is None else torch.from_numpy(np.ascontiguousarray(a)) for a in arrays)
+
+
+def integrate(form: Perceptron, y0: Tensor, mesh: Mesh, options: SolverOptions) -> tuple[Tensor, Tensor, int]:
+    """States at the wanted times ``[subject, time, state]``, status ``[subject]``, evaluations of the field."""
+    ended: dict[str, Any] = {}
+    since = mesh.wanted_times - mesh.times.gather(1, mesh.wanted)
+    tensors = (y0, mesh.times, mesh.jump, mesh.input, since, form.shift, form.matrix, form.base)
+    states: Tensor = _Solve.apply(form, mesh, options, ended, *tensors, *form.weights, *form.biases)
+    return states, ended["status"], ended["evaluations"]
