@@ -74,9 +74,10 @@ MIXED = [
 ]
 THETA = [[5.0, 20.0, 3.0, 40.0, 0.1], [9.0, 10.0, 1.0, 20.0, 0.5], [2.0, 30.0, 5.0, 60.0, 1.0]]
 THETA = [*THETA, [4.0, 25.0, 2.0, 30.0, 0.2], [3.0, 15.0, 4.0, 50.0, 0.3]]
-# the exact engine differs by rounding alone, the other chooses its steps for all subjects together
+# torchdiffeq chooses its steps for all subjects together; to the other engines their batch mates are nothing
 ENGINES = {
     "exact": (SolverOptions(engine="exact"), 1e-12),
+    "runge_kutta": (SolverOptions(engine="runge_kutta"), 1e-12),
     "torchdiffeq": (SolverOptions(engine="torchdiffeq", rtol=1e-7, atol=1e-8), 1e-5),
 }
 
@@ -232,6 +233,7 @@ def outcome(dynamics, theta, options, ids):
 # where nothing asserts, the limit is what ends a NaN: it must not be far away
 CASES = [("nan", m, g) for m in METHODS for g in GRADIENTS] + [("blow-up", m, g) for m in METHODS for g in GRADIENTS]
 CASES += [("evaluations", "dopri5", g) for g in GRADIENTS]
+CASES += [(cause, None, "discrete") for cause in ("nan", "blow-up", "evaluations")]
 
 
 @pytest.mark.parametrize(("cause", "method", "gradient"), CASES)
@@ -260,7 +262,7 @@ def test_a_batch_of_bad_subjects_only_is_an_error_with_names(method):
     solution = solve(dynamics, dynamics.initial_state(theta), theta, batch, options=options)
     assert (solution.status != Status.OK).all()
     how = "(non_finite|step_underflow)"
-    message = rf"3 of 3 subjects not solved by {method} at rtol 1e-05.*patient 0: {how}; patient 5.*patient 11: {how}"
+    message = rf"3 of 3 subjects not solved by torchdiffeq {method} at rtol 1e-05.*patient 0: {how}; patient 5.*patient 11: {how}"
     with pytest.raises(SolveError, match=message):
         solution.check(batch.ids, options)
 

@@ -16,6 +16,7 @@ from neuralpk.solve import SolverOptions, solve
 ENGINES = {
     # the matrix exponential is good to rounding times the condition of K·h; the other to its tolerance
     "exact": (SolverOptions(engine="exact"), 1e-10),
+    "runge_kutta": (SolverOptions(engine="runge_kutta", rtol=1e-8, atol=1e-9), 1e-6),
     "torchdiffeq": (SolverOptions(engine="torchdiffeq", method="dopri8", rtol=1e-8, atol=1e-9), 1e-6),
 }
 TIMES = np.array([0.0, 0.25, 0.5, 1.0, 1.0, 2.0, 3.5, 6.0, 9.0, 12.0, 12.5, 18.0, 24.0, 30.0, 36.0])

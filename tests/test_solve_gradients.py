@@ -16,6 +16,7 @@ from neuralpk.solve import SolverOptions, solve
 TIGHT = {"method": "dopri8", "rtol": 1e-9, "atol": 1e-10}
 WAYS = {
     "exact": SolverOptions(engine="exact"),
+    "discrete": SolverOptions(engine="runge_kutta", rtol=1e-9, atol=1e-10),
     "backprop": SolverOptions(engine="torchdiffeq", gradient="backprop", **TIGHT),
     "adjoint": SolverOptions(engine="torchdiffeq", gradient="adjoint", **TIGHT),
 }
@@ -72,7 +73,7 @@ def test_the_gradient_of_an_oral_dose_is_that_of_its_closed_form(way):
     np.testing.assert_allclose(theta.grad[0], expected, rtol=1e-6)  # the differences are good to 1e-9
 
 
-@pytest.mark.parametrize("gradient", ["backprop", "adjoint"])
+@pytest.mark.parametrize("gradient", ["discrete", "backprop", "adjoint"])
 def test_lotka_volterra_has_the_published_gradient(gradient):
     model = LotkaVolterra().double()
     theta = torch.tensor([[*LOTKA_VOLTERRA["p"], 1.0, 1.0]], dtype=torch.float64, requires_grad=True)
@@ -87,7 +88,7 @@ def test_lotka_volterra_has_the_published_gradient(gradient):
     np.testing.assert_allclose(found[4:], LOTKA_VOLTERRA["du0_dop853"], atol=1e-8)
 
 
-@pytest.mark.parametrize("gradient", ["backprop", "adjoint"])
+@pytest.mark.parametrize("gradient", ["discrete", "backprop", "adjoint"])
 def test_the_default_tolerance_gives_a_gradient_good_to_a_thousandth(gradient):
     model = CompartmentModel(2, "first_order", "michaelis_menten").double()
     theta = torch.tensor([[12.0, 0.8, 20.0, 3.0, 40.0, KA]], dtype=torch.float64)

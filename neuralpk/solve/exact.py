@@ -32,4 +32,5 @@ def integrate(dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mesh) -> Tens
     subject = torch.arange(len(y), device=y.device)[:, None]
     since = mesh.wanted_times - mesh.times.gather(1, mesh.wanted)
     last = torch.linalg.matrix_exp(block[subject, mesh.wanted] * since[..., None, None])[:, :, :-1]
-    return (last[..., :-1] @ torch.stack(states, dim=1)[subject, mesh.wanted, :, None])[..., 0] + last[..., -1]
+    read: Tensor = (last[..., :-1] @ torch.stack(states, dim=1)[subject, mesh.wanted, :, None])[..., 0] + last[..., -1]
+    return read

@@ -14,7 +14,8 @@ from torch.autograd.function import once_differentiable
 from neuralpk.dynamics import Perceptron
 from neuralpk.solve.compiled import perceptron as kernel
 from neuralpk.solve.mesh import Mesh
-from neuralpk.solve.options import SolverOptions, Status
+from neuralpk.solve.options import SolverOptions
+from neuralpk.solve.tableau import STAGES
 
 _CHUNK = 64  # subjects whose gradients are summed before those of others: the same sums on any number of threads
 _ACTIVATIONS = {"tanh": kernel.TANH, "silu": kernel.SILU, "softplus": kernel.SOFTPLUS}
@@ -78,7 +79,9 @@ class _Solve(torch.autograd.Function):
     """Forward and reverse sweep as one operation of torch's graph."""
 
     @staticmethod
-    def forward(ctx: Any, form: Perceptron, mesh: Mesh, options: SolverOptions, ended: dict[str, Any], *tensors: Tensor) -> Tensor:  # fmt: skip
+    def forward(
+        ctx: Any, form: Perceptron, mesh: Mesh, options: SolverOptions, ended: dict[str, Any], *tensors: Tensor
+    ) -> Tensor:
         y0, times, jump, input_, since = tensors[:5]
         net = _network(form)
         wanted, since_ = _array(mesh.wanted), _array(since)
@@ -112,7 +115,7 @@ class _Solve(torch.autograd.Function):
         return torch.from_numpy(out)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
         form, net, clock, chunks, status = ctx.saved
         given, states = _array(upstream), upstream.shape[2]
@@ -132,7 +135,7 @@ class _Solve(torch.autograd.Function):
         def run(begin: int, end: int) -> dict[str, NDArray[Any]]:
             to_shared = {name: np.zeros_like(array) for name, array in shared.items()}
             gradients = kernel.Gradients(**to_own, **to_shared, initial=initial)
-            room = kernel.make_work(net, kernel.STAGES * kernel.LANES), kernel.make_lanes(states)
+            room = kernel.make_work(net, STAGES * kernel.LANES), kernel.make_lanes(states)
             kernel.backward(net, clock, *room, chunks[begin // _CHUNK], begin, end, given, status, gradients)
             return to_shared
 
@@ -153,10 +156,17 @@ class _Solve(torch.autograd.Function):
         return (None,) * 4 + tuple(None if a is None else torch.from_numpy(np.ascontiguousarray(a)) for a in arrays)
 
 
+def covers(like: Tensor) -> bool:
+    """Whether the kernels run where this tensor is."""
+    return like.device.type == "cpu"
+
+
 def integrate(form: Perceptron, y0: Tensor, mesh: Mesh, options: SolverOptions) -> tuple[Tensor, Tensor, int]:
     """States at the wanted times ``[subject, time, state]``, status ``[subject]``, evaluations of the field."""
     ended: dict[str, Any] = {}
     since = mesh.wanted_times - mesh.times.gather(1, mesh.wanted)
     tensors = (y0, mesh.times, mesh.jump, mesh.input, since, form.shift, form.matrix, form.base)
-    states: Tensor = _Solve.apply(form, mesh, options, ended, *tensors, *form.weights, *form.biases)
+    states: Tensor = _Solve.apply(  # type: ignore[no-untyped-call]
+        form, mesh, options, ended, *tensors, *form.weights, *form.biases
+    )
     return states, ended["status"], ended["evaluations"]

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from neuralpk.cohort import CohortBatch
 from neuralpk.dynamics import Dynamics
-from neuralpk.solve import exact, reference
+from neuralpk.solve import exact, reference, runge_kutta
 from neuralpk.solve.mesh import Mesh, build_mesh, dose_inputs, join_inputs, period_at, theta_at
-from neuralpk.solve.options import SolveError, SolverOptions, Status
+from neuralpk.solve.options import Engine, SolveError, SolverOptions, Status
 from neuralpk.solve.reference import EngineFailure, Evaluations
 from neuralpk.solve.steady_state import Integrate, steady_states, still_running
 
@@ -26,7 +26,9 @@ class Trajectory:
         states: ``[subject, time, state]``; NaN for a subject that failed.
         theta: the parameters in force at each time, ``[subject, time, parameter]``.
         status: how each subject ended, a `Status`, integer ``[subject]``.
-        count: evaluations of the field; the adjoint's backward sweep adds to it when it runs.
+        count: evaluations of the field for all subjects at once (torchdiffeq, whose adjoint adds to them when it goes
+            backwards), or for a subject on average (runge_kutta).
+        engine: what solved it.
     """
 
     times: Tensor
@@ -34,6 +36,7 @@ class Trajectory:
     theta: Tensor
     status: Tensor
     count: Evaluations
+    engine: Engine
 
     @property
     def ok(self) -> Tensor:
@@ -51,33 +54,12 @@ class Trajectory:
         ]
         if failed:
             shown = "; ".join(failed[:10]) + (f" (+{len(failed) - 10} more)" if len(failed) > 10 else "")
+            how = f"{self.engine} {options.method}" if options.method else self.engine
             raise SolveError(
-                f"{len(failed)} of {len(ids)} subjects not solved by {options.method} at rtol {options.rtol:g}, "
+                f"{len(failed)} of {len(ids)} subjects not solved by {how} at rtol {options.rtol:g}, "
                 f"atol {options.atol:g}: {shown}. Look at their doses and times; loosen the tolerances or raise "
                 f"max_evaluations ({options.max_evaluations}) if their data are right."
             )
-
-
-def _refuse_closures(dynamics: Dynamics, y0: Tensor, theta: Tensor, times: Tensor) -> None:
-    """Refuse a field whose slope depends on a tensor the adjoint cannot see: its gradient would silently be lost."""
-    with torch.enable_grad():
-        y, own = y0.detach().requires_grad_(), theta.detach().requires_grad_()
-        known = {id(y), id(own), *(id(p) for p in dynamics.parameters())}
-        todo, seen = [dynamics(times.detach(), y, own).grad_fn], set()
-        while todo:
-            node = todo.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            leaf = getattr(node, "variable", None)
-            if leaf is not None and id(leaf) not in known:
-                raise ValueError(
-                    f"{type(dynamics).__name__} uses a tensor of shape {tuple(leaf.shape)} that needs a gradient but "
-                    "is neither theta nor a registered parameter; the adjoint method would give it none. Put what "
-                    "differs between subjects into theta, register shared weights on the module, or use "
-                    "gradient='backprop'."
-                )
-            todo.extend(parent for parent, _ in node.next_functions)
 
 
 def _isolate(
@@ -85,23 +67,22 @@ def _isolate(
 ) -> list[tuple[Tensor, Tensor]]:
     """Solve the subjects together; where that fails, find those to blame by halving and solve the rest without them.
 
-    `run` gives the states of some subjects, and which of them stayed finite throughout. Masking a failed subject out
-    of the result is not enough: its NaN would still reach the gradient of every weight.
+    `run` gives the states of some subjects, and how each of them ended. Masking a failed subject out of the result is
+    not enough: its NaN would still reach the gradient of every weight.
     """
     if len(subjects) == 0:
         return []
     try:
-        states, finite = run(subjects)
+        states, ended = run(subjects)
     except EngineFailure as failure:
         if len(subjects) == 1:
             status[subjects] = int(failure.status)
             return []
         middle = len(subjects) // 2
         return _isolate(run, subjects[:middle], status) + _isolate(run, subjects[middle:], status)
-    if bool(finite.all()):
-        return [(subjects, states)]
-    status[subjects[~finite]] = int(Status.NON_FINITE)
-    return _isolate(run, subjects[finite], status)
+    status[subjects] = ended
+    well = ended == Status.OK
+    return [(subjects, states)] if bool(well.all()) else _isolate(run, subjects[well], status)
 
 
 def _door(dynamics: Dynamics, y0: Tensor, theta: Tensor, batch: CohortBatch, times: Tensor, o: SolverOptions) -> None:
@@ -170,27 +151,33 @@ def solve(
     rows = batch.row if times is None else torch.full_like(times, torch.iinfo(torch.int64).max, dtype=torch.int64)
     times = batch.time if times is None else times
     _door(dynamics, y0, theta, batch, times, options)
-    use_exact = options.engine == "exact" or (options.engine == "auto" and dynamics.linear)
-    if not use_exact and options.gradient == "adjoint" and torch.is_grad_enabled():
-        _refuse_closures(dynamics, y0, theta_at(theta, period_at(batch, batch.start[:, None]))[:, 0], batch.start)
+    engine = options.engine_for(dynamics.linear)
     count = Evaluations(options.max_evaluations)
 
-    def integrate(y0: Tensor, theta: Tensor, mesh: Mesh) -> Tensor:
-        if use_exact:
-            return exact.integrate(dynamics, y0, theta, mesh)
-        return reference.integrate(dynamics, y0, theta, mesh, options, count)
+    def integrate(y0: Tensor, theta: Tensor, mesh: Mesh) -> tuple[Tensor, Tensor]:
+        if engine == "runge_kutta":
+            states, ended, evaluations = runge_kutta.integrate(dynamics, y0, theta, mesh, options)
+            count.total += round(evaluations / len(y0))
+            return states, ended
+        if engine == "exact":
+            states = exact.integrate(dynamics, y0, theta, mesh)
+        else:
+            states = reference.integrate(dynamics, y0, theta, mesh, options, count)
+        finite = torch.isfinite(states.detach()).flatten(1).all(1)
+        return states, torch.where(finite, int(Status.OK), int(Status.NON_FINITE))
 
     def run(subjects: Tensor) -> tuple[Tensor, Tensor]:
-        own = theta[subjects]
-        mesh = _mesh(dynamics, integrate, own, batch.select(subjects), times[subjects], rows[subjects], not use_exact)
-        states = integrate(y0[subjects], own, mesh)
-        return states, torch.isfinite(states.detach()).flatten(1).all(1)
+        everyone = len(subjects) == len(batch)
+        own, start = (theta, y0) if everyone else (theta[subjects], y0[subjects])
+        part = (batch, times, rows) if everyone else (batch.select(subjects), times[subjects], rows[subjects])
+        mesh = _mesh(dynamics, lambda *a: integrate(*a)[0], own, *part, stop=engine == "torchdiffeq")
+        return integrate(start, own, mesh)
 
     status = torch.zeros(len(batch), dtype=torch.int64, device=y0.device)
     states = y0.new_full((*times.shape, len(dynamics.states)), torch.nan)
     for subjects, solved in _isolate(run, torch.arange(len(batch), device=y0.device), status):
         states = solved if len(subjects) == len(batch) else states.index_copy(0, subjects, solved)
-    return Trajectory(times, states, theta_at(theta, period_at(batch, times)), status, count)
+    return Trajectory(times, states, theta_at(theta, period_at(batch, times)), status, count, engine)
 
 
 def _mesh(

@@ -40,6 +40,10 @@ class Mesh:
     wanted: Tensor
     wanted_times: Tensor
 
+    def select(self, subjects: Tensor) -> Mesh:
+        """The clocks of some subjects."""
+        return Mesh(**{f.name: getattr(self, f.name)[subjects] for f in dataclasses.fields(self)})
+
 
 @dataclass(frozen=True)
 class Inputs:

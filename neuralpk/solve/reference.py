@@ -16,6 +16,7 @@ import torchdiffeq
 from torch import Tensor
 
 from neuralpk.dynamics import Dynamics
+from neuralpk.solve.closures import refuse_closures
 from neuralpk.solve.mesh import Mesh, theta_at
 from neuralpk.solve.options import FIXED, SolveError, SolverOptions, Status
 
@@ -95,9 +96,9 @@ def _stretch(
         return h[:, None] * slope
 
     s = torch.tensor([0.0, 1.0], dtype=y.dtype, device=y.device)
-    common: dict[str, Any] = {"rtol": options.rtol, "atol": options.atol, "method": options.method}
+    common: dict[str, Any] = {"rtol": options.rtol, "atol": options.atol, "method": options.method or "dopri5"}
     common["options"] = _options(options, longest, s[1:], _largest_of_subjects)
-    if options.gradient == "backprop" or not torch.is_grad_enabled():
+    if options.gradient != "adjoint" or not torch.is_grad_enabled():
         out: Tensor = torchdiffeq.odeint(field_, y, s, **common)
         return out[-1]
     # the adjoint only reaches what stands here: weights, this subject's theta, and the clock where it has a gradient
@@ -121,6 +122,8 @@ def integrate(
     Raises:
         EngineFailure: the evaluations ran out or the step size vanished for some subject.
     """
+    if options.gradient == "adjoint":
+        refuse_closures(dynamics, y0, theta)
     y, states = y0, []
     for node in range(mesh.times.shape[1]):
         if node > 0:

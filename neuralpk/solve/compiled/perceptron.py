@@ -1,9 +1,9 @@
-"""Perceptron fields on the CPU: Runge–Kutta steps of each subject's own size, and their exact reverse sweep.
+"""Perceptron fields on the CPU: Runge–Kutta steps of each subject's own size, and their reverse sweep.
 
-Some subjects at a time (`LANES`) go through the same stage together, each at its own place of its own clock; one that is
-done makes room for the next. So the network's matrices meet a block of rows, and yet no subject's steps depend on another.
-What is remembered of a step is its start; the reverse sweep computes the stages again. States and step sizes are in double
-precision, the network in that of its weights.
+Some subjects at a time (`LANES`) go through the same stage together, each at its own place of its own clock; one that
+is done makes room for the next. So the network's matrices meet a block of rows, and yet no subject's steps depend on
+another. What is remembered of a step is its start; the reverse sweep computes the stages again. States and step sizes
+are in double precision, the network in that of its weights.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Steps(NamedTuple):
 
     state: Array  # [step, state] at its start
     place: Array  # [step, 2]: start since the node before, size
-    index: Array  # [step, 4]: node, first and last + 1 of the wanted times read in it, the step before
+    mark: Array  # [step, 4]: node, first and last + 1 of the wanted times read in it, the step before
     last: Array  # [subject] of the chunk
 
 
@@ -101,7 +101,7 @@ class Lanes(NamedTuple):
     node: Array  # [lane] after which it is
     seen: Array  # [lane] wanted times before it
     step: Array  # [lane] the last step taken, -1 for none
-    count: Array  # [lane, 3] forward: steps in a row at the edge of stability, away from it; evaluations
+    tally: Array  # [lane, 3] forward: steps in a row at the edge of stability, away from it; evaluations
     flag: Array  # [lane] forward: no slope yet; backward: the step ends its stretch
     state: Array  # [lane, state]; backward: what came back to it
     other: Array  # [lane, state] forward: state ahead; backward: slope at the start of the step after
@@ -166,8 +166,8 @@ def _tanh(x: Any) -> Any:
     raise NotImplementedError
 
 
-@overload(_tanh, inline="always")  # type: ignore[untyped-decorator]
-def _tanh_of_type(x):  # type: ignore[no-untyped-def]
+@overload(_tanh, inline="always")
+def _tanh_of_type(x):
     if x != types.float32:
         return lambda x: math.tanh(x)
     edge = np.float32(7.9)
@@ -177,7 +177,7 @@ def _tanh_of_type(x):  # type: ignore[no-untyped-def]
     u1, u2 = np.float32(1.19825839466702e-06), np.float32(1.18534705686654e-04)
     u3, u4 = np.float32(2.26843463243900e-03), np.float32(4.89352518554385e-03)
 
-    def rational(x):  # type: ignore[no-untyped-def]
+    def rational(x):
         v = min(max(x, -edge), edge)
         q = v * v
         above = ((((((o1 * q + o2) * q + o3) * q + o4) * q + o5) * q + o6) * q + o7) * v
@@ -187,7 +187,7 @@ def _tanh_of_type(x):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy")
-def _activate(kind, values, slopes, begin, end, keep):  # type: ignore[no-untyped-def]
+def _activate(kind, values, slopes, begin, end, keep):
     """The activation of some rows in place and, where asked for, its derivative."""
     apart()
     half = values.dtype.type(0.5)
@@ -215,7 +215,7 @@ def _activate(kind, values, slopes, begin, end, keep):  # type: ignore[no-untype
 
 
 @njit(nogil=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy")
-def _dot(a, i, b, j):  # type: ignore[no-untyped-def]
+def _dot(a, i, b, j):
     total = a.dtype.type(0.0)
     for c in range(a.shape[1]):
         total += a[i, c] * b[j, c]
@@ -223,7 +223,7 @@ def _dot(a, i, b, j):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, error_model="numpy")
-def _slopes(net, work, rows, at, state, entering, keep, out):  # type: ignore[no-untyped-def]
+def _slopes(net, work, rows, at, state, entering, keep, out):
     """dy/dt of `rows` subjects into `out`; what happens at each layer is left in the rows of `work` from `at` on."""
     apart()
     states, width = state.shape[1], net.first.shape[1]
@@ -237,13 +237,44 @@ def _slopes(net, work, rows, at, state, entering, keep, out):  # type: ignore[no
         own = work.own[at + r] if r < rows else 0
         for c in range(width):
             values[0, at + r, c] = net.shift[own, c]
-    add_product(values, start, width, values, start, width, work.features, at * short, short, 1, net.first, 0, width,
-                padded, states, width)  # fmt: skip
+    add_product(
+        values,
+        start,
+        width,
+        values,
+        start,
+        width,
+        work.features,
+        at * short,
+        short,
+        1,
+        net.first,
+        0,
+        width,
+        padded,
+        states,
+        width,
+    )
     _activate(net.activation, values[0], work.derivatives[0], at, at + rows, keep)
     for layer in range(net.hidden.shape[0]):
-        add_product(values, (layer + 1) * layer_size + start, width, net.bias, layer * width, 0,
-                    values, layer * layer_size + start, width, 1, net.hidden, layer * width * width, width,
-                    padded, width, width)  # fmt: skip
+        add_product(
+            values,
+            (layer + 1) * layer_size + start,
+            width,
+            net.bias,
+            layer * width,
+            0,
+            values,
+            layer * layer_size + start,
+            width,
+            1,
+            net.hidden,
+            layer * width * width,
+            width,
+            padded,
+            width,
+            width,
+        )
         _activate(net.activation, values[layer + 1], work.derivatives[layer + 1], at, at + rows, keep)
     top = values[net.hidden.shape[0]]
     for r in range(rows):
@@ -268,7 +299,7 @@ def _slopes(net, work, rows, at, state, entering, keep, out):  # type: ignore[no
 
 
 @njit(nogil=True, error_model="numpy")
-def _pull_back(net, work, rows, at, state, cotangent, gradients, out):  # type: ignore[no-untyped-def]
+def _pull_back(net, work, rows, at, state, cotangent, gradients, out):
     """The transposed Jacobian of `_slopes` times `cotangent`, added to `out`. What came back to each layer and to the
     outputs stays in the rows of `work`, until `_to_weights` sums over all of them at once."""
     apart()
@@ -297,15 +328,47 @@ def _pull_back(net, work, rows, at, state, cotangent, gradients, out):  # type: 
                 for e in range(states):
                     gradients.matrix[own, d, e] += cotangent[r, d] * state[r, e]
                     out[r, e] += cotangent[r, d] * net.matrix[own, d, e]
-    add_product(back, top * layer_size + start, width, work.zeros, 0, 0, work.head, at * wide, wide, 1,
-                net.last, 0, width, padded, net.last_bias.shape[0], width)  # fmt: skip
+    add_product(
+        back,
+        top * layer_size + start,
+        width,
+        work.zeros,
+        0,
+        0,
+        work.head,
+        at * wide,
+        wide,
+        1,
+        net.last,
+        0,
+        width,
+        padded,
+        net.last_bias.shape[0],
+        width,
+    )
     for layer in range(top, -1, -1):
         for r in range(at, at + rows):
             for c in range(width):
                 back[layer, r, c] *= work.derivatives[layer, r, c]
         if layer > 0:
-            add_product(back, (layer - 1) * layer_size + start, width, work.zeros, 0, 0, back, layer * layer_size + start,
-                        width, 1, net.hidden_back, (layer - 1) * width * width, width, padded, width, width)  # fmt: skip
+            add_product(
+                back,
+                (layer - 1) * layer_size + start,
+                width,
+                work.zeros,
+                0,
+                0,
+                back,
+                layer * layer_size + start,
+                width,
+                1,
+                net.hidden_back,
+                (layer - 1) * width * width,
+                width,
+                padded,
+                width,
+                width,
+            )
     for r in range(rows):
         for d in range(states):
             pull = float(_dot(back[0], at + r, net.first, d))
@@ -316,7 +379,7 @@ def _pull_back(net, work, rows, at, state, cotangent, gradients, out):  # type: 
 
 
 @njit(nogil=True, error_model="numpy")
-def _to_weights(net, work, rows, gradients):  # type: ignore[no-untyped-def]
+def _to_weights(net, work, rows, gradients):
     """What the first `rows` rows of `work` give to the weights: products of the values with what came back."""
     apart()
     width, top, short, wide = net.first.shape[1], net.hidden.shape[0], net.first.shape[0], net.last.shape[0]
@@ -330,18 +393,66 @@ def _to_weights(net, work, rows, gradients):  # type: ignore[no-untyped-def]
                 gradients.bias[layer, c] += back[layer + 1, r, c]
         for f in range(net.last_bias.shape[0]):
             gradients.last_bias[f] += work.head[r, f]
-    add_product(gradients.first, 0, width, gradients.first, 0, width, work.features, 0, 1, short, back, 0, width,
-                short, rows, width)  # fmt: skip
+    add_product(
+        gradients.first,
+        0,
+        width,
+        gradients.first,
+        0,
+        width,
+        work.features,
+        0,
+        1,
+        short,
+        back,
+        0,
+        width,
+        short,
+        rows,
+        width,
+    )
     for layer in range(top):
         place = layer * width * width
-        add_product(gradients.hidden, place, width, gradients.hidden, place, width, values, layer * layer_size, 1, width,
-                    back, (layer + 1) * layer_size, width, width, rows, width)  # fmt: skip
-    add_product(gradients.last, 0, width, gradients.last, 0, width, work.head, 0, 1, wide, values, top * layer_size, width,
-                wide, rows, width)  # fmt: skip
+        add_product(
+            gradients.hidden,
+            place,
+            width,
+            gradients.hidden,
+            place,
+            width,
+            values,
+            layer * layer_size,
+            1,
+            width,
+            back,
+            (layer + 1) * layer_size,
+            width,
+            width,
+            rows,
+            width,
+        )
+    add_product(
+        gradients.last,
+        0,
+        width,
+        gradients.last,
+        0,
+        width,
+        work.head,
+        0,
+        1,
+        wide,
+        values,
+        top * layer_size,
+        width,
+        wide,
+        rows,
+        width,
+    )
 
 
 @njit(nogil=True, error_model="numpy")
-def _enter(clock, i, lane, node, seen, state, place, out):  # type: ignore[no-untyped-def]
+def _enter(clock, i, lane, node, seen, state, place, out):
     """Go on to the next stretch that has a length, through the nodes before it; whether there is one, and anything is
     still wanted in it or later. ``place[lane]`` becomes (0, length of the stretch)."""
     brief()
@@ -370,7 +481,7 @@ def _enter(clock, i, lane, node, seen, state, place, out):  # type: ignore[no-un
 
 
 @njit(nogil=True, error_model="numpy")
-def _probe(states, y, slope, rtol, atol):  # type: ignore[no-untyped-def]
+def _probe(states, y, slope, rtol, atol):
     """How far to look for the curvature of the line."""
     near, steep = 0.0, 0.0
     for d in range(states):
@@ -381,7 +492,7 @@ def _probe(states, y, slope, rtol, atol):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, error_model="numpy")
-def _first_size(states, y, slope, probe, size, rtol, atol):  # type: ignore[no-untyped-def]
+def _first_size(states, y, slope, probe, size, rtol, atol):
     """A first step from the state, its slope and the slope a small step further (Hairer et al., II.4)."""
     steepness, curvature = 0.0, 0.0
     for d in range(states):
@@ -395,7 +506,7 @@ def _first_size(states, y, slope, probe, size, rtol, atol):  # type: ignore[no-u
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
-def forward(net, clock, work, lanes, initial, begin, end, rtol, atol, limit, record, out, status):  # type: ignore[no-untyped-def]
+def forward(net, clock, work, lanes, initial, begin, end, rtol, atol, limit, record, out, status):
     """Solve subjects `begin` to `end`; states at the wanted times into `out`, how each ended into `status`.
 
     Returns the accepted steps (none where `record` is false) and the number of evaluations of the field by a subject.
@@ -407,7 +518,7 @@ def forward(net, clock, work, lanes, initial, begin, end, rtol, atol, limit, rec
     point, entering, slope, before = lanes.rows[0], lanes.rows[1], lanes.rows[2], lanes.rows[3]
     capacity = 32 * (end - begin) if record else 1
     log_state, log_place = np.empty((capacity, states)), np.empty((capacity, 2))
-    log_index, logged = np.empty((capacity, 4), np.int64), 0
+    log_mark, logged = np.empty((capacity, 4), np.int64), 0
     last = np.full(end - begin, -1)
     upcoming, evaluations = begin, 0
 
@@ -419,7 +530,7 @@ def forward(net, clock, work, lanes, initial, begin, end, rtol, atol, limit, rec
                 for d in range(states):
                     state[lane, d] = initial[i, d]
                 node[lane], seen[lane], trail[lane] = -1, 0, -1
-                lanes.count[lane, 0], lanes.count[lane, 1], lanes.count[lane, 2] = 0, 0, 0
+                lanes.tally[lane, 0], lanes.tally[lane, 1], lanes.tally[lane, 2] = 0, 0, 0
                 lanes.size[lane, 0] = 0.0
                 if _enter(clock, i, lane, node, seen, state, place, out):
                     subject[lane], fresh[lane] = i, True
@@ -457,7 +568,7 @@ def forward(net, clock, work, lanes, initial, begin, end, rtol, atol, limit, rec
                     )
                     new += 1
                 elif not probing and fresh[lane]:
-                    fresh[lane], lanes.count[lane, 2] = False, 1
+                    fresh[lane], lanes.tally[lane, 2] = False, 1
                     for d in range(states):
                         k[lane, 0, d] = slope[new, d]
                     new += 1
@@ -496,7 +607,7 @@ def forward(net, clock, work, lanes, initial, begin, end, rtol, atol, limit, rec
         for r in range(rows):
             lane = active[r]
             i, h = subject[lane], lanes.size[lane, 1]
-            lanes.count[lane, 2] += STAGES - 1
+            lanes.tally[lane, 2] += STAGES - 1
             error, bent, moved = 0.0, 0.0, 0.0
             for d in range(states):
                 ahead[lane, d] = point[r, d]
@@ -540,13 +651,13 @@ def forward(net, clock, work, lanes, initial, begin, end, rtol, atol, limit, rec
                 if record:
                     if logged == capacity:
                         log_state, log_place = _longer(log_state), _longer(log_place)
-                        log_index = _longer(log_index)
+                        log_mark = _longer(log_mark)
                         capacity *= 2
                     for d in range(states):
                         log_state[logged, d] = state[lane, d]
                     log_place[logged, 0], log_place[logged, 1] = start, h
-                    log_index[logged, 0], log_index[logged, 1] = node[lane], seen_before
-                    log_index[logged, 2], log_index[logged, 3] = seen[lane], trail[lane]
+                    log_mark[logged, 0], log_mark[logged, 1] = node[lane], seen_before
+                    log_mark[logged, 2], log_mark[logged, 3] = seen[lane], trail[lane]
                     trail[lane] = logged
                     logged += 1
                 for d in range(states):
@@ -555,13 +666,13 @@ def forward(net, clock, work, lanes, initial, begin, end, rtol, atol, limit, rec
                 grown = h * min(GROW, max(SHRINK, SAFETY * max(error, 1e-10) ** -0.2))
                 lanes.size[lane, 0] = max(grown, lanes.size[lane, 0]) if whole else grown
                 if moved > 0.0 and h * math.sqrt(bent / moved) > STABILITY:
-                    lanes.count[lane, 0] += 1
-                    lanes.count[lane, 1] = 0
+                    lanes.tally[lane, 0] += 1
+                    lanes.tally[lane, 1] = 0
                 else:
-                    lanes.count[lane, 1] += 1
-                    if lanes.count[lane, 1] == 6:
-                        lanes.count[lane, 0] = 0
-                if lanes.count[lane, 0] == STIFF_STEPS:
+                    lanes.tally[lane, 1] += 1
+                    if lanes.tally[lane, 1] == 6:
+                        lanes.tally[lane, 0] = 0
+                if lanes.tally[lane, 0] == STIFF_STEPS:
                     ended = _STIFF
                 elif seen[lane] == clock.wanted.shape[1] or (
                     whole and not _enter(clock, i, lane, node, seen, state, place, out)
@@ -570,16 +681,16 @@ def forward(net, clock, work, lanes, initial, begin, end, rtol, atol, limit, rec
                     subject[lane] = -1
                 elif whole:
                     fresh[lane] = True
-            if ended == _OK and subject[lane] >= 0 and lanes.count[lane, 2] > limit:
+            if ended == _OK and subject[lane] >= 0 and lanes.tally[lane, 2] > limit:
                 ended = _MAX_EVALUATIONS
             if ended != _OK:
                 status[i] = ended
                 subject[lane] = -1
-    return Steps(log_state, log_place, log_index, last), evaluations
+    return Steps(log_state, log_place, log_mark, last), evaluations
 
 
 @njit(nogil=True)
-def _longer(array):  # type: ignore[no-untyped-def]
+def _longer(array):
     apart()
     out = np.empty((2 * array.shape[0], array.shape[1]), array.dtype)
     for r in range(array.shape[0]):
@@ -589,7 +700,7 @@ def _longer(array):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, error_model="numpy")
-def _leave(clock, i, lane, node, until, cotangent, seen, upstream, gradients):  # type: ignore[no-untyped-def]
+def _leave(clock, i, lane, node, until, cotangent, seen, upstream, gradients):
     """Go back through the nodes of subject `i` from ``node[lane]`` down to the one after `until`."""
     brief()
     apart()
@@ -611,13 +722,13 @@ def _leave(clock, i, lane, node, until, cotangent, seen, upstream, gradients):  
 
 
 @njit(nogil=True, error_model="numpy")
-def _read(clock, steps, i, s, upstream, k, pulls, end_pull, start_pull, gradients):  # type: ignore[no-untyped-def]
-    """Take in what is wanted of the wanted times inside step `s`: its stages `k` give the line there, and get `pulls`."""
+def _read(clock, steps, i, s, upstream, k, pulls, end_pull, start_pull, gradients):
+    """Take in what comes back to the wanted times inside step `s`: its stages `k` draw the line there, and get `pulls`."""
     brief()
     apart()
-    states, start, h, j = upstream.shape[2], steps.place[s, 0], steps.place[s, 1], steps.index[s, 0]
+    states, start, h, j = upstream.shape[2], steps.place[s, 0], steps.place[s, 1], steps.mark[s, 0]
     to_size, to_start = 0.0, 0.0
-    for q in range(steps.index[s, 1], steps.index[s, 2]):
+    for q in range(steps.mark[s, 1], steps.mark[s, 2]):
         m = clock.order[i, q]
         share = (float(clock.since[i, m]) - start) / h
         if share >= 1.0:
@@ -642,11 +753,11 @@ def _read(clock, steps, i, s, upstream, k, pulls, end_pull, start_pull, gradient
 
 
 @njit(nogil=True, error_model="numpy")
-def _pull_of_next(clock, steps, i, s, upstream, out):  # type: ignore[no-untyped-def]
+def _pull_of_next(clock, steps, i, s, upstream, out):
     """What the wanted times inside step `s` pull at its last stage, the first of the step after it."""
     brief()
     h = steps.place[s, 1]
-    for q in range(steps.index[s, 1], steps.index[s, 2]):
+    for q in range(steps.mark[s, 1], steps.mark[s, 2]):
         m = clock.order[i, q]
         share = (float(clock.since[i, m]) - steps.place[s, 0]) / h
         if share < 1.0:
@@ -657,7 +768,7 @@ def _pull_of_next(clock, steps, i, s, upstream, out):  # type: ignore[no-untyped
 
 
 @njit(nogil=True, error_model="numpy")
-def _to_times(clock, i, j, pull, gradients):  # type: ignore[no-untyped-def]
+def _to_times(clock, i, j, pull, gradients):
     """A step is a fixed share of its stretch: what its start and size get goes to the times at the stretch's ends."""
     length = float(clock.times[i, j + 1]) - float(clock.times[i, j])
     gradients.times[i, j] -= pull / length
@@ -665,7 +776,7 @@ def _to_times(clock, i, j, pull, gradients):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
-def backward(net, clock, work, lanes, steps, begin, end, upstream, status, gradients):  # type: ignore[no-untyped-def]
+def backward(net, clock, work, lanes, steps, begin, end, upstream, status, gradients):
     """The reverse sweep over the steps of subjects `begin` to `end`: the gradient of Σ upstream·states, exact for the
     steps as they were taken. Sizes of steps are shares of their stretch, so that the times of its ends get theirs."""
     brief()
@@ -702,7 +813,7 @@ def backward(net, clock, work, lanes, steps, begin, end, upstream, status, gradi
                 seen[lane] = clock.wanted.shape[1]
                 node[lane] = clock.wanted[i, clock.order[i, seen[lane] - 1]]
                 if step[lane] >= 0:
-                    _leave(clock, i, lane, node, steps.index[step[lane], 0], cotangent, seen, upstream, gradients)
+                    _leave(clock, i, lane, node, steps.mark[step[lane], 0], cotangent, seen, upstream, gradients)
                     subject[lane] = i
                 else:
                     _leave(clock, i, lane, node, -1, cotangent, seen, upstream, gradients)
@@ -722,12 +833,12 @@ def backward(net, clock, work, lanes, steps, begin, end, upstream, status, gradi
         for r in range(rows):
             lane = active[r]
             i, s = subject[lane], step[lane]
-            j = steps.index[s, 0]
+            j = steps.mark[s, 0]
             for stage in range(STAGES - 1):
                 work.own[stage * block + r] = i * clock.periods + clock.period[i, j]
             for d in range(states):
                 entering[r, d] = clock.input[i, j, d]
-            if closing[lane] and steps.index[s, 2] > steps.index[s, 1]:
+            if closing[lane] and steps.mark[s, 2] > steps.mark[s, 1]:
                 work.own[(STAGES - 1) * block + ending] = i * clock.periods + clock.period[i, j]
                 for d in range(states):
                     entering_end[ending, d] = clock.input[i, j, d]
@@ -766,15 +877,15 @@ def backward(net, clock, work, lanes, steps, begin, end, upstream, status, gradi
         for r in range(rows):
             lane = active[r]
             i, s = subject[lane], step[lane]
-            j = steps.index[s, 0]
+            j = steps.mark[s, 0]
             for d in range(states):
                 start_pull[r, d], end_pull[r, d] = 0.0, cotangent[lane, d]
                 for stage in range(STAGES):
                     own_pulls[r, stage, d] = 0.0
             _read(clock, steps, i, s, upstream, own_k[r], own_pulls[r], end_pull[r], start_pull[r], gradients)
-            seen[lane] = min(seen[lane], steps.index[s, 1])
-            earlier = steps.index[s, 3]
-            if earlier >= 0 and steps.index[earlier, 0] == j:
+            seen[lane] = min(seen[lane], steps.mark[s, 1])
+            earlier = steps.mark[s, 3]
+            if earlier >= 0 and steps.mark[earlier, 0] == j:
                 _pull_of_next(clock, steps, i, earlier, upstream, own_pulls[r, 0])
         if ending > 0:
             for e in range(ending):
@@ -785,7 +896,7 @@ def backward(net, clock, work, lanes, steps, begin, end, upstream, status, gradi
                 s = step[active[ends[e]]]
                 for d in range(states):
                     end_pull[ends[e], d] += to_point[e, d]
-                    gradients.input[subject[active[ends[e]]], steps.index[s, 0], d] += pulls[e, d]
+                    gradients.input[subject[active[ends[e]]], steps.mark[s, 0], d] += pulls[e, d]
         for r in range(rows):
             lane = active[r]
             h, to_size = steps.place[step[lane], 1], 0.0
@@ -794,7 +905,7 @@ def backward(net, clock, work, lanes, steps, begin, end, upstream, status, gradi
                 for stage in range(STAGES - 1):
                     own_pulls[r, stage, d] += h * B[stage] * end_pull[r, d]
                     to_size += end_pull[r, d] * B[stage] * own_k[r, stage, d]
-            _to_times(clock, subject[lane], steps.index[step[lane], 0], h * to_size, gradients)
+            _to_times(clock, subject[lane], steps.mark[step[lane], 0], h * to_size, gradients)
         for stage in range(STAGES - 2, -1, -1):
             for r in range(rows):
                 for d in range(states):
@@ -809,25 +920,25 @@ def backward(net, clock, work, lanes, steps, begin, end, upstream, status, gradi
                         own_pulls[r, earlier, d] += h * A[stage, earlier] * to_point[r, d]
                         to_size += to_point[r, d] * A[stage, earlier] * own_k[r, earlier, d]
                 if stage > 0:
-                    _to_times(clock, subject[lane], steps.index[step[lane], 0], h * to_size, gradients)
+                    _to_times(clock, subject[lane], steps.mark[step[lane], 0], h * to_size, gradients)
         _to_weights(net, work, (STAGES - 1) * block + tail, gradients)
 
         for r in range(rows):
             lane = active[r]
             i, s = subject[lane], step[lane]
-            j, earlier = steps.index[s, 0], steps.index[s, 3]
+            j, earlier = steps.mark[s, 0], steps.mark[s, 3]
             for d in range(states):
                 cotangent[lane, d], following[lane, d] = start_pull[r, d], own_k[r, 0, d]
                 for stage in range(STAGES - 1):
                     gradients.input[i, j, d] += own_pulls[r, stage, d]
             step[lane] = earlier
-            closing[lane] = earlier < 0 or steps.index[earlier, 0] != j
+            closing[lane] = earlier < 0 or steps.mark[earlier, 0] != j
             _leave(
                 clock,
                 i,
                 lane,
                 node,
-                -1 if earlier < 0 else steps.index[earlier, 0],
+                -1 if earlier < 0 else steps.mark[earlier, 0],
                 cotangent,
                 seen,
                 upstream,

@@ -17,8 +17,8 @@ ROWS, COLUMNS = 4, 16
 _LANES = 8
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _tile(  # type: ignore[no-untyped-def]
+@intrinsic
+def _tile(
     typing_context, out, at, row_stride, first, first_at, first_row, x, x_at, x_row, x_inner, w, w_at, w_inner, inner
 ):
     """out[r, c] = first[r, c] + Σ_k x[r, k]·w[k, c] for 4 rows and 16 columns; places and strides count elements."""
@@ -90,8 +90,8 @@ def _tile(  # type: ignore[no-untyped-def]
     return signature, emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def apart(typing_context):  # type: ignore[no-untyped-def]
+@intrinsic
+def apart(typing_context):
     """Keep the function that calls this a function of its own: copied into each caller, it is compiled each time."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -101,9 +101,9 @@ def apart(typing_context):  # type: ignore[no-untyped-def]
     return types.void(), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def brief(typing_context):  # type: ignore[no-untyped-def]
-    """Optimise the function that calls this for size: unrolled loops over a handful of states cost only time to make."""
+@intrinsic
+def brief(typing_context):
+    """Optimise the function that calls this for size: loops unrolled over a few states only cost time to make."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         builder.function.attributes.add("optsize")
@@ -113,19 +113,31 @@ def brief(typing_context):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def add_product(  # type: ignore[no-untyped-def]
+def add_product(
     out, at, row, first, first_at, first_row, x, x_at, x_row, x_inner, w, w_at, w_inner, rows, inner, columns
 ):
     """out = first + x·w, with `rows` a multiple of 4, `columns` of 16 and `inner` at least 1.
 
-    The element (r, c) of `out` stands at ``at + r·row + c`` and so that of `first`, which may be `out` itself or one row
-    for all (``first_row`` 0); (r, k) of `x` stands at ``x_at + r·x_row + k·x_inner`` (so that x may stand transposed),
-    (k, c) of `w` at ``w_at + k·w_inner + c``. All are contiguous arrays of one type and of any shape.
+    The element (r, c) of `out` stands at ``at + r·row + c`` and so that of `first`, which may be `out` itself or one
+    row for all (``first_row`` 0); (r, k) of `x` stands at ``x_at + r·x_row + k·x_inner`` (so that x may stand
+    transposed), (k, c) of `w` at ``w_at + k·w_inner + c``. All are contiguous arrays of one type and of any shape.
     """
     apart()
     for r in range(0, rows, ROWS):
         for c in range(0, columns, COLUMNS):
             _tile(
-                out, at + r * row + c, row, first, first_at + r * first_row + c, first_row,
-                x, x_at + r * x_row, x_row, x_inner, w, w_at + c, w_inner, inner
-            )  # fmt: skip
+                out,
+                at + r * row + c,
+                row,
+                first,
+                first_at + r * first_row + c,
+                first_row,
+                x,
+                x_at + r * x_row,
+                x_row,
+                x_inner,
+                w,
+                w_at + c,
+                w_inner,
+                inner,
+            )
