@@ -1,6 +1,6 @@
 """Steps of each subject's own size between the nodes of its clock, for any field, with the exact reverse sweep.
 
-All subjects try a step at a time, each from its own place; whose error is too large tries again with a smaller one. What
+All subjects try a step at a time, each from its own place; whose error is too large tries a smaller one next. What
 is remembered of a step is its start; the reverse sweep takes the steps again, one at a time from the last to the first,
 with torch's gradients inside the step. So memory grows with steps times states, and not with what a field computes.
 Sizes of steps are shares of their stretch, found without gradients: the times at its ends get theirs.
@@ -202,7 +202,7 @@ class _Solve(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
         method, dynamics, mesh, run = ctx.solved
-        y0, theta, since, times, jump, input_, *weights = ctx.saved_tensors
+        y0, theta, since, times, _, input_, *weights = ctx.saved_tensors
         sweep = _Sweep(method, dynamics, mesh, run, theta, since, times, input_, weights, upstream)
         for steps in reversed(run.steps):
             sweep.back(steps)
@@ -338,7 +338,8 @@ def integrate(
     else:
         states, run = step_through(Explicit(), dynamics, y0, theta, mesh, options)
         status, evaluations = run.status, run.evaluations
-    stiff = (status == Status.STIFF).nonzero()[:, 0]
+    # at a tight tolerance a stiff subject's steps never reach the edge of stability, and only their number tells
+    stiff = ((status == Status.STIFF) | (status == Status.MAX_EVALUATIONS)).nonzero()[:, 0]
     if len(stiff):
         own, run = step_through(Implicit(), dynamics, y0[stiff], theta[stiff], mesh.select(stiff), options)
         states, status = states.index_copy(0, stiff, own), status.index_copy(0, stiff, run.status)

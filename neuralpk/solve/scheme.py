@@ -1,7 +1,7 @@
 """One step of the explicit and of the implicit method, for many subjects at once, each with its own size.
 
-A step gives increments K_i; it ends at y + Σ_i end_i·K_i, its error is about Σ_i error_i·K_i, and at the share s of it the
-solution is y + Σ_i K_i·Σ_p dense_ip·s^(p+1).
+A step gives increments K_i; it ends at y + Σ_i end_i·K_i, its error is about Σ_i error_i·K_i, and at the share s of it
+the solution is y + Σ_i K_i·Σ_p dense_ip·s^(p+1).
 """
 
 from __future__ import annotations

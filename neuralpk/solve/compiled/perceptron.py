@@ -115,35 +115,6 @@ class Lanes(NamedTuple):
     pulls: Array  # [row, stage, state] what came back to each stage
 
 
-def make_work(net: Network, rows: int) -> Work:
-    """Room for `rows` evaluations."""
-    kind, width, layers = net.first.dtype, net.first.shape[1], len(net.hidden) + 1
-    layer = [np.zeros((layers, rows, width), kind) for _ in range(3)]
-    head = np.zeros((rows, len(net.last)), kind)
-    features, own = np.zeros((rows, len(net.first)), kind), np.zeros(rows, np.int64)
-    return Work(features, *layer, head.astype(float), head, own, np.zeros(width, kind))
-
-
-def make_lanes(states: int) -> Lanes:
-    """No subject in any lane."""
-    whole = [np.full(LANES, -1) for _ in range(4)]
-    return Lanes(
-        *whole,
-        np.zeros((LANES, 3), np.int64),
-        np.zeros(LANES, np.bool_),
-        np.zeros((LANES, states)),
-        np.zeros((LANES, states)),
-        np.zeros((LANES, 2)),
-        np.zeros((LANES, 2)),
-        np.zeros((LANES, STAGES, states)),
-        np.zeros(LANES, np.int64),
-        np.zeros(LANES, np.int64),
-        np.zeros((6, LANES, states)),
-        np.zeros((2, STAGES, LANES, states)),
-        np.zeros((LANES, STAGES, states)),
-    )
-
-
 class Gradients(NamedTuple):
     """What the reverse sweep adds to, shaped as what it is the gradient of."""
 
@@ -160,6 +131,43 @@ class Gradients(NamedTuple):
     jump: Array
     input: Array
     since: Array
+
+
+def make_work(net: Network, rows: int) -> Work:
+    """Room for `rows` evaluations."""
+    kind, width, layers = net.first.dtype, net.first.shape[1], len(net.hidden) + 1
+    return Work(
+        features=np.zeros((rows, len(net.first)), kind),
+        values=np.zeros((layers, rows, width), kind),
+        derivatives=np.zeros((layers, rows, width), kind),
+        back=np.zeros((layers, rows, width), kind),
+        outputs=np.zeros((rows, len(net.last))),
+        head=np.zeros((rows, len(net.last)), kind),
+        own=np.zeros(rows, np.int64),
+        zeros=np.zeros(width, kind),
+    )
+
+
+def make_lanes(states: int) -> Lanes:
+    """No subject in any lane."""
+    return Lanes(
+        subject=np.full(LANES, -1),
+        node=np.full(LANES, -1),
+        seen=np.full(LANES, -1),
+        step=np.full(LANES, -1),
+        tally=np.zeros((LANES, 3), np.int64),
+        flag=np.zeros(LANES, np.bool_),
+        state=np.zeros((LANES, states)),
+        other=np.zeros((LANES, states)),
+        place=np.zeros((LANES, 2)),
+        size=np.zeros((LANES, 2)),
+        k=np.zeros((LANES, STAGES, states)),
+        active=np.zeros(LANES, np.int64),
+        ends=np.zeros(LANES, np.int64),
+        rows=np.zeros((6, LANES, states)),
+        stages=np.zeros((2, STAGES, LANES, states)),
+        pulls=np.zeros((LANES, STAGES, states)),
+    )
 
 
 def _tanh(x: Any) -> Any:
@@ -723,7 +731,7 @@ def _leave(clock, i, lane, node, until, cotangent, seen, upstream, gradients):
 
 @njit(nogil=True, error_model="numpy")
 def _read(clock, steps, i, s, upstream, k, pulls, end_pull, start_pull, gradients):
-    """Take in what comes back to the wanted times inside step `s`: its stages `k` draw the line there, and get `pulls`."""
+    """Take in what came back to the wanted times inside step `s`: its stages `k` draw the line there, and get it."""
     brief()
     apart()
     states, start, h, j = upstream.shape[2], steps.place[s, 0], steps.place[s, 1], steps.mark[s, 0]

@@ -1,0 +1,318 @@
+"""The engine runge_kutta: the fused kernel against any other way, exact gradients, order, stiff systems."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+
+from neuralpk.cohort import Dose, Subject, collate
+from neuralpk.dynamics import CompartmentModel, Dynamics, HybridDynamics, NeuralCompartments, NeuralField, Perceptron
+from neuralpk.scaling import Scaling
+from neuralpk.solve import SolverOptions, Status, fused_cpu, runge_kutta, solve
+from neuralpk.solve.mesh import build_mesh, dose_inputs
+from neuralpk.solve.scheme import Explicit, Implicit
+
+SCALING = Scaling(time=24.0, amount=100.0, value=(5.0,), covariates={})
+TIGHT = SolverOptions(engine="runge_kutta", rtol=1e-9, atol=1e-9)
+REFERENCE = SolverOptions(engine="torchdiffeq", method="dopri8", rtol=1e-10, atol=1e-10)
+
+
+def subject(name, doses, times, **more):
+    return Subject(name, np.asarray(times, float), np.full(len(times), np.nan), tuple(doses), **more)
+
+
+PEOPLE = [
+    subject("a", [Dose(0, 100, interval=8, additional=2)], [0.0, 0.5, 4, 9, 20, 30]),
+    subject("b", [Dose(0, 80, duration=2), Dose(5, 10)], [1.0, 2.0, 2.0, 5.0]),
+    subject("c", [Dose(2, 100), Dose(10, 50, reset=True)], [2.0, 9, 10, 48]),
+    subject("d", [], [0.0, 7.0]),
+]
+
+
+def random_weights(dynamics, seed=0, scale=0.4):
+    """Fields start at rest: give every weight something to do."""
+    generator = torch.Generator().manual_seed(seed)
+    for weight in dynamics.parameters():
+        weight.data = scale * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+    return dynamics
+
+
+STATES = ("central", "peripheral")
+FIELDS = {
+    "field": lambda layers: NeuralField(STATES, (0,), 2, SCALING, hidden=20, layers=layers),
+    "compartments": lambda layers: NeuralCompartments(("depot", *STATES), 1, SCALING, hidden=16, layers=layers),
+    "hybrid": lambda layers: HybridDynamics(
+        CompartmentModel(2), NeuralCompartments(STATES, 1, SCALING, hidden=8, layers=layers, correction=True)
+    ),
+    "hybrid of a field": lambda layers: HybridDynamics(
+        CompartmentModel(2), NeuralField(STATES, (0,), 2, SCALING, hidden=8, layers=layers, correction=True)
+    ),
+}
+
+
+def theta_for(dynamics, n, dtype=torch.float64, periods=None):
+    generator = torch.Generator().manual_seed(1)
+    guess = dynamics.guess(SCALING)
+    shape = (n, len(dynamics.parameter_names)) if periods is None else (n, periods, len(dynamics.parameter_names))
+    spread = 0.3 * torch.randn(shape, generator=generator, dtype=dtype)
+    middle = torch.tensor([guess.get(name, 0.0) for name in dynamics.parameter_names], dtype=dtype)
+    return torch.where(middle > 0, middle * spread.exp(), spread)
+
+
+def gradients(dynamics, theta, people, options, mask=None):
+    """The states, and the gradients of a weighted sum of their squares for theta, y0 and every weight."""
+    theta = theta.clone().requires_grad_()
+    batch = collate(people, dtype=theta.dtype)
+    y0 = (0.1 + dynamics.initial_state(theta if theta.dim() == 2 else theta[:, 0])).detach().requires_grad_()
+    dynamics.zero_grad()
+    solution = solve(dynamics, y0, theta, batch, options=options)
+    weight = torch.linspace(0.5, 1.5, solution.states.shape[1], dtype=theta.dtype)[:, None]
+    (weight * solution.states.square() * batch.mask[..., None]).sum().backward()
+    return solution.states.detach(), [theta.grad, y0.grad, *(w.grad for w in dynamics.parameters())]
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("kind", FIELDS)
+def test_the_fused_kernel_gives_the_states_and_gradients_of_the_reference(kind, layers):
+    dynamics = random_weights(FIELDS[kind](layers).double())
+    theta = theta_for(dynamics, len(PEOPLE))
+    assert dynamics.perceptron(theta) is not None
+    found, found_gradients = gradients(dynamics, theta, PEOPLE, TIGHT)
+    expected, expected_gradients = gradients(dynamics, theta, PEOPLE, REFERENCE)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    for one, other in zip(found_gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+def test_the_fused_kernel_takes_the_steps_of_the_general_path(kind, monkeypatch):
+    dynamics = random_weights(FIELDS[kind](2).double())
+    theta = theta_for(dynamics, len(PEOPLE))
+    loose = SolverOptions(engine="runge_kutta", rtol=1e-3, atol=1e-3)
+    found, found_gradients = gradients(dynamics, theta, PEOPLE, loose)
+    monkeypatch.setattr(fused_cpu, "covers", lambda like: False)
+    expected, expected_gradients = gradients(dynamics, theta, PEOPLE, loose)
+    # the same steps at a loose tolerance: equal to rounding, though both are far from the solution
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    for one, other in zip(found_gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-8 * float(other.abs().max()))
+
+
+def test_periods_have_their_own_parameters_in_the_fused_kernel():
+    weights = ((0.0, 60.0), (3.0, 70.0), (7.0, 80.0))
+    people = [subject(str(k), [Dose(0, 100)], [1.0, 5.0, 9.0], covariates={"WT": weights}) for k in range(3)]
+    dynamics = random_weights(FIELDS["hybrid"](2).double())
+    theta = theta_for(dynamics, 3, periods=3)
+    found, found_gradients = gradients(dynamics, theta, people, TIGHT)
+    expected, expected_gradients = gradients(dynamics, theta, people, REFERENCE)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert bool((found_gradients[0].abs().sum(-1) > 0).all())
+    for one, other in zip(found_gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("activation", ["tanh", "silu", "softplus"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_activation_is_that_of_torch(activation, dtype):
+    class Plain(Dynamics):
+        states, parameter_names = ("y",), ("z",)
+
+        def __init__(self):
+            super().__init__()
+            self.first = torch.nn.Linear(2, 24, dtype=dtype)
+            self.last = torch.nn.Linear(24, 1, dtype=dtype)
+
+        def forward(self, t, y, theta):
+            function = {"tanh": torch.tanh, "silu": torch.nn.functional.silu, "softplus": torch.nn.functional.softplus}
+            return self.last(function[activation](self.first(torch.cat([y, theta], dim=-1))))
+
+        def perceptron(self, theta):
+            shift = torch.nn.functional.linear(theta, self.first.weight[:, 1:], self.first.bias)
+            weights = (self.first.weight[:, :1], self.last.weight)
+            return Perceptron(shift, weights, (self.last.bias,), activation)
+
+    dynamics = random_weights(Plain(), scale=1.0)
+    theta = torch.linspace(-8, 8, 9, dtype=dtype)[:, None]  # wide enough to reach the flat ends
+    people = [subject(str(k), [], [0.0, 0.3, 1.0]) for k in range(9)]
+    options = SolverOptions(engine="runge_kutta", rtol=1e-5, atol=1e-5)
+    found, found_gradients = gradients(dynamics, theta, people, options)
+    fused = dynamics.perceptron
+    dynamics.perceptron = lambda theta: None
+    expected, expected_gradients = gradients(dynamics, theta, people, options)
+    dynamics.perceptron = fused
+    close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-9}
+    torch.testing.assert_close(found, expected, **close)
+    for one, other in zip(found_gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=close["rtol"], atol=close["atol"] * float(other.abs().max() + 1))
+
+
+def test_the_reverse_sweep_is_the_gradient_of_the_steps_taken():
+    # with one step a stretch nothing adapts, so that finite differences see the same steps
+    dynamics = random_weights(FIELDS["field"](2).double(), scale=0.1)
+    batch = collate([subject("a", [Dose(0, 1, duration=0.5), Dose(0.6, 1)], [0.2, 0.55, 0.9])], dtype=torch.float64)
+    theta = theta_for(dynamics, 1).requires_grad_()
+    y0 = torch.full((1, 2), 0.3, dtype=torch.float64, requires_grad=True)
+    coarse = SolverOptions(engine="runge_kutta", rtol=1e-1, atol=1e1)
+
+    def states(y0, theta):
+        return solve(dynamics, y0, theta, batch, options=coarse).states
+
+    assert torch.autograd.gradcheck(states, (y0, theta), eps=1e-6, atol=1e-8, rtol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scheme", [Explicit(), Implicit()], ids=["explicit", "implicit"])
+def test_a_step_has_the_order_of_its_method_at_its_end_and_inside(scheme):
+    def slope(t, y):
+        return torch.stack([y[:, 1] * torch.cos(t), -y[:, 0] + torch.sin(t) * y[:, 1]], dim=-1)
+
+    start = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
+    ends, insides, estimates = [], [], []
+    for h in (0.2, 0.1):
+        size = torch.tensor([h], dtype=torch.float64)
+        t = torch.tensor([0.3], dtype=torch.float64)
+        increments = scheme.increments(slope, t, start, size)
+        share = torch.tensor([[0.37]], dtype=torch.float64)
+        truth = solve_ivp(
+            lambda t, y: slope(torch.tensor([t]), torch.tensor(y)[None])[0].numpy(),
+            (0.3, 0.3 + h), start[0].numpy(), method="DOP853", rtol=1e-13, atol=1e-15, t_eval=[0.3 + 0.37 * h, 0.3 + h],
+        ).y.T  # fmt: skip
+        end = start + runge_kutta.scheme.combine(scheme.end, increments)
+        inside = runge_kutta.scheme.inside(scheme, start, increments, share)[:, 0]
+        ends.append(float((end - torch.tensor(truth[1])).norm()))
+        insides.append(float((inside - torch.tensor(truth[0])).norm()))
+        estimates.append(float(runge_kutta.scheme.combine(scheme.error, increments).norm()))
+    assert np.log2(ends[0] / ends[1]) > 5.6  # a local error of order 6
+    assert np.log2(insides[0] / insides[1]) > 4.6
+    assert np.log2(estimates[0] / estimates[1]) > 4.5
+    assert estimates[1] > ends[1]  # the estimate is on the safe side
+
+
+@pytest.mark.parametrize("tolerance", [1e-4, 1e-6, 1e-8])
+def test_the_error_keeps_to_the_tolerance(tolerance):
+    model = CompartmentModel(2, "first_order", "michaelis_menten").double()
+    theta = torch.tensor([[12.0, 0.8, 20.0, 3.0, 40.0, 1.3]], dtype=torch.float64)
+    batch = collate(
+        [subject("a", [Dose(0, 100, interval=6, additional=3)], np.linspace(0, 24, 97))], dtype=torch.float64
+    )
+    y0 = model.initial_state(theta)
+    found = solve(model, y0, theta, batch, options=SolverOptions(rtol=tolerance, atol=tolerance)).states
+    truth = solve(model, y0, theta, batch, options=REFERENCE).states
+    assert float(((found - truth).abs() / (1 + truth.abs())).max()) < 10 * tolerance
+
+
+def stiff(ka, elimination="michaelis_menten", n=1):
+    """Absorption of rate `ka` into a saturable model: theta, and a subject dosed every 12 h."""
+    model = CompartmentModel(2, "first_order", elimination).double()
+    theta = torch.tensor([[12.0, 0.8, 20.0, 3.0, 40.0, ka]], dtype=torch.float64).repeat(n, 1)
+    doses = [Dose(0, 100, interval=12, additional=5)]
+    return model, theta, [subject(str(k), doses, np.linspace(0.3, 72, 40)) for k in range(n)]
+
+
+@pytest.mark.parametrize("ka", [50.0, 5000.0])
+def test_a_stiff_subject_goes_to_the_implicit_method_and_is_right(ka):
+    model, theta, people = stiff(ka)
+    batch = collate(people, dtype=torch.float64)
+    solution = solve(model, model.initial_state(theta), theta, batch, options=SolverOptions(rtol=1e-7, atol=1e-7))
+
+    def slope(t, y):
+        return model(torch.tensor([t]), torch.tensor(y)[None], theta)[0].numpy()
+
+    y, truth, at = np.zeros(3), [], 0.0
+    for dose in range(6):
+        y[0] += 100
+        wanted = [t for t in people[0].times if 12 * dose < t <= 12 * (dose + 1)]
+        part = solve_ivp(slope, (at, at + 12), y, method="LSODA", rtol=1e-11, atol=1e-11, dense_output=True)
+        truth += [part.sol(t) for t in wanted]
+        at, y = at + 12, part.y[:, -1].copy()
+    np.testing.assert_allclose(solution.states[0], truth, rtol=1e-5, atol=1e-5)
+
+
+def test_the_cost_does_not_grow_with_the_stiffness():
+    counts = {}
+    for ka in (1.0, 50.0, 5000.0):
+        model, theta, people = stiff(ka)
+        batch = collate(people, dtype=torch.float64)
+        counts[ka] = solve(model, model.initial_state(theta), theta, batch).count.total
+    assert counts[50.0] < 2.2 * counts[1.0], counts
+    assert counts[5000.0] < 1.3 * counts[50.0], counts
+
+
+def test_only_the_stiff_subject_of_a_batch_is_implicit_and_its_gradient_is_right():
+    model, theta, people = stiff(1.0, n=3)
+    theta[1, -1] = 2000.0
+    _, found = gradients(model, theta, people, SolverOptions(engine="runge_kutta", rtol=1e-8, atol=1e-8))
+    for k in range(3):
+        _, alone = gradients(model, theta[k : k + 1], people[k : k + 1], SolverOptions(rtol=1e-8, atol=1e-8))
+        torch.testing.assert_close(found[0][k], alone[0][0], rtol=1e-9, atol=1e-12)
+    step = torch.zeros_like(theta)
+    step[1] = 1e-5 * theta[1]
+
+    def total(theta):
+        batch = collate(people, dtype=torch.float64)
+        y0 = 0.1 + model.initial_state(theta)
+        states = solve(model, y0, theta, batch, options=SolverOptions(rtol=1e-10, atol=1e-10)).states
+        weight = torch.linspace(0.5, 1.5, states.shape[1], dtype=theta.dtype)[:, None]
+        return (weight * states.square()).sum()
+
+    along = (total(theta + step) - total(theta - step)) / 2
+    torch.testing.assert_close((found[0] * step).sum(), along, rtol=1e-5, atol=0.0)
+
+
+def test_the_fused_kernel_hands_a_stiff_subject_on():
+    dynamics = random_weights(FIELDS["compartments"](2).double(), scale=0.1)
+    theta = theta_for(dynamics, len(PEOPLE))
+    theta[0, dynamics.parameter_names.index("base_depot_central")] = 3000.0
+    batch = collate(PEOPLE, dtype=torch.float64)
+    inputs = dose_inputs(dynamics, theta, batch)
+    mesh = build_mesh(batch, inputs, 3, batch.time, batch.row)
+    options = SolverOptions(engine="runge_kutta")
+    y0 = dynamics.initial_state(theta)
+    _, status, _ = fused_cpu.integrate(dynamics.perceptron(theta), y0, mesh, options)
+    assert status.tolist() == [Status.STIFF, 0, 0, 0]
+    found, found_gradients = gradients(dynamics, theta, PEOPLE, TIGHT)
+    expected, expected_gradients = gradients(dynamics, theta, PEOPLE, REFERENCE)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for one, other in zip(found_gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()))
+
+
+def test_a_line_is_the_same_bit_for_bit_alone_in_a_batch_and_on_two_threads():
+    dynamics = random_weights(FIELDS["hybrid"](2))
+    n = 150
+    people = [subject(str(k), [Dose(0, 10 + k), Dose(6, 5.0, duration=1)], [1.0, 5.0, 9.0 + k / 10]) for k in range(n)]
+    theta = theta_for(dynamics, n, torch.float32)
+    options = SolverOptions(engine="runge_kutta")
+    together, together_gradients = gradients(dynamics, theta, people, options)
+    torch.set_num_threads(2)
+    threads, threads_gradients = gradients(dynamics, theta, people, options)
+    torch.set_num_threads(1)
+    assert torch.equal(together, threads)
+    assert all(torch.equal(a, b) for a, b in zip(together_gradients, threads_gradients, strict=True))
+    for k in (0, 77, 149):
+        alone, alone_gradients = gradients(dynamics, theta[k : k + 1], people[k : k + 1], options)
+        assert torch.equal(alone[0], together[k])
+        # theta's gradient passes through products of torch, which sum batches of another size in another order
+        torch.testing.assert_close(alone_gradients[0][0], together_gradients[0][k], rtol=1e-4, atol=1e-3)
+
+
+def test_a_field_that_cannot_be_solved_leaves_the_kernels_other_subjects_alone():
+    dynamics = random_weights(FIELDS["field"](2))
+    theta = theta_for(dynamics, len(PEOPLE), torch.float32)
+    bad = theta.clone()
+    bad[1] = torch.nan
+    options = SolverOptions(engine="runge_kutta")
+    batch = collate(PEOPLE)
+    good = [0, 2, 3]
+    solution = solve(dynamics, dynamics.initial_state(bad), bad.requires_grad_(), batch, options=options)
+    assert solution.status.tolist() == [0, Status.NON_FINITE, 0, 0]
+    dynamics.zero_grad()
+    solution.states[solution.ok].square().sum().backward()
+    found = [w.grad.clone() for w in dynamics.parameters()]
+    dynamics.zero_grad()
+    own = theta[good].requires_grad_()
+    part = solve(dynamics, dynamics.initial_state(own), own, batch.select(torch.tensor(good)), options=options)
+    part.states.square().sum().backward()
+    for one, w in zip(found, dynamics.parameters(), strict=True):
+        torch.testing.assert_close(one, w.grad, rtol=1e-6, atol=1e-6 * float(w.grad.abs().max()))
+    assert torch.equal(solution.states[good], part.states)
