@@ -140,7 +140,7 @@ def test_every_activation_is_that_of_torch(activation, dtype):
     dynamics.perceptron = lambda theta: None
     expected, expected_gradients = gradients(dynamics, theta, people, options)
     dynamics.perceptron = fused
-    close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-9}
+    close = {"rtol": 2e-3, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-9}
     torch.testing.assert_close(found, expected, **close)
     for one, other in zip(found_gradients, expected_gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=close["rtol"], atol=close["atol"] * float(other.abs().max() + 1))

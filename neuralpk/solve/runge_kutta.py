@@ -156,7 +156,7 @@ def _march(
             run.steps.append(steps)
         y[steps.subject] = ahead[taken]
         elapsed[steps.subject] += steps.size
-        edge = method.stiffness(increments) > STABILITY
+        edge = method.stiffness(increments, scale) > STABILITY
         stiff[i] = torch.where(taken & edge, stiff[i] + 1, stiff[i])
         calm[i] = torch.where(taken, torch.where(edge, 0, calm[i] + 1), calm[i])
         stiff[i] = torch.where(calm[i] >= 6, 0, stiff[i])

@@ -42,8 +42,9 @@ class Scheme(ABC):
     def increments(self, slope: Field, t: Tensor, y: Tensor, h: Tensor) -> Tensor:
         """``[subject, stage, state]`` for t, h ``[subject]`` and y ``[subject, state]``."""
 
-    def stiffness(self, increments: Tensor) -> Tensor:
-        """h·|largest eigenvalue| as far as a step tells, ``[subject]``; 0 where it does not matter."""
+    def stiffness(self, increments: Tensor, scale: Tensor) -> Tensor:
+        """h·|largest eigenvalue| as far as a step tells, ``[subject]``; 0 where it does not matter. `scale` is the
+        tolerated error of each state: what decays fast is soon small, and small errors in it are what keeps h small."""
         return increments.new_zeros(len(increments))
 
 
@@ -77,10 +78,10 @@ class Explicit(Scheme):
             k.append(h[:, None] * slope(t + float(c) * h, point))
         return torch.stack(k, dim=1)
 
-    def stiffness(self, increments: Tensor) -> Tensor:
+    def stiffness(self, increments: Tensor, scale: Tensor) -> Tensor:
         # the sixth and the seventh stage stand at the same time and at two states
-        bent = (increments[:, 6] - increments[:, 5]).norm(dim=1)
-        moved = combine(tableau.A[6] - tableau.A[5], increments).norm(dim=1)
+        bent = ((increments[:, 6] - increments[:, 5]) / scale).norm(dim=1)
+        moved = (combine(tableau.A[6] - tableau.A[5], increments) / scale).norm(dim=1)
         return torch.where(moved > 0, bent / moved, 0.0)
 
 

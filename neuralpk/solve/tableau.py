@@ -56,5 +56,5 @@ DENSE = np.stack([weight.coef[1:5] for weight in _WEIGHTS])
 
 # the controller: the next step is h·SAFETY·error^(−1/5), within these limits
 SAFETY, SHRINK, GROW = 0.92, 0.2, 10.0
-# an explicit method of order 5 is stable up to h·|eigenvalue| of about 3.3: so many steps there in a row are stiffness
-STABILITY, STIFF_STEPS = 3.25, 10
+# an explicit method of order 5 is stable up to h·|eigenvalue| of about 3.5: so many steps there in a row are stiffness
+STABILITY, STIFF_STEPS = 3.0, 10

@@ -624,8 +624,8 @@ def forward(net, clock, work, lanes, initial, begin, end, rtol, atol, limit, rec
                     wrong += E[stage] * k[lane, stage, d]
                 scale = atol + rtol * max(abs(state[lane, d]), abs(ahead[lane, d]))
                 error += (h * wrong / scale) ** 2 / states
-                bent += (k[lane, 6, d] - k[lane, 5, d]) ** 2
-                moved += (ahead[lane, d] - before[r, d]) ** 2
+                bent += ((k[lane, 6, d] - k[lane, 5, d]) / scale) ** 2
+                moved += ((ahead[lane, d] - before[r, d]) / scale) ** 2
             finite = math.isfinite(error)
             error = math.sqrt(error) if finite else 1e10
             ended = _OK
