@@ -31,11 +31,12 @@ def compare(options: argparse.Namespace, devices: list[str], console: Console) -
     """Measure and print one table after the other; an engine past the limit is not tried on a larger cohort."""
     rows: list[Row] = []
     slow: set[tuple[str, str, str]] = set()
+    size = {"doses": options.doses, "observations": options.observations}
     with tempfile.TemporaryDirectory() as folder:
         for workload in options.workloads:
             for n in sorted(options.sizes):
                 expected = Path(folder) / f"{workload}_{n}.npy"
-                np.save(expected, reference(make(workload, n)))
+                np.save(expected, reference(make(workload, n, **size)))
                 for device in devices:
                     group = []
                     for engine in options.engines:
@@ -44,7 +45,9 @@ def compare(options: argparse.Namespace, devices: list[str], console: Console) -
                             row |= dict.fromkeys(RESULTS) | {"note": past(options.limit)}
                         else:
                             with console.status(f"{workload}, {n} subjects, {device}: {engine}"):
-                                row |= measure(**row, repeats=options.repeats, limit=options.limit, reference=expected)
+                                row |= measure(
+                                    **row, **size, repeats=options.repeats, limit=options.limit, reference=expected
+                                )
                         if row["note"] == past(options.limit):
                             slow.add((workload, device, engine))
                         group.append(row)
@@ -92,6 +95,8 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", default=list(MAKERS), choices=list(MAKERS))
     parser.add_argument("--sizes", nargs="+", type=int, default=[50, 1024, 16384], help="numbers of subjects")
     parser.add_argument("--engines", nargs="+", default=[""], help="those whose names begin so; default all")
+    parser.add_argument("--doses", type=int, default=28, help="of each subject of the workload doses")
+    parser.add_argument("--observations", type=int, default=20, help="of each subject")
     parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--limit", type=float, default=60.0, help="seconds that the first step may take")
     parser.add_argument("--json", type=Path, help="file for the rows")

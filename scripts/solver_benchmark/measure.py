@@ -56,9 +56,7 @@ ENGINES = {
     "neuralpk runge_kutta": Engine("neuralpk", _OURS, {"engine": "runge_kutta", "gradient": "discrete"}),
 }
 
-_ONE_THREAD = {
-    name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-}
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 _JAX = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 RESULTS = ("ms", "max_error", "first_s", "peak_mb", "note")
 
@@ -87,8 +85,8 @@ def measure(
         size: doses and observations of the workload.
 
     Returns:
-        `RESULTS`: milliseconds a step, largest error, seconds of the first step, MB that the steps took at most beyond
-        what the process held before (libraries, data); a note where there are none: why.
+        `RESULTS`: milliseconds a step, largest error, seconds of the first step, MB that the steps took at most,
+        compilation included, beyond what the process held before (libraries, data); where there are none, a note: why.
     """
     row: dict[str, Any] = dict.fromkeys(RESULTS)
     if importlib.util.find_spec(ENGINES[engine].library) is None:
@@ -126,12 +124,12 @@ def _run(task: dict[str, Any]) -> dict[str, Any]:
     if on_host and sys.platform == "linux":
         # the one way to hold every library to one thread; a GPU's work is started from several
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    library, build, arguments = ENGINES[task["engine"]]
-    module, function = build.split(":")
-    engine = importlib.import_module(f"solver_benchmark.{module}")
+    engine = ENGINES[task["engine"]]
+    name, function = engine.step.split(":")
+    module = importlib.import_module(f"solver_benchmark.{name}")
     workload = make(task["workload"], task["n"], **task["size"])
-    step = getattr(engine, function)(workload, task["device"], **arguments)
-    peak = _host_peak if on_host else engine.device_peak
+    step = getattr(module, function)(workload, task["device"], **engine.arguments)
+    peak = _host_peak if on_host else module.device_peak
     before = peak()
 
     seconds = []
