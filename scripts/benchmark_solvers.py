@@ -38,7 +38,6 @@ def compare(options: argparse.Namespace, devices: list[str], console: Console) -
                 expected = Path(folder) / f"{workload}_{n}.npy"
                 np.save(expected, reference(make(workload, n, **size)))
                 for device in devices:
-                    group = []
                     for engine in options.engines:
                         row = {"workload": workload, "device": device, "n": n, "engine": engine}
                         if (workload, device, engine) in slow:
@@ -50,10 +49,9 @@ def compare(options: argparse.Namespace, devices: list[str], console: Console) -
                                 )
                         if row["note"] == past(options.limit):
                             slow.add((workload, device, engine))
-                        group.append(row)
-                    console.print(table(group))
-                    rows += group
-                    save(rows, options.json)
+                        rows.append(row)
+                        save(rows, options.json)
+                    console.print(table(rows[-len(options.engines) :]))
     return rows
 
 

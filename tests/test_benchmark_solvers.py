@@ -26,7 +26,20 @@ def workloads(monkeypatch):
 def test_the_script_writes_a_row_for_every_engine(tmp_path):
     file = tmp_path / "rows.json"
     engines = ["neuralpk torchdiffeq backprop", "neuralpk runge_kutta"]
-    settings = ["--workloads", "doses", "--doses", "2", "--sizes", "3", "--repeats", "1", "--json", str(file)]
+    settings = [
+        "--workloads",
+        "doses",
+        "--doses",
+        "1",
+        "--observations",
+        "5",
+        "--sizes",
+        "3",
+        "--repeats",
+        "1",
+        "--json",
+        str(file),
+    ]
     command = [sys.executable, str(SCRIPTS / "benchmark_solvers.py"), *settings, "--engines", *engines]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

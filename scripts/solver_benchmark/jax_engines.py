@@ -27,7 +27,7 @@ def diffrax_step(workload: Workload, device: str, solver: str) -> Callable[[], A
     """A gradient step in which `lax.scan` goes from dose to dose.
 
     Its other way with doses, one solve for the state less what has been given so far with their times as `jump_ts`,
-    was slower and less exact: what is subtracted grows, and the tolerance with it.
+    takes as long and is less exact: what is subtracted grows, and the tolerance with it.
     """
     times, where = workload.slots
     slots, index = jnp.array(times), tuple(map(jnp.array, where))
