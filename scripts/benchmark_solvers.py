@@ -115,6 +115,8 @@ def main() -> None:
         engines = [name for name in chosen if ENGINES[name].library == "neuralpk"]
         rows = grow(engines, devices, options.repeats, options.limit, console)
         save(rows, options.json)
+        if all(row["ms"] is None for row in rows):
+            parser.exit(1, "Nothing to draw: none of these engines took a step.\n")
         draw(rows).savefig(options.figure)
         console.print(f"drawn: {options.figure}")
     else:
