@@ -1,0 +1,83 @@
+"""Gradient steps of diffrax, one subject written down, `vmap` over them, the whole of it in one `jit`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from solver_benchmark.workloads import ATOL, RTOL, Workload
+
+jax.config.update("jax_default_matmul_precision", "highest")
+
+MAX_STEPS = 256
+"""Between two doses; diffrax keeps checkpoints for so many."""
+
+
+def device_peak() -> int:
+    """Most bytes that arrays have taken on the GPU."""
+    return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
+
+
+def diffrax_step(workload: Workload, device: str, solver: str) -> Callable[[], Array]:
+    """A gradient step in which `lax.scan` goes from dose to dose.
+
+    Its other way with doses, one solve for the state less what has been given so far with their times as `jump_ts`,
+    takes as long and is less exact: what is subtracted grows, and the tolerance with it.
+    """
+    times, where = workload.slots
+    slots, index = jnp.array(times), tuple(map(jnp.array, where))
+    segments = jax.tree.map(lambda *leaves: jnp.array(leaves, jnp.float32), *workload.segments)
+    y0, matrix, others = jnp.array(workload.y0), jnp.array(workload.matrix), len(workload.states) - 2
+    latents, targets = jnp.array(workload.latents), jnp.array(workload.targets)
+    controller = diffrax.PIDController(rtol=RTOL, atol=ATOL)
+
+    def field(t: Array, y: Array, args: tuple[tuple[Array, ...], Array, Array]) -> Array:
+        (w1, b1, w2, b2, w3, b3), z, flow = args
+        x = jnp.tanh(w1 @ jnp.concatenate([y[others:], z]) + b1)
+        learned = w3 @ jnp.tanh(w2 @ x + b2) + b3
+        return matrix @ y + jnp.pad(learned, (others, 0)) + flow
+
+    def solve(weights: tuple[Array, ...], z: Array, times: Array) -> Array:
+        def restart(y: Array, segment: tuple) -> tuple[Array, Array]:
+            (start, end, jump, flow), wanted = segment
+            states = diffrax.diffeqsolve(
+                diffrax.ODETerm(field),
+                getattr(diffrax, solver)(),
+                start,
+                end,
+                None,
+                y + jump,
+                args=(weights, z, flow),
+                saveat=diffrax.SaveAt(ts=wanted),
+                stepsize_controller=controller,
+                max_steps=MAX_STEPS,
+            ).ys
+            return states[-1], states
+
+        return jax.lax.scan(restart, y0, (tuple(segments), times))[1]
+
+    def loss(weights: tuple[Array, ...]) -> tuple[Array, Array]:
+        states = jax.vmap(solve, (None, 0, 0))(weights, latents, slots)[index]
+        return jnp.mean((states - targets) ** 2), states
+
+    adam = optax.adam(0.0)
+
+    @jax.jit
+    def update(weights: tuple[Array, ...], state: optax.OptState) -> tuple:
+        (_, states), gradient = jax.value_and_grad(loss, has_aux=True)(weights)
+        change, state = adam.update(gradient, state)
+        return optax.apply_updates(weights, change), state, states
+
+    weights = tuple(map(jnp.array, workload.weights))
+    carried = [weights, adam.init(weights)]
+
+    def step() -> Array:
+        *carried[:], states = jax.block_until_ready(update(*carried))
+        return states
+
+    return step

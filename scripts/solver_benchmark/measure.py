@@ -1,0 +1,154 @@
+"""One engine on one workload, measured in a process of its own: its first call, memory and failures are its own too.
+
+``python measure.py '{"workload": …, "engine": …, …}'`` is that process; `measure` starts it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from solver_benchmark.workloads import make
+
+
+class Engine(NamedTuple):
+    """A way to take a gradient step.
+
+    Args:
+        library: what has to be installed.
+        step: ``module:function`` here; the function is given the workload and the device and returns the step.
+        arguments: its other arguments.
+    """
+
+    library: str
+    step: str
+    arguments: dict[str, Any] = {}  # noqa: RUF012  # never changed
+
+    @property
+    def peer(self) -> bool:
+        """Whether it is another's solver, with an error control of its own."""
+        return self.library not in ("neuralpk", "torch")
+
+
+_OURS, _DIFFRAX = "neuralpk_engines:gradient_step", "jax_engines:diffrax_step"
+ENGINES = {
+    "torchdiffeq adjoint": Engine("torchdiffeq", "torch_engines:torchdiffeq", {"adjoint": True}),
+    "torchdiffeq backprop": Engine("torchdiffeq", "torch_engines:torchdiffeq", {"adjoint": False}),
+    "torchode": Engine("torchode", "torch_engines:torchode"),
+    "diffrax Dopri5": Engine("diffrax", _DIFFRAX, {"solver": "Dopri5"}),
+    "diffrax Tsit5": Engine("diffrax", _DIFFRAX, {"solver": "Tsit5"}),
+    "fixed steps of 1.5 h": Engine("torch", "torch_engines:fixed", {"longest": 1.5}),
+    "neuralpk torchdiffeq adjoint": Engine("neuralpk", _OURS, {"engine": "torchdiffeq", "gradient": "adjoint"}),
+    "neuralpk torchdiffeq backprop": Engine("neuralpk", _OURS, {"engine": "torchdiffeq", "gradient": "backprop"}),
+    "neuralpk runge_kutta": Engine("neuralpk", _OURS, {"engine": "runge_kutta", "gradient": "discrete"}),
+}
+
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+_JAX = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+RESULTS = ("ms", "max_error", "first_s", "peak_mb", "note")
+
+
+def measure(
+    workload: str,
+    device: str,
+    n: int,
+    engine: str,
+    *,
+    repeats: int,
+    limit: float,
+    reference: Path | None = None,
+    **size: int,
+) -> dict[str, Any]:
+    """Measure a gradient step.
+
+    Args:
+        workload: a name in `MAKERS`.
+        device: ``cpu`` or ``cuda``.
+        n: number of subjects.
+        engine: a name in `ENGINES`.
+        repeats: steps of which the median is taken, after the first and one more.
+        limit: seconds that the first step may take.
+        reference: file with the states as they should be.
+        size: doses and observations of the workload.
+
+    Returns:
+        `RESULTS`: milliseconds a step, largest error, seconds of the first step, MB that the steps took at most,
+        compilation included, beyond what the process held before (libraries, data); where there are none, a note: why.
+    """
+    row: dict[str, Any] = dict.fromkeys(RESULTS)
+    if importlib.util.find_spec(ENGINES[engine].library) is None:
+        return row | {"note": f"{ENGINES[engine].library} is not installed"}
+    task = {"workload": workload, "device": device, "n": n, "engine": engine, "repeats": repeats, "limit": limit}
+    task |= {"size": size, "reference": reference and str(reference)}
+    environment = os.environ | _ONE_THREAD | _JAX | {"JAX_PLATFORMS": device}
+    command = [sys.executable, __file__, json.dumps(task)]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if process.returncode == 0:
+        return row | json.loads(process.stdout.splitlines()[-1])
+    if process.returncode == -signal.SIGALRM:
+        return row | {"note": past(limit)}
+    if process.returncode < 0:
+        return row | {"note": f"killed by {signal.Signals(-process.returncode).name}"}
+    return row | {"note": (process.stderr.strip().splitlines() or ["failed without a word"])[-1]}
+
+
+def past(limit: float) -> str:
+    """The note of an engine whose first step took too long."""
+    return f"> {limit:g} s"
+
+
+def _host_peak() -> int:
+    """Most bytes that this process has held. Linux keeps it in `resource` across fork, so that the parent's counts."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * next(int(row.split()[1]) for row in status.read_text().splitlines() if row.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _run(task: dict[str, Any]) -> dict[str, Any]:
+    """Measure here, in this process."""
+    on_host = task["device"] == "cpu"
+    if on_host and sys.platform == "linux":
+        # the one way to hold every library to one thread; a GPU's work is started from several
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    engine = ENGINES[task["engine"]]
+    name, function = engine.step.split(":")
+    module = importlib.import_module(f"solver_benchmark.{name}")
+    workload = make(task["workload"], task["n"], **task["size"])
+    step = getattr(module, function)(workload, task["device"], **engine.arguments)
+    peak = _host_peak if on_host else module.device_peak
+    before = peak()
+
+    seconds = []
+    signal.setitimer(signal.ITIMER_REAL, task["limit"])  # ends the process, compiled code or not
+    for k in range(2 + task["repeats"]):
+        start = time.perf_counter()
+        states = step()
+        seconds.append(time.perf_counter() - start)
+        if k == 0:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        elif sum(seconds[1:]) > task["limit"]:
+            break
+    row = {"ms": 1e3 * statistics.median(seconds[2:] or seconds[1:]), "first_s": seconds[0]}
+    row["peak_mb"] = (peak() - before) / 1e6
+    if task["reference"] is not None:
+        expected = np.load(task["reference"])
+        row["max_error"] = float(np.abs(np.array(states[: len(expected)].tolist()) - expected).max())
+    return row
+
+
+if __name__ == "__main__":
+    print(json.dumps(_run(json.loads(sys.argv[1]))))
