@@ -19,83 +19,77 @@ from neuralpk.solve.mesh import Mesh
 _CHUNK = 512  # subjects that a thread takes at a time
 
 Array = NDArray[Any]
-_kernel = njit(nogil=True, cache=True, error_model="numpy")
+_kernel = modes.kernel
+_outer = njit(nogil=True, cache=True, error_model="numpy")
 
 
 @_kernel
-def _room(periods, n):
-    """Working memory of a thread: the modes of every period and whether they may be used, and scratch."""
-    return (
-        (np.empty(periods, np.bool_), np.empty((periods, n)), np.empty((periods, n, n)), np.empty((periods, n, n))),
-        (np.empty((5, n)), np.empty((5, n, n))),
-        (np.empty((6, max(n + 1, 4), n + 1)), np.empty((modes.TERMS, n + 1))),
-        np.empty((modes.SQUARINGS + 1, n + 1, n + 1)),
-    )
+def _scratch(n):
+    """Working memory of a thread: for the modes, and for the series."""
+    series = (np.empty((6, max(n + 1, 4), n + 1)), np.empty((modes.TERMS, n + 1)))
+    return np.empty((5, n)), (*series, np.empty((modes.SQUARINGS + 1, n + 1, n + 1)))
 
 
 @_kernel
-def _step(k, period, y, u, h, out, room):
-    """out = the state a time h after y under the input u."""
-    (modal, rate, right, left), (vectors, _), (work, terms), powers = room
-    if modal[period]:
-        modes.modal_step(rate[period], right[period], left[period], y, u, h, out, vectors)
+def _step(k, found, y, u, h, out, scratch):
+    """out = the state a time h after y under the input u; `found` is what `_decompose` found of K."""
+    modal, rate, right, left = found
+    vectors, (work, terms, powers) = scratch
+    if modal:
+        modes.modal_step(rate, right, left, y, u, h, out, vectors)
     else:
-        modes.series_step(k[period], y, u, h, out, work, terms, powers)
+        modes.series_step(k, y, u, h, out, work, terms, powers)
 
 
 @_kernel
-def _states(times, reset, jump, input_, period, k, y0, last, states, room):
-    """State just after each node up to the last, into ``states [node, state]``; the modes of every period into room."""
-    (modal, rate, right, left), (_, matrices), _, _ = room
-    for p in range(len(k)):
-        modal[p] = modes.decompose(k[p], rate[p], right[p], left[p], matrices)
-    states[0] = y0
-    for node in range(last + 1):
-        state = states[node]
-        if node > 0 and not reset[node]:
-            h = times[node] - times[node - 1]
-            _step(k, period[node - 1], states[node - 1], input_[node - 1], h, state, room)
-        if reset[node]:
-            state[:] = 0.0
-        for i in range(len(state)):
-            state[i] += jump[node, i]
+def _last(wanted):
+    """The last node that anything is read after."""
+    last = 0
+    for node in wanted:
+        last = max(last, node)
+    return last
 
 
-@_kernel
-def _forward(first, end, times, reset, jump, input_, period, wanted, wanted_times, k, y0, out):
-    """States at the wanted times of the subjects from first to before end."""
-    n = y0.shape[1]
-    room = _room(k.shape[1], n)
-    states = np.empty((times.shape[1], n))
+@_outer
+def _decompose(first, end, k, modal, rate, right, left):
+    """The modes of K of the subjects from first to before end, and whether they may be used, by period."""
+    n = k.shape[2]
+    work = np.empty((5, n, n))
     for s in range(first, end):
-        _states(times[s], reset[s], jump[s], input_[s], period[s], k[s], y0[s], wanted[s].max(), states, room)
-        for t in range(wanted.shape[1]):
-            node = wanted[s, t]
-            h = wanted_times[s, t] - times[s, node]
-            _step(k[s], period[s, node], states[node], input_[s, node], h, out[s, t], room)
+        for p in range(k.shape[1]):
+            modal[s, p] = modes.decompose(k[s, p], rate[s, p], right[s, p], left[s, p], work)
 
 
-@_kernel
-def _pull(k, period, y, u, h, a, dy, du, dk, dmodes, end, room):
-    """The adjoint a of the result of `_step`, pulled back: dy is set; du, dk and dmodes grow; dL/dh is returned."""
-    (modal, rate, right, left), (vectors, _), (work, terms), powers = room
-    _step(k, period, y, u, h, end, room)
-    if modal[period]:
-        modes.modal_pull(rate[period], right[period], left[period], y, u, h, a, dy, du, dmodes[period], vectors)
-    else:
-        modes.series_pull(k[period], y, u, h, a, dy, du, dk[period], work, terms, powers)
-    dh = 0.0
-    for i in range(len(y)):
-        slope = u[i]
-        for j in range(len(y)):
-            slope += k[period, i, j] * end[j]
-        dh += a[i] * slope
-    return dh
+@_outer
+def _forward(
+    first, end, times, reset, jump, input_, period, wanted, wanted_times, k, y0, modal, rate, right, left, states, out
+):
+    """States just after the nodes and at the wanted times of the subjects from first to before end."""
+    n = y0.shape[1]
+    scratch = _scratch(n)
+    for s in range(first, end):
+        nodes = _last(wanted[s]) + 1
+        # first from node to node, then from a node to every wanted time
+        for leg in range(nodes + wanted.shape[1]):
+            node, t = leg - 1, leg - nodes
+            if t < 0:
+                at, h = states[s, leg], times[s, leg] - times[s, node]
+            else:
+                node = wanted[s, t]
+                at, h = out[s, t], wanted_times[s, t] - times[s, node]
+            if node >= 0 and not (t < 0 and reset[s, leg]):
+                p = period[s, node]
+                found = modal[s, p], rate[s, p], right[s, p], left[s, p]
+                _step(k[s, p], found, states[s, node], input_[s, node], h, at, scratch)
+            if t < 0:
+                for i in range(n):
+                    before = 0.0 if reset[s, leg] else (y0[s, i] if leg == 0 else at[i])
+                    at[i] = before + jump[s, leg, i]
 
 
-@_kernel
+@_outer
 def _backward(
-    first, end, times, reset, jump, input_, period, wanted, wanted_times, k, y0,
+    first, end, times, reset, jump, input_, period, wanted, wanted_times, k, y0, modal, rate, right, left, states,
     a, dtimes, djump, dinput, dwanted_times, dk, dy0,
 ):  # fmt: skip
     """Gradients of the subjects from first to before end for a = dL/d(states at the wanted times); they start at 0.
@@ -103,42 +97,52 @@ def _backward(
     ``djump`` collects the adjoint of the state after each node, which is that of the jump there.
     """
     n = y0.shape[1]
-    room = _room(k.shape[1], n)
-    modal, _, right, left = room[0]
-    states, dmodes, before, after = np.empty((times.shape[1], n)), np.empty_like(k[0]), np.empty(n), np.empty(n)
+    vectors, (work, terms, powers) = scratch = _scratch(n)
+    dmodes, before, after = np.empty((k.shape[1], n, n)), np.empty(n), np.empty(n)
     for s in range(first, end):
-        last = wanted[s].max()
-        _states(times[s], reset[s], jump[s], input_[s], period[s], k[s], y0[s], last, states, room)
-        dmodes[:] = 0.0
-        for t in range(wanted.shape[1]):
-            node = wanted[s, t]
-            h = wanted_times[s, t] - times[s, node]
-            dh = _pull(
-                k[s], period[s, node], states[node], input_[s, node], h, a[s, t],
-                before, dinput[s, node], dk[s], dmodes, after, room,
-            )  # fmt: skip
-            dwanted_times[s, t] = dh
-            dtimes[s, node] -= dh
+        for p in range(len(dmodes)):
             for i in range(n):
+                modes.fill(dmodes[p, i], 0.0)
+        nodes = _last(wanted[s]) + 1
+        for leg in range(nodes + wanted.shape[1] - 1, -1, -1):
+            node, t = leg - 1, leg - nodes
+            if t < 0:
+                if reset[s, leg]:
+                    continue
+                if leg == 0:
+                    for i in range(n):
+                        dy0[s, i] = djump[s, 0, i]
+                    continue
+                h, adjoint = times[s, leg] - times[s, node], djump[s, leg]
+            else:
+                node = wanted[s, t]
+                h, adjoint = wanted_times[s, t] - times[s, node], a[s, t]
+            p, y, u = period[s, node], states[s, node], input_[s, node]
+            found = modal[s, p], rate[s, p], right[s, p], left[s, p]
+            _step(k[s, p], found, y, u, h, after, scratch)
+            if modal[s, p]:
+                modes.modal_pull(
+                    rate[s, p], right[s, p], left[s, p], y, u, h, adjoint, before, dinput[s, node], dmodes[p], vectors
+                )
+            else:
+                modes.series_pull(
+                    k[s, p], y, u, h, adjoint, before, dinput[s, node], dk[s, p], work, terms, powers
+                )
+            dh = 0.0
+            for i in range(n):
+                slope = u[i]
+                for j in range(n):
+                    slope += k[s, p, i, j] * after[j]
+                dh += adjoint[i] * slope
                 djump[s, node, i] += before[i]
-        for node in range(last, -1, -1):
-            if reset[s, node]:
-                continue
-            if node == 0:
-                dy0[s] = djump[s, 0]
-                continue
-            h = times[s, node] - times[s, node - 1]
-            dh = _pull(
-                k[s], period[s, node - 1], states[node - 1], input_[s, node - 1], h, djump[s, node],
-                before, dinput[s, node - 1], dk[s], dmodes, after, room,
-            )  # fmt: skip
-            dtimes[s, node] += dh
-            dtimes[s, node - 1] -= dh
-            for i in range(n):
-                djump[s, node - 1, i] += before[i]
-        for p in range(len(modal)):
-            if modal[p]:
-                modes.modal_gradient(right[p], left[p], dmodes[p], dk[s, p])
+            dtimes[s, node] -= dh
+            if t < 0:
+                dtimes[s, leg] += dh
+            else:
+                dwanted_times[s, t] = dh
+        for p in range(len(dmodes)):
+            if modal[s, p]:
+                modes.modal_gradient(right[s, p], left[s, p], dmodes[p], dk[s, p])
 
 
 def _in_chunks(run: Callable[..., None], subjects: int, *arrays: Array) -> None:
@@ -166,20 +170,24 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        arrays = [_array(tensor) for tensor in tensors]
+        nodes, wanted, k = arrays[2].shape, arrays[5].shape, arrays[7]
+        found = (np.empty(k.shape[:2], np.bool_), np.empty(k.shape[:3]), np.empty(k.shape), np.empty(k.shape))
+        states, out = np.empty(nodes), np.empty((*wanted, nodes[2]))
+        _in_chunks(_decompose, len(k), k, *found)
+        _in_chunks(_forward, len(k), *arrays, *found, states, out)
         ctx.save_for_backward(*tensors)
-        times, _, _, _, _, wanted, _, _, y0 = tensors
-        out = np.empty((*wanted.shape, y0.shape[1]))
-        _in_chunks(_forward, len(times), *map(_array, tensors), out)
-        return torch.from_numpy(out).to(y0.dtype)
+        ctx.found = (*found, states)
+        return torch.from_numpy(out).to(tensors[-1].dtype)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, a: Tensor) -> tuple[Tensor | None, ...]:
-        times, reset, jump, input_, period, wanted, wanted_times, k, y0 = ctx.saved_tensors
-        of = (times, jump, input_, wanted_times, k, y0)
-        grads = [np.zeros(tensor.shape) for tensor in of]
-        _in_chunks(_backward, len(times), *map(_array, (*ctx.saved_tensors, a)), *grads)
-        dtimes, djump, dinput, dwanted_times, dk, dy0 = (torch.from_numpy(g).to(y0.dtype) for g in grads)
+        tensors = ctx.saved_tensors
+        times, _, jump, input_, _, _, wanted_times, k, y0 = tensors
+        grads = [np.zeros(tensor.shape) for tensor in (times, jump, input_, wanted_times, k, y0)]
+        _in_chunks(_backward, len(k), *map(_array, tensors), *ctx.found, _array(a), *grads)
+        dtimes, djump, dinput, dwanted_times, dk, dy0 = (torch.from_numpy(grad).to(y0.dtype) for grad in grads)
         return dtimes, None, djump, dinput, None, None, dwanted_times, dk, dy0
 
 

@@ -18,7 +18,25 @@ _SWEEPS = 30  # of Jacobi, which needs about five
 TERMS = 204  # of the series at κh = _SERIES
 SQUARINGS = 60
 
-kernel = njit(nogil=True, cache=True, error_model="numpy")
+kernel = njit(nogil=True, cache=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+# elementwise, because Numba compiles the shape check of a slice assignment for seconds
+
+
+@kernel
+def fill(out, value):
+    """Set every entry of a vector."""
+    for i in range(len(out)):
+        out[i] = value
+
+
+@kernel
+def copy(a, out):
+    """Copy a matrix."""
+    for i in range(a.shape[0]):
+        for j in range(a.shape[1]):
+            out[i, j] = a[i, j]
 
 
 @kernel
@@ -28,7 +46,7 @@ def _scales(k, d):
     False where there is none: a cycle without detailed balance, or an exchange of opposite signs.
     """
     n = len(d)
-    d[:] = 0.0
+    fill(d, 0.0)
     for root in range(n):
         if d[root] != 0.0:
             continue
@@ -144,7 +162,7 @@ def _couple(c, rate, right, left, u, x, spare):
             for m in range(n):
                 total += u[m, i] * spare[m, j]
             x[i, j] = total
-    c[:] = x
+    copy(x, c)
     for i in range(n):
         for j in range(n):
             x[i, j] = 1.0 if i == j else 0.0
@@ -165,10 +183,10 @@ def _couple(c, rate, right, left, u, x, spare):
     if changed:
         return False
     _product(right, x, spare)
-    right[:] = spare
+    copy(spare, right)
     for i in range(n):
         x[i, i] = 0.0
-    c[:] = left
+    copy(left, c)
     for _ in range(n):  # x⁻¹·left, by the same substitution
         _product(x, left, spare)
         for i in range(n):
@@ -360,7 +378,7 @@ def _powers(block, kappa, size, h, squarings, terms, powers, work):
     """powers[s] = exp(h(block − κ)·2^s), each the square of the one before; h and size are those of the first."""
     m = block.shape[1]
     for j in range(m):
-        work[0, :] = 0.0
+        fill(work[0], 0.0)
         work[0, j] = 1.0
         _series(block, kappa, size, h, work[0], terms, work[1])
         for i in range(m):
@@ -377,9 +395,10 @@ def series_step(k, y, u, h, out, work, terms, powers):
     kappa, norm, signed = _shifted(k, u, block)
     size = h * norm
     if not size < math.inf:
-        out[:] = math.nan
+        fill(out, math.nan)
         return
-    x[:n] = y
+    for i in range(n):
+        x[i] = y[i]
     x[n] = 1.0
     squarings = _squarings(size, signed)
     if squarings == 0:
@@ -404,13 +423,13 @@ def series_pull(k, y, u, h, a, dy, du, dk, work, terms, powers):
     kappa, norm, signed = _shifted(k, u, block)
     size = h * norm
     if not size < math.inf:
-        dy[:] = math.nan
+        fill(dy, math.nan)
         return
-    x[:n] = y
-    x[n] = 1.0
-    wide[:n] = a
-    wide[n] = 0.0
-    dblock[:] = 0.0
+    for i in range(n):
+        x[i], wide[i] = y[i], a[i]
+    x[n], wide[n] = 1.0, 0.0
+    for i in range(m):
+        fill(dblock[i], 0.0)
     squarings = _squarings(size, signed)
     if squarings == 0:
         used = _series(block, kappa, size, h, x, terms, end)
@@ -429,9 +448,9 @@ def series_pull(k, y, u, h, a, dy, du, dk, work, terms, powers):
                     spare[i, j] = 0.0
                     for q in range(m):
                         spare[i, j] += dpower[i, q] * powers[s, j, q] + powers[s, q, i] * dpower[q, j]
-            dpower[:] = spare
+            copy(spare[:m], dpower)
         for j in range(m):
-            small[0, :] = 0.0
+            fill(small[0], 0.0)
             small[0, j] = 1.0
             used = _series(block, kappa, size, h, small[0], terms, end)
             for i in range(m):
