@@ -19,38 +19,29 @@ from neuralpk.solve.mesh import Mesh
 _CHUNK = 512  # subjects that a thread takes at a time
 
 Array = NDArray[Any]
-_kernel = modes.kernel
-_outer = njit(nogil=True, cache=True, error_model="numpy")
+_kernel = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
 
 
-@_kernel
-def _scratch(n):
-    """Working memory of a thread: for the modes, and for the series."""
-    series = (np.empty((6, max(n + 1, 4), n + 1)), np.empty((modes.TERMS, n + 1)))
-    return np.empty((5, n)), (*series, np.empty((modes.SQUARINGS + 1, n + 1, n + 1)))
+@modes.kernel
+def _series_room(n):
+    """Working memory of the series."""
+    return (
+        np.empty((6, max(n + 1, 4), n + 1)),
+        np.empty((modes.TERMS, n + 1)),
+        np.empty((modes.SQUARINGS + 1, n + 1, n + 1)),
+    )
 
 
-@_kernel
-def _step(k, found, y, u, h, out, scratch):
-    """out = the state a time h after y under the input u; `found` is what `_decompose` found of K."""
-    modal, rate, right, left = found
-    vectors, (work, terms, powers) = scratch
-    if modal:
-        modes.modal_step(rate, right, left, y, u, h, out, vectors)
-    else:
-        modes.series_step(k, y, u, h, out, work, terms, powers)
-
-
-@_kernel
-def _last(wanted):
-    """The last node that anything is read after."""
+@modes.kernel
+def _last(wanted, s):
+    """The last node that anything of subject s is read after."""
     last = 0
-    for node in wanted:
-        last = max(last, node)
+    for t in range(wanted.shape[1]):
+        last = max(last, wanted[s, t])
     return last
 
 
-@_outer
+@_kernel
 def _decompose(first, end, k, modal, rate, right, left):
     """The modes of K of the subjects from first to before end, and whether they may be used, by period."""
     n = k.shape[2]
@@ -60,34 +51,52 @@ def _decompose(first, end, k, modal, rate, right, left):
             modal[s, p] = modes.decompose(k[s, p], rate[s, p], right[s, p], left[s, p], work)
 
 
-@_outer
+@_kernel
 def _forward(
     first, end, times, reset, jump, input_, period, wanted, wanted_times, k, y0, modal, rate, right, left, states, out
 ):
     """States just after the nodes and at the wanted times of the subjects from first to before end."""
-    n = y0.shape[1]
-    scratch = _scratch(n)
+    n, count = y0.shape[1], wanted.shape[1]
+    work, terms, powers = _series_room(n)
+    after, at, flow = np.empty(n), np.empty((times.shape[1], n)), np.empty((times.shape[1], n))
+    since, exponents, sums = np.empty(count), np.empty(count), np.empty((n, count))
     for s in range(first, end):
-        nodes = _last(wanted[s]) + 1
-        # first from node to node, then from a node to every wanted time
-        for leg in range(nodes + wanted.shape[1]):
-            node, t = leg - 1, leg - nodes
-            if t < 0:
-                at, h = states[s, leg], times[s, leg] - times[s, node]
-            else:
-                node = wanted[s, t]
-                at, h = out[s, t], wanted_times[s, t] - times[s, node]
-            if node >= 0 and not (t < 0 and reset[s, leg]):
-                p = period[s, node]
-                found = modal[s, p], rate[s, p], right[s, p], left[s, p]
-                _step(k[s, p], found, states[s, node], input_[s, node], h, at, scratch)
-            if t < 0:
+        nodes = _last(wanted, s) + 1
+        driven, all_modal = False, True
+        for t in range(count):
+            since[t] = wanted_times[s, t] - times[s, wanted[s, t]]
+        # the nodes one after the other, and after them the wanted times that have to be read one by one
+        leg = 0
+        while leg < nodes + (0 if all_modal else count):
+            t = leg - nodes
+            node = leg - 1 if t < 0 else wanted[s, t]
+            h = times[s, leg] - times[s, node] if t < 0 else since[t]
+            p = period[s, node]
+            if t < 0 and reset[s, leg]:
+                modes.fill(after, 0.0)
+            elif leg == 0:
                 for i in range(n):
-                    before = 0.0 if reset[s, leg] else (y0[s, i] if leg == 0 else at[i])
-                    at[i] = before + jump[s, leg, i]
+                    after[i] = y0[s, i]
+            elif modal[s, p]:
+                modes.modal_step(rate, right, s, p, at, flow, node, h, after)
+            else:
+                modes.series_step(k[s, p], states[s, node], input_[s, node], h, after, work, terms, powers)
+            for i in range(n):
+                if t < 0:
+                    states[s, leg, i] = after[i] + jump[s, leg, i]
+                else:
+                    out[s, t, i] = after[i]
+            if t < 0:
+                p = period[s, leg]
+                all_modal &= modal[s, p]
+                if modal[s, p]:
+                    driven |= modes.enter(left, s, p, states, input_, leg, at, flow)
+            leg += 1
+        if all_modal:
+            modes.modal_read(rate, right, s, period, at, flow, driven, wanted, since, out, exponents, sums)
 
 
-@_outer
+@_kernel
 def _backward(
     first, end, times, reset, jump, input_, period, wanted, wanted_times, k, y0, modal, rate, right, left, states,
     a, dtimes, djump, dinput, dwanted_times, dk, dy0,
@@ -97,40 +106,42 @@ def _backward(
     ``djump`` collects the adjoint of the state after each node, which is that of the jump there.
     """
     n = y0.shape[1]
-    vectors, (work, terms, powers) = scratch = _scratch(n)
-    dmodes, before, after = np.empty((k.shape[1], n, n)), np.empty(n), np.empty(n)
+    work, terms, powers = _series_room(n)
+    adjoint, before, after, dmodes = np.empty(n), np.empty(n), np.empty(n), np.empty((k.shape[1], n, n))
+    vectors, at, flow = np.empty((3, n)), np.empty((times.shape[1], n)), np.empty((times.shape[1], n))
     for s in range(first, end):
         for p in range(len(dmodes)):
             for i in range(n):
                 modes.fill(dmodes[p, i], 0.0)
-        nodes = _last(wanted[s]) + 1
+        nodes = _last(wanted, s) + 1
+        for node in range(nodes):
+            if modal[s, period[s, node]]:
+                modes.enter(left, s, period[s, node], states, input_, node, at, flow)
         for leg in range(nodes + wanted.shape[1] - 1, -1, -1):
-            node, t = leg - 1, leg - nodes
+            t = leg - nodes
             if t < 0:
-                if reset[s, leg]:
-                    continue
-                if leg == 0:
-                    for i in range(n):
-                        dy0[s, i] = djump[s, 0, i]
-                    continue
-                h, adjoint = times[s, leg] - times[s, node], djump[s, leg]
+                node, h = leg - 1, times[s, leg] - times[s, leg - 1]
             else:
-                node = wanted[s, t]
-                h, adjoint = wanted_times[s, t] - times[s, node], a[s, t]
-            p, y, u = period[s, node], states[s, node], input_[s, node]
-            found = modal[s, p], rate[s, p], right[s, p], left[s, p]
-            _step(k[s, p], found, y, u, h, after, scratch)
+                node, h = wanted[s, t], wanted_times[s, t] - times[s, wanted[s, t]]
+            for i in range(n):
+                adjoint[i] = djump[s, leg, i] if t < 0 else a[s, t, i]
+            if t < 0 and reset[s, leg]:
+                continue
+            if leg == 0:
+                for i in range(n):
+                    dy0[s, i] = adjoint[i]
+                continue
+            p = period[s, node]
             if modal[s, p]:
-                modes.modal_pull(
-                    rate[s, p], right[s, p], left[s, p], y, u, h, adjoint, before, dinput[s, node], dmodes[p], vectors
-                )
+                modes.modal_step(rate, right, s, p, at, flow, node, h, after)
+                modes.modal_pull(rate, right, left, s, p, at, flow, node, h, adjoint, before, dinput, dmodes, vectors)
             else:
-                modes.series_pull(
-                    k[s, p], y, u, h, adjoint, before, dinput[s, node], dk[s, p], work, terms, powers
-                )
+                y, u, du = states[s, node], input_[s, node], dinput[s, node]
+                modes.series_step(k[s, p], y, u, h, after, work, terms, powers)
+                modes.series_pull(k[s, p], y, u, h, adjoint, before, du, dk[s, p], work, terms, powers)
             dh = 0.0
             for i in range(n):
-                slope = u[i]
+                slope = input_[s, node, i]
                 for j in range(n):
                     slope += k[s, p, i, j] * after[j]
                 dh += adjoint[i] * slope

@@ -11,6 +11,8 @@ import math
 import numpy as np
 from numba import njit
 
+from neuralpk.solve.compiled.exponential import exp
+
 _CONDITION = 100.0  # largest loss of digits, |R|·|L|, that the eigenvectors may bring: two of sixteen
 _SERIES = 96.0  # largest κh for which the series acts on one state; beyond it squaring is cheaper
 _SQUARED, _SIGNED = 4.0, 0.5  # κh before squaring, and where terms of both signs could cancel
@@ -18,7 +20,9 @@ _SWEEPS = 30  # of Jacobi, which needs about five
 TERMS = 204  # of the series at κh = _SERIES
 SQUARINGS = 60
 
-kernel = njit(nogil=True, cache=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+kernel = njit(  # called by kernels only: without wrappers it compiles in half the time
+    nogil=True, cache=True, error_model="numpy", fastmath={"contract"}, no_cpython_wrapper=True, no_cfunc_wrapper=True
+)
 
 
 # elementwise, because Numba compiles the shape check of a slice assignment for seconds
@@ -222,68 +226,95 @@ def _divided_twice(a, b, pa, pb, ab, h):
     return total
 
 
-@kernel
-def _any(u):
-    for value in u:
-        if value != 0.0:
-            return True
-    return False
+# the next ones take whole arrays and where to look in them (subject s, period p, node): views cost more than a step
 
 
 @kernel
-def modal_step(rate, right, left, y, u, h, out, work):
-    """out = exp(hK)·y + ∫ exp(sK)·u ds from the modes of K."""
-    n = len(rate)
-    c = work[0]
-    driven = _any(u)
-    for i in range(n):
-        total, e = 0.0, math.exp(h * rate[i])
-        for j in range(n):
-            total += left[i, j] * y[j]
-        total *= e
-        if driven:
-            flow = 0.0
-            for j in range(n):
-                flow += left[i, j] * u[j]
-            total += divided(rate[i], 0.0, e, 1.0, h) * flow
-        c[i] = total
+def _to_modes(left, s, p, vectors, node, out):
+    """Coordinates of a node's vector among the modes of the period p; False where all are 0."""
+    n = out.shape[1]
+    there = False
     for i in range(n):
         total = 0.0
         for j in range(n):
-            total += right[i, j] * c[j]
-        out[i] = total
+            total += left[s, p, i, j] * vectors[s, node, j]
+        out[node, i] = total
+        there |= total != 0.0
+    return there
 
 
 @kernel
-def modal_pull(rate, right, left, y, u, h, a, dy, du, dmodes, work):
-    """The adjoint a of `modal_step`'s result, pulled back: dy is set, du and dmodes (dL/dK = leftᵀ·dmodes·rightᵀ) grow.
+def enter(left, s, p, states, input_, node, at, flow):
+    """State and input at a node in coordinates of the modes; returns whether there is any input."""
+    _to_modes(left, s, p, states, node, at)
+    return _to_modes(left, s, p, input_, node, flow)
+
+
+@kernel
+def modal_step(rate, right, s, p, at, flow, node, h, out):
+    """out = exp(hK)·y + ∫ exp(sK)·u ds for the state and input that `enter` left in ``at, flow [node, mode]``."""
+    n = len(out)
+    fill(out, 0.0)
+    for i in range(n):
+        e = exp(h * rate[s, p, i])
+        total = e * at[node, i]
+        if flow[node, i] != 0.0:
+            total += divided(rate[s, p, i], 0.0, e, 1.0, h) * flow[node, i]
+        for j in range(n):
+            out[j] += right[s, p, j, i] * total
+
+
+@kernel
+def modal_read(rate, right, s, period, at, flow, driven, wanted, since, out, work, sums):
+    """`modal_step` to all wanted times of a subject, a mode after the other, so that the exponentials run as vectors."""
+    n, times = out.shape[2], out.shape[1]
+    for j in range(n):
+        fill(sums[j], 0.0)
+    for i in range(n):
+        for t in range(times):
+            work[t] = rate[s, period[s, wanted[s, t]], i] * since[t]
+        for t in range(times):
+            work[t] = exp(work[t])
+        for t in range(times):
+            node = wanted[s, t]
+            e = work[t]
+            work[t] = e * at[node, i]
+            if driven and flow[node, i] != 0.0:
+                work[t] += divided(rate[s, period[s, node], i], 0.0, e, 1.0, since[t]) * flow[node, i]
+        for j in range(n):
+            for t in range(times):
+                sums[j, t] += right[s, period[s, wanted[s, t]], j, i] * work[t]
+    for t in range(times):
+        for j in range(n):
+            out[s, t, j] = sums[j, t]
+
+
+@kernel
+def modal_pull(rate, right, left, s, p, at, flow, node, h, a, dy, dinput, dmodes, work):
+    """The adjoint a of `modal_step`'s result, pulled back: dy is set, dinput at the node grows, and so does dmodes in
+    its period (dL/dK = leftᵀ·dmodes·rightᵀ).
 
     dL/dK = ∫ exp((h−s)Kᵀ)·a·(y(s))ᵀ ds has, between modes i and j, the divided difference of exp at their rates.
     """
-    n = len(rate)
-    e, p, c, w, b = work[0], work[1], work[2], work[3], work[4]
-    driven = _any(u)
+    n = len(a)
     for i in range(n):
-        e[i] = math.exp(h * rate[i])
-        p[i] = divided(rate[i], 0.0, e[i], 1.0, h)
-        c[i] = w[i] = b[i] = 0.0
+        e, b = exp(h * rate[s, p, i]), 0.0
         for j in range(n):
-            c[i] += left[i, j] * y[j]
-            b[i] += right[j, i] * a[j]
-            if driven:
-                w[i] += left[i, j] * u[j]
+            b += right[s, p, j, i] * a[j]
+        work[0, i], work[1, i], work[2, i] = e, b, divided(rate[s, p, i], 0.0, e, 1.0, h)
     for i in range(n):
         for j in range(n):
-            both = divided(rate[i], rate[j], e[i], e[j], h)
-            drift = c[j] * both
-            if driven:
-                drift += w[j] * _divided_twice(rate[i], rate[j], p[i], p[j], both, h)
-            dmodes[i, j] += b[i] * drift
+            both = divided(rate[s, p, i], rate[s, p, j], work[0, i], work[0, j], h)
+            drift = at[node, j] * both
+            if flow[node, j] != 0.0:
+                drift += flow[node, j] * _divided_twice(rate[s, p, i], rate[s, p, j], work[2, i], work[2, j], both, h)
+            dmodes[p, i, j] += work[1, i] * drift
     for j in range(n):
-        dy[j] = 0.0
+        dy[j], du = 0.0, 0.0
         for i in range(n):
-            dy[j] += left[i, j] * e[i] * b[i]
-            du[j] += left[i, j] * p[i] * b[i]
+            dy[j] += left[s, p, i, j] * work[0, i] * work[1, i]
+            du += left[s, p, i, j] * work[2, i] * work[1, i]
+        dinput[s, node, j] += du
 
 
 @kernel
