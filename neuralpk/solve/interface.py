@@ -181,15 +181,23 @@ def solve(
         return reference.integrate(dynamics, y0, theta, mesh, options, count)
 
     def run(subjects: Tensor) -> tuple[Tensor, Tensor]:
-        own = theta[subjects]
-        mesh = _mesh(dynamics, integrate, own, batch.select(subjects), times[subjects], rows[subjects], not use_exact)
-        states = integrate(y0[subjects], own, mesh)
-        return states, torch.isfinite(states.detach()).flatten(1).all(1)
+        parts = (y0, theta, batch, times, rows)
+        if len(subjects) < len(batch):
+            parts = (y0[subjects], theta[subjects], batch.select(subjects), times[subjects], rows[subjects])
+        start, own, *where = parts
+        states = integrate(start, own, _mesh(dynamics, integrate, own, *where, stop=not use_exact))
+        # a sum that is not finite is rare, and found in one pass
+        finite = torch.isfinite(states.detach()).flatten(1).all(1)
+        return states, finite
 
     status = torch.zeros(len(batch), dtype=torch.int64, device=y0.device)
-    states = y0.new_full((*times.shape, len(dynamics.states)), torch.nan)
-    for subjects, solved in _isolate(run, torch.arange(len(batch), device=y0.device), status):
-        states = solved if len(subjects) == len(batch) else states.index_copy(0, subjects, solved)
+    parts = _isolate(run, torch.arange(len(batch), device=y0.device), status)
+    if len(parts) == 1 and len(parts[0][0]) == len(batch):
+        states = parts[0][1]
+    else:
+        states = y0.new_full((*times.shape, len(dynamics.states)), torch.nan)
+        for subjects, solved in parts:
+            states = states.index_copy(0, subjects, solved)
     return Trajectory(times, states, theta_at(theta, period_at(batch, times)), status, count)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from neuralpk.cohort import CohortBatch
 from neuralpk.dynamics import Dynamics
+from neuralpk.solve.compiled import order as compiled
 
 
 @dataclass(frozen=True)
@@ -155,18 +156,18 @@ def build_mesh(
         (inputs.end, inputs.order, infused),
         (batch.period_start, first, every),
         (last, torch.full_like(first[:, :1], latest - 1), every[:, :1]),
-        (times, rows.clamp(max=latest - 2), torch.ones_like(times, dtype=torch.bool)),
     )
+    rows = rows.clamp(max=latest - 2)
+    if stop:
+        blocks = (*blocks, (times, rows, torch.ones_like(times, dtype=torch.bool)))
     at, orders, present = (torch.cat(column, dim=1) for column in zip(*blocks, strict=True))
     # what is absent, or comes after the last wanted time, waits at the end of the clock and does nothing there
     present = present & (at.detach() <= last)
     at = torch.where(present, torch.maximum(at, start), last)
     orders = torch.where(present, orders, latest)
-    order = _sorted_by(orders, at.detach())
-    where = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=at.device).expand(n, -1))
-    if not stop:
-        order, where = _pass_by(order, where, times.shape[1])
-    _, record_at, start_at, end_at, _, _, wanted = torch.split(where, [b[0].shape[1] for b in blocks], dim=1)
+    order, where = _sorted(at, orders, present)
+    _, record_at, start_at, end_at, _, _, *stops = torch.split(where, [b[0].shape[1] for b in blocks], dim=1)
+    wanted = stops[0] if stop else _followed(at, orders, present, order, times, rows)
 
     node_times = at.gather(1, order)
     nodes = node_times.shape[1]
@@ -182,19 +183,26 @@ def build_mesh(
     input_ = _running(inputs, alive & infused, start_at, end_at, nodes, states)
     # the field is told the time since the first record: moving a table in time moves nothing else
     mesh = Mesh(node_times - start, reset, jump, input_, period_at(batch, node_times), wanted, times - start)
-    columns = present if stop else present[:, : -times.shape[1]]
-    return _trim(mesh, int(columns.sum(1).max()))
+    return _trim(mesh, int(present.sum(1).max()))
 
 
-def _pass_by(order: Tensor, where: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
-    """Take the wanted times, the last so many columns, out of the sorted clock: each is read after the node before it.
+def _sorted(at: Tensor, orders: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """Which column stands at each place of the clock, and the place of each column."""
+    if at.device.type == "cpu":
+        return compiled.sort(at, orders, present)
+    order = _sorted_by(orders, at.detach())
+    places = torch.arange(order.shape[1], device=at.device).expand(len(at), -1)
+    return order, torch.empty_like(order).scatter_(1, order, places)
 
-    Returns the order of the other columns, and for every column the node it became or follows.
-    """
-    is_node = order < order.shape[1] - wanted
-    node = is_node.long().cumsum(1) - 1
-    kept = order[is_node].view(len(order), -1)
-    return kept, node.gather(1, where)
+
+def _followed(at: Tensor, orders: Tensor, present: Tensor, order: Tensor, times: Tensor, rows: Tensor) -> Tensor:
+    """The node after which each wanted time is read, ``[subject, time]``."""
+    if at.device.type == "cpu":
+        return compiled.follow(at, orders, present, order, times, rows)
+    nodes = at.shape[1]
+    together = _sorted_by(torch.cat([orders, rows], dim=1), torch.cat([at, times], dim=1).detach())
+    node = (together < nodes).long().cumsum(1) - 1
+    return torch.empty_like(together).scatter_(1, together, node)[:, nodes:]
 
 
 def _cancelled(is_reset: Tensor, batch: CohortBatch, record_at: Tensor, inputs: Inputs, start_at: Tensor) -> Tensor:
@@ -217,9 +225,8 @@ def _next_reset(reset: Tensor) -> Tensor:
 
 def _at_nodes(node: Tensor, compartment: Tensor, values: Tensor, nodes: int, states: int) -> Tensor:
     """Sum of the values ``[subject, input]`` at each node and compartment, ``[subject, node, state]``."""
-    subject = torch.arange(len(node), device=node.device)[:, None]
-    out = values.new_zeros((len(node), nodes, states))
-    return out.index_put((subject, node, compartment), values, accumulate=True)
+    out = values.new_zeros((len(node), nodes * states))
+    return out.scatter_add(1, node * states + compartment, values).view(len(node), nodes, states)
 
 
 def _running(inputs: Inputs, running: Tensor, start_at: Tensor, end_at: Tensor, nodes: int, states: int) -> Tensor:

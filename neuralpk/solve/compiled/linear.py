@@ -11,7 +11,7 @@ import torch
 from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from neuralpk.solve.compiled import modes
 from neuralpk.solve.mesh import Mesh
