@@ -51,9 +51,7 @@ class SimulatedDataModule(CohortDataModule):
         error = ERRORS[self.error].known(endpoints=len(set(self.design.endpoints)), **self.error_sd)
         number = self.subjects + self.test_subjects
         names = sorted(self.population.covariates)
-        for batch in simulate_batches(
-            self.dynamics, self.population, self.design, error, number, self.seed, size
-        ):
+        for batch in simulate_batches(self.dynamics, self.population, self.design, error, number, self.seed, size):
             yield batch_frame(batch, self.design.regimens, names, self.design.lloq is not None)
 
     def make_cohort(self) -> Cohort:

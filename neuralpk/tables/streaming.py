@@ -25,7 +25,9 @@ def _evid(dose: Dose) -> int:
 def _of_doses(regimens: Sequence[Sequence[Dose]], arm: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
     """Columns of the dose records, ``[subject, dose record]``; TIME is NaN where a subject has fewer."""
     width = max(len(doses) for doses in regimens)
-    getters: dict[str, Any] = {name: (lambda dose, field=field: getattr(dose, field)) for name, field in _DOSE_COLUMNS.items()}
+    getters: dict[str, Any] = {
+        name: (lambda dose, field=field: getattr(dose, field)) for name, field in _DOSE_COLUMNS.items()
+    }
     getters |= {"TIME": lambda dose: dose.time, "EVID": _evid, "CMT": lambda dose: dose.compartment}
     columns = {}
     for name, get in getters.items():

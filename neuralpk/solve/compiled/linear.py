@@ -11,7 +11,6 @@ import torch
 from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from neuralpk.solve.compiled import modes
 from neuralpk.solve.mesh import Mesh
@@ -170,7 +169,7 @@ def _in_chunks(run: Callable[..., None], subjects: int, *arrays: Array) -> None:
 
 
 def _array(tensor: Tensor) -> Array:
-    """As the kernels take it: contiguous, numbers in double precision (in float32 a long clock would lose its digits)."""
+    """As the kernels take it: contiguous, and in double precision, so that a long clock loses no digits."""
     tensor = tensor.detach()
     array: Array = (tensor.double() if tensor.is_floating_point() else tensor).contiguous().numpy()
     return array
@@ -192,8 +191,12 @@ class _Linear(torch.autograd.Function):
         return torch.from_numpy(out).to(tensors[-1].dtype)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, a: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # as under create_graph=True; what depends on K here would silently be lost
+            raise RuntimeError(
+                "the compiled exact engine can be differentiated once; for second derivatives call "
+                "neuralpk.solve.exact.matrix_exponentials"
+            )
         tensors = ctx.saved_tensors
         times, _, jump, input_, _, _, wanted_times, k, y0 = tensors
         grads = [np.zeros(tensor.shape) for tensor in (times, jump, input_, wanted_times, k, y0)]
@@ -205,7 +208,8 @@ class _Linear(torch.autograd.Function):
 def integrate(k: Tensor, y0: Tensor, mesh: Mesh) -> Tensor:
     """State at the wanted times, ``[subject, time, state]``, of dy/dt = K·y + input; exact but for rounding.
 
-    Differentiable once in K, y0 and the jumps, inputs and times of the mesh; memory grows with subjects · nodes · states.
+    Differentiable once in K, y0 and the jumps, inputs and times of the mesh. Memory grows with subjects, nodes and
+    states, not with their matrices.
 
     Args:
         k: K in each period, ``[subject, period, state, state]``.

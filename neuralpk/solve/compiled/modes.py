@@ -8,7 +8,6 @@ Jensen 1953), whatever the eigenvalues. A long stretch is one short enough for t
 
 import math
 
-import numpy as np
 from numba import njit
 
 from neuralpk.solve.compiled.exponential import exp
@@ -435,7 +434,9 @@ def series_step(k, y, u, h, out, work, terms, powers):
     if squarings == 0:
         _series(block, kappa, size, h, x, terms, end)
     else:
-        _powers(block, kappa, math.ldexp(size, -squarings), math.ldexp(h, -squarings), squarings, terms, powers, work[2])
+        _powers(
+            block, kappa, math.ldexp(size, -squarings), math.ldexp(h, -squarings), squarings, terms, powers, work[2]
+        )
         for i in range(n):
             end[i] = 0.0
             for j in range(n + 1):
