@@ -184,7 +184,9 @@ def simulate_batches(
     if set(population.typical) != set(dynamics.parameter_names):
         raise ValueError(f"the dynamics has {dynamics.parameter_names}, the population {tuple(population.typical)}")
     dynamics, error = copy.deepcopy(dynamics).double(), copy.deepcopy(error).double()  # the caller's stay as they are
-    arms = collate([Subject(str(k), [], [], doses) for k, doses in enumerate(design.regimens)], dtype=torch.float64)
+    nothing = np.empty(0)
+    templates = [Subject(str(k), nothing, nothing, doses) for k, doses in enumerate(design.regimens)]
+    arms = collate(templates, dtype=torch.float64)
     order = [list(population.typical).index(name) for name in dynamics.parameter_names]
     for first in range(0, subjects, size):
         index = torch.arange(first, min(first + size, subjects))

@@ -13,8 +13,8 @@ from neuralpk.solve.mesh import Mesh, theta_at
 def integrate(dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mesh) -> Tensor:
     """State at the wanted times, ``[subject, time, state]``, of dy/dt = K(theta)·y + input.
 
-    On the CPU by the compiled kernels, whose gradients are exact but cannot be differentiated again; on other devices by
-    `matrix_exponentials`.
+    On the CPU by the compiled kernels, whose gradients are exact but cannot be differentiated again (it is refused);
+    on other devices by `matrix_exponentials`.
     """
     if y0.device.type != "cpu":
         return matrix_exponentials(dynamics, y0, theta, mesh)
@@ -48,4 +48,5 @@ def matrix_exponentials(dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mes
     subject = torch.arange(len(y), device=y.device)[:, None]
     since = mesh.wanted_times - mesh.times.gather(1, mesh.wanted)
     last = torch.linalg.matrix_exp(block[subject, mesh.wanted] * since[..., None, None])[:, :, :-1]
-    return (last[..., :-1] @ torch.stack(states, dim=1)[subject, mesh.wanted, :, None])[..., 0] + last[..., -1]
+    read: Tensor = (last[..., :-1] @ torch.stack(states, dim=1)[subject, mesh.wanted, :, None])[..., 0] + last[..., -1]
+    return read

@@ -181,11 +181,10 @@ def solve(
         return reference.integrate(dynamics, y0, theta, mesh, options, count)
 
     def run(subjects: Tensor) -> tuple[Tensor, Tensor]:
-        parts = (y0, theta, batch, times, rows)
-        if len(subjects) < len(batch):
-            parts = (y0[subjects], theta[subjects], batch.select(subjects), times[subjects], rows[subjects])
-        start, own, *where = parts
-        states = integrate(start, own, _mesh(dynamics, integrate, own, *where, stop=not use_exact))
+        every = len(subjects) == len(batch)
+        start, own, wanted, order = (part if every else part[subjects] for part in (y0, theta, times, rows))
+        given = batch if every else batch.select(subjects)
+        states = integrate(start, own, _mesh(dynamics, integrate, own, given, wanted, order, not use_exact))
         return states, torch.isfinite(states.detach().sum((1, 2)))  # one pass: a sum is finite if all of it is
 
     status = torch.zeros(len(batch), dtype=torch.int64, device=y0.device)

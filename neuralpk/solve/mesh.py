@@ -1,9 +1,9 @@
 """Events into each subject's own clock.
 
-Doses, resets and changes of covariates of a subject become the *nodes* of its clock, sorted by time and, at equal times,
-by the row of their record. Between two nodes nothing happens but the differential equation with a constant input; what
-is wanted is read there. Which node follows which is decided without gradients; the times themselves keep theirs, because
-a lag or the end of an infusion may depend on parameters.
+Doses, resets and changes of covariates of a subject become the *nodes* of its clock, sorted by time and, at equal
+times, by the row of their record. Between two nodes nothing happens but the differential equation with a constant
+input; what is wanted is read there. Which node follows which is decided without gradients; the times themselves keep
+theirs, because a lag or the end of an infusion may depend on parameters.
 """
 
 from __future__ import annotations
@@ -151,17 +151,17 @@ def build_mesh(
     every = torch.ones_like(batch.period_start, dtype=torch.bool)
     infused = inputs.mask & (inputs.rate > 0)
     first = torch.full_like(batch.period_start, -latest, dtype=torch.int64)  # a period begins before any record in it
-    blocks = (  # time, order among records of the same time, whether it is there at all
+    blocks = [  # time, order among records of the same time, whether it is there at all
         (start, first[:, :1], every[:, :1]),
         (batch.dose_time, batch.dose_row, is_reset | (batch.dose_steady_state > 0)),
         (inputs.start, inputs.order, inputs.mask),
         (inputs.end, inputs.order, infused),
         (batch.period_start, first, every),
         (last, torch.full_like(first[:, :1], latest - 1), every[:, :1]),
-    )
+    ]
     rows = rows.clamp(max=latest - 2)
     if stop:
-        blocks = (*blocks, (times, rows, torch.ones_like(times, dtype=torch.bool)))
+        blocks.append((times, rows, torch.ones_like(times, dtype=torch.bool)))
     at, orders, present = (torch.cat(column, dim=1) for column in zip(*blocks, strict=True))
     # what is absent, or comes after the last wanted time, waits at the end of the clock and does nothing there
     present = present & (at.detach() <= last)

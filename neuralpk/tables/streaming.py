@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,8 @@ def _evid(dose: Dose) -> int:
 def _of_doses(regimens: Sequence[Sequence[Dose]], arm: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
     """Columns of the dose records, ``[subject, dose record]``; TIME is NaN where a subject has fewer."""
     width = max(len(doses) for doses in regimens)
-    getters: dict[str, Any] = {
-        name: (lambda dose, field=field: getattr(dose, field)) for name, field in _DOSE_COLUMNS.items()
-    }
-    getters |= {"TIME": lambda dose: dose.time, "EVID": _evid, "CMT": lambda dose: dose.compartment}
+    getters: dict[str, Callable[[Dose], float]] = {n: attrgetter(field) for n, field in _DOSE_COLUMNS.items()}
+    getters |= {"TIME": attrgetter("time"), "CMT": attrgetter("compartment"), "EVID": _evid}
     columns = {}
     for name, get in getters.items():
         table = np.full((len(regimens), width), np.nan)
@@ -60,7 +59,8 @@ def batch_frame(
 
     def column(given: NDArray[np.float64] | float, seen: NDArray[Any] | float) -> NDArray[np.float64]:
         parts = [np.broadcast_to(given, doses["TIME"].shape), np.broadcast_to(seen, (n, width))]
-        return np.take_along_axis(np.concatenate(parts, axis=1), order, axis=1)[there]
+        kept: NDArray[np.float64] = np.take_along_axis(np.concatenate(parts, axis=1), order, axis=1)[there]
+        return kept
 
     columns = {
         "ID": np.repeat(batch.index.numpy() + 1, there.sum(1)),

@@ -1,12 +1,14 @@
 """Exponentials of the rate matrices of compartment models, and their gradients, for one subject at a time.
 
-Where a matrix K has well-conditioned real eigenvectors, K = R·diag(rate)·L with L = R⁻¹, its exponential is n scalar ones.
-Everywhere else (equal rates in a chain, a complex pair) it is a Taylor series about −κ, κ the fastest loss: K + κ is then
-not negative for compartments, nothing cancels, and every digit of exp(−κh)·Σ (h(K + κ))^k/k! is right (uniformisation,
-Jensen 1953), whatever the eigenvalues. A long stretch is one short enough for the series, squared again and again.
+Where a matrix K has well-conditioned real eigenvectors, K = R·diag(rate)·L with L = R⁻¹, its exponential is n scalar
+ones. Everywhere else (equal rates in a chain, a complex pair) it is a Taylor series about −κ, κ the fastest loss: K + κ
+is then not negative for compartments, nothing cancels, and every digit of exp(−κh)·Σ (h(K + κ))^k/k! is right
+(uniformisation, Jensen 1953), whatever the eigenvalues. A long stretch is one short enough for the series, squared
+again and again.
 """
 
 import math
+from typing import Any
 
 from numba import njit
 
@@ -19,9 +21,9 @@ _SWEEPS = 30  # of Jacobi, which needs about five
 TERMS = 204  # of the series at κh = _SERIES
 SQUARINGS = 60
 
-kernel = njit(  # called by kernels only: without wrappers it compiles in half the time
-    nogil=True, cache=True, error_model="numpy", fastmath={"contract"}, no_cpython_wrapper=True, no_cfunc_wrapper=True
-)
+# for kernels that only kernels call; without wrappers for other callers they compile faster
+_OPTIONS: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+kernel = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"}, **_OPTIONS)
 
 
 # elementwise, because Numba compiles the shape check of a slice assignment for seconds
@@ -265,7 +267,7 @@ def modal_step(rate, right, s, p, at, flow, node, h, out):
 
 @kernel
 def modal_read(rate, right, s, period, at, flow, driven, wanted, since, out, work, sums):
-    """`modal_step` to all wanted times of a subject, a mode after the other, so that the exponentials run as vectors."""
+    """`modal_step` to all wanted times of a subject, mode by mode, so that the exponentials run as vectors."""
     n, times = out.shape[2], out.shape[1]
     for j in range(n):
         fill(sums[j], 0.0)
@@ -357,7 +359,7 @@ def _squarings(size, signed):
     """How often a propagator is to be squared; none where the series may act on the state itself."""
     if size <= (_SIGNED if signed else _SERIES):
         return 0
-    return min(int(math.ceil(math.log2(size / (_SIGNED if signed else _SQUARED)))), SQUARINGS)
+    return min(math.ceil(math.log2(size / (_SIGNED if signed else _SQUARED))), SQUARINGS)
 
 
 @kernel
@@ -368,7 +370,7 @@ def _series(block, kappa, size, h, x, terms, out):
     of a Poisson distribution, below 2⁻⁶⁰.
     """
     m = block.shape[1]
-    used = min(int(math.ceil(size + 10.0 * math.sqrt(size))) + 10, TERMS)
+    used = min(math.ceil(size + 10.0 * math.sqrt(size)) + 10, TERMS)
     for i in range(m):
         out[i] = terms[0, i] = x[i]
     for k in range(1, used):
@@ -434,9 +436,8 @@ def series_step(k, y, u, h, out, work, terms, powers):
     if squarings == 0:
         _series(block, kappa, size, h, x, terms, end)
     else:
-        _powers(
-            block, kappa, math.ldexp(size, -squarings), math.ldexp(h, -squarings), squarings, terms, powers, work[2]
-        )
+        size, h = math.ldexp(size, -squarings), math.ldexp(h, -squarings)
+        _powers(block, kappa, size, h, squarings, terms, powers, work[2])
         for i in range(n):
             end[i] = 0.0
             for j in range(n + 1):
