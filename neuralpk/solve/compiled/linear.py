@@ -76,6 +76,9 @@ def _forward(
             elif leg == 0:
                 for i in range(n):
                     after[i] = y0[s, i]
+            elif h == 0.0:
+                for i in range(n):
+                    after[i] = states[s, node, i]
             elif modal[s, p]:
                 modes.modal_step(rate, right, s, p, at, flow, node, h, after)
             else:
@@ -92,7 +95,8 @@ def _forward(
                     driven |= modes.enter(left, s, p, states, input_, leg, at, flow)
             leg += 1
         if all_modal:
-            modes.modal_read(rate, right, s, period, at, flow, driven, wanted, since, out, exponents, sums)
+            for p in range(k.shape[1]):
+                modes.modal_read(rate, right, s, p, period, at, flow, driven, wanted, since, out, exponents, sums)
 
 
 @_kernel

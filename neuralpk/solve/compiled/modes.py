@@ -266,28 +266,32 @@ def modal_step(rate, right, s, p, at, flow, node, h, out):
 
 
 @kernel
-def modal_read(rate, right, s, period, at, flow, driven, wanted, since, out, work, sums):
-    """`modal_step` to all wanted times of a subject, mode by mode, so that the exponentials run as vectors."""
-    n, times = out.shape[2], out.shape[1]
-    for j in range(n):
-        fill(sums[j], 0.0)
+def modal_read(rate, right, s, p, period, at, flow, driven, wanted, since, out, work, sums):
+    """`modal_step` to the wanted times of a period, mode by mode, so that the exponentials run as vectors."""
+    n, first, end = out.shape[2], wanted.shape[1], 0
+    for t in range(wanted.shape[1]):
+        if period[s, wanted[s, t]] == p:
+            first, end = min(first, t), t + 1
+    for t in range(first, end):
+        for j in range(n):
+            sums[j, t] = 0.0
     for i in range(n):
-        for t in range(times):
-            work[t] = rate[s, period[s, wanted[s, t]], i] * since[t]
-        for t in range(times):
-            work[t] = exp(work[t])
-        for t in range(times):
-            node = wanted[s, t]
-            e = work[t]
+        own = rate[s, p, i]
+        for t in range(first, end):
+            work[t] = exp(own * since[t])
+        for t in range(first, end):
+            node, e = wanted[s, t], work[t]
             work[t] = e * at[node, i]
             if driven and flow[node, i] != 0.0:
-                work[t] += divided(rate[s, period[s, node], i], 0.0, e, 1.0, since[t]) * flow[node, i]
+                work[t] += divided(own, 0.0, e, 1.0, since[t]) * flow[node, i]
         for j in range(n):
-            for t in range(times):
-                sums[j, t] += right[s, period[s, wanted[s, t]], j, i] * work[t]
-    for t in range(times):
-        for j in range(n):
-            out[s, t, j] = sums[j, t]
+            weight = right[s, p, j, i]
+            for t in range(first, end):
+                sums[j, t] += weight * work[t]
+    for t in range(first, end):
+        if period[s, wanted[s, t]] == p:
+            for j in range(n):
+                out[s, t, j] = sums[j, t]
 
 
 @kernel
