@@ -32,7 +32,7 @@ _USAGE = f"""usage: neuralpk COMMAND [--preset NAME | --config FILE] [options]  
   validate      measure a checkpoint on the validation subjects   --ckpt_path FILE
   test          measure a checkpoint on the test subjects         --ckpt_path FILE
   predict       predictions of a checkpoint                       --ckpt_path FILE
-  simulate      write a preset's simulated cohort as a table      --out FILE
+  simulate      write a simulated cohort, of any size, as a table  --out FILE
   reconstruct   lines and parameters of your own patients         --checkpoint FILE --table FILE --out DIR
 
 presets: {", ".join(PRESETS)}

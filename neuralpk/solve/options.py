@@ -34,7 +34,7 @@ class SolverOptions:
             dynamics is linear.
         gradient: ``adjoint`` integrates a(t) = dL/dy(t) backwards (Pontryagin 1962; Chen et al. 2018), its memory
             does not grow with the steps; ``backprop`` differentiates the solver's own operations. The exact engine
-            always differentiates its own operations.
+            has its own gradient, exact as well.
         method: ``dopri5`` or ``dopri8`` adapt their steps to the tolerances; ``euler``, ``midpoint``, ``heun2``,
             ``heun3``, ``rk4`` take steps of at most `step`.
         rtol: relative tolerance of the adaptive methods, for each subject by itself.
