@@ -111,7 +111,7 @@ def _backward(
     n = y0.shape[1]
     work, terms, powers = _series_room(n)
     adjoint, before, after, dmodes = np.empty(n), np.empty(n), np.empty(n), np.empty((k.shape[1], n, n))
-    vectors, at, flow = np.empty((3, n)), np.empty((times.shape[1], n)), np.empty((times.shape[1], n))
+    vectors, at, flow = np.empty((4, n)), np.empty((times.shape[1], n)), np.empty((times.shape[1], n))
     for s in range(first, end):
         for p in range(len(dmodes)):
             for i in range(n):
@@ -136,12 +136,12 @@ def _backward(
                 continue
             p = period[s, node]
             if modal[s, p]:
-                modes.modal_step(rate, right, s, p, at, flow, node, h, after)
-                modes.modal_pull(rate, right, left, s, p, at, flow, node, h, adjoint, before, dinput, dmodes, vectors)
+                modes.modal_pull(
+                    rate, right, left, s, p, at, flow, node, h, adjoint, after, before, dinput, dmodes, vectors
+                )
             else:
                 y, u, du = states[s, node], input_[s, node], dinput[s, node]
-                modes.series_step(k[s, p], y, u, h, after, work, terms, powers)
-                modes.series_pull(k[s, p], y, u, h, adjoint, before, du, dk[s, p], work, terms, powers)
+                modes.series_pull(k[s, p], y, u, h, adjoint, after, before, du, dk[s, p], work, terms, powers)
             dh = 0.0
             for i in range(n):
                 slope = input_[s, node, i]

@@ -295,9 +295,9 @@ def modal_read(rate, right, s, p, period, at, flow, driven, wanted, since, out, 
 
 
 @kernel
-def modal_pull(rate, right, left, s, p, at, flow, node, h, a, dy, dinput, dmodes, work):
-    """The adjoint a of `modal_step`'s result, pulled back: dy is set, dinput at the node grows, and so does dmodes in
-    its period (dL/dK = leftᵀ·dmodes·rightᵀ).
+def modal_pull(rate, right, left, s, p, at, flow, node, h, a, out, dy, dinput, dmodes, work):
+    """`modal_step` again, and the adjoint a of its result pulled back: dy is set, dinput at the node grows, and so does
+    dmodes in its period (dL/dK = leftᵀ·dmodes·rightᵀ).
 
     dL/dK = ∫ exp((h−s)Kᵀ)·a·(y(s))ᵀ ds has, between modes i and j, the divided difference of exp at their rates.
     """
@@ -307,6 +307,7 @@ def modal_pull(rate, right, left, s, p, at, flow, node, h, a, dy, dinput, dmodes
         for j in range(n):
             b += right[s, p, j, i] * a[j]
         work[0, i], work[1, i], work[2, i] = e, b, divided(rate[s, p, i], 0.0, e, 1.0, h)
+        work[3, i] = e * at[node, i] + work[2, i] * flow[node, i]
     for i in range(n):
         for j in range(n):
             both = divided(rate[s, p, i], rate[s, p, j], work[0, i], work[0, j], h)
@@ -315,8 +316,9 @@ def modal_pull(rate, right, left, s, p, at, flow, node, h, a, dy, dinput, dmodes
                 drift += flow[node, j] * _divided_twice(rate[s, p, i], rate[s, p, j], work[2, i], work[2, j], both, h)
             dmodes[p, i, j] += work[1, i] * drift
     for j in range(n):
-        dy[j], du = 0.0, 0.0
+        out[j], dy[j], du = 0.0, 0.0, 0.0
         for i in range(n):
+            out[j] += right[s, p, j, i] * work[3, i]
             dy[j] += left[s, p, i, j] * work[0, i] * work[1, i]
             du += left[s, p, i, j] * work[2, i] * work[1, i]
         dinput[s, node, j] += du
@@ -451,8 +453,8 @@ def series_step(k, y, u, h, out, work, terms, powers):
 
 
 @kernel
-def series_pull(k, y, u, h, a, dy, du, dk, work, terms, powers):
-    """The adjoint a of `series_step`'s result, pulled back: dy is set, du and dk grow."""
+def series_pull(k, y, u, h, a, out, dy, du, dk, work, terms, powers):
+    """`series_step` again, and the adjoint a of its result pulled back: dy is set, du and dk grow."""
     n = len(u)
     m = n + 1
     block, x, end, wide, dx = work[0], work[1, 0], work[1, 1], work[1, 2], work[1, 3]
@@ -460,6 +462,7 @@ def series_pull(k, y, u, h, a, dy, du, dk, work, terms, powers):
     kappa, norm, signed = _shifted(k, u, block)
     size = h * norm
     if not size < math.inf:
+        fill(out, math.nan)
         fill(dy, math.nan)
         return
     for i in range(n):
@@ -470,15 +473,20 @@ def series_pull(k, y, u, h, a, dy, du, dk, work, terms, powers):
     squarings = _squarings(size, signed)
     if squarings == 0:
         used = _series(block, kappa, size, h, x, terms, end)
+        for i in range(n):
+            out[i] = end[i]
         _series_pull(block, kappa, h, terms, used, wide, dx, dblock, small[0])
     else:
         size, h = math.ldexp(size, -squarings), math.ldexp(h, -squarings)
         _powers(block, kappa, size, h, squarings, terms, powers, small)
         for j in range(m):
-            dx[j] = 0.0
+            dx[j] = end[j] = 0.0
             for i in range(m):
+                end[j] += powers[squarings, j, i] * x[i]
                 dx[j] += powers[squarings, i, j] * wide[i]
                 dpower[i, j] = wide[i] * x[j]
+        for i in range(n):
+            out[i] = end[i]
         for s in range(squarings - 1, -1, -1):
             for i in range(m):
                 for j in range(m):
