@@ -15,11 +15,12 @@ import yaml
 from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from rich.progress import track
 
 from neuralpk.callbacks import Dashboard, Report
 from neuralpk.datamodules import CohortDataModule, LotkaVolterraDataModule, PKDataModule
 from neuralpk.solve import SolveError
-from neuralpk.tables import write_table
+from neuralpk.tables.streaming import write_frames
 from neuralpk.tasks import LatentODETask
 
 PRESETS = tuple(sorted(item.name.removesuffix(".yaml") for item in (resources.files("neuralpk") / "presets").iterdir()))
@@ -31,7 +32,7 @@ _USAGE = f"""usage: neuralpk COMMAND [--preset NAME | --config FILE] [options]  
   validate      measure a checkpoint on the validation subjects   --ckpt_path FILE
   test          measure a checkpoint on the test subjects         --ckpt_path FILE
   predict       predictions of a checkpoint                       --ckpt_path FILE
-  simulate      write a preset's simulated cohort as a table      --out FILE
+  simulate      write a simulated cohort, of any size, as a table  --out FILE
   reconstruct   lines and parameters of your own patients         --checkpoint FILE --table FILE --out DIR
 
 presets: {", ".join(PRESETS)}
@@ -168,15 +169,15 @@ def trainer_defaults() -> dict[str, object]:
 
 
 def simulate(data: PKDataModule | LotkaVolterraDataModule, out: Path) -> None:
-    """Write a simulated cohort as an event table.
+    """Write a simulated cohort as an event table, part by part: it may be larger than the memory.
 
     Args:
         data: what to simulate.
-        out: CSV file to write.
+        out: CSV or Parquet file to write.
     """
-    cohort = data.make_cohort()
-    write_table(cohort, out)
-    print(f"{len(cohort)} subjects written to {out}")
+    subjects, size = data.subjects + data.test_subjects, 10_000
+    write_frames(track(data.frames(size), "simulate", total=-(-subjects // size), disable=subjects <= size), out)
+    print(f"{subjects} subjects written to {out}")
 
 
 def _simulate(arguments: Sequence[str]) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from neuralpk import randomness
-from neuralpk.cohort import Cohort, Dose, FloatArray, Subject, Truth, Units, collate
+from neuralpk.cohort import Cohort, CohortBatch, Dose, FloatArray, Subject, Truth, TruthBatch, Units, collate
 from neuralpk.dynamics import Dynamics
 from neuralpk.residual_error import ResidualError
 from neuralpk.solve import SolverOptions, solve
@@ -136,25 +137,68 @@ class Design:
         """Times at which the true line is kept, ``[grid]``."""
         return np.asarray(self.grid or np.linspace(min(self.times), max(self.times), 200), float)
 
-    def draw_times(self, seed: int, index: Tensor) -> list[FloatArray]:
-        """Sampling times of each subject, sorted."""
-        candidates = np.sort(np.asarray(self.times, float))
-        most = self.samples[1] if isinstance(self.samples, Sequence) else self.samples or 0
-        u = randomness.uniform(seed, _TIMES, index, 1 + max(most, len(candidates))).numpy()
-        shift = randomness.normal(seed, _JITTER, index, len(candidates)).numpy() * self.jitter
-        drawn = []
-        for row, moved in zip(u, shift, strict=True):
-            count = len(candidates) if self.samples is None else self.samples
-            if isinstance(count, Sequence):
-                count = count[0] + int(row[0] * (count[1] - count[0] + 1))
-            if self.continuous:
-                times = candidates[0] + (candidates[-1] - candidates[0]) * row[1 : 1 + count]
-            else:
-                kept = np.sort(np.argsort(row[1 : 1 + len(candidates)])[:count])
-                # jitter does not move a sample before the study, which may begin before time 0
-                times = np.maximum(candidates[kept] + moved[kept], min(0.0, candidates[0]))
-            drawn.append(np.sort(times))
-        return drawn
+    def draw_times(self, seed: int, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Sampling times of each subject, sorted, and which of them are there: both ``[subject, sample]``.
+
+        Those that are not stand last and repeat the last that is.
+        """
+        candidates = torch.tensor(sorted(self.times), dtype=torch.float64)
+        low, high = self.samples if isinstance(self.samples, Sequence) else (self.samples, self.samples)
+        u = randomness.uniform(seed, _TIMES, index, 1 + max(high or 0, len(candidates)))
+        if low is None or high is None:
+            count = torch.full_like(index, len(candidates))
+        else:
+            count = low + (u[:, 0] * (high - low + 1)).long()
+        if self.continuous:
+            times = candidates[0] + (candidates[-1] - candidates[0]) * u[:, 1:]
+            there = torch.arange(times.shape[1]) < count[:, None]
+        else:
+            shift = randomness.normal(seed, _JITTER, index, len(candidates)) * self.jitter
+            # jitter does not move a sample before the study, which may begin before time 0
+            times = (candidates + shift).clamp(min=min(0.0, float(candidates[0])))
+            there = u[:, 1 : 1 + len(candidates)].argsort(1).argsort(1) < count[:, None]
+        times = torch.where(there, times, torch.inf).sort(1).values[:, : max(int(count.max()), 1)]
+        there = torch.arange(times.shape[1]) < count[:, None]
+        last = times.gather(1, (count - 1).clamp(min=0)[:, None])
+        return torch.where(there, times, last), there
+
+
+def simulate_batches(
+    dynamics: Dynamics,
+    population: Population,
+    design: Design,
+    error: ResidualError,
+    subjects: int,
+    seed: int,
+    size: int = 10_000,
+    line: bool = False,
+) -> Iterator[CohortBatch]:
+    """Simulate a cohort of any number of subjects, `size` at a time: what has been used need not be kept.
+
+    The subjects are those of `simulate_cohort`, with their true parameters, and with their true lines if `line`.
+
+    Raises:
+        ValueError: the population's parameters are not those of the dynamics.
+        neuralpk.solve.SolveError: a subject that cannot be solved, by name.
+    """
+    if set(population.typical) != set(dynamics.parameter_names):
+        raise ValueError(f"the dynamics has {dynamics.parameter_names}, the population {tuple(population.typical)}")
+    dynamics, error = copy.deepcopy(dynamics).double(), copy.deepcopy(error).double()  # the caller's stay as they are
+    nothing = np.empty(0)
+    templates = [Subject(str(k), nothing, nothing, doses) for k, doses in enumerate(design.regimens)]
+    arms = collate(templates, dtype=torch.float64)
+    order = [list(population.typical).index(name) for name in dynamics.parameter_names]
+    for first in range(0, subjects, size):
+        index = torch.arange(first, min(first + size, subjects))
+        covariates = population.draw_covariates(seed, index)
+        theta = population.draw(seed, index, covariates)[:, order]
+        batch = _planned(design, arms, index, covariates, *design.draw_times(seed, index))
+        observed, truth = _noise_free(dynamics, theta, batch, design, line)
+        noise = randomness.normal(seed, _RESIDUAL, index, observed.shape[1])
+        values = torch.where(batch.mask, error.simulate(observed, batch.endpoint, noise), 0.0)
+        below = batch.mask & (values < (-torch.inf if design.lloq is None else design.lloq))
+        values = torch.where(below, design.lloq or 0.0, values)
+        yield dataclasses.replace(batch, value=values, censored=below.long(), truth=truth)
 
 
 def simulate_cohort(
@@ -173,63 +217,78 @@ def simulate_cohort(
         ValueError: the population's parameters are not those of the dynamics.
         neuralpk.solve.SolveError: a subject that cannot be solved, by name.
     """
-    if set(population.typical) != set(dynamics.parameter_names):
-        raise ValueError(f"the dynamics has {dynamics.parameter_names}, the population {tuple(population.typical)}")
-    dynamics, error = copy.deepcopy(dynamics).double(), copy.deepcopy(error).double()  # the caller's stay as they are
-    index = torch.arange(subjects)
-    covariates = population.draw_covariates(seed, index)
-    theta = population.draw(seed, index, covariates)
-    theta = theta[:, [list(population.typical).index(name) for name in dynamics.parameter_names]]
-    planned = _planned(design, covariates, design.draw_times(seed, index))
-    observed, line = _noise_free(dynamics, theta, planned, design)
-    endpoint = collate(planned).endpoint
-    values = error.simulate(observed, endpoint, randomness.normal(seed, _RESIDUAL, index, observed.shape[1])).numpy()
-    named = dict(zip(dynamics.parameter_names, theta.unbind(1), strict=True)) | dynamics.derived(theta)
-    people = []
-    for i, subject in enumerate(planned):
-        truth = Truth(design.true_times(), line[i].numpy(), {name: float(value[i]) for name, value in named.items()})
-        people.append(_observed(subject, values[i, : len(subject.times)], design.lloq, truth))
+    batches = simulate_batches(dynamics, population, design, error, subjects, seed, line=True)
+    names = sorted(population.covariates)
+    people = [subject for batch in batches for subject in _subjects(batch, design, names)]
     return Cohort(tuple(people), units or Units())
 
 
-def _planned(design: Design, covariates: Mapping[str, Tensor], times: Sequence[FloatArray]) -> list[Subject]:
-    """The subjects before anything was measured."""
-    return [
-        Subject(
-            id=str(i + 1),
-            times=np.repeat(own, len(design.endpoints)),
-            values=np.full(len(own) * len(design.endpoints), np.nan),
-            doses=design.regimens[i % len(design.regimens)],
-            endpoints=np.tile(design.endpoints, len(own)),
-            covariates={name: float(value[i]) for name, value in covariates.items()},
-        )
-        for i, own in enumerate(times)
-    ]
+def _planned(
+    design: Design, arms: CohortBatch, index: Tensor, covariates: Mapping[str, Tensor], times: Tensor, there: Tensor
+) -> CohortBatch:
+    """The subjects before anything was measured: those of `arms` in turn, with their own times and covariates."""
+    of = index % len(arms)
+    first_dose = torch.where(arms.dose_mask, arms.dose_time, torch.inf).amin(1) if arms.dose_mask.shape[1] else None
+    start = times[:, 0] if first_dose is None else torch.minimum(times[:, 0], first_dose[of])
+    start = torch.where(torch.isfinite(start), start, 0.0)
+    times = torch.where(torch.isfinite(times), times, start[:, None])
+    endpoints = len(design.endpoints)
+    times, mask = times.repeat_interleave(endpoints, dim=1), there.repeat_interleave(endpoints, dim=1)
+    whole = torch.zeros_like(times, dtype=torch.int64)
+    values = [covariates[name] for name in sorted(covariates)]
+    return dataclasses.replace(
+        arms.select(of),
+        ids=tuple(str(i + 1) for i in index.tolist()),
+        index=index,
+        start=start,
+        time=times,
+        value=torch.zeros_like(times),
+        limit=torch.full_like(times, torch.inf),
+        compartment=whole - 1,
+        endpoint=whole + torch.tensor(design.endpoints).repeat(there.shape[1]) - 1,
+        censored=whole,
+        row=whole + max((dose.row for doses in design.regimens for dose in doses), default=0) + 1,
+        mask=mask,
+        observed=mask,
+        context=mask,
+        target=mask,
+        covariates=torch.stack(values, dim=1)[:, None] if values else times.new_zeros((len(index), 1, 0)),
+        period_start=start[:, None],
+    )
 
 
 def _noise_free(
-    dynamics: Dynamics, theta: Tensor, subjects: Sequence[Subject], design: Design
-) -> tuple[Tensor, Tensor]:
-    """What every sample would read without error, ``[subject, observation]``, and the true line of every endpoint,
-    ``[subject, grid, endpoint]``."""
-    batch = collate(subjects, dtype=torch.float64)
-    grid = torch.as_tensor(design.true_times()).expand(len(batch), -1)
-    grid = torch.maximum(grid, batch.start[:, None])
+    dynamics: Dynamics, theta: Tensor, batch: CohortBatch, design: Design, line: bool
+) -> tuple[Tensor, TruthBatch]:
+    """What every sample would read without error, ``[subject, observation]``, and the truth."""
+    grid = torch.as_tensor(design.true_times() if line else design.true_times()[:0]).expand(len(batch), -1)
     options = SolverOptions(rtol=1e-8, atol=1e-10, gradient="backprop")
     with torch.no_grad():
-        times = torch.cat([batch.time, grid], dim=1)
+        times = torch.cat([batch.time, torch.maximum(grid, batch.start[:, None])], dim=1)
         solution = solve(dynamics, dynamics.initial_state(theta), theta, batch, times, options)
         solution.check(batch.ids, options)
         read = dynamics.observe(solution.states, solution.theta)
+        named = dict(zip(dynamics.parameter_names, theta.unbind(1), strict=True)) | dynamics.derived(theta)
     n = batch.time.shape[1]
     state = torch.tensor(dynamics.endpoints)[batch.endpoint]
     observed = read[:, :n].gather(2, state[..., None])[..., 0]
-    return observed, read[:, n:][..., [dynamics.endpoints[e - 1] for e in sorted(set(design.endpoints))]]
+    lines = read[:, n:][..., [dynamics.endpoints[e - 1] for e in sorted(set(design.endpoints))]]
+    return observed, TruthBatch(grid, lines, named)
 
 
-def _observed(subject: Subject, values: FloatArray, lloq: float | None, truth: Truth) -> Subject:
-    """The subject as the laboratory reports it."""
-    below = np.zeros(len(values), bool) if lloq is None else values < lloq
-    return dataclasses.replace(
-        subject, values=np.where(below, lloq or 0.0, values), censored=below.astype(np.int64), truth=truth
-    )
+def _subjects(batch: CohortBatch, design: Design, covariates: Sequence[str]) -> Iterator[Subject]:
+    """The subjects of a batch one by one, as the laboratory reports them."""
+    known = cast(TruthBatch, batch.truth)
+    parameters = {name: value.tolist() for name, value in known.parameters.items()}
+    for i, key in enumerate(batch.index.tolist()):
+        seen = batch.mask[i]
+        yield Subject(
+            id=batch.ids[i],
+            times=batch.time[i, seen].numpy(),
+            values=batch.value[i, seen].numpy(),
+            doses=design.regimens[key % len(design.regimens)],
+            endpoints=batch.endpoint[i, seen].numpy() + 1,
+            censored=batch.censored[i, seen].numpy(),
+            covariates=dict(zip(covariates, batch.covariates[i, 0].tolist(), strict=True)),
+            truth=Truth(design.true_times(), known.line[i].numpy(), {k: v[i] for k, v in parameters.items()}),
+        )

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from closed_forms import Disposition
@@ -13,7 +14,9 @@ from neuralpk import randomness
 from neuralpk.cohort import Cohort, Dose, Subject, collate
 from neuralpk.dynamics import CompartmentModel, LotkaVolterra
 from neuralpk.residual_error import AdditiveError, ProportionalError
-from neuralpk.simulate import Design, Population, omega_from_cv, simulate_cohort
+from neuralpk.simulate import Design, Population, omega_from_cv, simulate_batches, simulate_cohort
+from neuralpk.tables import read_table, to_frame
+from neuralpk.tables.streaming import batch_frame, write_frames
 
 TYPICAL = {"CL": 5.0, "V1": 20.0}
 TIMES = (0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 24.0)
@@ -48,6 +51,43 @@ def test_a_subject_does_not_depend_on_how_many_follow(samples):
     design = Design(((Dose(0, 100),),), TIMES, samples=samples, jitter=0.1)
     small, large = (cohort_of(n, design=design) for n in (3, 20))
     assert_same(small, large[:3], 1e-12)  # matrix exponentials of another batch round differently
+
+
+DESIGNS = {
+    "two arms, one of two doses": Design(
+        ((Dose(0, 100), Dose(4, 30, duration=2)), (Dose(1, 50, interval=6, additional=2, steady_state=1),)), TIMES
+    ),
+    "some samples, jitter, a limit": Design(((Dose(0, 100),),), TIMES, samples=(0, 5), jitter=0.1, lloq=2.0),
+    "anywhere": Design(((Dose(2, 100),), (Dose(0, 10, reset=True),)), TIMES, samples=4, continuous=True),
+    "no doses": Design(((),), TIMES, samples=(0, 3)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*without observations")
+@pytest.mark.parametrize("design", DESIGNS.values(), ids=DESIGNS)
+def test_batches_hold_the_subjects_of_the_cohort(design, tmp_path):
+    population = Population(TYPICAL, {"CL": 0.3}, covariates={"WT": (50.0, 90.0), "SEX": 0.3})
+    given = (CompartmentModel(1), population, design, ProportionalError.known(b=0.1), 11, 3)
+    cohort = simulate_cohort(*given)
+    batches = list(simulate_batches(*given, size=4))
+    assert [len(batch) for batch in batches] == [4, 4, 3]
+    for i, subject in enumerate(cohort):
+        batch, k = batches[i // 4], i % 4
+        assert batch.ids[k] == subject.id
+        for name, expected in (("time", subject.times), ("value", subject.values), ("censored", subject.censored)):
+            np.testing.assert_array_equal(getattr(batch, name)[k, batch.mask[k]], expected)
+        truth = {name: float(value[k]) for name, value in batch.truth.parameters.items()}
+        assert truth == subject.truth.parameters
+
+    frames = [batch_frame(batch, design.regimens, ["SEX", "WT"], design.lloq is not None) for batch in batches]
+    found, expected = pd.concat(frames, ignore_index=True), to_frame(cohort)
+    pd.testing.assert_frame_equal(found.astype({"ID": str})[list(expected)], expected.astype({"ID": str}))
+    for name in ("c.csv", "c.parquet"):
+        write_frames(iter(frames), tmp_path / name)
+        people = {subject.id: subject for subject in read_table(tmp_path / name)}
+        for subject in cohort:
+            if len(subject.times):
+                np.testing.assert_array_equal(people[subject.id].values, subject.values)
 
 
 def test_the_truth_is_the_closed_form_of_the_subjects_own_parameters():

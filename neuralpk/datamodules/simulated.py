@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from neuralpk.cohort import Cohort, Dose, Units
 from neuralpk.datamodules.base import CohortDataModule, Part
 from neuralpk.dynamics import Absorption, CompartmentModel, Dynamics, Elimination, LotkaVolterra
 from neuralpk.residual_error import ERRORS
-from neuralpk.simulate import Design, Population, omega_from_cv, simulate_cohort
+from neuralpk.simulate import Design, Population, omega_from_cv, simulate_batches, simulate_cohort
+from neuralpk.tables.streaming import batch_frame
 
 
 class SimulatedDataModule(CohortDataModule):
@@ -42,6 +45,14 @@ class SimulatedDataModule(CohortDataModule):
     def _simulate(self, population: Population, design: Design, subjects: int) -> Cohort:
         error = ERRORS[self.error].known(endpoints=len(set(design.endpoints)), **self.error_sd)
         return simulate_cohort(self.dynamics, population, design, error, subjects, self.seed, self.units)
+
+    def frames(self, size: int = 10_000) -> Iterator[pd.DataFrame]:
+        """The event table of the cohort, `size` subjects at a time, whatever their number."""
+        error = ERRORS[self.error].known(endpoints=len(set(self.design.endpoints)), **self.error_sd)
+        number = self.subjects + self.test_subjects
+        names = sorted(self.population.covariates)
+        for batch in simulate_batches(self.dynamics, self.population, self.design, error, number, self.seed, size):
+            yield batch_frame(batch, self.design.regimens, names, self.design.lloq is not None)
 
     def make_cohort(self) -> Cohort:
         return self._simulate(self.population, self.design, self.subjects + self.test_subjects)

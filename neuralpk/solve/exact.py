@@ -1,10 +1,26 @@
-"""Linear systems without a step-size error: the matrix exponential of every stretch between two nodes."""
+"""Linear systems without a step-size error: the exponential of the rate matrix over every stretch between two nodes."""
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from neuralpk.dynamics import Dynamics
+from neuralpk.solve.compiled import linear
 from neuralpk.solve.mesh import Mesh, theta_at
+
+
+def integrate(dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mesh) -> Tensor:
+    """State at the wanted times, ``[subject, time, state]``, of dy/dt = K(theta)·y + input.
+
+    On the CPU by the compiled kernels, whose gradients are exact but cannot be differentiated again (it is refused);
+    on other devices by `matrix_exponentials`.
+    """
+    if y0.device.type != "cpu":
+        return matrix_exponentials(dynamics, y0, theta, mesh)
+    k = dynamics.rate_matrix(theta[:, None] if theta.dim() == 2 else theta)
+    period = torch.zeros_like(mesh.period) if k.shape[1] == 1 else mesh.period.clamp(max=k.shape[1] - 1)
+    return linear.integrate(k, y0, replace(mesh, period=period))
 
 
 def _augmented(dynamics: Dynamics, theta: Tensor, input_: Tensor) -> Tensor:
@@ -12,8 +28,8 @@ def _augmented(dynamics: Dynamics, theta: Tensor, input_: Tensor) -> Tensor:
     return torch.nn.functional.pad(torch.cat([k, input_[..., None]], dim=-1), (0, 0, 0, 1))
 
 
-def integrate(dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mesh) -> Tensor:
-    """State at the wanted times, ``[subject, time, state]``, of dy/dt = K(theta)·y + input.
+def matrix_exponentials(dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mesh) -> Tensor:
+    """As `integrate`, in operations of torch alone, which run on any device and can be differentiated again.
 
     The input joins the state as a constant component (Van Loan 1978)::
 

@@ -99,7 +99,7 @@ def _door(dynamics: Dynamics, y0: Tensor, theta: Tensor, batch: CohortBatch, tim
         raise ValueError(f"y0, theta, times and batch must share float32 or float64, got {sorted(map(str, kinds))}")
     if o.engine != "exact" and theta.dtype == torch.float32 and o.rtol < 1e-6:
         raise ValueError(f"rtol {o.rtol:g} is below what float32 resolves; use at least 1e-6, or float64")
-    if len(times) != n or not bool(torch.isfinite(times).all()):
+    if len(times) != n or not bool(torch.isfinite(times.sum())):
         raise ValueError(f"times must be finite, [subject, time] with {n} subjects, got {tuple(times.shape)}")
     outside = ((batch.dose_compartment >= len(dynamics.states)) & batch.dose_mask).any(1)
     if bool(outside.any()):
@@ -163,20 +163,25 @@ def solve(
             states = exact.integrate(dynamics, y0, theta, mesh)
         else:
             states = reference.integrate(dynamics, y0, theta, mesh, options, count)
-        finite = torch.isfinite(states.detach()).flatten(1).all(1)
+        finite = torch.isfinite(states.detach().sum((1, 2)))  # one pass: a sum is finite if all of it is
         return states, torch.where(finite, int(Status.OK), int(Status.NON_FINITE))
 
     def run(subjects: Tensor) -> tuple[Tensor, Tensor]:
-        everyone = len(subjects) == len(batch)
-        own, start = (theta, y0) if everyone else (theta[subjects], y0[subjects])
-        part = (batch, times, rows) if everyone else (batch.select(subjects), times[subjects], rows[subjects])
-        mesh = _mesh(dynamics, lambda *a: integrate(*a)[0], own, *part, stop=engine == "torchdiffeq")
+        every = len(subjects) == len(batch)
+        start, own, wanted, order = (part if every else part[subjects] for part in (y0, theta, times, rows))
+        given = batch if every else batch.select(subjects)
+        stop = engine == "torchdiffeq"
+        mesh = _mesh(dynamics, lambda *each: integrate(*each)[0], own, given, wanted, order, stop)
         return integrate(start, own, mesh)
 
     status = torch.zeros(len(batch), dtype=torch.int64, device=y0.device)
-    states = y0.new_full((*times.shape, len(dynamics.states)), torch.nan)
-    for subjects, solved in _isolate(run, torch.arange(len(batch), device=y0.device), status):
-        states = solved if len(subjects) == len(batch) else states.index_copy(0, subjects, solved)
+    parts = _isolate(run, torch.arange(len(batch), device=y0.device), status)
+    if len(parts) == 1 and len(parts[0][0]) == len(batch):
+        states = parts[0][1]
+    else:
+        states = y0.new_full((*times.shape, len(dynamics.states)), torch.nan)
+        for subjects, solved in parts:
+            states = states.index_copy(0, subjects, solved)
     return Trajectory(times, states, theta_at(theta, period_at(batch, times)), status, count, engine)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from neuralpk.cohort import CohortBatch
 from neuralpk.dynamics import Dynamics
+from neuralpk.solve.compiled import order as compiled
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class Inputs:
 
 def period_at(batch: CohortBatch, times: Tensor) -> Tensor:
     """Index of the period in which each time lies, ``[subject, time]``; a period holds from its start on."""
+    if batch.period_start.shape[1] == 1:
+        return torch.zeros_like(times, dtype=torch.int64)
     started = torch.searchsorted(batch.period_start.detach(), times.detach().contiguous(), right=True)
     return started.clamp(min=1) - 1
 
@@ -152,29 +155,32 @@ def build_mesh(
     every = torch.ones_like(batch.period_start, dtype=torch.bool)
     infused = inputs.mask & (inputs.rate > 0)
     first = torch.full_like(batch.period_start, -latest, dtype=torch.int64)  # a period begins before any record in it
-    blocks = (  # time, order among records of the same time, whether it is there at all
+    blocks = [  # time, order among records of the same time, whether it is there at all
         (start, first[:, :1], every[:, :1]),
         (batch.dose_time, batch.dose_row, is_reset | (batch.dose_steady_state > 0)),
         (inputs.start, inputs.order, inputs.mask),
         (inputs.end, inputs.order, infused),
         (batch.period_start, first, every),
         (last, torch.full_like(first[:, :1], latest - 1), every[:, :1]),
-        (times, rows.clamp(max=latest - 2), torch.ones_like(times, dtype=torch.bool)),
-    )
+    ]
+    rows = rows.clamp(max=latest - 2)
+    if stop:
+        blocks.append((times, rows, torch.ones_like(times, dtype=torch.bool)))
     at, orders, present = (torch.cat(column, dim=1) for column in zip(*blocks, strict=True))
     # what is absent, or comes after the last wanted time, waits at the end of the clock and does nothing there
     present = present & (at.detach() <= last)
     at = torch.where(present, torch.maximum(at, start), last)
     orders = torch.where(present, orders, latest)
-    order = _sorted_by(orders, at.detach())
-    where = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=at.device).expand(n, -1))
-    if not stop:
-        order, where = _pass_by(order, where, times.shape[1])
-    _, record_at, start_at, end_at, _, _, wanted = torch.split(where, [b[0].shape[1] for b in blocks], dim=1)
+    order, where = _sorted(at, orders, present)
+    nodes = int(present.sum(1).max())
+    # what is absent shares a column after the nodes, which is cut off at the end
+    where = where.clamp(max=nodes)
+    _, record_at, start_at, end_at, _, _, *stops = torch.split(where, [b[0].shape[1] for b in blocks], dim=1)
+    wanted = stops[0] if stop else _followed(at, orders, present, order, times, rows)
 
-    node_times = at.gather(1, order)
-    nodes = node_times.shape[1]
-    reset = torch.zeros((n, nodes), dtype=torch.bool, device=at.device).scatter(1, record_at, is_reset)
+    node_times = at.gather(1, order[:, :nodes])
+    is_reset = is_reset & (record_at < nodes)
+    reset = torch.zeros((n, nodes + 1), dtype=torch.bool, device=at.device).scatter(1, record_at, is_reset)
     alive = inputs.mask & (inputs.start.detach() <= last)
     if bool(is_reset.any()):
         alive = alive & ~_cancelled(is_reset, batch, record_at, inputs, start_at)
@@ -185,20 +191,34 @@ def build_mesh(
         jump = jump.scatter_add(1, record_at[..., None].expand(-1, -1, states), steady)
     input_ = _running(inputs, alive & infused, start_at, end_at, nodes, states)
     # the field is told the time since the first record: moving a table in time moves nothing else
-    mesh = Mesh(node_times - start, reset, jump, input_, period_at(batch, node_times), wanted, times - start)
-    columns = present if stop else present[:, : -times.shape[1]]
-    return _trim(mesh, int(columns.sum(1).max()))
+    return Mesh(
+        times=node_times - start,
+        reset=reset[:, :nodes],
+        jump=jump[:, :nodes],
+        input=input_[:, :nodes],
+        period=period_at(batch, node_times),
+        wanted=wanted,
+        wanted_times=times - start,
+    )
 
 
-def _pass_by(order: Tensor, where: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
-    """Take the wanted times, the last so many columns, out of the sorted clock: each is read after the node before it.
+def _sorted(at: Tensor, orders: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """Which column stands at each place of the clock, and the place of each column."""
+    if at.device.type == "cpu":
+        return compiled.sort(at, orders, present)
+    order = _sorted_by(orders, at.detach())
+    places = torch.arange(order.shape[1], device=at.device).expand(len(at), -1)
+    return order, torch.empty_like(order).scatter_(1, order, places)
 
-    Returns the order of the other columns, and for every column the node it became or follows.
-    """
-    is_node = order < order.shape[1] - wanted
-    node = is_node.long().cumsum(1) - 1
-    kept = order[is_node].view(len(order), -1)
-    return kept, node.gather(1, where)
+
+def _followed(at: Tensor, orders: Tensor, present: Tensor, order: Tensor, times: Tensor, rows: Tensor) -> Tensor:
+    """The node after which each wanted time is read, ``[subject, time]``."""
+    if at.device.type == "cpu":
+        return compiled.follow(at, orders, present, order, times, rows)
+    nodes = at.shape[1]
+    together = _sorted_by(torch.cat([orders, rows], dim=1), torch.cat([at, times], dim=1).detach())
+    node = (together < nodes).long().cumsum(1) - 1
+    return torch.empty_like(together).scatter_(1, together, node)[:, nodes:]
 
 
 def _cancelled(is_reset: Tensor, batch: CohortBatch, record_at: Tensor, inputs: Inputs, start_at: Tensor) -> Tensor:
@@ -220,30 +240,25 @@ def _next_reset(reset: Tensor) -> Tensor:
 
 
 def _at_nodes(node: Tensor, compartment: Tensor, values: Tensor, nodes: int, states: int) -> Tensor:
-    """Sum of the values ``[subject, input]`` at each node and compartment, ``[subject, node, state]``."""
-    subject = torch.arange(len(node), device=node.device)[:, None]
-    out = values.new_zeros((len(node), nodes, states))
-    return out.index_put((subject, node, compartment), values, accumulate=True)
+    """Sum of the values ``[subject, input]`` at each node and compartment, ``[subject, node + 1, state]``."""
+    out = values.new_zeros((len(node), (nodes + 1) * states))
+    return out.scatter_add_(1, node * states + compartment, values).view(len(node), nodes + 1, states)
 
 
 def _running(inputs: Inputs, running: Tensor, start_at: Tensor, end_at: Tensor, nodes: int, states: int) -> Tensor:
-    """Input after each node, ``[subject, node, state]``: what has begun less what has ended.
+    """Input after each node, ``[subject, node + 1, state]``: what has begun less what has ended.
 
     A running sum, so that memory grows with nodes and not with nodes times doses. It is taken in double precision,
     and where nothing runs it is zero by count: a rest of rounding would flow for ever.
     """
     if not bool(running.any()):
-        return inputs.rate.new_zeros((len(start_at), nodes, states))
-    rate = torch.where(running, inputs.rate, 0.0).double()
-    change = _at_nodes(start_at, inputs.compartment, rate, nodes + 1, states)
-    change = change - _at_nodes(end_at, inputs.compartment, rate, nodes + 1, states)
-    ones = running.long()
-    count = _at_nodes(start_at, inputs.compartment, ones, nodes + 1, states)
-    count = (count - _at_nodes(end_at, inputs.compartment, ones, nodes + 1, states)).cumsum(1)
-    return torch.where(count > 0, change.cumsum(1), 0.0)[:, :-1].to(inputs.rate.dtype)
-
-
-def _trim(mesh: Mesh, nodes: int) -> Mesh:
-    """Drop the columns in which nobody's clock has a node; the absent ones stand last."""
-    cut = {name: getattr(mesh, name)[:, :nodes] for name in ("times", "reset", "jump", "input", "period")}
-    return Mesh(**cut, wanted=mesh.wanted, wanted_times=mesh.wanted_times)
+        return inputs.rate.new_zeros(()).expand(len(start_at), nodes + 1, states)
+    # only the columns in which somebody has an infusion
+    columns = running.any(0).nonzero().flatten()
+    rate = torch.where(running, inputs.rate, 0.0)[:, columns].double()
+    ones = running[:, columns].long()
+    node = torch.cat([start_at[:, columns], end_at[:, columns]], dim=1)
+    compartment = inputs.compartment[:, columns].repeat(1, 2)
+    change = _at_nodes(node, compartment, torch.cat([rate, -rate], dim=1), nodes, states)
+    count = _at_nodes(node, compartment, torch.cat([ones, -ones], dim=1), nodes, states)
+    return torch.where(count.cumsum(1) > 0, change.cumsum(1), 0.0).to(inputs.rate.dtype)

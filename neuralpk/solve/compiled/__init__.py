@@ -1,1 +1,1 @@
-"""Kernels for the CPU, compiled by Numba when first used and kept on disk: no compiler on the user's machine."""
+"""Kernels for the CPU, each with its hand-written gradient: compiled by Numba when first used, and kept on disk."""
