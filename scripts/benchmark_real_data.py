@@ -36,7 +36,7 @@ def run_fold(name: str, field: str, fold: int, folds: int, shown: int, epochs: i
         name, covariates=[], folds=folds, fold=fold, context="random", passes_per_epoch=20, seed=seed
     )
     settings = MODELS[name]
-    solver = {} if field == "mechanistic" else {"gradient": "backprop", "rtol": 1e-4, "atol": 1e-4}
+    solver = {} if field == "mechanistic" else {"rtol": 1e-4, "atol": 1e-4}
     task = LatentODETask(
         scaling=data.scaling(),
         dynamics=settings["dynamics"] | {"field": field},

@@ -25,7 +25,7 @@ task = LatentODETask(
     objective="elbo",
     error="log_normal",
     warmup=0.5,
-    solver={"gradient": "backprop", "rtol": 1e-4, "atol": 1e-4},
+    solver={"rtol": 1e-4, "atol": 1e-4},
 )
 trainer = L.Trainer(
     max_epochs=arguments.epochs,

@@ -24,7 +24,7 @@ task = LatentODETask(
     dynamics={"field": arguments.field, "compartments": 2},
     objective="elbo",
     warmup=0.5,
-    solver={"gradient": "backprop", "rtol": 1e-4, "atol": 1e-4},
+    solver={"rtol": 1e-4, "atol": 1e-4},
 )
 trainer = L.Trainer(
     max_epochs=arguments.epochs,
