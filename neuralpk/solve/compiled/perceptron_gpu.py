@@ -1,0 +1,382 @@
+"""Perceptron fields on the GPU: Runge–Kutta steps of each subject's own size, and their reverse sweep.
+
+A program has a block of subjects, each at its own place of its own clock; one that is done idles until its block is. The
+state and the slopes of a step are tiles with few columns, ``[subject, stage, state]``: products with the short side of
+the first and the last layer are sums over it, those between hidden layers go to the tensor cores. What is remembered of
+a step is its slopes, so that the reverse sweep passes the network once for each of them. All is in single precision.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from neuralpk.solve import tableau
+from neuralpk.solve.options import Status
+
+TANH, SILU, SOFTPLUS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+SLOTS = tl.constexpr(8)  # slopes of a step, and in the last slot of the log the state at its start
+LAST = tl.constexpr(tableau.STAGES - 1)
+ERROR, DENSE = tl.constexpr(7), tl.constexpr(8)  # rows of the table: 0 to 6 are A, 8 to 11 are the powers of the share
+_MAX_EVALUATIONS, _STEP_UNDERFLOW = tl.constexpr(int(Status.MAX_EVALUATIONS)), tl.constexpr(int(Status.STEP_UNDERFLOW))
+_NON_FINITE, _STIFF = tl.constexpr(int(Status.NON_FINITE)), tl.constexpr(int(Status.STIFF))
+_SAFETY, _SHRINK, _GROW = tl.constexpr(tableau.SAFETY), tl.constexpr(tableau.SHRINK), tl.constexpr(tableau.GROW)
+_STABILITY, _STIFF_STEPS = tl.constexpr(tableau.STABILITY), tl.constexpr(tableau.STIFF_STEPS)
+
+
+class Network(NamedTuple):
+    """A `neuralpk.dynamics.Perceptron`, hidden layers filled up with zeros to a power of two; the subjects' own tensors
+    have a row for each period."""
+
+    shift: Any  # [subject·period, hidden]
+    first: Any  # [state, hidden]
+    hidden: Any  # [layer, to, from]
+    bias: Any  # [layer, hidden]
+    last: Any  # [output, hidden]
+    last_bias: Any  # [output]
+    matrix: Any  # [subject·period, state, state]
+    base: Any  # [subject·period, output]
+    source: Any  # [output, state]: 1 where the flow comes from
+    change: Any  # [output, state]: what an output does to each slope
+    scale: Any  # [1]
+
+
+class Clock(NamedTuple):
+    """A `neuralpk.solve.mesh.Mesh` with the wanted times in the order in which they are met."""
+
+    times: Any  # [subject, node]
+    reset: Any  # [subject, node]
+    jump: Any  # [subject, node, state]
+    input: Any  # [subject, node, state]
+    period: Any  # [subject, node]
+    wanted: Any  # [subject, time] node after which it is read
+    since: Any  # [subject, time] and how long after
+    subjects: Any
+    nodes: Any
+    count: Any  # of wanted times
+    periods: Any
+
+
+class Steps(NamedTuple):
+    """The accepted steps of all subjects, in any order; each points to the one before it."""
+
+    slopes: Any  # [step, slot, state]
+    place: Any  # [step, 2]: start since the node before, size
+    mark: Any  # [step, 4]: node, first and last + 1 of the wanted times read in it, the step before
+    last: Any  # [subject]
+    taken: Any  # [1] how many there are, which may be more than there was room for
+    capacity: Any
+
+
+class Gradients(NamedTuple):
+    """What the reverse sweep adds to; of what all subjects share, a sum for each program."""
+
+    shift: Any
+    first: Any
+    hidden: Any
+    bias: Any
+    last: Any
+    last_bias: Any
+    matrix: Any
+    base: Any
+    initial: Any
+    times: Any
+    jump: Any
+    input: Any
+    since: Any
+
+
+@triton.jit
+def _any(rows):
+    return tl.max(rows.to(tl.int32), 0) > 0
+
+
+@triton.jit
+def _tanh(x):
+    return 2.0 / (1.0 + tl.exp(-2.0 * x)) - 1.0
+
+
+@triton.jit
+def _share(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def _activate(x, ACTIVATION: tl.constexpr):
+    if ACTIVATION == TANH:
+        out = _tanh(x)
+    elif ACTIVATION == SILU:
+        out = x * _share(x)
+    else:
+        out = tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x)))
+    return out
+
+
+@triton.jit
+def _derivative(x, ACTIVATION: tl.constexpr):
+    share = _share(x)
+    if ACTIVATION == TANH:
+        bend = _tanh(x)
+        out = 1.0 - bend * bend
+    elif ACTIVATION == SILU:
+        out = share * (1.0 + x * (1.0 - share))
+    else:
+        out = share
+    return out
+
+
+@triton.jit
+def _column(tile, index, COLUMNS: tl.constexpr):
+    return tl.sum(tl.where(tl.arange(0, COLUMNS)[None, :] == index, tile, 0.0), 1)
+
+
+@triton.jit
+def _features(net, y, LOGARITHM: tl.constexpr):
+    if LOGARITHM:
+        out = tl.log(1.0 + tl.maximum(y, 0.0) / tl.load(net.scale))
+    else:
+        out = y
+    return out
+
+
+@triton.jit
+def _layers(
+    net, own, y, D: tl.constexpr, COLUMNS: tl.constexpr, H: tl.constexpr, LAYERS: tl.constexpr,
+    ACTIVATION: tl.constexpr, LOGARITHM: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What every hidden layer gets before its activation."""
+    j = tl.arange(0, H)
+    features = _features(net, y, LOGARITHM)
+    x = tl.load(net.shift + own[:, None] * H + j[None, :])
+    for d in tl.static_range(D):
+        x += _column(features, d, COLUMNS)[:, None] * tl.load(net.first + d * H + j)[None, :]
+    layers = (x,)
+    for layer in tl.static_range(LAYERS):
+        weight = tl.load(net.hidden + layer * H * H + j[:, None] * H + j[None, :])
+        bias = tl.load(net.bias + layer * H + j)
+        x = tl.dot(_activate(x, ACTIVATION), tl.trans(weight), input_precision=PRECISION) + bias[None, :]
+        layers = layers + (x,)
+    return layers
+
+
+@triton.jit
+def _matrix(net, own, D: tl.constexpr, COLUMNS: tl.constexpr):
+    d = tl.arange(0, COLUMNS)
+    place = own[:, None, None] * D * D + d[None, :, None] * D + d[None, None, :]
+    return tl.load(net.matrix + place, mask=(d[None, :, None] < D) & (d[None, None, :] < D), other=0.0)
+
+
+@triton.jit
+def _own(clock, i, node):
+    return i * clock.periods + tl.load(clock.period + i * clock.nodes + tl.maximum(node, 0))
+
+
+@triton.jit
+def _slope(
+    net, clock, i, node, y, D: tl.constexpr, COLUMNS: tl.constexpr, H: tl.constexpr, LAYERS: tl.constexpr,
+    OUTPUTS: tl.constexpr, ACTIVATION: tl.constexpr, LOGARITHM: tl.constexpr, MATRIX: tl.constexpr,
+    FLOWS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dy/dt of a block of subjects, each after its node."""
+    j, d = tl.arange(0, H), tl.arange(0, COLUMNS)
+    own = _own(clock, i, node)
+    layers = _layers(net, own, y, D, COLUMNS, H, LAYERS, ACTIVATION, LOGARITHM, PRECISION)
+    top = _activate(layers[LAYERS], ACTIVATION)
+    row = (i * clock.nodes + tl.maximum(node, 0))[:, None] * D + d[None, :]
+    slope = tl.load(clock.input + row, mask=d[None, :] < D, other=0.0)
+    if MATRIX:
+        slope += tl.sum(_matrix(net, own, D, COLUMNS) * y[:, None, :], 2)
+    for f in tl.static_range(OUTPUTS):
+        x = tl.sum(top * tl.load(net.last + f * H + j)[None, :], 1) + tl.load(net.last_bias + f)
+        if FLOWS:
+            source = tl.load(net.source + f * COLUMNS + d)
+            x = tl.load(net.base + own * OUTPUTS + f) * tl.exp(5.0 * _tanh(x / 5.0)) * tl.sum(y * source[None, :], 1)
+        slope += x[:, None] * tl.load(net.change + f * COLUMNS + d)[None, :]
+    return slope
+
+
+@triton.jit
+def _weights(table, row):
+    return tl.load(table + row * SLOTS + tl.arange(0, SLOTS))[None, :]
+
+
+@triton.jit
+def _inside(table, share):
+    """Weights of the slopes in the solution at a share of the step, ``[subject, slot]``."""
+    s = share[:, None]
+    high = _weights(table, DENSE + 2) + s * _weights(table, DENSE + 3)
+    return s * (_weights(table, DENSE) + s * (_weights(table, DENSE + 1) + s * high))
+
+
+@triton.jit
+def _change(table, share):
+    """The derivative of `_inside` in the share."""
+    s = share[:, None]
+    high = 3.0 * _weights(table, DENSE + 2) + s * 4.0 * _weights(table, DENSE + 3)
+    return _weights(table, DENSE) + s * (2.0 * _weights(table, DENSE + 1) + s * high)
+
+
+@triton.jit
+def _mix(weights, slopes):
+    return tl.sum(weights[:, :, None] * slopes, 1)
+
+
+@triton.jit
+def _length(clock, i, node):
+    """Of the stretch after a node; none before the first and after the last."""
+    j = i * clock.nodes + tl.maximum(node, 0)
+    inside = (node >= 0) & (node + 1 < clock.nodes)
+    begin, end = tl.load(clock.times + j), tl.load(clock.times + j + 1, mask=inside, other=0.0)
+    return tl.where(inside, end - begin, 0.0)
+
+
+@triton.jit
+def _enter(clock, i, moving, y, node, seen, length, out, D: tl.constexpr, COLUMNS: tl.constexpr):
+    """Take some subjects past nodes to the next stretch with a length; which of them want anything in it or later."""
+    d = tl.arange(0, COLUMNS)
+    going = moving
+    length = tl.where(moving, 0.0, length)
+    while _any(moving):
+        m = i * clock.count + tl.minimum(seen, clock.count - 1)
+        here = moving & (seen < clock.count) & (tl.load(clock.wanted + m) == node)
+        here = here & ((tl.load(clock.since + m) <= 0.0) | (length <= 0.0))
+        tl.store(out + m[:, None] * D + d[None, :], y, mask=here[:, None] & (d[None, :] < D))
+        seen += here.to(tl.int32)
+        ended = moving & ((seen >= clock.count) | ((length <= 0.0) & (node + 1 >= clock.nodes) & (here == 0)))
+        going = going & (ended == 0)
+        moving = moving & (ended == 0) & (here | (length <= 0.0))
+        on = moving & (here == 0)
+        node += on.to(tl.int32)
+        j = i * clock.nodes + tl.maximum(node, 0)
+        kept = tl.where((tl.load(clock.reset + j) != 0)[:, None], 0.0, y)
+        jump = tl.load(clock.jump + j[:, None] * D + d[None, :], mask=d[None, :] < D, other=0.0)
+        y = tl.where(on[:, None], kept + jump, y)
+        length = tl.where(on, _length(clock, i, node), length)
+    return y, node, seen, length, going
+
+
+@triton.jit
+def _norm(values):
+    return tl.sqrt(tl.sum(values * values, 1))
+
+
+@triton.jit(do_not_specialize=["clock", "steps", "limit"])
+def forward(
+    net, clock, steps, initial, table, rtol, atol, limit, out, status, evaluations,
+    D: tl.constexpr, COLUMNS: tl.constexpr, H: tl.constexpr, LAYERS: tl.constexpr, OUTPUTS: tl.constexpr,
+    ACTIVATION: tl.constexpr, LOGARITHM: tl.constexpr, MATRIX: tl.constexpr, FLOWS: tl.constexpr,
+    PRECISION: tl.constexpr, RECORD: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Solve a block of subjects: states at the wanted times, how each ended and what it cost, and its steps."""
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    real = row < clock.subjects
+    i = tl.where(real, row, 0).to(tl.int64)  # what only fills up the block reads of the first subject, and writes nothing
+    d, slot = tl.arange(0, COLUMNS), tl.arange(0, SLOTS)
+    y = tl.load(initial + i[:, None] * D + d[None, :], mask=d[None, :] < D, other=0.0)
+    node, seen = tl.full((BLOCK,), -1, tl.int32), tl.zeros((BLOCK,), tl.int32)
+    length, elapsed = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    trail, ended = tl.full((BLOCK,), -1, tl.int32), tl.zeros((BLOCK,), tl.int32)
+    stiff, calm = tl.zeros((BLOCK,), tl.int32), tl.zeros((BLOCK,), tl.int32)
+    y, node, seen, length, alive = _enter(clock, i, real, y, node, seen, length, out, D, COLUMNS)
+
+    # a first step from the slope at the start and a little further on (Hairer et al., Solving ODEs I, II.4)
+    scale = atol + rtol * tl.abs(y)
+    slope = _slope(
+        net, clock, i, node, y, D, COLUMNS, H, LAYERS, OUTPUTS, ACTIVATION, LOGARITHM, MATRIX, FLOWS, PRECISION
+    )  # fmt: skip
+    near, steep = _norm(y / scale), _norm(slope / scale)
+    probe = tl.where((near < 1e-5) | (steep < 1e-5), 1e-6, 0.01 * near / tl.maximum(steep, 1e-5))
+    probe = tl.where(alive, tl.minimum(probe, length), 1.0)
+    further = _slope(
+        net, clock, i, node, y + probe[:, None] * slope,
+        D, COLUMNS, H, LAYERS, OUTPUTS, ACTIVATION, LOGARITHM, MATRIX, FLOWS, PRECISION,
+    )  # fmt: skip
+    largest = tl.maximum(steep, _norm((further - slope) / scale) / probe) / tl.sqrt(D * 1.0)
+    size = tl.exp2(0.2 * tl.log2(0.01 / tl.maximum(largest, 1e-15)))
+    size = tl.minimum(100.0 * probe, tl.where(largest > 1e-15, size, tl.maximum(1e-6, 1e-3 * probe)))
+    k = tl.where(slot[None, :, None] == 0, slope[:, None, :], 0.0)
+    spent, total = alive.to(tl.int32), 2 * alive.to(tl.int32)
+    fresh = real & (real == 0)
+
+    while _any(alive):
+        left = length - elapsed
+        # two steps of equal size rather than one and a rest
+        h = tl.where(size >= left, left, tl.where(2.0 * size <= left, size, 0.5 * left))
+        whole = h >= left
+        ahead, before = y, y
+        # the first slope is the last of the step before; after an event it is new
+        for stage in range(1 - _any(fresh).to(tl.int32), LAST + 1):
+            before = ahead
+            ahead = y + h[:, None] * _mix(_weights(table, stage), k)
+            slope = _slope(
+                net, clock, i, node, ahead,
+                D, COLUMNS, H, LAYERS, OUTPUTS, ACTIVATION, LOGARITHM, MATRIX, FLOWS, PRECISION,
+            )  # fmt: skip
+            new = (slot[None, :, None] == stage) & (fresh | (stage > 0))[:, None, None]
+            k = tl.where(new, slope[:, None, :], k)
+        cost = (LAST + fresh.to(tl.int32)) * alive.to(tl.int32)
+        spent, total = spent + cost, total + cost
+        end = tl.sum(tl.where(slot[None, :, None] == LAST, k, 0.0), 1)
+        previous = tl.sum(tl.where(slot[None, :, None] == LAST - 1, k, 0.0), 1)
+
+        scale = atol + rtol * tl.maximum(tl.abs(y), tl.abs(ahead))
+        error = tl.abs(h) * _norm(_mix(_weights(table, ERROR), k) / scale) / tl.sqrt(D * 1.0)
+        finite = error < float("inf")
+        error = tl.where(finite, error, 1e10)
+        taken = alive & (error <= 1.0)
+        factor = _SAFETY * tl.exp2(-0.2 * tl.log2(tl.maximum(error, 1e-10)))
+        factor = tl.minimum(tl.where(taken, _GROW, 1.0), tl.maximum(_SHRINK, factor))
+        size = tl.where(taken & whole, tl.maximum(h * factor, size), h * factor)
+
+        seen_before, reading = seen, taken
+        while _any(reading):
+            m = i * clock.count + tl.minimum(seen, clock.count - 1)
+            since = tl.load(clock.since + m)
+            reading = reading & (seen < clock.count) & (tl.load(clock.wanted + m) == node)
+            reading = reading & ((since <= elapsed + h) | whole)
+            share = tl.minimum(tl.where(reading, (since - elapsed) / tl.where(reading, h, 1.0), 1.0), 1.0)
+            value = tl.where((share < 1.0)[:, None], y + h[:, None] * _mix(_inside(table, share), k), ahead)
+            tl.store(out + m[:, None] * D + d[None, :], value, mask=reading[:, None] & (d[None, :] < D))
+            seen += reading.to(tl.int32)
+        if RECORD:
+            count = taken.to(tl.int32)
+            step = tl.atomic_add(steps.taken, tl.sum(count, 0)) + tl.cumsum(count, 0) - count
+            room = taken & (step < steps.capacity)
+            at = step.to(tl.int64)
+            tile = tl.where(slot[None, :, None] == LAST + 1, y[:, None, :], k)
+            place = at[:, None, None] * SLOTS * D + slot[None, :, None] * D + d[None, None, :]
+            tl.store(steps.slopes + place, tile, mask=room[:, None, None] & (d[None, None, :] < D))
+            tl.store(steps.place + 2 * at, elapsed, mask=room)
+            tl.store(steps.place + 2 * at + 1, h, mask=room)
+            tl.store(steps.mark + 4 * at, node, mask=room)
+            tl.store(steps.mark + 4 * at + 1, seen_before, mask=room)
+            tl.store(steps.mark + 4 * at + 2, seen, mask=room)
+            tl.store(steps.mark + 4 * at + 3, trail, mask=room)
+            trail = tl.where(taken, step, trail)
+
+        moved, bent = _norm(ahead - before), _norm(end - previous)
+        edge = taken & (moved > 0.0) & (tl.abs(h) * bent > _STABILITY * moved)
+        stiff += edge.to(tl.int32)
+        calm = tl.where(edge, 0, calm + taken.to(tl.int32))
+        stiff = tl.where(calm == 6, 0, stiff)
+        small = alive & (taken == 0) & ((elapsed + 0.01 * size == elapsed) | (size < 1e-13 * length))
+        ended = tl.where(small, tl.where(finite, _STEP_UNDERFLOW, _NON_FINITE), ended)
+        finished = taken & (seen >= clock.count)
+        ended = tl.where(taken & (stiff >= _STIFF_STEPS), _STIFF, ended)
+        ended = tl.where(alive & (finished == 0) & (ended == 0) & (spent > limit), _MAX_EVALUATIONS, ended)
+
+        y = tl.where(taken[:, None], ahead, y)
+        k = tl.where(taken[:, None, None] & (slot[None, :, None] == 0), end[:, None, :], k)
+        elapsed = tl.where(taken, elapsed + h, elapsed)
+        alive = alive & (finished == 0) & (ended == 0)
+        arrived = alive & taken & whole
+        y, node, seen, length, fresh = _enter(clock, i, arrived, y, node, seen, length, out, D, COLUMNS)
+        alive = alive & ((arrived == 0) | fresh)
+        elapsed, spent = tl.where(fresh, 0.0, elapsed), tl.where(fresh, 0, spent)
+
+    tl.store(status + i, ended, mask=real)
+    tl.store(evaluations + i, total, mask=real)
+    if RECORD:
+        tl.store(steps.last + i, trail, mask=real)
