@@ -108,7 +108,7 @@ class _Problem:
             "FLOWS": form.base is not None,
             "PRECISION": "ieee" if y0.is_cuda and torch.cuda.get_device_capability(y0.device) < (8, 0) else "tf32x3",
             "BLOCK": _BLOCK,
-            "num_warps": 4 if width <= 64 else 8,
+            "num_warps": 4 if width <= 32 else 8,
         }
 
     def forward(self, options: SolverOptions, record: bool) -> tuple[Tensor, Tensor, Tensor, Any]:
@@ -136,6 +136,19 @@ class _Problem:
                 return out, status, evaluations, steps
             capacity = taken
 
+    def backward(self, steps: Any, status: Tensor, upstream: Tensor) -> Any:
+        """The gradients of Σ upstream·states, those of the weights still a sum for each program."""
+        programs = min(self.blocks, _PROGRAMS)
+        shared = ("first", "hidden", "bias", "last", "last_bias")
+        own = {name: torch.zeros_like(getattr(self.net, name)) for name in ("shift", "matrix", "base")}
+        own |= {name: torch.zeros_like(getattr(self.clock, name)) for name in ("times", "jump", "input", "since")}
+        sums = {name: (tensor := getattr(self.net, name)).new_zeros(programs, *tensor.shape) for name in shared}
+        gradients = _kernels().Gradients(**own, **sums, initial=torch.zeros_like(self.initial))
+        _kernels().backward[(programs,)](
+            self.net, self.clock, steps, gradients, upstream, self.table, status, **self.constants
+        )
+        return gradients._replace(**{name: tensor.sum(0) for name, tensor in sums.items()})
+
 
 class _Solve(torch.autograd.Function):
     """Forward and reverse sweep as one operation of torch's graph."""
@@ -149,6 +162,22 @@ class _Solve(torch.autograd.Function):
         ended["status"], ended["evaluations"] = status.long(), int(evaluations.sum())
         ctx.saved = problem, status, steps
         return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        problem, status, steps = ctx.saved
+        to, form = problem.backward(steps, status, upstream.contiguous()), problem.form
+        first, *hidden, last = form.weights
+        weights = [to.first[:, : first.shape[0]].T]
+        weights += [g[: w.shape[0], : w.shape[1]] for g, w in zip(to.hidden, hidden, strict=False)]
+        weights += [to.last[:, : last.shape[1]]]
+        biases = [g[: len(b)] for g, b in zip(to.bias, form.biases[:-1], strict=False)] + [to.last_bias]
+        shift = to.shift[:, : form.shift.shape[-1]].reshape(form.shift.shape)
+        matrix = None if form.matrix is None else to.matrix.view_as(form.matrix)
+        base = None if form.base is None else to.base.view_as(form.base)
+        own = (to.initial, to.times, to.jump, to.input, to.since, shift, matrix, base)
+        return (None,) * 4 + (*own, *weights, *biases)
 
 
 def covers(like: Tensor) -> bool:

@@ -380,3 +380,171 @@ def forward(
     tl.store(evaluations + i, total, mask=real)
     if RECORD:
         tl.store(steps.last + i, trail, mask=real)
+
+
+@triton.jit
+def _add(place, value, mask=None):
+    tl.store(place, tl.load(place, mask=mask) + value, mask=mask)
+
+
+@triton.jit
+def _pull_back(
+    net, to, own, active, program, y, pull, D: tl.constexpr, COLUMNS: tl.constexpr, H: tl.constexpr,
+    LAYERS: tl.constexpr, OUTPUTS: tl.constexpr, ACTIVATION: tl.constexpr, LOGARITHM: tl.constexpr,
+    MATRIX: tl.constexpr, FLOWS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The transposed Jacobian of `_slope` times `pull`, and the same for the shift. What the weights, the matrix and
+    the base rates get is added where it belongs; a row whose pull is zero gives nothing."""
+    j, d = tl.arange(0, H), tl.arange(0, COLUMNS)
+    layers = _layers(net, own, y, D, COLUMNS, H, LAYERS, ACTIVATION, LOGARITHM, PRECISION)
+    top = _activate(layers[LAYERS], ACTIVATION)
+    out, back = tl.zeros_like(y), tl.zeros_like(top)
+    if MATRIX:
+        matrix = _matrix(net, own, D, COLUMNS)
+        out += tl.sum(matrix * pull[:, :, None], 1)
+        place = own[:, None, None] * D * D + d[None, :, None] * D + d[None, None, :]
+        inside = active[:, None, None] & (d[None, :, None] < D) & (d[None, None, :] < D)
+        _add(to.matrix + place, pull[:, :, None] * y[:, None, :], inside)
+    for f in tl.static_range(OUTPUTS):
+        weight = tl.load(net.last + f * H + j)
+        head = tl.sum(pull * tl.load(net.change + f * COLUMNS + d)[None, :], 1)
+        if FLOWS:
+            bend = _tanh((tl.sum(top * weight[None, :], 1) + tl.load(net.last_bias + f)) / 5.0)
+            source = tl.load(net.source + f * COLUMNS + d)[None, :]
+            rate, amount, base = tl.exp(5.0 * bend), tl.sum(y * source, 1), tl.load(net.base + own * OUTPUTS + f)
+            _add(to.base + own * OUTPUTS + f, head * rate * amount, active)
+            out += (head * rate * base)[:, None] * source
+            head = head * rate * base * amount * (1.0 - bend * bend)
+        back += head[:, None] * weight[None, :]
+        _add(to.last + (program * OUTPUTS + f) * H + j, tl.sum(head[:, None] * top, 0))
+        _add(to.last_bias + program * OUTPUTS + f, tl.sum(head, 0))
+    back = back * _derivative(layers[LAYERS], ACTIVATION)
+    for above in tl.static_range(LAYERS):
+        layer = LAYERS - 1 - above
+        values = _activate(layers[layer], ACTIVATION)
+        at = program * LAYERS + layer
+        square = j[:, None] * H + j[None, :]
+        _add(to.hidden + at * H * H + square, tl.dot(tl.trans(back), values, input_precision=PRECISION))
+        _add(to.bias + at * H + j, tl.sum(back, 0))
+        back = tl.dot(back, tl.load(net.hidden + layer * H * H + square), input_precision=PRECISION)
+        back = back * _derivative(layers[layer], ACTIVATION)
+    features = _features(net, y, LOGARITHM)
+    through = tl.zeros_like(y)
+    for e in tl.static_range(D):
+        _add(to.first + (program * D + e) * H + j, tl.sum(_column(features, e, COLUMNS)[:, None] * back, 0))
+        along = tl.sum(back * tl.load(net.first + e * H + j)[None, :], 1)
+        through += tl.where(d[None, :] == e, along[:, None], 0.0)
+    if LOGARITHM:
+        through = tl.where(y > 0.0, through / (tl.load(net.scale) + tl.maximum(y, 0.0)), 0.0)
+    return out + through, back
+
+
+@triton.jit
+def _leave(clock, i, node, until, seen, cotangent, upstream, to, D: tl.constexpr, COLUMNS: tl.constexpr):
+    """Take subjects back through their nodes, down to the one after `until`."""
+    d = tl.arange(0, COLUMNS)
+    while _any(node > until):
+        m = i * clock.count + tl.maximum(seen - 1, 0)
+        here = (node > until) & (seen > 0) & (tl.load(clock.wanted + m) == node)
+        mask = here[:, None] & (d[None, :] < D)
+        cotangent += tl.load(upstream + m[:, None] * D + d[None, :], mask=mask, other=0.0)
+        seen -= here.to(tl.int32)
+        off = (node > until) & (here == 0)
+        j = i * clock.nodes + tl.maximum(node, 0)
+        tl.store(to.jump + j[:, None] * D + d[None, :], cotangent, mask=off[:, None] & (d[None, :] < D))
+        cotangent = tl.where((off & (tl.load(clock.reset + j) != 0))[:, None], 0.0, cotangent)
+        node -= off.to(tl.int32)
+    return node, seen, cotangent
+
+
+@triton.jit(do_not_specialize=["clock", "steps"])
+def backward(
+    net, clock, steps, to, upstream, table, status,
+    D: tl.constexpr, COLUMNS: tl.constexpr, H: tl.constexpr, LAYERS: tl.constexpr, OUTPUTS: tl.constexpr,
+    ACTIVATION: tl.constexpr, LOGARITHM: tl.constexpr, MATRIX: tl.constexpr, FLOWS: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The reverse sweep over the steps of some blocks of subjects: the gradient of Σ upstream·states, exact for the
+    steps as they were taken. Sizes of steps are shares of their stretch, so that the times of its ends get theirs.
+
+    What came back to the first slope of a step is handed on to the last of the step before, which is the same.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    d, slot = tl.arange(0, COLUMNS), tl.arange(0, SLOTS)
+    for block in range(tl.program_id(0), tl.cdiv(clock.subjects, BLOCK), tl.num_programs(0)):
+        row = block * BLOCK + tl.arange(0, BLOCK)
+        i = tl.where(row < clock.subjects, row, 0).to(tl.int64)
+        # a subject that failed gives nothing: neither its NaN nor the derivative of what became NaN
+        real = (row < clock.subjects) & (tl.load(status + i) == 0)
+        step = tl.where(real, tl.load(steps.last + i), -1)
+        node = tl.where(real, tl.load(clock.wanted + i * clock.count + clock.count - 1), -1)
+        seen = tl.zeros((BLOCK,), tl.int32) + clock.count
+        cotangent, owed = tl.zeros((BLOCK, COLUMNS), tl.float32), tl.zeros((BLOCK, COLUMNS), tl.float32)
+        until = tl.load(steps.mark + 4 * step.to(tl.int64), mask=step >= 0, other=-1)
+        node, seen, cotangent = _leave(clock, i, node, until, seen, cotangent, upstream, to, D, COLUMNS)
+        while _any(step >= 0):
+            active, at = step >= 0, tl.maximum(step, 0).to(tl.int64)
+            place = at[:, None, None] * SLOTS * D + slot[None, :, None] * D + d[None, None, :]
+            k = tl.load(steps.slopes + place, mask=active[:, None, None] & (d[None, None, :] < D), other=0.0)
+            y = tl.sum(tl.where(slot[None, :, None] == LAST + 1, k, 0.0), 1)
+            start = tl.load(steps.place + 2 * at, mask=active, other=0.0)
+            h = tl.load(steps.place + 2 * at + 1, mask=active, other=1.0)
+            first = tl.load(steps.mark + 4 * at + 1, mask=active, other=0)
+            end = tl.load(steps.mark + 4 * at + 2, mask=active, other=0)
+            step = tl.load(steps.mark + 4 * at + 3, mask=active, other=-1)
+            until = tl.load(steps.mark + 4 * step.to(tl.int64), mask=step >= 0, other=-1)
+            opening = active & (until != node)
+
+            pulls = tl.where(slot[None, :, None] == LAST, owed[:, None, :], 0.0)
+            start_pull, end_pull = tl.zeros((BLOCK, COLUMNS), tl.float32), tl.where(active[:, None], cotangent, 0.0)
+            to_size, to_start = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+            seen = tl.where(active, tl.minimum(seen, first), seen)
+            while _any(first < end):
+                m = i * clock.count + tl.minimum(first, clock.count - 1)
+                reading = first < end
+                mask = reading[:, None] & (d[None, :] < D)
+                given = tl.load(upstream + m[:, None] * D + d[None, :], mask=mask, other=0.0)
+                share = tl.where(reading, (tl.load(clock.since + m) - start) / h, 1.0)
+                inside = share < 1.0
+                end_pull += tl.where(inside[:, None], 0.0, given)
+                given = tl.where(inside[:, None], given, 0.0)
+                weights, change = _inside(table, share), _change(table, share)
+                start_pull += given
+                pulls += (h[:, None] * weights)[:, :, None] * given[:, None, :]
+                to_size += tl.sum(given * _mix(weights - share[:, None] * change, k), 1)
+                along = tl.sum(given * _mix(change, k), 1)
+                tl.store(to.since + m, along, mask=inside)
+                to_start -= along
+                first += 1
+
+            own = _own(clock, i, node)
+            to_input, to_shift = tl.zeros((BLOCK, COLUMNS), tl.float32), tl.zeros((BLOCK, H), tl.float32)
+            for passed in range(0, _any(opening).to(tl.int32) + LAST):
+                stage = LAST - passed
+                weights = _weights(table, stage)
+                mixed = _mix(weights, k)
+                pull = tl.sum(tl.where(slot[None, :, None] == stage, pulls, 0.0), 1)
+                pull = tl.where((opening | (stage > 0))[:, None], pull, 0.0)
+                back, to_first = _pull_back(
+                    net, to, own, active, program, y + h[:, None] * mixed, pull,
+                    D, COLUMNS, H, LAYERS, OUTPUTS, ACTIVATION, LOGARITHM, MATRIX, FLOWS, PRECISION,
+                )  # fmt: skip
+                back += tl.where(stage == LAST, end_pull, 0.0)
+                start_pull += back
+                pulls += (h[:, None] * weights)[:, :, None] * back[:, None, :]
+                to_size += tl.sum(back * mixed, 1)
+                to_input, to_shift = to_input + pull, to_shift + to_first
+                tl.debug_barrier()  # what was added is there before any thread adds to it again
+
+            cotangent = tl.where(active[:, None], start_pull, cotangent)
+            owed = tl.sum(tl.where(slot[None, :, None] == 0, pulls, 0.0), 1)
+            owed = tl.where((active & (opening == 0))[:, None], owed, 0.0)
+            j = i * clock.nodes + tl.maximum(node, 0)
+            to_times = (h * to_size + start * to_start) / tl.where(active, _length(clock, i, node), 1.0)
+            _add(to.times + j, -to_times, active)
+            _add(to.times + j + 1, to_times, active)
+            _add(to.input + j[:, None] * D + d[None, :], to_input, active[:, None] & (d[None, :] < D))
+            _add(to.shift + own[:, None] * H + tl.arange(0, H)[None, :], to_shift, active[:, None])
+            tl.debug_barrier()
+            node, seen, cotangent = _leave(clock, i, node, until, seen, cotangent, upstream, to, D, COLUMNS)
+        tl.store(to.initial + i[:, None] * D + d[None, :], cotangent, mask=real[:, None] & (d[None, :] < D))
