@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from neuralpk.dynamics import Dynamics
-from neuralpk.solve import fused_cpu, scheme
+from neuralpk.solve import fused_cpu, fused_gpu, scheme
 from neuralpk.solve.closures import refuse_closures
 from neuralpk.solve.mesh import Mesh
 from neuralpk.solve.options import SolverOptions, Status
@@ -322,6 +322,17 @@ def step_through(
     return out, runs[0]
 
 
+def _fused(
+    dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mesh, options: SolverOptions
+) -> tuple[Tensor, Tensor, int] | None:
+    """Solve in the fused kernel for the field where the states are; None where there is none."""
+    on_cpu = fused_cpu.covers(y0)
+    form = dynamics.perceptron(theta) if on_cpu or fused_gpu.covers(y0) else None
+    if form is None or not (on_cpu or fused_gpu.fits(form)):
+        return None
+    return (fused_cpu if on_cpu else fused_gpu).integrate(form, y0, mesh, options)
+
+
 def integrate(
     dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mesh, options: SolverOptions
 ) -> tuple[Tensor, Tensor, int]:
@@ -332,12 +343,11 @@ def integrate(
         States at the wanted times, ``[subject, time, state]``; status ``[subject]``; evaluations of the field, all
         subjects together.
     """
-    form = dynamics.perceptron(theta) if fused_cpu.covers(y0) else None
-    if form is not None:
-        states, status, evaluations = fused_cpu.integrate(form, y0, mesh, options)
-    else:
+    solved = _fused(dynamics, y0, theta, mesh, options)
+    if solved is None:
         states, run = step_through(Explicit(), dynamics, y0, theta, mesh, options)
-        status, evaluations = run.status, run.evaluations
+        solved = states, run.status, run.evaluations
+    states, status, evaluations = solved
     stiff = (status == Status.STIFF).nonzero()[:, 0]
     if len(stiff):
         own, run = step_through(Implicit(), dynamics, y0[stiff], theta[stiff], mesh.select(stiff), options)

@@ -20,6 +20,7 @@ TANH, SILU, SOFTPLUS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 SLOTS = tl.constexpr(8)  # slopes of a step, and in the last slot of the log the state at its start
 LAST = tl.constexpr(tableau.STAGES - 1)
 ERROR, DENSE = tl.constexpr(7), tl.constexpr(8)  # rows of the table: 0 to 6 are A, 8 to 11 are the powers of the share
+_ON_CHIP = tl.constexpr(64 * 64)  # weights between hidden layers that stay on the chip through a step
 _MAX_EVALUATIONS, _STEP_UNDERFLOW = tl.constexpr(int(Status.MAX_EVALUATIONS)), tl.constexpr(int(Status.STEP_UNDERFLOW))
 _NON_FINITE, _STIFF = tl.constexpr(int(Status.NON_FINITE)), tl.constexpr(int(Status.STIFF))
 _SAFETY, _SHRINK, _GROW = tl.constexpr(tableau.SAFETY), tl.constexpr(tableau.SHRINK), tl.constexpr(tableau.GROW)
@@ -143,13 +144,13 @@ def _features(net, y, LOGARITHM: tl.constexpr):
 
 @triton.jit
 def _layers(
-    net, own, y, D: tl.constexpr, COLUMNS: tl.constexpr, H: tl.constexpr, LAYERS: tl.constexpr,
+    net, own, active, y, D: tl.constexpr, COLUMNS: tl.constexpr, H: tl.constexpr, LAYERS: tl.constexpr,
     ACTIVATION: tl.constexpr, LOGARITHM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What every hidden layer gets before its activation."""
+    """What every hidden layer gets before its activation; of rows that idle nothing is loaded, for it may be NaN."""
     j = tl.arange(0, H)
     features = _features(net, y, LOGARITHM)
-    x = tl.load(net.shift + own[:, None] * H + j[None, :])
+    x = tl.load(net.shift + own[:, None] * H + j[None, :], mask=active[:, None], other=0.0)
     for d in tl.static_range(D):
         x += _column(features, d, COLUMNS)[:, None] * tl.load(net.first + d * H + j)[None, :]
     layers = (x,)
@@ -162,10 +163,11 @@ def _layers(
 
 
 @triton.jit
-def _matrix(net, own, D: tl.constexpr, COLUMNS: tl.constexpr):
+def _matrix(net, own, active, D: tl.constexpr, COLUMNS: tl.constexpr):
     d = tl.arange(0, COLUMNS)
     place = own[:, None, None] * D * D + d[None, :, None] * D + d[None, None, :]
-    return tl.load(net.matrix + place, mask=(d[None, :, None] < D) & (d[None, None, :] < D), other=0.0)
+    inside = active[:, None, None] & (d[None, :, None] < D) & (d[None, None, :] < D)
+    return tl.load(net.matrix + place, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -175,24 +177,25 @@ def _own(clock, i, node):
 
 @triton.jit
 def _slope(
-    net, clock, i, node, y, D: tl.constexpr, COLUMNS: tl.constexpr, H: tl.constexpr, LAYERS: tl.constexpr,
+    net, clock, i, active, node, y, D: tl.constexpr, COLUMNS: tl.constexpr, H: tl.constexpr, LAYERS: tl.constexpr,
     OUTPUTS: tl.constexpr, ACTIVATION: tl.constexpr, LOGARITHM: tl.constexpr, MATRIX: tl.constexpr,
     FLOWS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dy/dt of a block of subjects, each after its node."""
     j, d = tl.arange(0, H), tl.arange(0, COLUMNS)
     own = _own(clock, i, node)
-    layers = _layers(net, own, y, D, COLUMNS, H, LAYERS, ACTIVATION, LOGARITHM, PRECISION)
+    layers = _layers(net, own, active, y, D, COLUMNS, H, LAYERS, ACTIVATION, LOGARITHM, PRECISION)
     top = _activate(layers[LAYERS], ACTIVATION)
     row = (i * clock.nodes + tl.maximum(node, 0))[:, None] * D + d[None, :]
     slope = tl.load(clock.input + row, mask=d[None, :] < D, other=0.0)
     if MATRIX:
-        slope += tl.sum(_matrix(net, own, D, COLUMNS) * y[:, None, :], 2)
+        slope += tl.sum(_matrix(net, own, active, D, COLUMNS) * y[:, None, :], 2)
     for f in tl.static_range(OUTPUTS):
         x = tl.sum(top * tl.load(net.last + f * H + j)[None, :], 1) + tl.load(net.last_bias + f)
         if FLOWS:
             source = tl.load(net.source + f * COLUMNS + d)
-            x = tl.load(net.base + own * OUTPUTS + f) * tl.exp(5.0 * _tanh(x / 5.0)) * tl.sum(y * source[None, :], 1)
+            base = tl.load(net.base + own * OUTPUTS + f, mask=active, other=0.0)
+            x = base * tl.exp(5.0 * _tanh(x / 5.0)) * tl.sum(y * source[None, :], 1)
         slope += x[:, None] * tl.load(net.change + f * COLUMNS + d)[None, :]
     return slope
 
@@ -272,7 +275,9 @@ def forward(
     """Solve a block of subjects: states at the wanted times, how each ended and what it cost, and its steps."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     real = row < clock.subjects
-    i = tl.where(real, row, 0).to(tl.int64)  # what only fills up the block reads of the first subject, and writes nothing
+    i = tl.where(real, row, 0).to(
+        tl.int64
+    )  # what only fills up the block reads of the first subject, and writes nothing
     d, slot = tl.arange(0, COLUMNS), tl.arange(0, SLOTS)
     y = tl.load(initial + i[:, None] * D + d[None, :], mask=d[None, :] < D, other=0.0)
     node, seen = tl.full((BLOCK,), -1, tl.int32), tl.zeros((BLOCK,), tl.int32)
@@ -284,13 +289,13 @@ def forward(
     # a first step from the slope at the start and a little further on (Hairer et al., Solving ODEs I, II.4)
     scale = atol + rtol * tl.abs(y)
     slope = _slope(
-        net, clock, i, node, y, D, COLUMNS, H, LAYERS, OUTPUTS, ACTIVATION, LOGARITHM, MATRIX, FLOWS, PRECISION
+        net, clock, i, alive, node, y, D, COLUMNS, H, LAYERS, OUTPUTS, ACTIVATION, LOGARITHM, MATRIX, FLOWS, PRECISION
     )  # fmt: skip
     near, steep = _norm(y / scale), _norm(slope / scale)
     probe = tl.where((near < 1e-5) | (steep < 1e-5), 1e-6, 0.01 * near / tl.maximum(steep, 1e-5))
     probe = tl.where(alive, tl.minimum(probe, length), 1.0)
     further = _slope(
-        net, clock, i, node, y + probe[:, None] * slope,
+        net, clock, i, alive, node, y + probe[:, None] * slope,
         D, COLUMNS, H, LAYERS, OUTPUTS, ACTIVATION, LOGARITHM, MATRIX, FLOWS, PRECISION,
     )  # fmt: skip
     largest = tl.maximum(steep, _norm((further - slope) / scale) / probe) / tl.sqrt(D * 1.0)
@@ -308,10 +313,12 @@ def forward(
         ahead, before = y, y
         # the first slope is the last of the step before; after an event it is new
         for stage in range(1 - _any(fresh).to(tl.int32), LAST + 1):
+            if LAYERS * H * H > _ON_CHIP:
+                tl.debug_barrier()  # or the compiler keeps the weights in shared memory, where larger ones have no room
             before = ahead
             ahead = y + h[:, None] * _mix(_weights(table, stage), k)
             slope = _slope(
-                net, clock, i, node, ahead,
+                net, clock, i, alive, node, ahead,
                 D, COLUMNS, H, LAYERS, OUTPUTS, ACTIVATION, LOGARITHM, MATRIX, FLOWS, PRECISION,
             )  # fmt: skip
             new = (slot[None, :, None] == stage) & (fresh | (stage > 0))[:, None, None]
@@ -396,11 +403,11 @@ def _pull_back(
     """The transposed Jacobian of `_slope` times `pull`, and the same for the shift. What the weights, the matrix and
     the base rates get is added where it belongs; a row whose pull is zero gives nothing."""
     j, d = tl.arange(0, H), tl.arange(0, COLUMNS)
-    layers = _layers(net, own, y, D, COLUMNS, H, LAYERS, ACTIVATION, LOGARITHM, PRECISION)
+    layers = _layers(net, own, active, y, D, COLUMNS, H, LAYERS, ACTIVATION, LOGARITHM, PRECISION)
     top = _activate(layers[LAYERS], ACTIVATION)
     out, back = tl.zeros_like(y), tl.zeros_like(top)
     if MATRIX:
-        matrix = _matrix(net, own, D, COLUMNS)
+        matrix = _matrix(net, own, active, D, COLUMNS)
         out += tl.sum(matrix * pull[:, :, None], 1)
         place = own[:, None, None] * D * D + d[None, :, None] * D + d[None, None, :]
         inside = active[:, None, None] & (d[None, :, None] < D) & (d[None, None, :] < D)
@@ -411,7 +418,8 @@ def _pull_back(
         if FLOWS:
             bend = _tanh((tl.sum(top * weight[None, :], 1) + tl.load(net.last_bias + f)) / 5.0)
             source = tl.load(net.source + f * COLUMNS + d)[None, :]
-            rate, amount, base = tl.exp(5.0 * bend), tl.sum(y * source, 1), tl.load(net.base + own * OUTPUTS + f)
+            rate, amount = tl.exp(5.0 * bend), tl.sum(y * source, 1)
+            base = tl.load(net.base + own * OUTPUTS + f, mask=active, other=0.0)
             _add(to.base + own * OUTPUTS + f, head * rate * amount, active)
             out += (head * rate * base)[:, None] * source
             head = head * rate * base * amount * (1.0 - bend * bend)
@@ -420,14 +428,14 @@ def _pull_back(
         _add(to.last_bias + program * OUTPUTS + f, tl.sum(head, 0))
     back = back * _derivative(layers[LAYERS], ACTIVATION)
     for above in tl.static_range(LAYERS):
-        layer = LAYERS - 1 - above
-        values = _activate(layers[layer], ACTIVATION)
-        at = program * LAYERS + layer
+        below = layers[LAYERS - 1 - above]
+        at = program * LAYERS + LAYERS - 1 - above
         square = j[:, None] * H + j[None, :]
-        _add(to.hidden + at * H * H + square, tl.dot(tl.trans(back), values, input_precision=PRECISION))
+        given = tl.dot(tl.trans(back), _activate(below, ACTIVATION), input_precision=PRECISION)
+        _add(to.hidden + at * H * H + square, given)
         _add(to.bias + at * H + j, tl.sum(back, 0))
-        back = tl.dot(back, tl.load(net.hidden + layer * H * H + square), input_precision=PRECISION)
-        back = back * _derivative(layers[layer], ACTIVATION)
+        weight = tl.load(net.hidden + (LAYERS - 1 - above) * H * H + square)
+        back = tl.dot(back, weight, input_precision=PRECISION) * _derivative(below, ACTIVATION)
     features = _features(net, y, LOGARITHM)
     through = tl.zeros_like(y)
     for e in tl.static_range(D):
