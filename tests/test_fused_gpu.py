@@ -1,6 +1,7 @@
-"""The kernels for the GPU, run by Triton's interpreter on the CPU: states and gradients are those of the other engines."""
+"""The kernels for the GPU, run by Triton's interpreter: states and gradients are those of the other engines."""
 
 import dataclasses
+import itertools
 import os
 
 import numpy as np
@@ -34,11 +35,17 @@ def subject(doses, times, name, **more):
     return Subject(name, np.asarray(times, float), np.full(len(times), np.nan), tuple(doses), **more)
 
 
+STEADY, STEPS = {"WT": 60.0}, {"WT": ((0.0, 60.0), (1.5, 70.0))}
 PEOPLE = [
-    subject([Dose(0, 100)], [0.0, 1.0, 1.0, 6.0], "bolus; two records at once"),
-    subject([Dose(0, 50), Dose(2, 40, duration=2)], [2.0, 3.0, 5.0], "infusion; a padded row"),
-    subject([Dose(0, 80), Dose(2, 30, reset=True), Dose(2, 10)], [1.0, 2.0, 4.0], "reset; two events at once"),
-    subject([], [0.0], "nothing happens"),
+    subject([Dose(0, 100)], [0.0, 1.0, 1.0, 6.0], "bolus; two records at once", covariates=STEADY),
+    subject([Dose(0, 50), Dose(2, 40, duration=2)], [2.0, 3.0, 5.0], "infusion; a padded row", covariates=STEADY),
+    subject(
+        [Dose(0, 80), Dose(2, 30, reset=True), Dose(2, 10)],
+        [1.0, 2.0, 4.0],
+        "two periods; reset; two events at once",
+        covariates=STEPS,
+    ),
+    subject([], [0.0], "nothing happens", covariates=STEADY),
 ]
 
 
@@ -62,8 +69,8 @@ def problem(model, people=PEOPLE):
     batch = collate(people, dtype=torch.float32)
     named = model.guess(SCALING)
     own = torch.tensor([named.get(name, 1.0) for name in model.parameter_names])
-    theta = own * torch.exp(0.3 * torch.randn(len(people), len(own)))
-    return batch, theta, model.initial_state(theta) + 10.0
+    theta = own * torch.exp(0.3 * torch.randn(len(people), batch.period_start.shape[1], len(own)))
+    return batch, theta, model.initial_state(theta[:, 0]) + 10.0
 
 
 def gradients(engine, model, batch, theta, y0, options):
@@ -113,7 +120,7 @@ def perceptron(n, states, width, layers, activation, seed=0, **more):
     """A field with random weights for n subjects."""
     random = torch.Generator().manual_seed(seed)
     sizes = [states, *[width] * layers, states]
-    weights = [torch.randn(b, a, generator=random) / a**0.5 for a, b in zip(sizes, sizes[1:], strict=False)]
+    weights = [torch.randn(b, a, generator=random) / a**0.5 for a, b in itertools.pairwise(sizes)]
     biases = [0.1 * torch.randn(b, generator=random) for b in sizes[2:]]
     return Perceptron(torch.randn(n, width, generator=random), (*weights,), (*biases,), activation, **more)
 
@@ -144,7 +151,7 @@ def solved(engine, form, y0, mesh, options):
     return named | {f"shared {k}": leaf.grad for k, leaf in enumerate(shared)}, status, evaluations
 
 
-@pytest.mark.parametrize(("activation", "layers"), [("tanh", 2), ("softplus", 1), ("tanh", 4)])
+@pytest.mark.parametrize(("activation", "layers"), [("tanh", 3), ("softplus", 1)])
 def test_a_field_with_a_linear_part_may_have_any_number_of_layers(activation, layers):
     form = perceptron(2, 3, 8, layers, activation, matrix=-0.2 * torch.eye(3).repeat(2, 1, 1))
     case = form, torch.randn(2, 3), no_events(2, 3, [2.0, 0.0, 0.3, 0.3]), SAME_STEPS
@@ -155,14 +162,14 @@ def test_a_field_with_a_linear_part_may_have_any_number_of_layers(activation, la
 def test_each_subject_takes_its_own_steps_and_one_that_fails_spoils_no_other():
     n = 17  # the last one in a program of its own
     form = perceptron(n, 1, 4, 1, "tanh", matrix=-torch.ones(n, 1, 1))
-    failed = {3: Status.STIFF, 7: Status.NON_FINITE, 9: Status.NON_FINITE}
-    form.matrix[5], form.matrix[3], form.matrix[9], form.shift[7] = -10.0, -400.0, 100.0, torch.nan
+    failed = {3: Status.STIFF, 7: Status.NON_FINITE}
+    form.matrix[5], form.matrix[3], form.shift[7] = -10.0, -400.0, torch.nan
     well = torch.tensor([k not in failed for k in range(n)])
     found, status, _ = solved(fused_gpu, form, torch.ones(n, 1), no_events(n, 1, [0.5, 1.0]), OPTIONS)
     assert {k: code for k, code in enumerate(status.tolist()) if code} == failed
     assert found["states"][~well].isnan().any(1).all() and not found["y0"][~well].any()
     alone = dataclasses.replace(form, shift=form.shift[well], matrix=form.matrix[well])
-    case = alone, torch.ones(n - 3, 1), no_events(n - 3, 1, [0.5, 1.0]), OPTIONS
+    case = alone, torch.ones(n - 2, 1), no_events(n - 2, 1, [0.5, 1.0]), OPTIONS
     expected, status, _ = solved(fused_cpu, *case)
     assert not status.any()
     assert_close(

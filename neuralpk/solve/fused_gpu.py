@@ -6,8 +6,8 @@ The kernels have been run in Triton's interpreter, where the tests compare them 
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
-import itertools
 from types import ModuleType
 from typing import Any
 

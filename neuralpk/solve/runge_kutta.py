@@ -326,11 +326,13 @@ def _fused(
     dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mesh, options: SolverOptions
 ) -> tuple[Tensor, Tensor, int] | None:
     """Solve in the fused kernel for the field where the states are; None where there is none."""
-    on_cpu = fused_cpu.covers(y0)
-    form = dynamics.perceptron(theta) if on_cpu or fused_gpu.covers(y0) else None
-    if form is None or not (on_cpu or fused_gpu.fits(form)):
-        return None
-    return (fused_cpu if on_cpu else fused_gpu).integrate(form, y0, mesh, options)
+    on_cpu, on_gpu = fused_cpu.covers(y0), fused_gpu.covers(y0)
+    form = dynamics.perceptron(theta) if on_cpu or on_gpu else None
+    if form is not None and on_cpu:
+        return fused_cpu.integrate(form, y0, mesh, options)
+    if form is not None and fused_gpu.fits(form):
+        return fused_gpu.integrate(form, y0, mesh, options)
+    return None
 
 
 def integrate(

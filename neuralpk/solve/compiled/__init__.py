@@ -1,2 +1,2 @@
-"""Kernels compiled when first used, for the CPU by Numba and for the GPU by Triton, and kept on disk: no compiler on the
+"""Kernels compiled when first used and kept on disk, for the CPU by Numba and for the GPU by Triton: no compiler on the
 user's machine."""

@@ -1,9 +1,9 @@
 """Perceptron fields on the GPU: Runge–Kutta steps of each subject's own size, and their reverse sweep.
 
-A program has a block of subjects, each at its own place of its own clock; one that is done idles until its block is. The
-state and the slopes of a step are tiles with few columns, ``[subject, stage, state]``: products with the short side of
-the first and the last layer are sums over it, those between hidden layers go to the tensor cores. What is remembered of
-a step is its slopes, so that the reverse sweep passes the network once for each of them. All is in single precision.
+A program has a block of subjects, each at its own place of its own clock; one that is done idles until its block is.
+The state and the slopes of a step are tiles with few columns, ``[subject, stage, state]``: products with the short side
+of the first and the last layer are sums over it, those between hidden layers go to the tensor cores. What is remembered
+of a step is its slopes, so that the reverse sweep passes the network once for each of them. All is in single precision.
 """
 
 from __future__ import annotations
@@ -135,11 +135,7 @@ def _column(tile, index, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _features(net, y, LOGARITHM: tl.constexpr):
-    if LOGARITHM:
-        out = tl.log(1.0 + tl.maximum(y, 0.0) / tl.load(net.scale))
-    else:
-        out = y
-    return out
+    return tl.log(1.0 + tl.maximum(y, 0.0) / tl.load(net.scale)) if LOGARITHM else y
 
 
 @triton.jit
@@ -158,7 +154,7 @@ def _layers(
         weight = tl.load(net.hidden + layer * H * H + j[:, None] * H + j[None, :])
         bias = tl.load(net.bias + layer * H + j)
         x = tl.dot(_activate(x, ACTIVATION), tl.trans(weight), input_precision=PRECISION) + bias[None, :]
-        layers = layers + (x,)
+        layers += (x,)  # type: ignore[assignment]
     return layers
 
 
