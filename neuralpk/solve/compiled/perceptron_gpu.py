@@ -20,7 +20,6 @@ TANH, SILU, SOFTPLUS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 SLOTS = tl.constexpr(8)  # slopes of a step, and in the last slot of the log the state at its start
 LAST = tl.constexpr(tableau.STAGES - 1)
 ERROR, DENSE = tl.constexpr(7), tl.constexpr(8)  # rows of the table: 0 to 6 are A, 8 to 11 are the powers of the share
-_ON_CHIP = tl.constexpr(64 * 64)  # weights between hidden layers that stay on the chip through a step
 _MAX_EVALUATIONS, _STEP_UNDERFLOW = tl.constexpr(int(Status.MAX_EVALUATIONS)), tl.constexpr(int(Status.STEP_UNDERFLOW))
 _NON_FINITE, _STIFF = tl.constexpr(int(Status.NON_FINITE)), tl.constexpr(int(Status.STIFF))
 _SAFETY, _SHRINK, _GROW = tl.constexpr(tableau.SAFETY), tl.constexpr(tableau.SHRINK), tl.constexpr(tableau.GROW)
@@ -308,9 +307,8 @@ def forward(
         whole = h >= left
         ahead, before = y, y
         # the first slope is the last of the step before; after an event it is new
-        for stage in range(1 - _any(fresh).to(tl.int32), LAST + 1):
-            if LAYERS * H * H > _ON_CHIP:
-                tl.debug_barrier()  # or the compiler keeps the weights in shared memory, where larger ones have no room
+        stage = 1 - _any(fresh).to(tl.int32)
+        while stage <= LAST:
             before = ahead
             ahead = y + h[:, None] * _mix(_weights(table, stage), k)
             slope = _slope(
@@ -319,6 +317,7 @@ def forward(
             )  # fmt: skip
             new = (slot[None, :, None] == stage) & (fresh | (stage > 0))[:, None, None]
             k = tl.where(new, slope[:, None, :], k)
+            stage += 1
         cost = (LAST + fresh.to(tl.int32)) * alive.to(tl.int32)
         spent, total = spent + cost, total + cost
         end = tl.sum(tl.where(slot[None, :, None] == LAST, k, 0.0), 1)
@@ -475,7 +474,8 @@ def backward(
     """
     program = tl.program_id(0).to(tl.int64)
     d, slot = tl.arange(0, COLUMNS), tl.arange(0, SLOTS)
-    for block in range(tl.program_id(0), tl.cdiv(clock.subjects, BLOCK), tl.num_programs(0)):
+    block = tl.program_id(0)
+    while block * BLOCK < clock.subjects:
         row = block * BLOCK + tl.arange(0, BLOCK)
         i = tl.where(row < clock.subjects, row, 0).to(tl.int64)
         # a subject that failed gives nothing: neither its NaN nor the derivative of what became NaN
@@ -523,8 +523,9 @@ def backward(
 
             own = _own(clock, i, node)
             to_input, to_shift = tl.zeros((BLOCK, COLUMNS), tl.float32), tl.zeros((BLOCK, H), tl.float32)
-            for passed in range(0, _any(opening).to(tl.int32) + LAST):
-                stage = LAST - passed
+            last = 1 - _any(opening).to(tl.int32)
+            stage = tl.full((), LAST, tl.int32)
+            while stage >= last:
                 weights = _weights(table, stage)
                 mixed = _mix(weights, k)
                 pull = tl.sum(tl.where(slot[None, :, None] == stage, pulls, 0.0), 1)
@@ -538,6 +539,7 @@ def backward(
                 pulls += (h[:, None] * weights)[:, :, None] * back[:, None, :]
                 to_size += tl.sum(back * mixed, 1)
                 to_input, to_shift = to_input + pull, to_shift + to_first
+                stage -= 1
                 tl.debug_barrier()  # what was added is there before any thread adds to it again
 
             cotangent = tl.where(active[:, None], start_pull, cotangent)
@@ -552,3 +554,4 @@ def backward(
             tl.debug_barrier()
             node, seen, cotangent = _leave(clock, i, node, until, seen, cotangent, upstream, to, D, COLUMNS)
         tl.store(to.initial + i[:, None] * D + d[None, :], cotangent, mask=real[:, None] & (d[None, :] < D))
+        block += tl.num_programs(0)
