@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from neuralpk.dynamics import Dynamics
-from neuralpk.solve import fused_cpu, scheme
+from neuralpk.solve import fused_cpu, fused_gpu, scheme
 from neuralpk.solve.closures import refuse_closures
 from neuralpk.solve.mesh import Mesh
 from neuralpk.solve.options import SolverOptions, Status
@@ -322,6 +322,19 @@ def step_through(
     return out, runs[0]
 
 
+def _fused(
+    dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mesh, options: SolverOptions
+) -> tuple[Tensor, Tensor, int] | None:
+    """Solve in the fused kernel for the field where the states are; None where there is none."""
+    on_cpu, on_gpu = fused_cpu.covers(y0), fused_gpu.covers(y0)
+    form = dynamics.perceptron(theta) if on_cpu or on_gpu else None
+    if form is not None and on_cpu:
+        return fused_cpu.integrate(form, y0, mesh, options)
+    if form is not None and fused_gpu.fits(form):
+        return fused_gpu.integrate(form, y0, mesh, options)
+    return None
+
+
 def integrate(
     dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mesh, options: SolverOptions
 ) -> tuple[Tensor, Tensor, int]:
@@ -332,12 +345,11 @@ def integrate(
         States at the wanted times, ``[subject, time, state]``; status ``[subject]``; evaluations of the field, all
         subjects together.
     """
-    form = dynamics.perceptron(theta) if fused_cpu.covers(y0) else None
-    if form is not None:
-        states, status, evaluations = fused_cpu.integrate(form, y0, mesh, options)
-    else:
+    solved = _fused(dynamics, y0, theta, mesh, options)
+    if solved is None:
         states, run = step_through(Explicit(), dynamics, y0, theta, mesh, options)
-        status, evaluations = run.status, run.evaluations
+        solved = states, run.status, run.evaluations
+    states, status, evaluations = solved
     # at a tight tolerance a stiff subject's steps never reach the edge of stability, and only their number tells
     stiff = ((status == Status.STIFF) | (status == Status.MAX_EVALUATIONS)).nonzero()[:, 0]
     if len(stiff):

@@ -1,1 +1,2 @@
-"""Kernels for the CPU, each with its hand-written gradient: compiled by Numba when first used, and kept on disk."""
+"""Kernels with hand-written gradients, for the CPU by Numba and for the GPU by Triton: compiled when first used and kept
+on disk, without a compiler on the user's machine."""
