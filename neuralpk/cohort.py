@@ -271,6 +271,27 @@ class TruthBatch:
         parameters = {name: value.to(*args, **kwargs) for name, value in self.parameters.items()}
         return TruthBatch(self.times.to(*args, **kwargs), self.line.to(*args, **kwargs), parameters)
 
+    def select(self, subjects: Tensor) -> TruthBatch:
+        """Of some of the subjects."""
+        parameters = {name: value[subjects] for name, value in self.parameters.items()}
+        return TruthBatch(self.times[subjects], self.line[subjects], parameters)
+
+
+# the fields of a batch that have a column for each observation
+_OBSERVED = (
+    "time",
+    "value",
+    "limit",
+    "compartment",
+    "endpoint",
+    "censored",
+    "row",
+    "mask",
+    "observed",
+    "context",
+    "target",
+)
+
 
 @dataclass
 class CohortBatch:
@@ -325,13 +346,25 @@ class CohortBatch:
         return CohortBatch(ids=tuple(i for i in self.ids for _ in range(samples)), **tensors)
 
     def select(self, subjects: Tensor) -> CohortBatch:
-        """Some of the subjects, without their truth."""
+        """Some of the subjects."""
         tensors = {
             item.name: getattr(self, item.name)[subjects]
             for item in dataclasses.fields(self)
             if item.name not in ("ids", "truth")
         }
-        return CohortBatch(ids=tuple(self.ids[k] for k in subjects.tolist()), **tensors)
+        truth = None if self.truth is None else self.truth.select(subjects)
+        return CohortBatch(ids=tuple(self.ids[k] for k in subjects.tolist()), truth=truth, **tensors)
+
+    def trimmed(self) -> CohortBatch:
+        """Without the columns of doses and observations that no subject fills."""
+        doses, observations = int(self.dose_mask.sum(1).max()), max(int(self.mask.sum(1).max()), 1)
+        cut: dict[str, Any] = {}
+        for item in dataclasses.fields(self):
+            if item.name.startswith("dose_"):
+                cut[item.name] = getattr(self, item.name)[:, :doses]
+            elif item.name in _OBSERVED:
+                cut[item.name] = getattr(self, item.name)[:, :observations]
+        return dataclasses.replace(self, **cut)
 
     def to(self, *args: Any, **kwargs: Any) -> CohortBatch:
         """As `torch.Tensor.to`; a dtype changes the floating-point tensors only."""

@@ -41,15 +41,17 @@ class BatchDataset(Dataset[CohortBatch]):
     """Whole batches of a cohort, asked for by (stream, subjects)."""
 
     def __init__(self, cohort: Cohort, context: Context, size: int, seed: int) -> None:
-        self.cohort, self.context, self.size, self.seed = cohort, context, size, seed
+        self.context, self.size, self.seed = context, size, seed
+        self.whole = collate(cohort) if len(cohort) else None  # once: a batch is then a choice of rows
 
     def __getitem__(self, request: tuple[int, list[int]]) -> CohortBatch:
         stream, subjects = request
-        batch = collate(self.cohort[subjects], index=subjects)
+        assert self.whole is not None
+        batch = self.whole.select(torch.tensor(subjects)).trimmed()
         return choose_context(batch, self.context, self.size, self.seed, stream)
 
     def __len__(self) -> int:
-        return len(self.cohort)
+        return 0 if self.whole is None else len(self.whole)
 
 
 class GlobalBatchSampler(DistributedSampler[Any]):
