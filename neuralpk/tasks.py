@@ -64,6 +64,7 @@ class LatentODETask(L.LightningModule):
         self.objective: Objective = objective
         self.learning_rate, self.warmup, self.seed = learning_rate, warmup, seed
         self.model = self._build()
+        self._tallies: dict[str, Tensor] = {}
         self.squares = MeanMetric()
         self.log_squares = MeanMetric()
 
@@ -122,9 +123,32 @@ class LatentODETask(L.LightningModule):
         count = max(int(loss.observations), 1)
         logged = {"loss": (loss.fit + weight * loss.kl) / count, "fit": loss.fit / count, "kl": loss.kl / count}
         for name, value in logged.items():
-            self._log(f"{stage}_{name}", value.detach(), count, bar=name == "loss")
-        self._log(f"{stage}_failures", float(failures), 1)
+            if stage == "train":
+                self._tally(name, value.detach().cpu(), count)
+            else:
+                self._log(f"{stage}_{name}", value.detach(), count, bar=name == "loss")
+        if stage == "train":
+            self._tally("failures", torch.tensor(float(failures)), 1)
+        else:
+            self._log(f"{stage}_failures", float(failures), 1)
         return total
+
+    def _tally(self, name: str, value: Tensor, weight: int) -> None:
+        """Add to the mean of an epoch of training: to log every step would take longer than some of the steps."""
+        sums = torch.stack([value.double() * weight, torch.tensor(float(weight), dtype=torch.float64)])
+        self._tallies[name] = self._tallies[name] + sums if name in self._tallies else sums
+
+    def on_train_epoch_end(self) -> None:
+        """Logs train_loss and its parts per observation, train_failures and gradient_norm per step."""
+        if not self._tallies:
+            return
+        sums = torch.stack(list(self._tallies.values())).to(self.device)
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        for name, (total, weight) in zip(self._tallies, sums, strict=True):
+            logged = name if name == "gradient_norm" else f"train_{name}"
+            self.log(logged, (total / weight).float(), prog_bar=name == "loss", rank_zero_only=False)
+        self._tallies.clear()
 
     def _log(self, name: str, value: Tensor | float, weight: int, bar: bool = False) -> None:
         # weighted by observations, so that ragged batches and several devices give the mean over observations; times
@@ -144,7 +168,7 @@ class LatentODETask(L.LightningModule):
             )
 
     def training_step(self, batch: CohortBatch, batch_idx: int) -> Tensor:
-        """One step; logs train_loss and its parts per observation."""
+        """One step."""
         return self._shared_step(batch, "train")
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -167,7 +191,7 @@ class LatentODETask(L.LightningModule):
         norm = torch.nn.utils.get_total_norm(gradients)
         if not bool(torch.isfinite(norm)):
             raise SolveError(f"the gradient is not finite at step {self.global_step}; the weights are as they were")
-        self._log("gradient_norm", norm, 1)
+        self._tally("gradient_norm", norm.detach().cpu(), 1)
 
     def _evaluate(self, batch: CohortBatch, stage: str) -> None:
         self._shared_step(batch, stage)
@@ -235,7 +259,7 @@ class LatentODETask(L.LightningModule):
         networks = [weight for weight in self.parameters() if id(weight) not in known]
         rates = [_POPULATION_SPEED * self.learning_rate, self.learning_rate]
         groups = [{"params": part, "lr": rate} for part, rate in zip((population, networks), rates, strict=True)]
-        optimizer = torch.optim.Adam(groups)
+        optimizer = torch.optim.Adam(groups, fused=True)
         steps = self.trainer.estimated_stepping_batches
         if not 10 <= steps < np.inf:  # a tenth of fewer is no time to warm up in
             return optimizer

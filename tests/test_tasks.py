@@ -79,7 +79,7 @@ def test_a_short_training_beats_the_typical_patient(objective: str, trained) -> 
         torch.manual_seed(0)
         task = LatentODETask(data.scaling(), task.hparams["dynamics"], objective="mse", learning_rate=0.02)
         (before,) = quiet(limit_val_batches=1).validate(task, data, verbose=False)
-        quiet(max_epochs=4, gradient_clip_val=5.0).fit(task, data)
+        quiet(max_epochs=6, gradient_clip_val=5.0).fit(task, data)
     else:
         untrained = LatentODETask(data.scaling(), task.hparams["dynamics"])
         (before,) = quiet(limit_val_batches=1).validate(untrained, data, verbose=False)
