@@ -111,6 +111,15 @@ def test_periods_have_their_own_parameters_in_the_fused_kernel():
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6 * float(other.abs().max()))
 
 
+def test_one_set_of_parameters_may_serve_several_periods():
+    people = [subject("a", [Dose(0, 100)], [1.0, 5.0, 9.0], covariates={"WT": ((0.0, 60.0), (3.0, 70.0))})]
+    dynamics = random_weights(FIELDS["hybrid"](2).double())
+    theta = theta_for(dynamics, 1)
+    found, _ = gradients(dynamics, theta, people, TIGHT)
+    expected, _ = gradients(dynamics, theta, people, REFERENCE)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("activation", ["tanh", "silu", "softplus"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_activation_is_that_of_torch(activation, dtype):

@@ -8,7 +8,7 @@ Sizes of steps are shares of their stretch, found without gradients: the times a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -345,6 +345,8 @@ def integrate(
         States at the wanted times, ``[subject, time, state]``; status ``[subject]``; evaluations of the field, all
         subjects together.
     """
+    # one set of parameters may serve several periods
+    mesh = replace(mesh, period=mesh.period.clamp(max=0 if theta.dim() == 2 else theta.shape[1] - 1))
     solved = _fused(dynamics, y0, theta, mesh, options)
     if solved is None:
         states, run = step_through(Explicit(), dynamics, y0, theta, mesh, options)
