@@ -16,7 +16,7 @@ from numba import njit, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from neuralpk.solve.compiled.tile import ROWS, add_product, apart, brief
+from neuralpk.solve.compiled.tile import ROWS, add_product, apart
 from neuralpk.solve.options import Status
 from neuralpk.solve.tableau import (
     DENSE,
@@ -463,7 +463,6 @@ def _to_weights(net, work, rows, gradients):
 def _enter(clock, i, lane, node, seen, state, place, out):
     """Go on to the next stretch that has a length, through the nodes before it; whether there is one, and anything is
     still wanted in it or later. ``place[lane]`` becomes (0, length of the stretch)."""
-    brief()
     apart()
     nodes, wanted = clock.times.shape[1], clock.wanted.shape[1]
     while True:
@@ -519,7 +518,6 @@ def forward(net, clock, work, lanes, initial, begin, end, rtol, atol, limit, rec
 
     Returns the accepted steps (none where `record` is false) and the number of evaluations of the field by a subject.
     """
-    brief()
     states = initial.shape[1]
     subject, node, seen, trail, fresh = lanes.subject, lanes.node, lanes.seen, lanes.step, lanes.flag
     state, ahead, place, k, active = lanes.state, lanes.other, lanes.place, lanes.k, lanes.active
@@ -710,7 +708,6 @@ def _longer(array):
 @njit(nogil=True, error_model="numpy")
 def _leave(clock, i, lane, node, until, cotangent, seen, upstream, gradients):
     """Go back through the nodes of subject `i` from ``node[lane]`` down to the one after `until`."""
-    brief()
     apart()
     states = cotangent.shape[1]
     while node[lane] > until:
@@ -732,7 +729,6 @@ def _leave(clock, i, lane, node, until, cotangent, seen, upstream, gradients):
 @njit(nogil=True, error_model="numpy")
 def _read(clock, steps, i, s, upstream, k, pulls, end_pull, start_pull, gradients):
     """Take in what came back to the wanted times inside step `s`: its stages `k` draw the line there, and get it."""
-    brief()
     apart()
     states, start, h, j = upstream.shape[2], steps.place[s, 0], steps.place[s, 1], steps.mark[s, 0]
     to_size, to_start = 0.0, 0.0
@@ -763,7 +759,6 @@ def _read(clock, steps, i, s, upstream, k, pulls, end_pull, start_pull, gradient
 @njit(nogil=True, error_model="numpy")
 def _pull_of_next(clock, steps, i, s, upstream, out):
     """What the wanted times inside step `s` pull at its last stage, the first of the step after it."""
-    brief()
     h = steps.place[s, 1]
     for q in range(steps.mark[s, 1], steps.mark[s, 2]):
         m = clock.order[i, q]
@@ -787,7 +782,6 @@ def _to_times(clock, i, j, pull, gradients):
 def backward(net, clock, work, lanes, steps, begin, end, upstream, status, gradients):
     """The reverse sweep over the steps of subjects `begin` to `end`: the gradient of Σ upstream·states, exact for the
     steps as they were taken. Sizes of steps are shares of their stretch, so that the times of its ends get theirs."""
-    brief()
     states = upstream.shape[2]
     subject, node, seen, step, closing = lanes.subject, lanes.node, lanes.seen, lanes.step, lanes.flag
     cotangent, following, active, ends = lanes.state, lanes.other, lanes.active, lanes.ends

@@ -101,17 +101,6 @@ def apart(typing_context):
     return types.void(), emit
 
 
-@intrinsic
-def brief(typing_context):
-    """Optimise the function that calls this for size: loops unrolled over a few states only cost time to make."""
-
-    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        builder.function.attributes.add("optsize")
-        return context.get_dummy_value()
-
-    return types.void(), emit
-
-
 @njit(nogil=True)
 def add_product(
     out, at, row, first, first_at, first_row, x, x_at, x_row, x_inner, w, w_at, w_inner, rows, inner, columns
