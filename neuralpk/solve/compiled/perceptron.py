@@ -197,6 +197,7 @@ def _tanh_of_type(x):
 
     return rational
 
+
 # inner functions are called by compiled ones only, which hold the arrays: without counting references to all of them
 _ONLY_CALLED = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
 _inner = njit(nogil=True, error_model="numpy", **_ONLY_CALLED)
