@@ -27,7 +27,6 @@ from neuralpk.solve.tableau import (
     STAGES,
     STIFF_STEPS,
     A,
-    B,
     E,
 )
 
@@ -90,29 +89,37 @@ class Work(NamedTuple):
     back: Array  # [layer, row, hidden] what came back to it before the activation
     outputs: Array  # [row, output] of the bend of a flow
     head: Array  # [row, output] what came back to it
+    dots: Array  # [output or state, lane] sums over the width
     own: Array  # [row] place of the subject and period in its own arrays
     zeros: Array  # [hidden]
 
 
 class Lanes(NamedTuple):
-    """Where some subjects are that go through the stages together."""
+    """Where some subjects are that go through the stages together. The lane comes last: loops over it are short, of a
+    fixed length, and over neighbours. A lane without a subject goes along, with numbers that lead to nothing."""
 
     subject: Array  # [lane], -1 for none
     node: Array  # [lane] after which it is
     seen: Array  # [lane] wanted times before it
     step: Array  # [lane] the last step taken, -1 for none
-    tally: Array  # [lane, 3] forward: steps in a row at the edge of stability, away from it; evaluations
+    tally: Array  # [3, lane] forward: steps in a row at the edge of stability, away from it; evaluations
     flag: Array  # [lane] forward: no slope yet; backward: the step ends its stretch
-    state: Array  # [lane, state]; backward: what came back to it
-    other: Array  # [lane, state] forward: state ahead; backward: slope at the start of the step after
-    place: Array  # [lane, 2] since the node, length of the stretch
-    size: Array  # [lane, 2] of the next step, of the one being tried
-    k: Array  # [lane, stage, state]
-    active: Array  # [row] lane
-    ends: Array  # [row] backward: rows whose step ends its stretch
-    rows: Array  # [6, row, state] scratch of one evaluation
-    stages: Array  # [2, stage, row, state] scratch of the reverse sweep
-    pulls: Array  # [row, stage, state] what came back to each stage
+    ends: Array  # [row] backward: lanes whose last stage is evaluated
+    place: Array  # [2, lane] forward: since the node, length of the stretch
+    size: Array  # [lane] forward: of the next step
+    h: Array  # [lane] of this step
+    to_size: Array  # [lane] backward: what came back to it, times it
+    state: Array  # [state, lane]; backward: what came back to it
+    y: Array  # [state, lane] backward: at the start of the step
+    start_pull: Array  # [state, lane] what came back to it
+    to_point: Array  # [state, lane] and to where a stage stands
+    entering: Array  # [state, lane] rate of input
+    gathered: Array  # [state, row] that of some lanes
+    k: Array  # [stage, state, lane] slopes
+    points: Array  # [stage, state, lane] where they are taken
+    pulls: Array  # [stage, state, lane] backward: what came back to the slopes
+    spare: Array  # [stage, state, lane]
+    weights: Array  # [2, stage] of the dense output
 
 
 class Gradients(NamedTuple):
@@ -143,6 +150,7 @@ def make_work(net: Network, rows: int) -> Work:
         back=np.zeros((layers, rows, width), kind),
         outputs=np.zeros((rows, len(net.last))),
         head=np.zeros((rows, len(net.last)), kind),
+        dots=np.zeros((max(len(net.first), len(net.last)), LANES)),
         own=np.zeros(rows, np.int64),
         zeros=np.zeros(width, kind),
     )
@@ -150,23 +158,19 @@ def make_work(net: Network, rows: int) -> Work:
 
 def make_lanes(states: int) -> Lanes:
     """No subject in any lane."""
+    none, rows, stages = np.full((4, LANES), -1), (states, LANES), (STAGES, states, LANES)
+    numbers = {name: np.zeros(LANES) for name in ("size", "h", "to_size")}
+    by_state = ("state", "y", "start_pull", "to_point", "entering", "gathered")
     return Lanes(
-        subject=np.full(LANES, -1),
-        node=np.full(LANES, -1),
-        seen=np.full(LANES, -1),
-        step=np.full(LANES, -1),
-        tally=np.zeros((LANES, 3), np.int64),
+        *none,
+        tally=np.zeros((3, LANES), np.int64),
         flag=np.zeros(LANES, np.bool_),
-        state=np.zeros((LANES, states)),
-        other=np.zeros((LANES, states)),
-        place=np.zeros((LANES, 2)),
-        size=np.zeros((LANES, 2)),
-        k=np.zeros((LANES, STAGES, states)),
-        active=np.zeros(LANES, np.int64),
         ends=np.zeros(LANES, np.int64),
-        rows=np.zeros((6, LANES, states)),
-        stages=np.zeros((2, STAGES, LANES, states)),
-        pulls=np.zeros((LANES, STAGES, states)),
+        place=np.zeros((2, LANES)),
+        **numbers,
+        **{name: np.zeros(rows) for name in by_state},
+        **{name: np.zeros(stages) for name in ("k", "points", "pulls", "spare")},
+        weights=np.zeros((2, STAGES)),
     )
 
 
@@ -194,322 +198,376 @@ def _tanh_of_type(x):
     return rational
 
 
-@njit(nogil=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy")
-def _activate(kind, values, slopes, begin, end, keep):
+# inner functions are called by compiled ones only, which hold the arrays: without counting references to all of them
+_ONLY_CALLED = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
+_inner = njit(nogil=True, error_model="numpy", **_ONLY_CALLED)
+_sum = njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"}, **_ONLY_CALLED)
+
+
+@_sum
+def _activate(kind, values, slopes, layer, begin, end, keep):
     """The activation of some rows in place and, where asked for, its derivative."""
     apart()
     half = values.dtype.type(0.5)
     one = values.dtype.type(1.0)
     for r in range(begin, end):
         if kind == TANH:
-            for c in range(values.shape[1]):
-                values[r, c] = _tanh(values[r, c])
+            for c in range(values.shape[2]):
+                values[layer, r, c] = _tanh(values[layer, r, c])
             if keep:
-                for c in range(values.shape[1]):
-                    slopes[r, c] = one - values[r, c] * values[r, c]
+                for c in range(values.shape[2]):
+                    slopes[layer, r, c] = one - values[layer, r, c] * values[layer, r, c]
         elif kind == SILU:
-            for c in range(values.shape[1]):
-                x = values[r, c]
+            for c in range(values.shape[2]):
+                x = values[layer, r, c]
                 share = half + half * _tanh(half * x)
-                values[r, c] = x * share
+                values[layer, r, c] = x * share
                 if keep:
-                    slopes[r, c] = share * (one + x * (one - share))
+                    slopes[layer, r, c] = share * (one + x * (one - share))
         else:
-            for c in range(values.shape[1]):
-                x = values[r, c]
-                values[r, c] = max(x, values.dtype.type(0.0)) + math.log1p(math.exp(-abs(x)))
+            for c in range(values.shape[2]):
+                x = values[layer, r, c]
+                values[layer, r, c] = max(x, values.dtype.type(0.0)) + math.log1p(math.exp(-abs(x)))
                 if keep:
-                    slopes[r, c] = half + half * _tanh(half * x)
+                    slopes[layer, r, c] = half + half * _tanh(half * x)
 
 
-@njit(nogil=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy")
-def _dot(a, i, b, j):
-    total = a.dtype.type(0.0)
-    for c in range(a.shape[1]):
-        total += a[i, c] * b[j, c]
-    return total
-
-
-@njit(nogil=True, error_model="numpy")
-def _slopes(net, work, rows, at, state, entering, keep, out):
-    """dy/dt of `rows` subjects into `out`; what happens at each layer is left in the rows of `work` from `at` on."""
+@_sum
+def _dots(rows, a, layer, at, b, count, out):
+    """out[f, r] = Σ_c a[layer, at + r, c]·b[f, c]."""
     apart()
-    states, width = state.shape[1], net.first.shape[1]
-    padded, short = (rows + ROWS - 1) // ROWS * ROWS, net.first.shape[0]
-    values, layer_size, start = work.values, work.values.shape[1] * width, at * width
-    for r in range(padded):
-        if r < rows:
-            for d in range(states):
-                y = state[r, d]
-                work.features[at + r, d] = y if net.scale == 0.0 else math.log1p(max(y, 0.0) / net.scale)
-        own = work.own[at + r] if r < rows else 0
+    for r in range(rows):
+        for f in range(count):
+            total = a.dtype.type(0.0)
+            for c in range(a.shape[2]):
+                total += a[layer, at + r, c] * b[f, c]
+            out[f, r] = total
+
+
+@_inner
+def _slopes(net, work, rows, at, states, stage, entering, keep, out):
+    """dy/dt at ``states[stage]`` into ``out[stage]`` for the first `rows` lanes, a multiple of 4; what happens at each
+    layer is left in the rows of `work` from `at` on."""
+    apart()
+    width, top, short, outputs = net.first.shape[1], net.hidden.shape[0], net.first.shape[0], net.last_bias.shape[0]
+    values, own, features, shift, scale = work.values, work.own, work.features, net.shift, net.scale
+    layer_size, start = values.shape[1] * width, at * width
+    for d in range(states.shape[1]):
+        for r in range(LANES):
+            y = states[stage, d, r]
+            features[at + r, d] = y if scale == 0.0 else math.log1p(max(y, 0.0) / scale)
+    for r in range(rows):
+        row = own[at + r]
         for c in range(width):
-            values[0, at + r, c] = net.shift[own, c]
+            values[0, at + r, c] = shift[row, c]
     add_product(
-        values,
-        start,
-        width,
-        values,
-        start,
-        width,
-        work.features,
-        at * short,
-        short,
-        1,
-        net.first,
-        0,
-        width,
-        padded,
-        states,
-        width,
-    )
-    _activate(net.activation, values[0], work.derivatives[0], at, at + rows, keep)
-    for layer in range(net.hidden.shape[0]):
+        values, start, width, values, start, width,
+        work.features, at * short, short, 1, net.first, 0, width, rows, states.shape[1], width,
+    )  # fmt: skip
+    _activate(net.activation, values, work.derivatives, 0, at, at + rows, keep)
+    for layer in range(top):
         add_product(
-            values,
-            (layer + 1) * layer_size + start,
-            width,
-            net.bias,
-            layer * width,
-            0,
-            values,
-            layer * layer_size + start,
-            width,
-            1,
-            net.hidden,
-            layer * width * width,
-            width,
-            padded,
-            width,
-            width,
-        )
-        _activate(net.activation, values[layer + 1], work.derivatives[layer + 1], at, at + rows, keep)
-    top = values[net.hidden.shape[0]]
-    for r in range(rows):
-        own = work.own[at + r]
-        for d in range(states):
-            slope = entering[r, d]
-            if net.matrix.shape[0] > 0:
-                for e in range(states):
-                    slope += net.matrix[own, d, e] * state[r, e]
-            out[r, d] = slope
-        for f in range(net.last_bias.shape[0]):
-            x = _dot(top, at + r, net.last, f) + net.last_bias[f]
-            if net.base.shape[0] == 0:
-                out[r, f] += x
-            else:
-                bend = math.tanh(x / 5.0)
-                work.outputs[at + r, f] = bend
-                flow = net.base[own, f] * math.exp(5.0 * bend) * state[r, net.source[f]]
-                out[r, net.source[f]] -= flow
-                if net.destination[f] >= 0:
-                    out[r, net.destination[f]] += flow
+            values, (layer + 1) * layer_size + start, width, net.bias, layer * width, 0,
+            values, layer * layer_size + start, width, 1, net.hidden, layer * width * width, width, rows, width, width,
+        )  # fmt: skip
+        _activate(net.activation, values, work.derivatives, layer + 1, at, at + rows, keep)
+    dots, bends = work.dots, work.outputs
+    _dots(rows, values, top, at, net.last, outputs, dots)
+    for d in range(states.shape[1]):
+        for r in range(LANES):
+            out[stage, d, r] = entering[d, r]
+    if net.matrix.shape[0] > 0:
+        matrix = net.matrix
+        for r in range(rows):
+            row = own[at + r]
+            for d in range(states.shape[1]):
+                slope = out[stage, d, r]
+                for e in range(states.shape[1]):
+                    slope += matrix[row, d, e] * states[stage, e, r]
+                out[stage, d, r] = slope
+    last_bias, base = net.last_bias, net.base
+    for f in range(outputs):
+        if base.shape[0] == 0:
+            for r in range(LANES):
+                out[stage, f, r] += dots[f, r] + last_bias[f]
+            continue
+        source, destination = net.source[f], net.destination[f]
+        for r in range(rows):
+            bend = math.tanh((dots[f, r] + last_bias[f]) / 5.0)
+            bends[at + r, f] = bend
+            flow = base[own[at + r], f] * math.exp(5.0 * bend) * states[stage, source, r]
+            out[stage, source, r] -= flow
+            if destination >= 0:
+                out[stage, destination, r] += flow
 
 
-@njit(nogil=True, error_model="numpy")
-def _pull_back(net, work, rows, at, state, cotangent, gradients, out):
-    """The transposed Jacobian of `_slopes` times `cotangent`, added to `out`. What came back to each layer and to the
-    outputs stays in the rows of `work`, until `_to_weights` sums over all of them at once."""
+@_inner
+def _pull_back(net, work, rows, at, states, stage, cotangent, gradients, out):
+    """The transposed Jacobian of `_slopes` times ``cotangent[stage]`` into `out`. What came back to each layer and to
+    the outputs stays in the rows of `work`, until `_to_weights` sums over all of them at once."""
     apart()
-    states, width, top = state.shape[1], net.first.shape[1], net.hidden.shape[0]
-    padded, wide = (rows + ROWS - 1) // ROWS * ROWS, net.last.shape[0]
-    back, layer_size, start = work.back, work.back.shape[1] * width, at * width
-    for r in range(padded):
-        for f in range(wide):
-            work.head[at + r, f] = 0.0
-    for r in range(rows):
-        own = work.own[at + r]
-        for f in range(net.last_bias.shape[0]):
-            if net.base.shape[0] == 0:
-                work.head[at + r, f] = cotangent[r, f]
-                continue
-            source, bend = net.source[f], work.outputs[at + r, f]
-            rate, base = math.exp(5.0 * bend), net.base[own, f]
-            pull = -cotangent[r, source]
-            if net.destination[f] >= 0:
-                pull += cotangent[r, net.destination[f]]
-            gradients.base[own, f] += pull * rate * state[r, source]
-            out[r, source] += pull * rate * base
-            work.head[at + r, f] = pull * base * rate * state[r, source] * (1.0 - bend * bend)
-        if net.matrix.shape[0] > 0:
-            for d in range(states):
-                for e in range(states):
-                    gradients.matrix[own, d, e] += cotangent[r, d] * state[r, e]
-                    out[r, e] += cotangent[r, d] * net.matrix[own, d, e]
+    width, top, wide, outputs = net.first.shape[1], net.hidden.shape[0], net.last.shape[0], net.last_bias.shape[0]
+    back, derivatives, head, own, dots = work.back, work.derivatives, work.head, work.own, work.dots
+    layer_size, start = back.shape[1] * width, at * width
+    for d in range(out.shape[0]):
+        for r in range(LANES):
+            out[d, r] = 0.0
+    base = net.base
+    for f in range(outputs):
+        if base.shape[0] == 0:
+            for r in range(LANES):
+                head[at + r, f] = cotangent[stage, f, r]
+            continue
+        source, destination = net.source[f], net.destination[f]
+        for r in range(rows):
+            row, bend, y = own[at + r], work.outputs[at + r, f], states[stage, source, r]
+            rate, pull = math.exp(5.0 * bend), -cotangent[stage, source, r]
+            if destination >= 0:
+                pull += cotangent[stage, destination, r]
+            gradients.base[row, f] += pull * rate * y
+            out[source, r] += pull * rate * base[row, f]
+            head[at + r, f] = pull * base[row, f] * rate * y * (1.0 - bend * bend)
+    if net.matrix.shape[0] > 0:
+        matrix, to_matrix = net.matrix, gradients.matrix
+        for r in range(rows):
+            row = own[at + r]
+            for d in range(out.shape[0]):
+                pull = cotangent[stage, d, r]
+                for e in range(out.shape[0]):
+                    to_matrix[row, d, e] += pull * states[stage, e, r]
+                    out[e, r] += pull * matrix[row, d, e]
     add_product(
-        back,
-        top * layer_size + start,
-        width,
-        work.zeros,
-        0,
-        0,
-        work.head,
-        at * wide,
-        wide,
-        1,
-        net.last,
-        0,
-        width,
-        padded,
-        net.last_bias.shape[0],
-        width,
-    )
+        back, top * layer_size + start, width, work.zeros, 0, 0,
+        head, at * wide, wide, 1, net.last, 0, width, rows, outputs, width,
+    )  # fmt: skip
     for layer in range(top, -1, -1):
         for r in range(at, at + rows):
             for c in range(width):
-                back[layer, r, c] *= work.derivatives[layer, r, c]
+                back[layer, r, c] *= derivatives[layer, r, c]
         if layer > 0:
             add_product(
-                back,
-                (layer - 1) * layer_size + start,
-                width,
-                work.zeros,
-                0,
-                0,
-                back,
-                layer * layer_size + start,
-                width,
-                1,
-                net.hidden_back,
-                (layer - 1) * width * width,
-                width,
-                padded,
-                width,
-                width,
-            )
-    for r in range(rows):
-        for d in range(states):
-            pull = float(_dot(back[0], at + r, net.first, d))
-            if net.scale == 0.0:
-                out[r, d] += pull
-            elif state[r, d] > 0.0:
-                out[r, d] += pull / (net.scale + state[r, d])
+                back, (layer - 1) * layer_size + start, width, work.zeros, 0, 0,
+                back, layer * layer_size + start, width, 1,
+                net.hidden_back, (layer - 1) * width * width, width, rows, width, width,
+            )  # fmt: skip
+    _dots(rows, back, 0, at, net.first, out.shape[0], dots)
+    scale = net.scale
+    for d in range(out.shape[0]):
+        for r in range(LANES):
+            y = states[stage, d, r]
+            if scale == 0.0:
+                out[d, r] += dots[d, r]
+            elif y > 0.0:
+                out[d, r] += dots[d, r] / (scale + y)
 
 
-@njit(nogil=True, error_model="numpy")
+@_inner
 def _to_weights(net, work, rows, gradients):
     """What the first `rows` rows of `work` give to the weights: products of the values with what came back."""
     apart()
     width, top, short, wide = net.first.shape[1], net.hidden.shape[0], net.first.shape[0], net.last.shape[0]
-    values, back, layer_size = work.values, work.back, work.values.shape[1] * width
+    values, back, own, head, layer_size = work.values, work.back, work.own, work.head, work.values.shape[1] * width
+    to_shift, to_bias, to_last_bias = gradients.shift, gradients.bias, gradients.last_bias
     for r in range(rows):
-        own = work.own[r]
+        row = own[r]
         for c in range(width):
-            gradients.shift[own, c] += back[0, r, c]
-        for layer in range(top):
+            to_shift[row, c] += back[0, r, c]
+        for f in range(to_last_bias.shape[0]):
+            to_last_bias[f] += head[r, f]
+    for layer in range(top):
+        for r in range(rows):
             for c in range(width):
-                gradients.bias[layer, c] += back[layer + 1, r, c]
-        for f in range(net.last_bias.shape[0]):
-            gradients.last_bias[f] += work.head[r, f]
+                to_bias[layer, c] += back[layer + 1, r, c]
     add_product(
-        gradients.first,
-        0,
-        width,
-        gradients.first,
-        0,
-        width,
-        work.features,
-        0,
-        1,
-        short,
-        back,
-        0,
-        width,
-        short,
-        rows,
-        width,
-    )
+        gradients.first, 0, width, gradients.first, 0, width,
+        work.features, 0, 1, short, back, 0, width, short, rows, width,
+    )  # fmt: skip
     for layer in range(top):
         place = layer * width * width
         add_product(
-            gradients.hidden,
-            place,
-            width,
-            gradients.hidden,
-            place,
-            width,
-            values,
-            layer * layer_size,
-            1,
-            width,
-            back,
-            (layer + 1) * layer_size,
-            width,
-            width,
-            rows,
-            width,
-        )
+            gradients.hidden, place, width, gradients.hidden, place, width,
+            values, layer * layer_size, 1, width, back, (layer + 1) * layer_size, width, width, rows, width,
+        )  # fmt: skip
     add_product(
-        gradients.last,
-        0,
-        width,
-        gradients.last,
-        0,
-        width,
-        work.head,
-        0,
-        1,
-        wide,
-        values,
-        top * layer_size,
-        width,
-        wide,
-        rows,
-        width,
-    )
+        gradients.last, 0, width, gradients.last, 0, width,
+        head, 0, 1, wide, values, top * layer_size, width, wide, rows, width,
+    )  # fmt: skip
 
 
-@njit(nogil=True, error_model="numpy")
+@_inner
+def _point(y, h, k, stage, out):
+    """Where `stage` stands; where the step ends, for the last stage."""
+    apart()
+    for d in range(y.shape[0]):
+        for lane in range(LANES):
+            total = 0.0
+            for earlier in range(stage):
+                total += A[stage, earlier] * k[earlier, d, lane]
+            out[stage, d, lane] = y[d, lane] + h[lane] * total
+
+
+@_inner
+def _pull_at_point(pull, h, k, stage, pulls, start_pull, to_size):
+    """Reverse of `_point`: what came back to it goes to the start, the stages before it and the size of the step."""
+    apart()
+    for d in range(pull.shape[0]):
+        for lane in range(LANES):
+            given, total = pull[d, lane], 0.0
+            start_pull[d, lane] += given
+            for earlier in range(stage):
+                share = A[stage, earlier] * given
+                pulls[earlier, d, lane] += h[lane] * share
+                total += share * k[earlier, d, lane]
+            to_size[lane] += h[lane] * total
+
+
+@_inner
 def _enter(clock, i, lane, node, seen, state, place, out):
     """Go on to the next stretch that has a length, through the nodes before it; whether there is one, and anything is
-    still wanted in it or later. ``place[lane]`` becomes (0, length of the stretch)."""
+    still wanted in it or later. ``place[:, lane]`` becomes (0, length of the stretch)."""
     apart()
     nodes, wanted = clock.times.shape[1], clock.wanted.shape[1]
     while True:
         node[lane] += 1
         j = node[lane]
-        for d in range(state.shape[1]):
-            state[lane, d] = clock.jump[i, j, d] + (0.0 if clock.reset[i, j] else state[lane, d])
+        for d in range(state.shape[0]):
+            state[d, lane] = clock.jump[i, j, d] + (0.0 if clock.reset[i, j] else state[d, lane])
         length = 0.0 if j + 1 >= nodes else float(clock.times[i, j + 1]) - float(clock.times[i, j])
         while seen[lane] < wanted:
             m = clock.order[i, seen[lane]]
             if clock.wanted[i, m] != j or (clock.since[i, m] > 0.0 and length > 0.0):
                 break
-            for d in range(state.shape[1]):
-                out[i, m, d] = state[lane, d]
+            for d in range(state.shape[0]):
+                out[i, m, d] = state[d, lane]
             seen[lane] += 1
         if seen[lane] == wanted:
             return False
         if length > 0.0:
-            place[lane, 0], place[lane, 1] = 0.0, length
+            place[0, lane], place[1, lane] = 0.0, length
             return True
         if j + 1 >= nodes:
             return False
 
 
-@njit(nogil=True, error_model="numpy")
-def _probe(states, y, slope, rtol, atol):
+@_inner
+def _probe(lane, y, k, rtol, atol):
     """How far to look for the curvature of the line."""
     near, steep = 0.0, 0.0
-    for d in range(states):
-        scale = atol + rtol * abs(y[d])
-        near += (y[d] / scale) ** 2
-        steep += (slope[d] / scale) ** 2
+    for d in range(y.shape[0]):
+        scale = atol + rtol * abs(y[d, lane])
+        near += (y[d, lane] / scale) ** 2
+        steep += (k[0, d, lane] / scale) ** 2
     return 1e-6 if near < 1e-10 or steep < 1e-10 else 0.01 * math.sqrt(near / steep)
 
 
-@njit(nogil=True, error_model="numpy")
-def _first_size(states, y, slope, probe, size, rtol, atol):
+@_inner
+def _first_size(lane, y, k, row, probe, size, rtol, atol):
     """A first step from the state, its slope and the slope a small step further (Hairer et al., II.4)."""
-    steepness, curvature = 0.0, 0.0
+    steepness, curvature, states = 0.0, 0.0, y.shape[0]
     for d in range(states):
-        scale = atol + rtol * abs(y[d])
-        steepness += (slope[d] / scale) ** 2 / states
-        curvature += ((probe[d] - slope[d]) / scale / size) ** 2 / states
+        scale = atol + rtol * abs(y[d, lane])
+        steepness += (k[0, d, lane] / scale) ** 2 / states
+        curvature += ((probe[0, d, row] - k[0, d, lane]) / scale / size) ** 2 / states
     largest = math.sqrt(max(steepness, curvature))
     if not largest > 1e-15:
         return max(1e-6, 1e-3 * size)
     return min(100.0 * size, (0.01 / largest) ** 0.2)
+
+
+@_inner
+def _start(net, clock, work, lanes, rtol, atol):
+    """The slope where a line starts or starts anew after an event, and for the size of a subject's first step the slope
+    a little further on; the number of evaluations. Lanes in need of it move together into the first rows."""
+    apart()
+    subject, node, fresh, place, size = lanes.subject, lanes.node, lanes.flag, lanes.place, lanes.size
+    state, points, k, slope, own = lanes.state, lanes.points, lanes.k, lanes.pulls, work.own
+    entering, gathered, periods, evaluations = lanes.entering, lanes.gathered, clock.periods, 0
+    for probing in range(2):
+        new = 0
+        for lane in range(LANES):
+            if subject[lane] >= 0 and (size[lane] < 0.0 if probing else fresh[lane]):
+                i, j = subject[lane], node[lane]
+                own[lane] = i * periods + clock.period[i, j]
+                own[LANES + new] = own[lane]
+                for d in range(state.shape[0]):
+                    points[0, d, new] = state[d, lane] - (size[lane] * k[0, d, lane] if probing else 0.0)
+                    entering[d, lane] = clock.input[i, j, d]
+                    gathered[d, new] = entering[d, lane]
+                new += 1
+        if new == 0:
+            break
+        _slopes(net, work, _block(new), LANES, points, 0, gathered, False, slope)
+        evaluations += new
+        new = 0
+        for lane in range(LANES):
+            if subject[lane] < 0:
+                continue
+            if probing:
+                if size[lane] < 0.0:
+                    size[lane] = _first_size(lane, state, k, new, slope, -size[lane], rtol, atol)
+                    new += 1
+            elif fresh[lane]:
+                fresh[lane], lanes.tally[2, lane] = False, 1
+                for d in range(state.shape[0]):
+                    k[0, d, lane] = slope[0, d, new]
+                new += 1
+                if size[lane] == 0.0:
+                    size[lane] = -min(_probe(lane, state, k, rtol, atol), place[1, lane])
+    return evaluations
+
+
+@_inner
+def _block(rows):
+    """The rows of a product that has room for so many."""
+    return (rows + ROWS - 1) // ROWS * ROWS
+
+
+@_inner
+def _weights(share, change, out):
+    """The weights of the stages at a share of the step, or how fast they change with it."""
+    for stage in range(STAGES):
+        c0, c1, c2, c3 = DENSE[stage, 0], DENSE[stage, 1], DENSE[stage, 2], DENSE[stage, 3]
+        out[0, stage] = share * (c0 + share * (c1 + share * (c2 + share * c3)))
+        if change:
+            out[1, stage] = c0 + share * (2.0 * c1 + share * (3.0 * c2 + share * 4.0 * c3))
+
+
+@_inner
+def _read_out(clock, lanes, lane, i, h, whole, out):
+    """The states at the wanted times inside the step, which may be the whole rest of its stretch."""
+    apart()
+    state, points, k, weights = lanes.state, lanes.points, lanes.k, lanes.weights
+    start, j, q = lanes.place[0, lane], lanes.node[lane], lanes.seen[lane]
+    while q < clock.wanted.shape[1]:
+        m = clock.order[i, q]
+        since = float(clock.since[i, m])
+        if clock.wanted[i, m] != j or (since > start + h and not whole):
+            break
+        share = min((since - start) / h, 1.0)
+        _weights(share, False, weights)
+        for d in range(state.shape[0]):
+            total = 0.0
+            for stage in range(STAGES):
+                total += weights[0, stage] * k[stage, d, lane]
+            out[i, m, d] = points[STAGES - 1, d, lane] if share >= 1.0 else state[d, lane] + h * total
+        q += 1
+    lanes.seen[lane] = q
+
+
+@_inner
+def _judge(lanes, lane, h, rtol, atol):
+    """The error of a step, and how much the slope changed over the distance between its last two stages."""
+    state, points, k = lanes.state, lanes.points, lanes.k
+    error, bent, moved, states = 0.0, 0.0, 0.0, state.shape[0]
+    for d in range(states):
+        y, ahead, wrong = state[d, lane], points[STAGES - 1, d, lane], 0.0
+        for stage in range(STAGES):
+            wrong += E[stage] * k[stage, d, lane]
+        scale = atol + rtol * max(abs(y), abs(ahead))
+        error += (h * wrong / scale) ** 2 / states
+        bent += ((k[STAGES - 1, d, lane] - k[STAGES - 2, d, lane]) / scale) ** 2
+        moved += ((ahead - points[STAGES - 2, d, lane]) / scale) ** 2
+    return error, bent, moved
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
@@ -520,165 +578,84 @@ def forward(net, clock, work, lanes, initial, begin, end, rtol, atol, limit, rec
     """
     states = initial.shape[1]
     subject, node, seen, trail, fresh = lanes.subject, lanes.node, lanes.seen, lanes.step, lanes.flag
-    state, ahead, place, k, active = lanes.state, lanes.other, lanes.place, lanes.k, lanes.active
-    point, entering, slope, before = lanes.rows[0], lanes.rows[1], lanes.rows[2], lanes.rows[3]
+    state, points, place, size, k = lanes.state, lanes.points, lanes.place, lanes.size, lanes.k
+    tally, entering, h_all = lanes.tally, lanes.entering, lanes.h
     capacity = 32 * (end - begin) if record else 1
     log_state, log_place = np.empty((capacity, states)), np.empty((capacity, 2))
     log_mark, logged = np.empty((capacity, 4), np.int64), 0
     last = np.full(end - begin, -1)
     upcoming, evaluations = begin, 0
+    for row in range(2 * LANES):  # an empty lane goes through the stages too, with no effect
+        work.own[row] = begin * clock.periods
 
     while True:
+        live = 0
         for lane in range(LANES):
             while subject[lane] < 0 and upcoming < end:
                 i = upcoming
                 upcoming += 1
                 for d in range(states):
-                    state[lane, d] = initial[i, d]
+                    state[d, lane] = initial[i, d]
                 node[lane], seen[lane], trail[lane] = -1, 0, -1
-                lanes.tally[lane, 0], lanes.tally[lane, 1], lanes.tally[lane, 2] = 0, 0, 0
-                lanes.size[lane, 0] = 0.0
+                tally[0, lane], tally[1, lane], tally[2, lane] = 0, 0, 0
+                size[lane] = 0.0
                 if _enter(clock, i, lane, node, seen, state, place, out):
                     subject[lane], fresh[lane] = i, True
-        rows = 0
-        for lane in range(LANES):
-            if subject[lane] >= 0:
-                active[rows] = lane
-                rows += 1
-        if rows == 0:
+            live += subject[lane] >= 0
+        if live == 0:
             break
-
-        # the slope at the start: the last stage of the step before, but after an event anew; and for the size of a
-        # subject's first step the slope a little further on
-        for probing in range(2):
-            new = 0
-            for r in range(rows):
-                lane = active[r]
-                if (lanes.size[lane, 0] < 0.0) if probing else fresh[lane]:
-                    i = subject[lane]
-                    work.own[new] = i * clock.periods + clock.period[i, node[lane]]
-                    for d in range(states):
-                        point[new, d] = state[lane, d] - (lanes.size[lane, 0] * k[lane, 0, d] if probing else 0.0)
-                        entering[new, d] = clock.input[i, node[lane], d]
-                    new += 1
-            if new == 0:
-                break
-            _slopes(net, work, new, 0, point, entering, False, slope)
-            evaluations += new
-            new = 0
-            for r in range(rows):
-                lane = active[r]
-                if probing and lanes.size[lane, 0] < 0.0:
-                    lanes.size[lane, 0] = _first_size(
-                        states, state[lane], k[lane, 0], slope[new], -lanes.size[lane, 0], rtol, atol
-                    )
-                    new += 1
-                elif not probing and fresh[lane]:
-                    fresh[lane], lanes.tally[lane, 2] = False, 1
-                    for d in range(states):
-                        k[lane, 0, d] = slope[new, d]
-                    new += 1
-                    if lanes.size[lane, 0] == 0.0:
-                        lanes.size[lane, 0] = -min(_probe(states, state[lane], k[lane, 0], rtol, atol), place[lane, 1])
-
-        for r in range(rows):
-            lane = active[r]
-            i = subject[lane]
-            left = place[lane, 1] - place[lane, 0]
+        evaluations += _start(net, clock, work, lanes, rtol, atol) + (STAGES - 1) * live
+        for lane in range(LANES):
+            left, h = place[1, lane] - place[0, lane], size[lane]
             # two steps of equal size rather than one and a rest
-            lanes.size[lane, 1] = left if lanes.size[lane, 0] >= left else min(lanes.size[lane, 0], 0.5 * left)
-            if 2.0 * lanes.size[lane, 0] <= left:
-                lanes.size[lane, 1] = lanes.size[lane, 0]
-            work.own[r] = i * clock.periods + clock.period[i, node[lane]]
-            for d in range(states):
-                entering[r, d] = clock.input[i, node[lane], d]
+            h_all[lane] = h if 2.0 * h <= left else left if h >= left else min(h, 0.5 * left)
         for stage in range(1, STAGES):
-            for r in range(rows):
-                lane = active[r]
-                for d in range(states):
-                    total = 0.0
-                    for earlier in range(stage):
-                        total += A[stage, earlier] * k[lane, earlier, d]
-                    point[r, d] = state[lane, d] + lanes.size[lane, 1] * total
-            if stage == STAGES - 2:
-                for r in range(rows):
-                    for d in range(states):
-                        before[r, d] = point[r, d]
-            _slopes(net, work, rows, 0, point, entering, False, slope)
-            for r in range(rows):
-                for d in range(states):
-                    k[active[r], stage, d] = slope[r, d]
-        evaluations += (STAGES - 1) * rows
+            _point(state, h_all, k, stage, points)
+            _slopes(net, work, LANES, 0, points, stage, entering, False, k)
 
-        for r in range(rows):
-            lane = active[r]
-            i, h = subject[lane], lanes.size[lane, 1]
-            lanes.tally[lane, 2] += STAGES - 1
-            error, bent, moved = 0.0, 0.0, 0.0
-            for d in range(states):
-                ahead[lane, d] = point[r, d]
-                wrong = 0.0
-                for stage in range(STAGES):
-                    wrong += E[stage] * k[lane, stage, d]
-                scale = atol + rtol * max(abs(state[lane, d]), abs(ahead[lane, d]))
-                error += (h * wrong / scale) ** 2 / states
-                bent += ((k[lane, 6, d] - k[lane, 5, d]) / scale) ** 2
-                moved += ((ahead[lane, d] - before[r, d]) / scale) ** 2
+        for lane in range(LANES):
+            i, h = subject[lane], h_all[lane]
+            if i < 0:
+                continue
+            tally[2, lane] += STAGES - 1
+            error, bent, moved = _judge(lanes, lane, h, rtol, atol)
             finite = math.isfinite(error)
             error = math.sqrt(error) if finite else 1e10
             ended = _OK
+            change = SAFETY * max(error, 1e-10) ** -0.2
             if error > 1.0:
-                lanes.size[lane, 0] = h * max(SHRINK, SAFETY * error**-0.2)
-                if (
-                    place[lane, 0] + 0.01 * lanes.size[lane, 0] == place[lane, 0]
-                    or lanes.size[lane, 0] < 1e-13 * place[lane, 1]
-                ):
+                size[lane] = h * max(SHRINK, change)
+                if place[0, lane] + 0.01 * size[lane] == place[0, lane] or size[lane] < 1e-13 * place[1, lane]:
                     ended = _STEP_UNDERFLOW if finite else _NON_FINITE
             else:
-                start, seen_before = place[lane, 0], seen[lane]
-                whole = h >= place[lane, 1] - start
-                while seen[lane] < clock.wanted.shape[1]:
-                    m = clock.order[i, seen[lane]]
-                    since = float(clock.since[i, m])
-                    if clock.wanted[i, m] != node[lane] or (since > start + h and not whole):
-                        break
-                    share = min((since - start) / h, 1.0)
-                    for d in range(states):
-                        if share >= 1.0:
-                            out[i, m, d] = ahead[lane, d]
-                            continue
-                        total = 0.0
-                        for stage in range(STAGES):
-                            c = DENSE[stage]
-                            weight = share * (c[0] + share * (c[1] + share * (c[2] + share * c[3])))
-                            total += weight * k[lane, stage, d]
-                        out[i, m, d] = state[lane, d] + h * total
-                    seen[lane] += 1
+                start, seen_before = place[0, lane], seen[lane]
+                whole = h >= place[1, lane] - start
+                _read_out(clock, lanes, lane, i, h, whole, out)
                 if record:
                     if logged == capacity:
                         log_state, log_place = _longer(log_state), _longer(log_place)
                         log_mark = _longer(log_mark)
                         capacity *= 2
                     for d in range(states):
-                        log_state[logged, d] = state[lane, d]
+                        log_state[logged, d] = state[d, lane]
                     log_place[logged, 0], log_place[logged, 1] = start, h
                     log_mark[logged, 0], log_mark[logged, 1] = node[lane], seen_before
                     log_mark[logged, 2], log_mark[logged, 3] = seen[lane], trail[lane]
                     trail[lane] = logged
                     logged += 1
                 for d in range(states):
-                    state[lane, d], k[lane, 0, d] = ahead[lane, d], k[lane, STAGES - 1, d]
-                place[lane, 0] = start + h
-                grown = h * min(GROW, max(SHRINK, SAFETY * max(error, 1e-10) ** -0.2))
-                lanes.size[lane, 0] = max(grown, lanes.size[lane, 0]) if whole else grown
+                    state[d, lane], k[0, d, lane] = points[STAGES - 1, d, lane], k[STAGES - 1, d, lane]
+                place[0, lane] = start + h
+                grown = h * min(GROW, max(SHRINK, change))
+                size[lane] = max(grown, size[lane]) if whole else grown
                 if moved > 0.0 and h * math.sqrt(bent / moved) > STABILITY:
-                    lanes.tally[lane, 0] += 1
-                    lanes.tally[lane, 1] = 0
+                    tally[0, lane] += 1
+                    tally[1, lane] = 0
                 else:
-                    lanes.tally[lane, 1] += 1
-                    if lanes.tally[lane, 1] == 6:
-                        lanes.tally[lane, 0] = 0
-                if lanes.tally[lane, 0] == STIFF_STEPS:
+                    tally[1, lane] += 1
+                    if tally[1, lane] == 6:
+                        tally[0, lane] = 0
+                if tally[0, lane] == STIFF_STEPS:
                     ended = _STIFF
                 elif seen[lane] == clock.wanted.shape[1] or (
                     whole and not _enter(clock, i, lane, node, seen, state, place, out)
@@ -687,7 +664,7 @@ def forward(net, clock, work, lanes, initial, begin, end, rtol, atol, limit, rec
                     subject[lane] = -1
                 elif whole:
                     fresh[lane] = True
-            if ended == _OK and subject[lane] >= 0 and lanes.tally[lane, 2] > limit:
+            if ended == _OK and subject[lane] >= 0 and tally[2, lane] > limit:
                 ended = _MAX_EVALUATIONS
             if ended != _OK:
                 status[i] = ended
@@ -705,11 +682,11 @@ def _longer(array):
     return out
 
 
-@njit(nogil=True, error_model="numpy")
+@_inner
 def _leave(clock, i, lane, node, until, cotangent, seen, upstream, gradients):
     """Go back through the nodes of subject `i` from ``node[lane]`` down to the one after `until`."""
     apart()
-    states = cotangent.shape[1]
+    states = cotangent.shape[0]
     while node[lane] > until:
         j = node[lane]
         while seen[lane] > 0:
@@ -717,236 +694,178 @@ def _leave(clock, i, lane, node, until, cotangent, seen, upstream, gradients):
             if clock.wanted[i, m] != j:
                 break
             for d in range(states):
-                cotangent[lane, d] += upstream[i, m, d]
+                cotangent[d, lane] += upstream[i, m, d]
             seen[lane] -= 1
         for d in range(states):
-            gradients.jump[i, j, d] = cotangent[lane, d]
+            gradients.jump[i, j, d] = cotangent[d, lane]
             if clock.reset[i, j]:
-                cotangent[lane, d] = 0.0
+                cotangent[d, lane] = 0.0
         node[lane] -= 1
+    if until < 0:
+        for d in range(states):
+            gradients.initial[i, d] = cotangent[d, lane]
+            cotangent[d, lane] = 0.0
 
 
-@njit(nogil=True, error_model="numpy")
-def _read(clock, steps, i, s, upstream, k, pulls, end_pull, start_pull, gradients):
-    """Take in what came back to the wanted times inside step `s`: its stages `k` draw the line there, and get it."""
+@_inner
+def _read(clock, steps, lanes, lane, i, s, upstream, to_since):
+    """Take in what came back to the wanted times inside step `s`: its stages draw the line there, and get it. What the
+    size and the start of the step get: a product with the size, so a share of it."""
     apart()
-    states, start, h, j = upstream.shape[2], steps.place[s, 0], steps.place[s, 1], steps.mark[s, 0]
-    to_size, to_start = 0.0, 0.0
+    start, h, weights = steps.place[s, 0], steps.place[s, 1], lanes.weights
+    k, pulls, end_pull, start_pull, order = lanes.k, lanes.pulls, lanes.state, lanes.start_pull, clock.order
+    total = 0.0
     for q in range(steps.mark[s, 1], steps.mark[s, 2]):
-        m = clock.order[i, q]
+        m = order[i, q]
         share = (float(clock.since[i, m]) - start) / h
         if share >= 1.0:
-            for d in range(states):
-                end_pull[d] += upstream[i, m, d]
+            for d in range(upstream.shape[2]):
+                end_pull[d, lane] += upstream[i, m, d]
             continue
-        to_since = 0.0
-        for stage in range(STAGES):
-            c = DENSE[stage]
-            weight = share * (c[0] + share * (c[1] + share * (c[2] + share * c[3])))
-            change = c[0] + share * (2.0 * c[1] + share * (3.0 * c[2] + share * 4.0 * c[3]))
-            for d in range(states):
-                given = upstream[i, m, d]
-                pulls[stage, d] += h * weight * given
-                to_size += given * (weight - share * change) * k[stage, d]
-                to_since += given * change * k[stage, d]
-        for d in range(states):
-            start_pull[d] += upstream[i, m, d]
-        gradients.since[i, m] = to_since
-        to_start -= to_since
-    _to_times(clock, i, j, h * to_size + start * to_start, gradients)
+        _weights(share, True, weights)
+        along, inside = 0.0, 0.0
+        for d in range(upstream.shape[2]):
+            given = float(upstream[i, m, d])
+            start_pull[d, lane] += given
+            for stage in range(STAGES):
+                pulls[stage, d, lane] += h * weights[0, stage] * given
+                along += given * weights[1, stage] * k[stage, d, lane]
+                inside += given * weights[0, stage] * k[stage, d, lane]
+        to_since[i, m] = along
+        total += h * (inside - share * along) - start * along
+    return total
 
 
-@njit(nogil=True, error_model="numpy")
-def _pull_of_next(clock, steps, i, s, upstream, out):
+@_inner
+def _pull_of_next(clock, steps, lanes, lane, i, s, upstream):
     """What the wanted times inside step `s` pull at its last stage, the first of the step after it."""
-    h = steps.place[s, 1]
+    h, pulls = steps.place[s, 1], lanes.pulls
     for q in range(steps.mark[s, 1], steps.mark[s, 2]):
         m = clock.order[i, q]
         share = (float(clock.since[i, m]) - steps.place[s, 0]) / h
         if share < 1.0:
-            c = DENSE[STAGES - 1]
-            weight = share * (c[0] + share * (c[1] + share * (c[2] + share * c[3])))
+            c0, c1, c2, c3 = DENSE[STAGES - 1, 0], DENSE[STAGES - 1, 1], DENSE[STAGES - 1, 2], DENSE[STAGES - 1, 3]
+            weight = share * (c0 + share * (c1 + share * (c2 + share * c3)))
             for d in range(upstream.shape[2]):
-                out[d] += h * weight * upstream[i, m, d]
-
-
-@njit(nogil=True, error_model="numpy")
-def _to_times(clock, i, j, pull, gradients):
-    """A step is a fixed share of its stretch: what its start and size get goes to the times at the stretch's ends."""
-    length = float(clock.times[i, j + 1]) - float(clock.times[i, j])
-    gradients.times[i, j] -= pull / length
-    gradients.times[i, j + 1] += pull / length
+                pulls[0, d, lane] += h * weight * upstream[i, m, d]
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
 def backward(net, clock, work, lanes, steps, begin, end, upstream, status, gradients):
     """The reverse sweep over the steps of subjects `begin` to `end`: the gradient of Σ upstream·states, exact for the
     steps as they were taken. Sizes of steps are shares of their stretch, so that the times of its ends get theirs."""
-    states = upstream.shape[2]
+    states, final = upstream.shape[2], STAGES - 1
     subject, node, seen, step, closing = lanes.subject, lanes.node, lanes.seen, lanes.step, lanes.flag
-    cotangent, following, active, ends = lanes.state, lanes.other, lanes.active, lanes.ends
-    points, k, own_k, own_pulls = lanes.stages[0], lanes.stages[1], lanes.k, lanes.pulls
-    pulls, to_point, start_pull, end_pull = lanes.rows[0], lanes.rows[1], lanes.rows[2], lanes.rows[3]
-    entering, entering_end = lanes.rows[4], lanes.rows[5]
-    for r in range(STAGES * LANES):  # rows that only fill up a block belong to a subject of this chunk too
-        work.own[r] = begin * clock.periods
-    subject, node = np.full(LANES, -1), np.full(LANES, -1)
-    seen, step = np.full(LANES, -1), np.full(LANES, -1)
-    cotangent, following = np.zeros((LANES, states)), np.zeros((LANES, states))
-    closing = np.zeros(LANES, np.bool_)  # whether the step ends its stretch: no step begins where its last stage stands
-    points, k = np.zeros((STAGES, LANES, states)), np.zeros((STAGES, LANES, states))
-    own_k, own_pulls = np.zeros((LANES, STAGES, states)), np.zeros((LANES, STAGES, states))
-    pulls, to_point = np.zeros((LANES, states)), np.zeros((LANES, states))
-    start_pull, end_pull = np.zeros((LANES, states)), np.zeros((LANES, states))
-    active, ends = np.zeros(LANES, np.int64), np.zeros(LANES, np.int64)
-    entering, entering_end = np.zeros((LANES, states)), np.zeros((LANES, states))
-    upcoming = begin
+    y, h, k, points, pulls = lanes.y, lanes.h, lanes.k, lanes.points, lanes.pulls
+    cotangent, start_pull, to_point, to_size = lanes.state, lanes.start_pull, lanes.to_point, lanes.to_size
+    entering, gathered, spare, ends, own = lanes.entering, lanes.gathered, lanes.spare, lanes.ends, work.own
+    mark, upcoming = steps.mark, begin
+    while upcoming < end and status[upcoming] != _OK:
+        upcoming += 1
+    for row in range(STAGES * LANES):  # an empty lane stands at zero with a subject that could be solved, to no effect
+        own[row] = min(upcoming, end - 1) * clock.periods
 
     while True:
+        live = 0
         for lane in range(LANES):
             while subject[lane] < 0 and upcoming < end:
                 i = upcoming
                 upcoming += 1
                 if status[i] != _OK:
                     continue
-                for d in range(states):
-                    cotangent[lane, d] = 0.0
-                step[lane], closing[lane] = steps.last[i - begin], True
-                seen[lane] = clock.wanted.shape[1]
+                s = steps.last[i - begin]
+                step[lane], closing[lane], seen[lane] = s, True, clock.wanted.shape[1]
                 node[lane] = clock.wanted[i, clock.order[i, seen[lane] - 1]]
-                if step[lane] >= 0:
-                    _leave(clock, i, lane, node, steps.mark[step[lane], 0], cotangent, seen, upstream, gradients)
+                _leave(clock, i, lane, node, mark[s, 0] if s >= 0 else -1, cotangent, seen, upstream, gradients)
+                if s >= 0:
                     subject[lane] = i
-                else:
-                    _leave(clock, i, lane, node, -1, cotangent, seen, upstream, gradients)
-                    for d in range(states):
-                        gradients.initial[i, d] = cotangent[lane, d]
-        rows = 0
-        for lane in range(LANES):
-            if subject[lane] >= 0:
-                active[rows] = lane
-                rows += 1
-        if rows == 0:
+            live += subject[lane] >= 0
+        if live == 0:
             break
-        block = (rows + ROWS - 1) // ROWS * ROWS
 
         # the stages again; the last one only where no following step begins with it and something was read inside
         ending = 0
-        for r in range(rows):
-            lane = active[r]
+        for lane in range(LANES):
             i, s = subject[lane], step[lane]
-            j = steps.mark[s, 0]
-            for stage in range(STAGES - 1):
-                work.own[stage * block + r] = i * clock.periods + clock.period[i, j]
+            h[lane], to_size[lane] = 0.0, 0.0
+            if i >= 0:
+                h[lane] = steps.place[s, 1]
+                if closing[lane]:
+                    j = mark[s, 0]
+                    row = i * clock.periods + clock.period[i, j]
+                    for stage in range(final):
+                        own[stage * LANES + lane] = row
+                    for d in range(states):
+                        entering[d, lane] = clock.input[i, j, d]
+                    if mark[s, 2] > mark[s, 1]:
+                        own[final * LANES + ending], ends[ending] = row, lane
+                        ending += 1
             for d in range(states):
-                entering[r, d] = clock.input[i, j, d]
-            if closing[lane] and steps.mark[s, 2] > steps.mark[s, 1]:
-                work.own[(STAGES - 1) * block + ending] = i * clock.periods + clock.period[i, j]
-                for d in range(states):
-                    entering_end[ending, d] = clock.input[i, j, d]
-                ends[ending] = r
-                ending += 1
-        for stage in range(STAGES - 1):
-            for r in range(rows):
-                s = step[active[r]]
-                for d in range(states):
-                    total = 0.0
-                    for earlier in range(stage):
-                        total += A[stage, earlier] * own_k[r, earlier, d]
-                    points[stage, r, d] = steps.state[s, d] + steps.place[s, 1] * total
-            _slopes(net, work, rows, stage * block, points[stage], entering, True, k[stage])
-            for r in range(rows):
-                for d in range(states):
-                    own_k[r, stage, d] = k[stage, r, d]
-        for e in range(ending):
-            r = ends[e]
-            s = step[active[r]]
+                y[d, lane] = steps.state[s, d] if i >= 0 else 0.0
+                k[final, d, lane] = k[0, d, lane]
+                start_pull[d, lane] = 0.0
+        for stage in range(STAGES):
             for d in range(states):
-                total = 0.0
-                for stage in range(STAGES - 1):
-                    total += B[stage] * own_k[r, stage, d]
-                points[STAGES - 1, e, d] = steps.state[s, d] + steps.place[s, 1] * total
-        tail = (ending + ROWS - 1) // ROWS * ROWS
+                for lane in range(LANES):
+                    pulls[stage, d, lane] = 0.0
+        for stage in range(final):
+            _point(y, h, k, stage, points)
+            _slopes(net, work, LANES, stage * LANES, points, stage, entering, True, k)
+        tail = _block(ending)
         if ending > 0:
-            _slopes(net, work, ending, (STAGES - 1) * block, points[STAGES - 1], entering_end, True, k[STAGES - 1])
+            _point(y, h, k, final, spare)
+            for r in range(ending):
+                for d in range(states):
+                    points[final, d, r] = spare[final, d, ends[r]]
+                    gathered[d, r] = entering[d, ends[r]]
+            _slopes(net, work, tail, final * LANES, points, final, gathered, True, spare)
+            for r in range(ending):
+                for d in range(states):
+                    k[final, d, ends[r]] = spare[final, d, r]
 
-        for r in range(rows):
-            for d in range(states):
-                own_k[r, STAGES - 1, d] = following[active[r], d]
-        for e in range(ending):
-            for d in range(states):
-                own_k[ends[e], STAGES - 1, d] = k[STAGES - 1, e, d]
-        for r in range(rows):
-            lane = active[r]
+        for lane in range(LANES):
             i, s = subject[lane], step[lane]
-            j = steps.mark[s, 0]
-            for d in range(states):
-                start_pull[r, d], end_pull[r, d] = 0.0, cotangent[lane, d]
-                for stage in range(STAGES):
-                    own_pulls[r, stage, d] = 0.0
-            _read(clock, steps, i, s, upstream, own_k[r], own_pulls[r], end_pull[r], start_pull[r], gradients)
-            seen[lane] = min(seen[lane], steps.mark[s, 1])
-            earlier = steps.mark[s, 3]
-            if earlier >= 0 and steps.mark[earlier, 0] == j:
-                _pull_of_next(clock, steps, i, earlier, upstream, own_pulls[r, 0])
+            if i < 0:
+                continue
+            if mark[s, 2] > mark[s, 1]:
+                to_size[lane] = _read(clock, steps, lanes, lane, i, s, upstream, gradients.since)
+                seen[lane] = min(seen[lane], mark[s, 1])
+            earlier = mark[s, 3]
+            if earlier >= 0 and mark[earlier, 0] == mark[s, 0]:
+                _pull_of_next(clock, steps, lanes, lane, i, earlier, upstream)
         if ending > 0:
-            for e in range(ending):
-                for d in range(states):
-                    pulls[e, d], to_point[e, d] = own_pulls[ends[e], STAGES - 1, d], 0.0
-            _pull_back(net, work, ending, (STAGES - 1) * block, points[STAGES - 1], pulls, gradients, to_point)
-            for e in range(ending):
-                s = step[active[ends[e]]]
-                for d in range(states):
-                    end_pull[ends[e], d] += to_point[e, d]
-                    gradients.input[subject[active[ends[e]]], steps.mark[s, 0], d] += pulls[e, d]
-        for r in range(rows):
-            lane = active[r]
-            h, to_size = steps.place[step[lane], 1], 0.0
             for d in range(states):
-                start_pull[r, d] += end_pull[r, d]
-                for stage in range(STAGES - 1):
-                    own_pulls[r, stage, d] += h * B[stage] * end_pull[r, d]
-                    to_size += end_pull[r, d] * B[stage] * own_k[r, stage, d]
-            _to_times(clock, subject[lane], steps.mark[step[lane], 0], h * to_size, gradients)
-        for stage in range(STAGES - 2, -1, -1):
-            for r in range(rows):
+                for r in range(LANES):
+                    spare[final, d, r] = pulls[final, d, ends[r]] if r < ending else 0.0
+            _pull_back(net, work, tail, final * LANES, points, final, spare, gradients, to_point)
+            for r in range(ending):
                 for d in range(states):
-                    pulls[r, d], to_point[r, d] = own_pulls[r, stage, d], 0.0
-            _pull_back(net, work, rows, stage * block, points[stage], pulls, gradients, to_point)
-            for r in range(rows):
-                lane = active[r]
-                h, to_size = steps.place[step[lane], 1], 0.0
-                for d in range(states):
-                    start_pull[r, d] += to_point[r, d]
-                    for earlier in range(stage):
-                        own_pulls[r, earlier, d] += h * A[stage, earlier] * to_point[r, d]
-                        to_size += to_point[r, d] * A[stage, earlier] * own_k[r, earlier, d]
-                if stage > 0:
-                    _to_times(clock, subject[lane], steps.mark[step[lane], 0], h * to_size, gradients)
-        _to_weights(net, work, (STAGES - 1) * block + tail, gradients)
+                    cotangent[d, ends[r]] += to_point[d, r]
+        _pull_at_point(cotangent, h, k, final, pulls, start_pull, to_size)
+        for stage in range(final - 1, -1, -1):
+            _pull_back(net, work, LANES, stage * LANES, points, stage, pulls, gradients, to_point)
+            _pull_at_point(to_point, h, k, stage, pulls, start_pull, to_size)
+        _to_weights(net, work, final * LANES + tail, gradients)
 
-        for r in range(rows):
-            lane = active[r]
+        for lane in range(LANES):
             i, s = subject[lane], step[lane]
-            j, earlier = steps.mark[s, 0], steps.mark[s, 3]
+            if i < 0:
+                continue
+            j, earlier = mark[s, 0], mark[s, 3]
+            # a step is a fixed share of its stretch: what its start and size get goes to the times at its ends
+            pull = to_size[lane] / (float(clock.times[i, j + 1]) - float(clock.times[i, j]))
+            gradients.times[i, j] -= pull
+            gradients.times[i, j + 1] += pull
             for d in range(states):
-                cotangent[lane, d], following[lane, d] = start_pull[r, d], own_k[r, 0, d]
-                for stage in range(STAGES - 1):
-                    gradients.input[i, j, d] += own_pulls[r, stage, d]
+                cotangent[d, lane] = start_pull[d, lane]
+                total = pulls[final, d, lane] if closing[lane] else 0.0
+                for stage in range(final):
+                    total += pulls[stage, d, lane]
+                gradients.input[i, j, d] += total
             step[lane] = earlier
-            closing[lane] = earlier < 0 or steps.mark[earlier, 0] != j
-            _leave(
-                clock,
-                i,
-                lane,
-                node,
-                -1 if earlier < 0 else steps.mark[earlier, 0],
-                cotangent,
-                seen,
-                upstream,
-                gradients,
-            )
-            if earlier < 0:
-                for d in range(states):
-                    gradients.initial[i, d] = cotangent[lane, d]
-                subject[lane] = -1
+            closing[lane] = earlier < 0 or mark[earlier, 0] != j
+            if closing[lane]:
+                until = -1 if earlier < 0 else mark[earlier, 0]
+                _leave(clock, i, lane, node, until, cotangent, seen, upstream, gradients)
+                if earlier < 0:
+                    subject[lane] = -1

@@ -101,7 +101,7 @@ def apart(typing_context):
     return types.void(), emit
 
 
-@njit(nogil=True)
+@njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 def add_product(
     out, at, row, first, first_at, first_row, x, x_at, x_row, x_inner, w, w_at, w_inner, rows, inner, columns
 ):
