@@ -208,12 +208,12 @@ def test_the_error_keeps_to_the_tolerance(tolerance):
     assert float(((found - truth).abs() / (1 + truth.abs())).max()) < 10 * tolerance
 
 
-def stiff(ka, elimination="michaelis_menten", n=1):
-    """Absorption of rate `ka` into a saturable model: theta, and a subject dosed every 12 h."""
-    model = CompartmentModel(2, "first_order", elimination).double()
+def stiff(ka, n=1, doses=6):
+    """Absorption of rate `ka` into a saturable model: theta, and subjects dosed every 12 h."""
+    model = CompartmentModel(2, "first_order", "michaelis_menten").double()
     theta = torch.tensor([[12.0, 0.8, 20.0, 3.0, 40.0, ka]], dtype=torch.float64).repeat(n, 1)
-    doses = [Dose(0, 100, interval=12, additional=5)]
-    return model, theta, [subject(str(k), doses, np.linspace(0.3, 72, 40)) for k in range(n)]
+    train = [Dose(0, 100, interval=12, additional=doses - 1)]
+    return model, theta, [subject(str(k), train, np.linspace(0.3, 12 * doses, 40)) for k in range(n)]
 
 
 @pytest.mark.parametrize("ka", [50.0, 5000.0])
@@ -246,7 +246,7 @@ def test_the_cost_does_not_grow_with_the_stiffness():
 
 
 def test_only_the_stiff_subject_of_a_batch_is_implicit_and_its_gradient_is_right():
-    model, theta, people = stiff(1.0, n=3)
+    model, theta, people = stiff(1.0, n=3, doses=1)
     theta[1, -1] = 2000.0
     _, found = gradients(model, theta, people, SolverOptions(engine="runge_kutta", rtol=1e-8, atol=1e-8))
     for k in range(3):
@@ -258,7 +258,7 @@ def test_only_the_stiff_subject_of_a_batch_is_implicit_and_its_gradient_is_right
     def total(theta):
         batch = collate(people, dtype=torch.float64)
         y0 = 0.1 + model.initial_state(theta)
-        states = solve(model, y0, theta, batch, options=SolverOptions(rtol=1e-10, atol=1e-10)).states
+        states = solve(model, y0, theta, batch, options=SolverOptions(rtol=1e-9, atol=1e-9)).states
         weight = torch.linspace(0.5, 1.5, states.shape[1], dtype=theta.dtype)[:, None]
         return (weight * states.square()).sum()
 
@@ -269,7 +269,7 @@ def test_only_the_stiff_subject_of_a_batch_is_implicit_and_its_gradient_is_right
 def test_the_fused_kernel_hands_a_stiff_subject_on():
     dynamics = random_weights(FIELDS["compartments"](2).double(), scale=0.1)
     theta = theta_for(dynamics, len(PEOPLE))
-    theta[0, dynamics.parameter_names.index("base_depot_central")] = 300.0
+    theta[0, dynamics.parameter_names.index("base_depot_central")] = 60.0
     batch = collate(PEOPLE, dtype=torch.float64)
     inputs = dose_inputs(dynamics, theta, batch)
     mesh = build_mesh(batch, inputs, 3, batch.time, batch.row)

@@ -158,18 +158,29 @@ def make_work(net: Network, rows: int) -> Work:
 
 def make_lanes(states: int) -> Lanes:
     """No subject in any lane."""
-    none, rows, stages = np.full((4, LANES), -1), (states, LANES), (STAGES, states, LANES)
-    numbers = {name: np.zeros(LANES) for name in ("size", "h", "to_size")}
-    by_state = ("state", "y", "start_pull", "to_point", "entering", "gathered")
+    by_state, by_stage = (states, LANES), (STAGES, states, LANES)
     return Lanes(
-        *none,
+        subject=np.full(LANES, -1),
+        node=np.full(LANES, -1),
+        seen=np.full(LANES, -1),
+        step=np.full(LANES, -1),
         tally=np.zeros((3, LANES), np.int64),
         flag=np.zeros(LANES, np.bool_),
         ends=np.zeros(LANES, np.int64),
         place=np.zeros((2, LANES)),
-        **numbers,
-        **{name: np.zeros(rows) for name in by_state},
-        **{name: np.zeros(stages) for name in ("k", "points", "pulls", "spare")},
+        size=np.zeros(LANES),
+        h=np.zeros(LANES),
+        to_size=np.zeros(LANES),
+        state=np.zeros(by_state),
+        y=np.zeros(by_state),
+        start_pull=np.zeros(by_state),
+        to_point=np.zeros(by_state),
+        entering=np.zeros(by_state),
+        gathered=np.zeros(by_state),
+        k=np.zeros(by_stage),
+        points=np.zeros(by_stage),
+        pulls=np.zeros(by_stage),
+        spare=np.zeros(by_stage),
         weights=np.zeros((2, STAGES)),
     )
 
