@@ -138,6 +138,10 @@ class LatentODETask(L.LightningModule):
         sums = torch.stack([value.double() * weight, torch.tensor(float(weight), dtype=torch.float64)])
         self._tallies[name] = self._tallies[name] + sums if name in self._tallies else sums
 
+    def on_train_start(self) -> None:
+        """Forget what a training that failed may have left."""
+        self._tallies.clear()
+
     def on_train_epoch_end(self) -> None:
         """Logs train_loss and its parts per observation, train_failures and gradient_norm per step."""
         if not self._tallies:
