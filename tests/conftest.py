@@ -1,6 +1,12 @@
-"""Shared by all tests: slow ones on request, one thread, seeds."""
+"""Shared by all tests: slow ones on request, one thread, seeds, Triton's interpreter."""
+
+import os
 
 import pytest
+
+# Triton reads it when it is first imported, and any library may be the one that does
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import torch
 
 

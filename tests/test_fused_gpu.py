@@ -2,13 +2,11 @@
 
 import dataclasses
 import itertools
-import os
 
 import numpy as np
 import pytest
 import torch
 
-os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is declared
 pytest.importorskip(
     "triton", reason="the GPU kernels are tested in Triton's interpreter, and Triton is for Linux alone"
 )
