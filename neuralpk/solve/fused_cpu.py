@@ -112,8 +112,8 @@ class _Solve(torch.autograd.Function):
         status = np.zeros(len(y0), np.int64)
         initial, record = _array(y0), any(ctx.needs_input_grad)
         # the limits of the kernel's tanh would make a number of a latent that is none
-        lost = ~np.isfinite(net.shift).all(1).reshape(len(y0), -1).all(1)
-        initial = np.where(lost[:, None], np.nan, initial).astype(initial.dtype)
+        lost = np.isnan(net.shift.reshape(len(y0), -1).sum(axis=1, keepdims=True))
+        initial = np.where(lost, np.nan, initial).astype(initial.dtype)
 
         def run(begin: int, end: int) -> tuple[kernel.Steps, int]:
             room = kernel.make_work(net, 2 * kernel.LANES), kernel.make_lanes(y0.shape[1])
