@@ -323,3 +323,15 @@ def test_a_field_that_cannot_be_solved_leaves_the_kernels_other_subjects_alone()
     for one, w in zip(found, dynamics.parameters(), strict=True):
         torch.testing.assert_close(one, w.grad, rtol=1e-6, atol=1e-6 * float(w.grad.abs().max()))
     assert torch.equal(solution.states[good], part.states)
+
+
+def test_a_latent_that_is_no_number_fails_in_a_field_whose_activation_has_limits():
+    # tanh of NaN, cut off at its limits, would be a number
+    shift = torch.zeros(3, 16)
+    shift[1] = torch.nan
+    form = Perceptron(shift, (torch.ones(16, 1), torch.ones(1, 16)), (torch.zeros(1),), "tanh")
+    batch = collate([subject(str(k), [], [0.0, 1.0]) for k in range(3)])
+    dynamics = CompartmentModel(1)
+    mesh = build_mesh(batch, dose_inputs(dynamics, torch.ones(3, 2), batch), 1, batch.time, batch.row)
+    _, status, _ = fused_cpu.integrate(form, torch.ones(3, 1), mesh, SolverOptions())
+    assert status.tolist() == [Status.OK, Status.NON_FINITE, Status.OK]

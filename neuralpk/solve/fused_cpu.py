@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from neuralpk.dynamics import Perceptron
 from neuralpk.solve.compiled import perceptron as kernel
 from neuralpk.solve.mesh import Mesh
-from neuralpk.solve.options import SolverOptions
+from neuralpk.solve.options import SolverOptions, Status
 from neuralpk.solve.tableau import STAGES
 
 _CHUNK = 64  # subjects whose gradients are summed before those of others: the same sums on any number of threads
@@ -124,6 +124,7 @@ class _Solve(torch.autograd.Function):
             return result
 
         chunks = _chunks(len(y0), run)
+        status[lost[:, 0]] = int(Status.NON_FINITE)
         ended["status"] = torch.from_numpy(status)
         ended["evaluations"] = sum(evaluations for _, evaluations in chunks)
         ctx.saved = (form, net, clock, [steps for steps, _ in chunks], status)
