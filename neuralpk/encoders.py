@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from neuralpk.cohort import CohortBatch
+from neuralpk.batch import CohortBatch
 from neuralpk.scaling import Scaling
 
 

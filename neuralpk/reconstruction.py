@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from neuralpk import randomness
-from neuralpk.cohort import Cohort, CohortBatch, FloatArray, Subject, collate
+from neuralpk.batch import CohortBatch, collate
+from neuralpk.cohort import Cohort, FloatArray, Subject
 from neuralpk.models import LatentODE
 
 _BAND_STREAM = 1 << 40  # apart from the training steps, whose number is their stream

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, LogNormal, Normal
 
-from neuralpk.cohort import CohortBatch
+from neuralpk.batch import CohortBatch
 from neuralpk.scaling import Scaling
 
 _SMALLEST = 1e-4  # of the typical value: below it a proportional error would claim to measure nothing exactly

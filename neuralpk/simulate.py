@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from neuralpk import randomness
-from neuralpk.cohort import Cohort, CohortBatch, Dose, FloatArray, Subject, Truth, TruthBatch, Units, collate
+from neuralpk.batch import CohortBatch, TruthBatch, collate
+from neuralpk.cohort import Cohort, Dose, FloatArray, Subject, Truth, Units
 from neuralpk.dynamics import Dynamics
 from neuralpk.residual_error import ResidualError
 from neuralpk.solve import SolverOptions, solve

@@ -14,7 +14,8 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from neuralpk import randomness
-from neuralpk.cohort import Cohort, CohortBatch, FloatArray
+from neuralpk.batch import CohortBatch
+from neuralpk.cohort import Cohort, FloatArray
 from neuralpk.models import DynamicsSettings, EncoderSettings, LatentODE, Objective, SolverSettings, build_model
 from neuralpk.reconstruction import Reconstruction, evaluation_batch, reconstruct
 from neuralpk.scaling import Scaling

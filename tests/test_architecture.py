@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "neuralpk"
 FLOORS = (
     {"randomness"},
     {"cohort"},
-    {"scaling"},
+    {"scaling", "batch"},
     {"dynamics", "residual_error"},
     {"tables"},
     {"datasets", "encoders", "solve"},

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from neuralpk.cohort import Cohort, Dose, Subject, collate
+from neuralpk.batch import collate
+from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.dynamics import CompartmentModel
 from neuralpk.solve import SolverOptions, solve
 

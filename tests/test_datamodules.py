@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from neuralpk.cohort import Cohort, CohortBatch, TruthBatch, collate
+from neuralpk.batch import CohortBatch, TruthBatch, collate
+from neuralpk.cohort import Cohort
 from neuralpk.datamodules import (
     GlobalBatchSampler,
     LotkaVolterraDataModule,

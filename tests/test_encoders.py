@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from neuralpk.cohort import Cohort, Dose, Subject, Truth, collate
+from neuralpk.batch import collate
+from neuralpk.cohort import Cohort, Dose, Subject, Truth
 from neuralpk.encoders import ENCODERS, Posterior, feature_size, sample_features
 from neuralpk.scaling import Scaling
 

@@ -11,7 +11,8 @@ pytest.importorskip(
     "triton", reason="the GPU kernels are tested in Triton's interpreter, and Triton is for Linux alone"
 )
 
-from neuralpk.cohort import Dose, Subject, collate
+from neuralpk.batch import collate
+from neuralpk.cohort import Dose, Subject
 from neuralpk.dynamics import CompartmentModel, HybridDynamics, NeuralCompartments, NeuralField, Perceptron
 from neuralpk.scaling import Scaling
 from neuralpk.solve import SolverOptions, fused_cpu, fused_gpu, runge_kutta

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from neuralpk.cohort import Cohort, Dose, Subject, collate
+from neuralpk.batch import collate
+from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.models import build_model
 from neuralpk.models.individual import IndividualParameters
 from neuralpk.scaling import Scaling

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from neuralpk.cohort import Dose, collate
+from neuralpk.batch import collate
+from neuralpk.cohort import Dose
 from neuralpk.dynamics import CompartmentModel
 from neuralpk.models import build_model
 from neuralpk.residual_error import ERRORS

@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from neuralpk.cohort import Subject, collate
+from neuralpk.batch import collate
+from neuralpk.cohort import Subject
 from neuralpk.residual_error import ERRORS, CombinedError, LogNormalError, ProportionalError
 from neuralpk.scaling import Scaling
 

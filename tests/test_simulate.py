@@ -11,7 +11,8 @@ from closed_forms import Disposition
 from scipy import stats
 
 from neuralpk import randomness
-from neuralpk.cohort import Cohort, Dose, Subject, collate
+from neuralpk.batch import collate
+from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.dynamics import CompartmentModel, LotkaVolterra
 from neuralpk.residual_error import AdditiveError, ProportionalError
 from neuralpk.simulate import Design, Population, omega_from_cv, simulate_batches, simulate_cohort

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from neuralpk.cohort import Dose, Subject, collate
+from neuralpk.batch import collate
+from neuralpk.cohort import Dose, Subject
 from neuralpk.dynamics import CompartmentModel, Dynamics
 from neuralpk.solve import SolveError, SolverOptions, Status, solve
 

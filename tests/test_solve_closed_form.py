@@ -9,7 +9,8 @@ from closed_forms import KA, LAG, LOTKA_VOLTERRA, PARAMETERS, Disposition, F, ra
 from scipy.integrate import solve_ivp
 from scipy.linalg import expm
 
-from neuralpk.cohort import Dose, Subject, collate
+from neuralpk.batch import collate
+from neuralpk.cohort import Dose, Subject
 from neuralpk.dynamics import CompartmentModel, Dynamics, LotkaVolterra
 from neuralpk.solve import SolverOptions, solve
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from closed_forms import KA, LOTKA_VOLTERRA, Disposition
 
-from neuralpk.cohort import Cohort, Dose, Subject, collate
+from neuralpk.batch import collate
+from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.dynamics import CompartmentModel, Dynamics, LotkaVolterra, NeuralCompartments, NeuralField
 from neuralpk.models import build_model
 from neuralpk.scaling import Scaling

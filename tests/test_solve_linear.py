@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from neuralpk.cohort import Dose, Subject, collate
+from neuralpk.batch import collate
+from neuralpk.cohort import Dose, Subject
 from neuralpk.dynamics import CompartmentModel, Dynamics
 from neuralpk.solve import exact, interface, solve
 from neuralpk.solve.compiled import linear, modes

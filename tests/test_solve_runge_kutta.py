@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from neuralpk.cohort import Dose, Subject, collate
+from neuralpk.batch import collate
+from neuralpk.cohort import Dose, Subject
 from neuralpk.dynamics import CompartmentModel, Dynamics, HybridDynamics, NeuralCompartments, NeuralField, Perceptron
 from neuralpk.scaling import Scaling
 from neuralpk.solve import SolverOptions, Status, fused_cpu, runge_kutta, solve

@@ -12,7 +12,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from neuralpk.cohort import Cohort, Subject, collate
+from neuralpk.batch import collate
+from neuralpk.cohort import Cohort, Subject
 from neuralpk.datamodules import PKDataModule, TableDataModule
 from neuralpk.evaluate.metrics import line_rrmse
 from neuralpk.solve import SolveError

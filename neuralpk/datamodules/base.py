@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from neuralpk import randomness
-from neuralpk.cohort import Cohort, CohortBatch
+from neuralpk.batch import CohortBatch
+from neuralpk.cohort import Cohort
 from neuralpk.datamodules.batches import BatchDataset, Context, GlobalBatchSampler, ResumableLoader, as_is
 from neuralpk.scaling import Scaling
 

@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from neuralpk import randomness
-from neuralpk.cohort import Cohort, CohortBatch, collate
+from neuralpk.batch import CohortBatch, collate
+from neuralpk.cohort import Cohort
 
 Context = Literal["all", "random", "first"]
 _CONTEXT_STREAM = 1 << 43  # apart from the streams of the simulation and of the training, whose seed may be the same

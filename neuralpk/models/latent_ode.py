@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from neuralpk.cohort import CohortBatch
+from neuralpk.batch import CohortBatch
 from neuralpk.dynamics import Dynamics
 from neuralpk.encoders import Encoder
 from neuralpk.models.individual import IndividualParameters

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuralpk.cohort import CohortBatch
+from neuralpk.batch import CohortBatch
 from neuralpk.dynamics import Dynamics
 from neuralpk.solve import exact, reference, runge_kutta
 from neuralpk.solve.mesh import Mesh, build_mesh, dose_inputs, join_inputs, period_at, theta_at

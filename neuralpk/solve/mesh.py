@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuralpk.cohort import CohortBatch
+from neuralpk.batch import CohortBatch
 from neuralpk.dynamics import Dynamics
 from neuralpk.solve.compiled import order as compiled
 

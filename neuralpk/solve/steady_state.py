@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from neuralpk.cohort import CohortBatch
+from neuralpk.batch import CohortBatch
 from neuralpk.dynamics import Dynamics
 from neuralpk.solve.mesh import Inputs, Mesh, period_at, theta_at
 

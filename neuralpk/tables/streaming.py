@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from neuralpk.cohort import CohortBatch, Dose
+from neuralpk.batch import CohortBatch
+from neuralpk.cohort import Dose
 
 _DOSE_COLUMNS = {
     "AMT": "amount", "RATE": "rate", "DUR": "duration", "II": "interval", "ADDL": "additional", "SS": "steady_state",

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neuralpk.cohort import Cohort, CohortBatch, Dose, Subject, collate
+from neuralpk.batch import CohortBatch, collate
+from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.dynamics import Dynamics, Perceptron
 from neuralpk.solve import SolverOptions, solve
 from solver_benchmark.torch_engines import Step, device_peak, slope, stepper
