@@ -122,16 +122,16 @@ class LatentODETask(L.LightningModule):
         total = (loss.fit + weight * loss.kl) / share
         self._refuse(total, failures, batch)
         count = max(int(loss.observations), 1)
-        logged = {"loss": (loss.fit + weight * loss.kl) / count, "fit": loss.fit / count, "kl": loss.kl / count}
-        for name, value in logged.items():
+        for name, value, of in (
+            ("loss", (loss.fit + weight * loss.kl) / count, count),
+            ("fit", loss.fit / count, count),
+            ("kl", loss.kl / count, count),
+            ("failures", sums[1], 1),
+        ):
             if stage == "train":
-                self._tally(name, value.detach().cpu(), count)
+                self._tally(name, value.detach().cpu(), of)
             else:
-                self._log(f"{stage}_{name}", value.detach(), count, bar=name == "loss")
-        if stage == "train":
-            self._tally("failures", torch.tensor(float(failures)), 1)
-        else:
-            self._log(f"{stage}_failures", float(failures), 1)
+                self._log(f"{stage}_{name}", value.detach(), of, bar=name == "loss")
         return total
 
     def _tally(self, name: str, value: Tensor, weight: int) -> None:
@@ -187,7 +187,7 @@ class LatentODETask(L.LightningModule):
         except AssertionError as error:  # how torchdiffeq reports a vanished step
             raise SolveError(
                 f"the adjoint's backward sweep failed at step {self.global_step} ({error}): where drug is eliminated "
-                "fast, running the state backwards amplifies its error. Use solver.gradient: backprop."
+                "fast, running the state backwards amplifies its error. Leave solver.gradient out, or use backprop."
             ) from error
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

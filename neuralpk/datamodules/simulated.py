@@ -12,7 +12,7 @@ import pandas as pd
 from neuralpk.cohort import Cohort, Dose, Units
 from neuralpk.datamodules.base import CohortDataModule, Part
 from neuralpk.dynamics import Absorption, CompartmentModel, Dynamics, Elimination, LotkaVolterra
-from neuralpk.residual_error import ERRORS
+from neuralpk.residual_error import ERRORS, ResidualError
 from neuralpk.simulate import Design, Population, omega_from_cv, simulate_batches, simulate_cohort
 from neuralpk.tables.streaming import batch_frame
 
@@ -43,12 +43,15 @@ class SimulatedDataModule(CohortDataModule):
         self.error, self.error_sd = error, error_sd
 
     def _simulate(self, population: Population, design: Design, subjects: int) -> Cohort:
-        error = ERRORS[self.error].known(endpoints=len(set(design.endpoints)), **self.error_sd)
+        error = self._residual_error(design)
         return simulate_cohort(self.dynamics, population, design, error, subjects, self.seed, self.units)
+
+    def _residual_error(self, design: Design) -> ResidualError:
+        return ERRORS[self.error].known(endpoints=len(set(design.endpoints)), **self.error_sd)
 
     def frames(self, size: int = 10_000) -> Iterator[pd.DataFrame]:
         """The event table of the cohort, `size` subjects at a time, whatever their number."""
-        error = ERRORS[self.error].known(endpoints=len(set(self.design.endpoints)), **self.error_sd)
+        error = self._residual_error(self.design)
         number = self.subjects + self.test_subjects
         names = sorted(self.population.covariates)
         for batch in simulate_batches(self.dynamics, self.population, self.design, error, number, self.seed, size):

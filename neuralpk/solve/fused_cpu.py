@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import functools
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from neuralpk.dynamics import Perceptron
 from neuralpk.solve.compiled import perceptron as kernel
+from neuralpk.solve.compiled.threads import in_chunks
 from neuralpk.solve.mesh import Mesh
 from neuralpk.solve.options import SolverOptions, Status
 from neuralpk.solve.tableau import STAGES
@@ -77,16 +78,6 @@ def _network(form: Perceptron) -> kernel.Network:
     )
 
 
-def _chunks(count: int, run: Any) -> list[Any]:
-    """`run(begin, end)` for every chunk of subjects, on as many threads as torch may use."""
-    bounds = [(begin, min(begin + _CHUNK, count)) for begin in range(0, count, _CHUNK)]
-    threads = min(torch.get_num_threads(), len(bounds))
-    if threads < 2:
-        return [run(*bound) for bound in bounds]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda bound: run(*bound), bounds))
-
-
 class _Solve(torch.autograd.Function):
     """Forward and reverse sweep as one operation of torch's graph."""
 
@@ -123,7 +114,7 @@ class _Solve(torch.autograd.Function):
             )
             return result
 
-        chunks = _chunks(len(y0), run)
+        chunks = in_chunks(run, len(y0), _CHUNK)
         status[lost[:, 0]] = int(Status.NON_FINITE)
         ended["status"] = torch.from_numpy(status)
         ended["evaluations"] = sum(evaluations for _, evaluations in chunks)
@@ -155,8 +146,8 @@ class _Solve(torch.autograd.Function):
             kernel.backward(net, clock, *room, chunks[begin // _CHUNK], begin, end, given, status, gradients)
             return to_shared
 
-        parts = _chunks(len(status), run)
-        total = {name: sum(part[name] for part in parts) for name in shared}
+        parts = in_chunks(run, len(status), _CHUNK)
+        total = {name: functools.reduce(np.add, (part[name] for part in parts)) for name in shared}
         first, *hidden, last = form.weights
         weights = [total["first"].T[: first.shape[0], : first.shape[1]]]
         weights += [w.T[: h.shape[0], : h.shape[1]] for w, h in zip(total["hidden"], hidden, strict=True)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from neuralpk.dynamics import Perceptron
 from neuralpk.solve import tableau
-from neuralpk.solve.mesh import Mesh
+from neuralpk.solve.mesh import Mesh, sorted_by
 from neuralpk.solve.options import SolverOptions
 
 _BLOCK = 16  # subjects of a program: the fewest rows of a product on the tensor cores
@@ -197,9 +198,8 @@ def integrate(form: Perceptron, y0: Tensor, mesh: Mesh, options: SolverOptions) 
     """States at the wanted times ``[subject, time, state]``, status ``[subject]``, evaluations of the field."""
     ended: dict[str, Any] = {}
     since = mesh.wanted_times - mesh.times.gather(1, mesh.wanted)
-    order = torch.argsort(since.detach(), dim=1, stable=True)
-    order = order.gather(1, torch.argsort(mesh.wanted.gather(1, order), dim=1, stable=True))
-    clock = Mesh(**(vars(mesh) | {"wanted": mesh.wanted.gather(1, order)}))
+    order = sorted_by(since.detach(), mesh.wanted)
+    clock = replace(mesh, wanted=mesh.wanted.gather(1, order))
     tensors = (y0, mesh.times, mesh.jump, mesh.input, since.gather(1, order), form.shift, form.matrix, form.base)
     met: Tensor = _Solve.apply(  # type: ignore[no-untyped-call]
         form, clock, options, ended, *tensors, *form.weights, *form.biases

@@ -121,8 +121,8 @@ def join_inputs(first: Inputs, second: Inputs) -> Inputs:
     return Inputs(**{name: torch.cat(pair, dim=1) for name, pair in pairs.items()})
 
 
-def _sorted_by(minor: Tensor, major: Tensor) -> Tensor:
-    """Order of nodes by the major key, then the minor one, then as they stand."""
+def sorted_by(minor: Tensor, major: Tensor) -> Tensor:
+    """Order of the columns by the major key, then the minor one, then as they stand, ``[subject, column]``."""
     order = torch.argsort(minor, dim=1, stable=True)
     return order.gather(1, torch.argsort(major.gather(1, order), dim=1, stable=True))
 
@@ -206,7 +206,7 @@ def _sorted(at: Tensor, orders: Tensor, present: Tensor) -> tuple[Tensor, Tensor
     """Which column stands at each place of the clock, and the place of each column."""
     if at.device.type == "cpu":
         return compiled.sort(at, orders, present)
-    order = _sorted_by(orders, at.detach())
+    order = sorted_by(orders, at.detach())
     places = torch.arange(order.shape[1], device=at.device).expand(len(at), -1)
     return order, torch.empty_like(order).scatter_(1, order, places)
 
@@ -216,7 +216,7 @@ def _followed(at: Tensor, orders: Tensor, present: Tensor, order: Tensor, times:
     if at.device.type == "cpu":
         return compiled.follow(at, orders, present, order, times, rows)
     nodes = at.shape[1]
-    together = _sorted_by(torch.cat([orders, rows], dim=1), torch.cat([at, times], dim=1).detach())
+    together = sorted_by(torch.cat([orders, rows], dim=1), torch.cat([at, times], dim=1).detach())
     node = (together < nodes).long().cumsum(1) - 1
     return torch.empty_like(together).scatter_(1, together, node)[:, nodes:]
 

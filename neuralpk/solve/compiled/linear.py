@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neuralpk.solve.compiled import modes
+from neuralpk.solve.compiled.threads import in_chunks
 from neuralpk.solve.mesh import Mesh
 
 _CHUNK = 512  # subjects that a thread takes at a time
@@ -159,17 +159,8 @@ def _backward(
                 modes.modal_gradient(right[s, p], left[s, p], dmodes[p], dk[s, p])
 
 
-def _in_chunks(run: Callable[..., None], subjects: int, *arrays: Array) -> None:
-    """Call ``run(first, end, *arrays)`` on chunks of the subjects; how many threads share them changes no bit."""
-    threads = min(torch.get_num_threads(), -(-subjects // _CHUNK))
-    if threads <= 1:
-        run(0, subjects, *arrays)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [
-            pool.submit(run, first, min(first + _CHUNK, subjects), *arrays) for first in range(0, subjects, _CHUNK)
-        ]:
-            done.result()
+def _in_chunks(kernel: Callable[..., None], subjects: int, *arrays: Array) -> None:
+    in_chunks(lambda first, end: kernel(first, end, *arrays), subjects, _CHUNK)
 
 
 def _array(tensor: Tensor) -> Array:
