@@ -189,7 +189,7 @@ def _simulate(arguments: Sequence[str]) -> None:
     paths, others = _split_presets(arguments)
     named = any(a.split("=")[0] in ("--data", "--config") for a in others)
     if not paths and not named:
-        paths = [_config_beside(others) or preset_path("two_compartment")]
+        paths = [preset_path("two_compartment")]
     data = {}
     for path in paths:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["data"]

@@ -13,22 +13,18 @@ from numpy.typing import NDArray
 
 from neuralpk.batch import CohortBatch
 from neuralpk.cohort import Dose
+from neuralpk.tables.writing import WHOLE, evid
 
 _DOSE_COLUMNS = {
     "AMT": "amount", "RATE": "rate", "DUR": "duration", "II": "interval", "ADDL": "additional", "SS": "steady_state",
 }  # fmt: skip
-_WHOLE = ("EVID", "MDV", "ADDL", "SS", "CMT", "DVID", "CENS")
-
-
-def _evid(dose: Dose) -> int:
-    return (4 if dose.amount or dose.rate else 3) if dose.reset else 1
 
 
 def _of_doses(regimens: Sequence[Sequence[Dose]], arm: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
     """Columns of the dose records, ``[subject, dose record]``; TIME is NaN where a subject has fewer."""
     width = max(len(doses) for doses in regimens)
     getters: dict[str, Callable[[Dose], float]] = {n: attrgetter(field) for n, field in _DOSE_COLUMNS.items()}
-    getters |= {"TIME": attrgetter("time"), "CMT": attrgetter("compartment"), "EVID": _evid}
+    getters |= {"TIME": attrgetter("time"), "CMT": attrgetter("compartment"), "EVID": evid}
     columns = {}
     for name, get in getters.items():
         table = np.full((len(regimens), width), np.nan)
@@ -80,7 +76,7 @@ def batch_frame(
         columns["CENS"] = column(0.0, batch.censored.numpy())
     for k, name in enumerate(covariates):
         columns[name] = column(batch.covariates.numpy()[:, :1, k], batch.covariates.numpy()[:, :1, k])
-    return pd.DataFrame(columns).astype({name: "Int64" for name in _WHOLE if name in columns})
+    return pd.DataFrame(columns).astype({name: "Int64" for name in WHOLE if name in columns})
 
 
 def write_frames(frames: Iterable[pd.DataFrame], path: str | Path) -> None:

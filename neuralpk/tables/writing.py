@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from neuralpk.cohort import Cohort, Covariate, FloatArray, Subject
+from neuralpk.cohort import Cohort, Covariate, Dose, FloatArray, Subject
 from neuralpk.tables.cells import BLANKS, MAX_CELL, MISSING
 from neuralpk.tables.sheets import RESERVED
 
-_WHOLE = ("EVID", "MDV", "ADDL", "SS", "CMT", "DVID", "CENS")
+WHOLE = ("EVID", "MDV", "ADDL", "SS", "CMT", "DVID", "CENS")
+"""Columns of whole numbers."""
 _OPTIONAL = {"AMT": 0, "RATE": 0, "DUR": 0, "II": 0, "ADDL": 0, "SS": 0, "DVID": 1, "CENS": 0, "LIMIT": np.nan}
 """Columns that are left out where every row has this value or none."""
 
@@ -22,6 +23,11 @@ def _value_at(covariate: Covariate, times: FloatArray) -> FloatArray:
         return np.full(len(times), covariate)
     starts, values = np.array(covariate).T
     return np.asarray(values[np.maximum(np.searchsorted(starts, times, side="right") - 1, 0)])
+
+
+def evid(dose: Dose) -> int:
+    """EVID of a dose record: 1 a dose, 3 a reset, 4 both."""
+    return (4 if dose.amount or dose.rate else 3) if dose.reset else 1
 
 
 def _columns(subject: Subject) -> dict[str, Any]:
@@ -43,13 +49,12 @@ def _columns(subject: Subject) -> dict[str, Any]:
     def dose_column(name: str) -> FloatArray:
         return column([getattr(dose, name) for dose in doses], np.zeros(n), 0.0)
 
-    evid = [(4 if dose.amount or dose.rate else 3) if dose.reset else 1 for dose in doses]
     missing = [np.nan] * len(doses)
     compartments = np.where(subject.compartments == 0, np.nan, subject.compartments)
     return {
         "ID": np.full(len(times), subject.id, dtype=object),
         "TIME": times[order],
-        "EVID": column(evid, np.where(subject.observed, 0, 2), 2),
+        "EVID": column([evid(dose) for dose in doses], np.where(subject.observed, 0, 2), 2),
         "MDV": column([1] * len(doses), ~subject.observed, 1),
         "AMT": dose_column("amount"),
         "RATE": dose_column("rate"),
@@ -101,7 +106,7 @@ def to_frame(cohort: Cohort) -> pd.DataFrame:
         if (np.isnan(columns[name]) | (columns[name] == idle)).all():
             del columns[name]
     frame = pd.DataFrame(columns)
-    return frame.astype({name: "Int64" for name in _WHOLE if name in frame})
+    return frame.astype({name: "Int64" for name in WHOLE if name in frame})
 
 
 def write_table(cohort: Cohort, path: str | Path) -> None:
