@@ -81,3 +81,12 @@ def test_everything_given_enters_in_the_segments(workloads):
     workload = workloads.make("doses", 1)
     entered = sum(s.jump + (s.end - s.start) * s.input for s in workload.segments)
     np.testing.assert_allclose(entered, [28.0, 2.0, 0.0])
+
+
+def test_linear_models_are_those_of_the_closed_forms(tmp_path):
+    file = tmp_path / "rows.json"
+    command = [sys.executable, SCRIPTS / "benchmark_linear.py", "--subjects", "20", "--repeats", "1", "--json", file]
+    subprocess.run(command, check=True, capture_output=True)
+    rows = json.loads(file.read_text())
+    assert len(rows) == 2
+    assert all(row["max_error"] < 1e-10 for row in rows)
