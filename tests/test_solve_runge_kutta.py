@@ -1,15 +1,19 @@
 """The engine runge_kutta: the fused kernel against any other way, exact gradients, order, stiff systems."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_ivp
 
+import neuralpk
 from neuralpk.batch import collate
 from neuralpk.cohort import Dose, Subject
 from neuralpk.dynamics import CompartmentModel, Dynamics, HybridDynamics, NeuralCompartments, NeuralField, Perceptron
 from neuralpk.scaling import Scaling
 from neuralpk.solve import SolverOptions, Status, fused_cpu, runge_kutta, solve
+from neuralpk.solve.compiled import linear, order, perceptron
 from neuralpk.solve.mesh import build_mesh, dose_inputs
 from neuralpk.solve.scheme import Explicit, Implicit
 
@@ -336,3 +340,10 @@ def test_a_latent_that_is_no_number_fails_in_a_field_whose_activation_has_limits
     mesh = build_mesh(batch, dose_inputs(dynamics, torch.ones(3, 2), batch), 1, batch.time, batch.row)
     _, status, _ = fused_cpu.integrate(form, torch.ones(3, 1), mesh, SolverOptions())
     assert status.tolist() == [Status.OK, Status.NON_FINITE, Status.OK]
+
+
+@pytest.mark.parametrize("kernel", [perceptron.forward, perceptron.backward, linear._forward, order._sort])
+def test_a_kernel_is_not_kept_inside_the_package(kernel):
+    # a folder that is left there when the package is removed would hide the next installation
+    package = Path(neuralpk.__file__).parent
+    assert package not in Path(kernel.stats.cache_path).parents

@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
 from neuralpk.solve.compiled import modes
+from neuralpk.solve.compiled.kept import kept
 from neuralpk.solve.compiled.threads import in_chunks
 from neuralpk.solve.mesh import Mesh
 
 _CHUNK = 512  # subjects that a thread takes at a time
 
 Array = NDArray[Any]
-_kernel = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+_kernel = kept(nogil=True, error_model="numpy", fastmath={"contract"})
 
 
 @modes.kernel

@@ -10,9 +10,8 @@ again and again.
 import math
 from typing import Any
 
-from numba import njit
-
 from neuralpk.solve.compiled.exponential import exp
+from neuralpk.solve.compiled.kept import kept
 
 _CONDITION = 100.0  # largest loss of digits, |R|·|L|, that the eigenvectors may bring: two of sixteen
 _SERIES = 96.0  # largest κh for which the series acts on one state; beyond it squaring is cheaper
@@ -23,7 +22,7 @@ SQUARINGS = 60
 
 # for kernels that only kernels call; without wrappers for other callers they compile faster
 _OPTIONS: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-kernel = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"}, **_OPTIONS)
+kernel = kept(nogil=True, error_model="numpy", fastmath={"contract"}, **_OPTIONS)
 
 
 # elementwise, because Numba compiles the shape check of a slice assignment for seconds

@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
+
+from neuralpk.solve.compiled.kept import kept
 
 Array = NDArray[Any]
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kept(nogil=True, error_model="numpy")
 def _sort(at, orders, present, order, where):
     """Sort the columns of every subject by time, order and place; those that are absent stand last."""
     for s in range(at.shape[0]):
@@ -39,7 +40,7 @@ def _sort(at, orders, present, order, where):
             where[s, order[s, place]] = place
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kept(nogil=True, error_model="numpy")
 def _follow(at, orders, present, order, times, rows, node):
     """The last node that does not come after each wanted time, by bisection."""
     for s in range(at.shape[0]):

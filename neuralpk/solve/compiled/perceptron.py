@@ -16,6 +16,7 @@ from numba import njit, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
+from neuralpk.solve.compiled.kept import kept
 from neuralpk.solve.compiled.tile import ROWS, add_product, apart
 from neuralpk.solve.options import Status
 from neuralpk.solve.tableau import (
@@ -583,7 +584,7 @@ def _judge(lanes, lane, h, rtol, atol):
     return error, bent, moved
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@kept(nogil=True, error_model="numpy")
 def forward(net, clock, work, lanes, initial, begin, end, rtol, atol, limit, record, out, status):
     """Solve subjects `begin` to `end`; states at the wanted times into `out`, how each ended into `status`.
 
@@ -762,7 +763,7 @@ def _pull_of_next(clock, steps, lanes, lane, i, s, upstream):
                 pulls[0, d, lane] += h * weights[0, STAGES - 1] * upstream[i, m, d]
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@kept(nogil=True, error_model="numpy")
 def backward(net, clock, work, lanes, steps, begin, end, upstream, status, gradients):
     """The reverse sweep over the steps of subjects `begin` to `end`: the gradient of Σ upstream·states, exact for the
     steps as they were taken. Sizes of steps are shares of their stretch, so that the times of its ends get theirs."""
