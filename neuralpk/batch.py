@@ -144,6 +144,10 @@ class CohortBatch:
                 cut[item.name] = getattr(self, item.name)[:, :observations]
         return dataclasses.replace(self, **cut)
 
+    def clone(self) -> CohortBatch:
+        """A copy with tensors of its own."""
+        return self.select(torch.arange(len(self), device=self.device))
+
     def to(self, *args: Any, **kwargs: Any) -> CohortBatch:
         """As `torch.Tensor.to`; a dtype changes the floating-point tensors only."""
         tensors: dict[str, Any] = {}

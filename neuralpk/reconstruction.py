@@ -15,10 +15,14 @@ from torch import Tensor
 from neuralpk import randomness
 from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Cohort, FloatArray, Subject
+from neuralpk.inference import importance
+from neuralpk.inference.joint import given_context
+from neuralpk.inference.mode import most_probable
 from neuralpk.models import LatentODE
 
 _BAND_STREAM = 1 << 40  # apart from the training steps, whose number is their stream
 _SOLVED_AT_ONCE = 20_000  # subjects × draws: bounds the memory
+_WEIGHED = 5  # weighted draws for each one that is kept
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,11 @@ class Reconstruction:
         ids: identifiers.
         times: where the lines are drawn, ``[subject, time]``; as long as the longest, padded by the last time.
         pred: population prediction, z at its prior mean, ``[subject, time, endpoint]``.
-        ipred: individual prediction, z at the mean of q, ``[subject, time, endpoint]``.
-        lower: lower end of the 90 % band of the line, over draws of z from q; NaN for an ``mse`` model, which has none.
+        ipred: individual prediction, z at its estimate, ``[subject, time, endpoint]``.
+        lower: lower end of the 90 % band of the line, over draws of z; NaN for an ``mse`` model, which has none.
         upper: upper end.
         parameters: name to (estimate, lower, upper), each ``[subject]``.
-        mean: mean of q(z), ``[subject, latent]``.
+        place: estimate of z, ``[subject, latent]``.
     """
 
     ids: tuple[str, ...]
@@ -43,7 +47,7 @@ class Reconstruction:
     lower: FloatArray
     upper: FloatArray
     parameters: dict[str, tuple[FloatArray, FloatArray, FloatArray]]
-    mean: FloatArray
+    place: FloatArray
 
     def curves(self) -> pd.DataFrame:
         """ID, TIME, PRED, IPRED, LO90, HI90, one row a time; with several endpoints also DVID."""
@@ -94,16 +98,22 @@ def reconstruct(
     draws: int = 200,
     context: int | None = None,
     seed: int = 0,
+    polish: bool = False,
 ) -> Reconstruction:
     """Reconstruct a cohort.
+
+    The encoder answers at once: z at the mean of q, intervals from draws of q. Polished, z is the most probable one
+    given the patient's data (MAP, the empirical Bayes estimate), found through the solver from there, and the intervals
+    come from draws around it, weighted by importance: they are as honest as the model is right.
 
     Args:
         model: a trained latent ODE.
         cohort: the patients; their truth, where there is one, is not read.
         times: where to draw the lines, on the data's clock; default 200 times over each patient's records.
-        draws: draws of z from q for the 90 % intervals; 0 leaves them out, for a model without a posterior.
+        draws: draws of z for the 90 % intervals; 0 leaves them out, for a model without a posterior.
         context: how many of each patient's first observations the encoder sees; None for all.
         seed: of the draws.
+        polish: go on from the encoder through the solver.
 
     Raises:
         ValueError: covariates other than those the model was trained with.
@@ -111,19 +121,23 @@ def reconstruct(
     """
     batch = evaluation_batch(model, cohort, context)
     grid = torch.as_tensor(np.stack([_line_times(s, times) for s in cohort]), dtype=batch.time.dtype).to(batch.device)
-    q, prior = model.encoder(batch), model.prior_mean(len(batch))
+    parts = torch.split(torch.arange(len(batch), device=batch.device), max(1, _SOLVED_AT_ONCE // (draws or 1)))
+    posteriors = [_posterior(model, batch.select(part), draws, seed, polish) for part in parts]
+    place = torch.cat([place for place, _ in posteriors])
     lines = []
-    for z in (prior, q.mean):
+    for z in (model.prior_mean(len(batch)), place):
         trajectory = model.decode(z, batch, grid)
         trajectory.check(batch.ids, model.options)
         lines.append(model.read(trajectory))
     pred, ipred = lines
-    estimate = _parameters(model, q.mean, batch)
+    estimate = _parameters(model, place, batch)
     if draws:
-        lower, upper, intervals = _bands(model, q.mean, q.sd, batch, grid, draws, seed)
+        bands = [_bands(model, z, batch.select(p), grid[p]) for p, (_, z) in zip(parts, posteriors, strict=True)]
+        lower, upper = torch.cat([band for band, _ in bands], dim=1)
+        intervals = {name: torch.cat([own[name] for _, own in bands], dim=1) for name in estimate}
     else:
         lower = upper = torch.full_like(ipred, torch.nan)
-        intervals = {name: (torch.full_like(value, torch.nan),) * 2 for name, value in estimate.items()}
+        intervals = {name: torch.full((2, len(value)), torch.nan) for name, value in estimate.items()}
     return Reconstruction(
         ids=batch.ids,
         times=_numpy(grid),
@@ -132,30 +146,34 @@ def reconstruct(
         lower=_numpy(lower),
         upper=_numpy(upper),
         parameters={k: (_numpy(v), _numpy(intervals[k][0]), _numpy(intervals[k][1])) for k, v in estimate.items()},
-        mean=_numpy(q.mean),
+        place=_numpy(place),
     )
 
 
-def _bands(
-    model: LatentODE, mean: Tensor, scale: Tensor, batch: CohortBatch, grid: Tensor, draws: int, seed: int
-) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
-    """5 % and 95 % quantiles over draws of z from q, of the lines and of the parameters."""
-    size = mean.shape[1]
-    noise = randomness.normal(seed, _BAND_STREAM, batch.index, draws * size).to(mean.dtype)
-    z = mean[:, None] + scale[:, None] * noise.reshape(-1, draws, size)
-    ends = torch.tensor([0.05, 0.95], dtype=mean.dtype, device=mean.device)
-    lines, parameters = [], []
-    for part in torch.split(torch.arange(len(batch), device=mean.device), max(1, _SOLVED_AT_ONCE // draws)):
-        repeated, drawn = batch.select(part).repeat(draws), z[part].flatten(0, 1)
-        trajectory = model.decode(drawn, repeated, grid[part].repeat_interleave(draws, dim=0))
-        trajectory.check(repeated.ids, model.options)  # a band without its failed draws would be too narrow
-        line = model.read(trajectory)
-        lines.append(line.reshape(len(part), draws, *line.shape[1:]).quantile(ends, dim=1))
-        own = _parameters(model, drawn, repeated)
-        parameters.append({k: v.reshape(len(part), draws).quantile(ends, dim=1) for k, v in own.items()})
-    low, high = torch.cat(lines, dim=1)
-    joined = {name: torch.cat([p[name] for p in parameters], dim=1) for name in parameters[0]}
-    return low, high, {name: (value[0], value[1]) for name, value in joined.items()}
+def _posterior(model: LatentODE, batch: CohortBatch, draws: int, seed: int, polish: bool) -> tuple[Tensor, Tensor]:
+    """Estimate of z, ``[subject, latent]``, and draws of it, ``[subject, sample, latent]``."""
+    q = model.encoder(batch)
+    size = q.mean.shape[1]
+    if not polish:
+        noise = randomness.normal(seed, _BAND_STREAM, batch.index, draws * size).to(q.mean.dtype)
+        return q.mean, q.mean[:, None] + q.sd[:, None] * noise.reshape(-1, draws, size)
+    mode = most_probable(model, batch, q.mean)
+    noise = importance.noise(seed, _BAND_STREAM, batch.index, _WEIGHED * draws, size, q.mean.dtype)
+    weighed = importance.draw(model, given_context(batch), mode, noise) if draws else None
+    return mode.z, mode.z[:, None][:, :0] if weighed is None else weighed.resample(draws)
+
+
+def _bands(model: LatentODE, z: Tensor, batch: CohortBatch, grid: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """5 % and 95 % quantiles over draws of z, of the lines and of the parameters: first axis the two ends."""
+    count, drawn = z.shape[1], z.flatten(0, 1)
+    repeated = batch.repeat(count)
+    ends = torch.tensor([0.05, 0.95], dtype=z.dtype, device=z.device)
+    trajectory = model.decode(drawn, repeated, grid.repeat_interleave(count, dim=0))
+    trajectory.check(repeated.ids, model.options)  # a band without its failed draws would be too narrow
+    line = model.read(trajectory)
+    own = _parameters(model, drawn, repeated)
+    quantiles = {name: value.reshape(-1, count).quantile(ends, dim=1) for name, value in own.items()}
+    return line.reshape(len(batch), count, *line.shape[1:]).quantile(ends, dim=1), quantiles
 
 
 def _parameters(model: LatentODE, z: Tensor, batch: CohortBatch) -> dict[str, Tensor]:

@@ -74,6 +74,15 @@ class ResidualError(nn.Module, ABC):
         """A value for each prediction, given standard normal noise of its shape."""
         return prediction + self.sd(prediction, endpoint) * noise
 
+    def information(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
+        """Fisher information of one observation about its prediction, ``[...]``: of y ~ N(f, s(f)²) it is
+        1/s² + 2·(s'(f)/s)²."""
+        with torch.enable_grad():
+            f = prediction.detach().requires_grad_()
+            sd = self.sd(f, endpoint)
+            (slope,) = torch.autograd.grad(sd.sum(), f, materialize_grads=True)
+        return (1.0 + 2.0 * slope.square()) / sd.detach().square()
+
     def log_likelihood(self, batch: CohortBatch, prediction: Tensor) -> Tensor:
         """log p(value | prediction) of every record, ``[..., subject, observation]``; 0 where nothing is scored.
 
@@ -144,6 +153,9 @@ class LogNormalError(ResidualError):
 
     def standardise(self, value: Tensor, prediction: Tensor, endpoint: Tensor) -> Tensor:
         return (self._log(value, endpoint) - self._log(prediction, endpoint)) / self._sd("b", endpoint)
+
+    def information(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
+        return (self._sd("b", endpoint).detach() * prediction.detach()).square().reciprocal()
 
     def simulate(self, prediction: Tensor, endpoint: Tensor, noise: Tensor) -> Tensor:
         return prediction * torch.exp(self._sd("b", endpoint) * noise)

@@ -21,12 +21,14 @@ class Scaling(NamedTuple):
         value: median of the positive observed values of each endpoint, ``[endpoint]``.
         covariates: name to (centre, spread, positive): a positive covariate enters as log(c/centre), the others as
             c − centre, both over their spread.
+        subjects: how many there are, against whom a prior over the population has to weigh.
     """
 
     time: float = 1.0
     amount: float = 1.0
     value: tuple[float, ...] = (1.0,)
     covariates: Mapping[str, tuple[float, float, bool]] = {}
+    subjects: int = 1
 
     @classmethod
     def of(cls, cohort: Cohort) -> Scaling:
@@ -47,7 +49,7 @@ class Scaling(NamedTuple):
             value.append(float(np.median(seen)) if len(seen) else 1.0)
         covariates = {name: _covariate(cohort, name) for name in cohort.covariate_names}
         amount = float(np.median(amounts)) if amounts else 1.0
-        return cls(float(max(spans)) or 1.0, amount, tuple(value), covariates)
+        return cls(float(max(spans)) or 1.0, amount, tuple(value), covariates, len(cohort))
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any] | None) -> Scaling:
@@ -55,12 +57,14 @@ class Scaling(NamedTuple):
         if plain is None:
             return cls()
         covariates = {k: (float(c), float(s), bool(p)) for k, (c, s, p) in plain.get("covariates", {}).items()}
-        return cls(float(plain["time"]), float(plain["amount"]), tuple(map(float, plain["value"])), covariates)
+        value, subjects = tuple(map(float, plain["value"])), int(plain.get("subjects", 1))
+        return cls(float(plain["time"]), float(plain["amount"]), value, covariates, subjects)
 
     def plain(self) -> dict[str, Any]:
         """As a dictionary of numbers and lists."""
         covariates = {name: list(row) for name, row in self.covariates.items()}
-        return {"time": self.time, "amount": self.amount, "value": list(self.value), "covariates": covariates}
+        magnitudes = {"time": self.time, "amount": self.amount, "value": list(self.value)}
+        return magnitudes | {"covariates": covariates, "subjects": self.subjects}
 
     def standardise(self, covariates: Tensor) -> Tensor:
         """Covariates as they enter a model, ``[..., covariate]``, in the order of their names."""

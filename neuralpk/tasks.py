@@ -16,7 +16,10 @@ from torchmetrics import MeanMetric
 from neuralpk import randomness
 from neuralpk.batch import CohortBatch
 from neuralpk.cohort import Cohort, FloatArray
-from neuralpk.models import DynamicsSettings, EncoderSettings, LatentODE, Objective, SolverSettings, build_model
+from neuralpk.inference import importance
+from neuralpk.inference.mode import most_probable
+from neuralpk.models import DynamicsSettings, EncoderSettings, LatentODE, SolverSettings, build_model
+from neuralpk.objectives import Loss, Objective, evidence_bound, marginal_likelihood, squared_error
 from neuralpk.reconstruction import Reconstruction, evaluation_batch, reconstruct
 from neuralpk.scaling import Scaling
 from neuralpk.solve import SolveError
@@ -25,6 +28,8 @@ from neuralpk.tables import read_table
 # typical values have far to go, and at the pace of a network's weights the encoder would learn to make up for them
 _POPULATION_SPEED = 5.0
 _NOISE_STREAM = 1 << 42  # apart from the streams of the simulation and of the batches, whose seed may be the same
+_DREAM_STREAM = 1 << 44
+_EVALUATION_STREAM = 1 << 45
 _MOST_FAILURES = 0.05  # of a batch: a few unsolved subjects are left out and counted, more stop the training
 
 
@@ -39,7 +44,9 @@ class LatentODETask(L.LightningModule):
         encoder: the encoder (`neuralpk.models.EncoderSettings`).
         solver: the solver (`neuralpk.models.SolverSettings`).
         error: residual error: ``additive``, ``proportional``, ``combined`` or ``log_normal``.
-        objective: ``mse`` or ``elbo`` (`neuralpk.models.LatentODE`).
+        objective: ``mse``, ``elbo`` or ``iwae`` (`neuralpk.objectives`).
+        draws: of z for each subject and step, of ``iwae``.
+        refine: steps through the solver from the encoder's place to the most probable one, of ``iwae``.
         learning_rate: largest learning rate of Adam in a one-cycle schedule (Smith and Topin 2019), for the networks;
             typical values, variability and residual error take five times it.
         warmup: share of the training over which the weight of the KL term rises from 0 to 1.
@@ -54,6 +61,8 @@ class LatentODETask(L.LightningModule):
         solver: SolverSettings | None = None,
         error: str = "proportional",
         objective: Objective = "elbo",
+        draws: int = 20,
+        refine: int = 3,
         learning_rate: float = 0.01,
         warmup: float = 0.0,
         seed: int = 0,
@@ -61,7 +70,10 @@ class LatentODETask(L.LightningModule):
         super().__init__()
         if objective not in get_args(Objective):
             raise ValueError(f"objective is one of {', '.join(get_args(Objective))}; not {objective!r}")
+        if draws < 1 or refine < 0:
+            raise ValueError(f"draws must be 1 or more and refine 0 or more, got {draws} and {refine}")
         self.save_hyperparameters()
+        self.draws, self.refine = draws, refine
         self.objective: Objective = objective
         self.learning_rate, self.warmup, self.seed = learning_rate, warmup, seed
         self.model = self._build()
@@ -79,7 +91,7 @@ class LatentODETask(L.LightningModule):
             Scaling.from_plain(h["scaling"]),
         )
         # a squared error has no residual error to learn, and several devices expect a gradient of all that has one
-        model.error.requires_grad_(h["objective"] == "elbo")
+        model.error.requires_grad_(h["objective"] != "mse")
         return model
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -93,25 +105,37 @@ class LatentODETask(L.LightningModule):
             for name in ("total_steps", "_schedule_phases"):
                 schedule.pop(name, None)
 
+    def place(self, batch: CohortBatch) -> Tensor:
+        """Each subject's z given the context, ``[subject, latent]``: where the encoder puts it or, trained by ``iwae``,
+        the most probable one (MAP, the empirical Bayes estimate), found from there."""
+        mean = self.model.encoder(batch).mean
+        return most_probable(self.model, batch, mean).z if self.objective == "iwae" else mean
+
     def forward(self, batch: CohortBatch) -> Tensor:
-        """The noise-free value of every record, z at the mean of q, ``[subject, observation]``."""
-        value: Tensor = self.model.predict(self.model.encoder(batch).mean, batch).value
+        """The noise-free value of every record at the subject's `place`, ``[subject, observation]``."""
+        value: Tensor = self.model.predict(self.place(batch), batch).value
         return value
 
-    def _noise(self, batch: CohortBatch) -> Tensor | None:
-        if self.objective == "mse" or not self.training:
-            return None
-        z = randomness.normal(
-            self.seed, _NOISE_STREAM + self.global_step, batch.index, self.model.individual.latent_size
-        )
-        return z.to(batch.time.dtype)
+    def _loss(self, batch: CohortBatch) -> Loss:
+        if self.objective == "mse":
+            return squared_error(self.model, batch)
+        size, step, dtype = self.model.individual.latent_size, self.global_step, batch.time.dtype
+        if self.objective == "elbo":
+            drawn = randomness.normal(self.seed, _NOISE_STREAM + step, batch.index, size) if self.training else None
+            return evidence_bound(self.model, batch, None if drawn is None else drawn.to(dtype))
+        stream = _NOISE_STREAM + step if self.training else _EVALUATION_STREAM
+        noise = importance.noise(self.seed, stream, batch.index, self.draws, size, dtype)
+        dream = None
+        if self.training:
+            dream = randomness.normal(self.seed, _DREAM_STREAM + step, batch.index, size + batch.time.shape[1])
+        return marginal_likelihood(self.model, batch, noise, self.refine, None if dream is None else dream.to(dtype))
 
     def _kl_weight(self) -> float:
         steps = self.trainer.estimated_stepping_batches
         return kl_weight(self.global_step, self.warmup * steps if np.isfinite(steps) else 0.0)
 
     def _shared_step(self, batch: CohortBatch, stage: str) -> Tensor:
-        loss = self.model.loss(batch, self.objective, self._noise(batch))
+        loss = self._loss(batch)
         # every device divides by the observations of all, and Lightning then averages the gradients over devices
         sums = torch.stack([loss.observations, loss.failures]).to(batch.time.dtype)
         if self.trainer.world_size > 1:
@@ -119,13 +143,16 @@ class LatentODETask(L.LightningModule):
         observations, failures = sums[0].clamp(min=1.0), int(sums[1])
         share = observations / self.trainer.world_size
         weight = self._kl_weight() if stage == "train" else 1.0
-        total = (loss.fit + weight * loss.kl) / share
+        # every batch carries the share of the prior that its subjects have in an epoch of them
+        prior = self.model.individual.log_prior() * len(batch) / self.model.encoder.scaling.subjects
+        total = (loss.fit + weight * loss.kl + loss.encoder - prior) / share
         self._refuse(total, failures, batch)
         count = max(int(loss.observations), 1)
         for name, value, of in (
             ("loss", (loss.fit + weight * loss.kl) / count, count),
             ("fit", loss.fit / count, count),
             ("kl", loss.kl / count, count),
+            ("encoder", loss.encoder / count, count),
             ("failures", sums[1], 1),
         ):
             if stage == "train":
@@ -200,8 +227,8 @@ class LatentODETask(L.LightningModule):
 
     def _evaluate(self, batch: CohortBatch, stage: str) -> None:
         self._shared_step(batch, stage)
-        mean = self.model.encoder(batch).mean
-        prediction = self.model.predict(mean, batch)
+        place = self.place(batch)
+        prediction = self.model.predict(place, batch)
         self._log(f"{stage}_evaluations", float(prediction.trajectory.count.total), 1)
         # a censored record holds a limit, not a value
         scored = batch.target & (batch.censored == 0) & prediction.trajectory.ok[:, None]
@@ -210,7 +237,7 @@ class LatentODETask(L.LightningModule):
         self.log_squares.update((prediction.value / batch.value)[positive].log().square())
         if batch.truth is not None:
             # a subject's clock starts at its first record, and so does its true line
-            lines = self.model.lines(mean, batch, torch.maximum(batch.truth.times, batch.start[:, None]))
+            lines = self.model.lines(place, batch, torch.maximum(batch.truth.times, batch.start[:, None]))
             wide = (lines - batch.truth.line).square().mean(1).sqrt() / batch.truth.line.square().mean(1).sqrt()
             self._log(f"{stage}_line_rrmse", wide.nanmean(), len(batch))
 
@@ -297,8 +324,8 @@ class LatentODETask(L.LightningModule):
         training = self.training
         self.eval()
         try:
-            banded = draws if self.objective == "elbo" else 0
-            return reconstruct(self.model, cohort, times, banded, context, self.seed)
+            banded = 0 if self.objective == "mse" else draws
+            return reconstruct(self.model, cohort, times, banded, context, self.seed, self.objective == "iwae")
         finally:
             self.train(training)
 
@@ -310,14 +337,14 @@ class LatentODETask(L.LightningModule):
         table = self.predict_step(batch, 0)
         iwres = self.model.error.standardise(batch.value, self(batch), batch.endpoint)
         # a squared error knows no standard deviation, and a censored record no value
-        known = (batch.censored == 0) & (self.objective == "elbo")
+        known = (batch.censored == 0) & (self.objective != "mse")
         table["IWRES"] = torch.where(known, iwres, torch.nan)[batch.mask].cpu().numpy()
         return table[table["DV"].notna()]
 
     @torch.no_grad()
     def latent(self, cohort: Cohort, context: int | None = None) -> FloatArray:
-        """Mean of q(z) of each patient, ``[subject, latent]``."""
-        mean = self.model.encoder(evaluation_batch(self.model, cohort, context)).mean
+        """Each patient's `place`, ``[subject, latent]``."""
+        mean = self.place(evaluation_batch(self.model, cohort, context))
         return np.asarray(mean.cpu().double().numpy(), np.float64)
 
 

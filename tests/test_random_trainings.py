@@ -7,6 +7,7 @@ from neuralpk.batch import collate
 from neuralpk.cohort import Dose
 from neuralpk.dynamics import CompartmentModel
 from neuralpk.models import build_model
+from neuralpk.objectives import evidence_bound
 from neuralpk.residual_error import ERRORS
 from neuralpk.scaling import Scaling
 from neuralpk.simulate import Design, Population, simulate_cohort
@@ -37,7 +38,7 @@ def train(seed, steps=30):
     left_out = 0
     for _ in range(steps):
         noise = torch.randn(len(batch), model.individual.latent_size)
-        loss = model.loss(batch, "elbo", noise)
+        loss = evidence_bound(model, batch, noise)
         prediction = loss.fit + loss.kl
         assert bool(torch.isfinite(prediction)), f"seed {seed}"
         optimizer.zero_grad()

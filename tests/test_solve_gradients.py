@@ -11,6 +11,7 @@ from neuralpk.batch import collate
 from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.dynamics import CompartmentModel, Dynamics, LotkaVolterra, NeuralCompartments, NeuralField
 from neuralpk.models import build_model
+from neuralpk.objectives import evidence_bound
 from neuralpk.scaling import Scaling
 from neuralpk.solve import SolverOptions, solve
 
@@ -302,5 +303,5 @@ def test_every_weight_from_the_encoder_to_the_residual_error_gets_its_gradient(k
 
 
 def _objective(model, batch, noise):
-    loss = model.loss(batch, "elbo", noise)
+    loss = evidence_bound(model, batch, noise)
     return loss.fit, loss.kl

@@ -16,6 +16,7 @@ from neuralpk.batch import collate
 from neuralpk.cohort import Cohort, Subject
 from neuralpk.datamodules import PKDataModule, TableDataModule
 from neuralpk.evaluate.metrics import line_rrmse
+from neuralpk.objectives import evidence_bound, squared_error
 from neuralpk.solve import SolveError
 from neuralpk.tables import to_frame, write_table
 from neuralpk.tasks import LatentODETask, kl_weight
@@ -136,7 +137,9 @@ def test_the_loss_is_a_mean_over_the_scored_observations(objective: str) -> None
     losses = {}
     for name, batch in (("all", collate(cohort)), ("a", collate(cohort[:3])), ("b", collate(cohort[3:]))):
         part = noise[:3] if name == "a" else noise[3:] if name == "b" else noise
-        losses[name] = task.model.loss(batch, objective, part if objective == "elbo" else None)
+        losses[name] = (
+            evidence_bound(task.model, batch, part) if objective == "elbo" else squared_error(task.model, batch)
+        )
     a, b, whole = losses["a"], losses["b"], losses["all"]
     torch.testing.assert_close(a.fit + b.fit, whole.fit)
     torch.testing.assert_close(a.kl + b.kl, whole.kl)
@@ -171,8 +174,8 @@ def test_a_number_that_is_not_finite_stops_the_training_before_the_weights(where
             if where == "data":
                 batch.value[0, 0] = torch.nan
             elif where == "loss":
-                original = pl_module.model.loss
-                pl_module.model.loss = lambda *a: dataclasses.replace(original(*a), fit=torch.tensor(torch.inf))
+                original = pl_module._loss
+                pl_module._loss = lambda *a: dataclasses.replace(original(*a), fit=torch.tensor(torch.inf))
 
         def on_after_backward(self, trainer, pl_module) -> None:
             if where == "gradient" and trainer.global_step == 1:
@@ -329,7 +332,7 @@ def test_a_subject_without_observations_gets_the_population(trained) -> None:
     unseen = Subject("new", np.array([10.0, 40.0]), np.array([np.nan, np.nan]), seen.doses)
     result = task.reconstruct(Cohort((unseen, seen)), times=[1.0, 20.0], draws=400)
     np.testing.assert_allclose(result.ipred[0], result.pred[0], rtol=1e-5)
-    np.testing.assert_allclose(result.mean[0], 0.0, atol=1e-6)
+    np.testing.assert_allclose(result.place[0], 0.0, atol=1e-6)
     width = np.log(result.upper / result.lower)[..., 0]
     assert (width[0] > 1.1 * width[1]).all()  # nothing was learned of this one
 
@@ -444,7 +447,7 @@ def test_a_censored_value_is_a_limit_for_the_squared_error_and_no_value_for_the_
     error = (prediction - batch.value) / task.model.value_scale
     counted = batch.target & (~below | (error > 0))
     expected = torch.where(counted, error, 0.0).square().sum()
-    torch.testing.assert_close(task.model.loss(batch, "mse").fit, expected)
+    torch.testing.assert_close(squared_error(task.model, batch).fit, expected)
     (metrics,) = quiet(limit_val_batches=1).validate(task, data, verbose=False)
     measured = torch.where(batch.observed & ~below, prediction - batch.value, torch.nan).square().nanmean().sqrt()
     assert metrics["val_rmse"] == pytest.approx(float(measured), rel=1e-4)

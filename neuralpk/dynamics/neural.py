@@ -101,6 +101,13 @@ class NeuralCompartments(Compartments):
     def observe(self, y: Tensor, theta: Tensor) -> Tensor:
         return y / self.named(theta)["base_V1"][..., None]
 
+    def derived(self, theta: Tensor) -> dict[str, Tensor]:
+        """The rate constants k10, k12, k21 (k13, k31) that the field has where little drug is left, per time."""
+        empty = theta.new_zeros((*theta.shape[:-1], len(self.states)))
+        rates = dict(zip(self.flows, self.rates(theta[..., 0], empty, theta).unbind(-1), strict=True))
+        names = {"central": 1, "peripheral": 2, "peripheral2": 3, None: 0}
+        return {f"k{names[a]}{names[b]}": rate for (a, b), rate in rates.items() if a in names and b in names}
+
     def guess(self, scaling: Scaling) -> dict[str, float]:
         # the way into central is usually the fastest; the others start equal, a few half-lives within the span
         rate = (0.04 if self.correction else 4.0) / scaling.time

@@ -9,15 +9,13 @@ from neuralpk.models.build import (
     build_model,
 )
 from neuralpk.models.individual import IndividualParameters
-from neuralpk.models.latent_ode import LatentODE, Loss, Objective, Prediction
+from neuralpk.models.latent_ode import LatentODE, Prediction
 
 __all__ = [
     "DynamicsSettings",
     "EncoderSettings",
     "IndividualParameters",
     "LatentODE",
-    "Loss",
-    "Objective",
     "Prediction",
     "SolverSettings",
     "build_dynamics",

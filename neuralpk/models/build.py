@@ -37,6 +37,7 @@ class DynamicsSettings(TypedDict, total=False):
     hidden, layers: size of its network.
     typical: starting values of named parameters; those left out are guessed from the data.
     omega: starting value of the standard deviation of every eta.
+    omega_spread: of log(omega) around it in a weak prior; none is left out.
     effects: parameter to the covariates that act on it; by default none in a mechanistic or hybrid field, all on all
         in a neural or free one.
     """
@@ -53,6 +54,7 @@ class DynamicsSettings(TypedDict, total=False):
     layers: int
     typical: dict[str, float]
     omega: float
+    omega_spread: float
     effects: dict[str, list[str]]
 
 
@@ -127,6 +129,7 @@ def _check(dynamics: DynamicsSettings, encoder: EncoderSettings, error: str, sol
         raise ValueError("lag and elimination are of a mechanistic or hybrid field; a learned one has neither")
     for name, number in (
         ("omega", dynamics.get("omega", 1)),
+        ("omega_spread", dynamics.get("omega_spread", 1)),
         ("hidden", dynamics.get("hidden", 1)),
         ("layers", dynamics.get("layers", 1)),
         *dynamics.get("typical", {}).items(),
@@ -158,6 +161,7 @@ def build_model(
     effects = dynamics.get("effects")
     if effects is None and dynamics.get("field", "neural") in ("neural", "free"):
         effects = {name: sorted(scaling.covariates) for name in typical}
-    individual = IndividualParameters(typical | dict(given), latent, scaling, dynamics.get("omega", 0.3), effects)
+    omega, spread = dynamics.get("omega", 0.3), dynamics.get("omega_spread")
+    individual = IndividualParameters(typical | dict(given), latent, scaling, omega, effects, spread)
     reader = ENCODERS[kind](scaling, individual.latent_size, encoder.get("hidden", 64))
     return LatentODE(reader, individual, field, ERRORS[error](scaling), SolverOptions(**solver))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -25,6 +26,9 @@ class IndividualParameters(nn.Module):
         scaling: for the covariates.
         omega: first guess of the standard deviation of every eta.
         effects: parameter to the names of the covariates that act on it; on the further dimensions all of them act.
+        omega_spread: standard deviation of log(omega) around its first guess before any data are seen; None for a flat
+            prior, and with it maximum likelihood. Of a few patients with a few samples each the most likely omega of a
+            parameter that they hardly determine is 0, which nobody believes.
 
     Raises:
         ValueError: an effect that names no parameter or covariate.
@@ -39,9 +43,11 @@ class IndividualParameters(nn.Module):
         scaling: Scaling,
         omega: float = 0.3,
         effects: Mapping[str, list[str]] | None = None,
+        omega_spread: float | None = None,
     ) -> None:
         super().__init__()
         self.names = tuple(typical)
+        self.omega_guess, self.omega_spread = float(omega), omega_spread
         self.scaling = scaling
         self.latent_size = len(typical) + latent
         covariates = sorted(scaling.covariates)
@@ -56,6 +62,13 @@ class IndividualParameters(nn.Module):
         self.log_omega = nn.Parameter(torch.full((len(typical),), float(omega)).log())
         self.effects = nn.Parameter(torch.zeros(active.shape))
         self.register_buffer("active", active, persistent=False)
+
+    def log_prior(self) -> Tensor:
+        """log p(omega) up to a constant, a scalar; 0 where it is flat."""
+        if self.omega_spread is None:
+            return self.log_omega.new_zeros(())
+        distance = (self.log_omega - math.log(self.omega_guess)) / self.omega_spread
+        return -0.5 * distance.square().sum()
 
     def forward(self, z: Tensor, covariates: Tensor) -> Tensor:
         """Individual parameters.

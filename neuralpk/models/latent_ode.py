@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +13,6 @@ from neuralpk.encoders import Encoder
 from neuralpk.models.individual import IndividualParameters
 from neuralpk.residual_error import ResidualError
 from neuralpk.solve import SolverOptions, Trajectory, solve
-
-Objective = Literal["mse", "elbo"]
 
 
 @dataclass(frozen=True)
@@ -35,23 +32,6 @@ class Prediction:
     trajectory: Trajectory
 
 
-@dataclass(frozen=True)
-class Loss:
-    """The objective and its parts, as sums over subjects and over scored observations, so that parts of a batch add up.
-
-    Args:
-        fit: sum of squared, scaled errors (``mse``) or negative log-likelihood (``elbo``).
-        kl: sum of KL(q(z) ‖ N(0, I)), 0 for ``mse``.
-        observations: number of scored observations.
-        failures: number of subjects that could not be solved; they are in none of the sums.
-    """
-
-    fit: Tensor
-    kl: Tensor
-    observations: Tensor
-    failures: Tensor
-
-
 class LatentODE(nn.Module):
     """An encoder places each patient in a latent space; an ODE whose field depends on that place draws the line.
 
@@ -59,9 +39,6 @@ class LatentODE(nn.Module):
 
         z_i ~ N(0, I)   theta_i = theta(z_i, covariates_i)   dA/dt = f(t, A, theta_i) with doses
         y_ij ~ residual error(observe(A(t_ij)))
-
-    Objectives: ``mse``, Σ (y − ŷ)² at z = mean of q(z), each endpoint in its own unit of size; ``elbo``,
-    −E_q[log p(y | z)] + KL(q(z) ‖ p(z)) with one draw of z (Kingma and Welling 2014).
 
     Args:
         encoder: samples -> q(z).
@@ -130,33 +107,3 @@ class LatentODE(nn.Module):
                 f"subject {', '.join(names)}: an observation of a compartment or endpoint that is not in the model; "
                 f"CMT counts {', '.join(states)} from 1, DVID goes to {endpoints}"
             )
-
-    def loss(self, batch: CohortBatch, objective: Objective, noise: Tensor | None = None) -> Loss:
-        """The objective on one batch.
-
-        Args:
-            batch: `context` is read by the encoder, `target` is scored.
-            objective: ``mse`` or ``elbo``.
-            noise: standard normal, ``[subject, latent]``: the draw of z for ``elbo``.
-        """
-        q = self.encoder(batch)
-        z = q.mean if noise is None else q.mean + q.sd * noise
-        prediction = self.predict(z, batch)
-        ok = prediction.trajectory.ok
-        kl = q.kl()
-        if not bool(ok.all()):
-            # rows are left out, not masked: the derivative of a masked NaN is still NaN
-            kept = ok.nonzero()[:, 0]
-            kl, scored = kl[kept], batch.select(kept)
-            prediction = replace(self.predict(z[kept], scored), trajectory=prediction.trajectory)
-        else:
-            scored = batch
-        if objective == "mse":
-            # a censored value only says on which side of its limit the line should be
-            error = (prediction.value - scored.value) / self.value_scale[scored.endpoint]
-            error = torch.where(scored.censored * error < 0, 0.0, error)
-            fit = torch.where(scored.target, error, 0.0).square().sum()
-            kl = torch.zeros_like(kl)
-        else:
-            fit = -self.error.log_likelihood(scored, prediction.value).sum()
-        return Loss(fit, kl.sum(), scored.target.sum(), (~ok).sum())

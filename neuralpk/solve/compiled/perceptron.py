@@ -21,12 +21,12 @@ from neuralpk.solve.compiled.tile import ROWS, add_product, apart
 from neuralpk.solve.options import Status
 from neuralpk.solve.tableau import (
     DENSE,
+    FUSED_STIFF_STEPS,
     GROW,
     SAFETY,
     SHRINK,
     STABILITY,
     STAGES,
-    STIFF_STEPS,
     A,
     E,
 )
@@ -669,7 +669,7 @@ def forward(net, clock, work, lanes, initial, begin, end, rtol, atol, limit, rec
                     tally[1, lane] += 1
                     if tally[1, lane] == 6:
                         tally[0, lane] = 0
-                if tally[0, lane] == STIFF_STEPS:
+                if tally[0, lane] == FUSED_STIFF_STEPS:
                     ended = _STIFF
                 elif seen[lane] == clock.wanted.shape[1] or (
                     whole and not _enter(clock, i, lane, node, seen, state, place, out)

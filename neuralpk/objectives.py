@@ -1,0 +1,127 @@
+"""What a training makes small: the squared error, the evidence lower bound, the marginal likelihood."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from neuralpk.batch import CohortBatch
+from neuralpk.encoders import Posterior
+from neuralpk.inference.importance import draw
+from neuralpk.inference.mode import maximise
+from neuralpk.models import LatentODE
+
+Objective = Literal["mse", "elbo", "iwae"]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """An objective and its parts, as sums over subjects and over scored observations, so that parts of a batch add up.
+
+    Args:
+        fit: sum of squared, scaled errors (``mse``), of −log p(y | z) (``elbo``) or of −log p(y) (``iwae``).
+        kl: sum of KL(q(z) ‖ N(0, I)), of ``elbo`` alone.
+        encoder: what teaches the encoder beside them, of ``iwae`` alone.
+        observations: number of scored observations.
+        failures: number of subjects that could not be solved; they are in none of the sums.
+    """
+
+    fit: Tensor
+    kl: Tensor
+    encoder: Tensor
+    observations: Tensor
+    failures: Tensor
+
+
+def squared_error(model: LatentODE, batch: CohortBatch) -> Loss:
+    """``mse``: Σ (y − ŷ)² at z = mean of q(z), each endpoint in its own unit of size."""
+    q = model.encoder(batch)
+    value, scored, kept = _solved(model, q.mean, batch)
+    # a censored value only says on which side of its limit the line should be
+    error = (value - scored.value) / model.value_scale[scored.endpoint]
+    error = torch.where(scored.censored * error < 0, 0.0, error)
+    fit = torch.where(scored.target, error, 0.0).square().sum()
+    nothing = torch.zeros_like(fit)
+    return Loss(fit, nothing, nothing, scored.target.sum(), _lost(batch, kept))
+
+
+def evidence_bound(model: LatentODE, batch: CohortBatch, noise: Tensor | None) -> Loss:
+    """``elbo``: −E_q[log p(y | z)] + KL(q(z) ‖ p(z)) with one draw of z (Kingma and Welling 2014).
+
+    Args:
+        model: what is trained.
+        batch: ``context`` is read by the encoder, ``target`` is scored.
+        noise: standard normal, ``[subject, latent]``; None takes z at the mean of q.
+    """
+    q = model.encoder(batch)
+    value, scored, kept = _solved(model, q.mean if noise is None else q.mean + q.sd * noise, batch)
+    fit = -model.error.log_likelihood(scored, value).sum()
+    return Loss(fit, q.kl()[kept].sum(), torch.zeros_like(fit), scored.target.sum(), _lost(batch, kept))
+
+
+def marginal_likelihood(model: LatentODE, batch: CohortBatch, noise: Tensor, steps: int, dream: Tensor | None) -> Loss:
+    """``iwae``: −log (1/K) Σ_k p(y, z_k)/q(z_k), which for K draws of a good q is −log p(y) (Burda et al. 2016).
+
+    q is not the encoder's, which fifty patients do not teach well enough: a few steps through the solver take its mean
+    to the most probable z, and the draws lie around that (semi-amortised; Kim et al. 2018). Their weights give the
+    model its gradient (Fisher's identity) and are what the encoder learns to foresee, from the patients (Bornschein and
+    Bengio 2015) and from others that the model dreams, whose z is known.
+
+    Args:
+        model: what is trained.
+        batch: ``context`` is read by the encoder; all that it reads or that is scored counts.
+        noise: from `neuralpk.inference.importance.noise`, ``[subject, sample, …]``.
+        steps: towards the mode.
+        dream: standard normal, ``[subject, latent + observation]``: the dreamed patients; None for none.
+    """
+    q = model.encoder(batch)
+    known = dataclasses.replace(batch, target=batch.context | batch.target)
+    draws = draw(model, known, maximise(model, known, q.mean, steps), noise)
+    kept = torch.isfinite(draws.log_weight).any(1).nonzero()[:, 0]
+    fit = -draws.log_likelihood[kept].sum()
+    taught = (draws.weight[kept] * -_log_q(q, draws.z)[kept]).sum()
+    if dream is not None:
+        size = q.mean.shape[1]
+        imagined = imagine(model, dream[:, :size], dream[:, size:], batch)
+        taught = taught - _log_q(model.encoder(imagined), dream[:, None, :size]).sum()
+    return Loss(fit, torch.zeros_like(fit), taught, known.target[kept].sum(), _lost(batch, kept))
+
+
+@torch.no_grad()
+def imagine(model: LatentODE, z: Tensor, noise: Tensor, batch: CohortBatch) -> CohortBatch:
+    """Other patients in the place of those of a batch: drawn by the model, dosed and sampled alike.
+
+    Args:
+        model: draws them.
+        z: standard normal, ``[subject, latent]``.
+        noise: of the residual error, ``[subject, observation]``.
+        batch: doses, times, covariates, and which samples the encoder sees.
+    """
+    value = model.error.simulate(model.predict(z, batch).value, batch.endpoint, noise)
+    return replace(batch, value=value.nan_to_num(0.0), censored=torch.zeros_like(batch.censored))
+
+
+def _log_q(q: Posterior, z: Tensor) -> Tensor:
+    """log q(z) up to a constant, ``[subject, sample]``."""
+    scaled = (z - q.mean[:, None]) / q.sd[:, None]
+    return -(0.5 * scaled.square() + q.sd[:, None].log()).sum(-1)
+
+
+def _solved(model: LatentODE, z: Tensor, batch: CohortBatch) -> tuple[Tensor, CohortBatch, Tensor]:
+    """Predictions of the subjects that could be solved, their batch, and which they are."""
+    prediction = model.predict(z, batch)
+    ok = prediction.trajectory.ok
+    kept = ok.nonzero()[:, 0]
+    if bool(ok.all()):
+        return prediction.value, batch, kept
+    # rows are left out, not masked: the derivative of a masked NaN is still NaN
+    part = batch.select(kept)
+    return model.predict(z[kept], part).value, part, kept
+
+
+def _lost(batch: CohortBatch, kept: Tensor) -> Tensor:
+    return torch.tensor(len(batch) - len(kept), device=batch.device)
