@@ -144,7 +144,8 @@ class LatentODETask(L.LightningModule):
         share = observations / self.trainer.world_size
         weight = self._kl_weight() if stage == "train" else 1.0
         # every batch carries the share of the prior that its subjects have in an epoch of them
-        prior = self.model.individual.log_prior() * len(batch) / self.model.encoder.scaling.subjects
+        known = 0.0 if self.objective == "mse" else self.model.log_prior()
+        prior = known * len(batch) / self.model.encoder.scaling.subjects
         total = (loss.fit + weight * loss.kl + loss.encoder - prior) / share
         self._refuse(total, failures, batch)
         count = max(int(loss.observations), 1)

@@ -68,6 +68,10 @@ class Dynamics(nn.Module, ABC):
         """Other parameters that follow from theta and are reported beside it, each ``[...]``."""
         return {}
 
+    def log_prior(self) -> Tensor | float:
+        """log p(weights) up to a constant: what is believed of a learned field before it has seen data."""
+        return 0.0
+
     def guess(self, scaling: Scaling) -> dict[str, float]:
         """Positive starting values of the mechanistic parameters for data of this magnitude, by name."""
         return {}

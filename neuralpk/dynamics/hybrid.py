@@ -52,6 +52,9 @@ class HybridDynamics(Dynamics):
             return None
         return replace(learned, matrix=self.mechanistic.rate_matrix(known))
 
+    def log_prior(self) -> Tensor | float:
+        return self.mechanistic.log_prior() + self.correction.log_prior()
+
     def initial_state(self, theta: Tensor) -> Tensor:
         return self.mechanistic.initial_state(self._split(theta)[0])
 

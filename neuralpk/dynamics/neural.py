@@ -31,6 +31,18 @@ def latent_names(size: int) -> tuple[str, ...]:
     return tuple(f"z{k}" for k in range(1, size + 1))
 
 
+def log_weights(network: nn.Sequential, spread: float) -> Tensor:
+    """log of a normal density of the weights, up to a constant, under which outputs are about `spread` in size: hidden
+    layers hand on what they get at its size, the last one multiplies by `spread` (Neal 1996)."""
+    layers = [layer for layer in network if isinstance(layer, nn.Linear)]
+    sizes = [*[1.0] * (len(layers) - 1), spread]
+    squares = [
+        w.weight.square().sum() * w.in_features / s**2 + w.bias.square().sum() / s**2
+        for w, s in zip(layers, sizes, strict=True)
+    ]
+    return -0.5 * torch.stack(squares).sum()
+
+
 class NeuralCompartments(Compartments):
     """Compartments whose rates a network bends: dA/dt = K(A, theta)·A, with every rate positive by construction.
 
@@ -49,6 +61,7 @@ class NeuralCompartments(Compartments):
         hidden: width of the network.
         layers: number of hidden layers.
         correction: the flows alone, starting a hundred times slower; a mechanism says what is read.
+        bend: size of x before any data are seen (`log_prior`): 0.3 expects rates to change by a third.
     """
 
     reference: Tensor
@@ -62,10 +75,11 @@ class NeuralCompartments(Compartments):
         hidden: int = 32,
         layers: int = 2,
         correction: bool = False,
+        bend: float = 0.3,
     ) -> None:
         flows = mammillary_flows(states)
         super().__init__(states, flows)
-        self.correction = correction
+        self.correction, self.bend = correction, bend
         self.rate_names = tuple(f"base_{a}_{b or 'out'}" for a, b in flows)
         volume = () if correction else ("base_V1",)
         self.parameter_names = (*self.rate_names, *volume, *latent_names(latent_size))
@@ -78,6 +92,9 @@ class NeuralCompartments(Compartments):
         guess = self.guess(scaling)
         self.register_buffer("reference", torch.tensor([guess[name] for name in self.rate_names]))
         self.register_buffer("amount_scale", torch.tensor(scaling.amount))
+
+    def log_prior(self) -> Tensor:
+        return log_weights(self.network, self.bend)
 
     def rates(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
         n = len(self.rate_names)

@@ -35,6 +35,7 @@ class DynamicsSettings(TypedDict, total=False):
     compartments, absorption, elimination, transits, lag: as for `CompartmentModel`; `lag` delays doses into the first.
     latent_size: latent dimensions beside those of the named parameters; by default 4 for a free field, 0 else.
     hidden, layers: size of its network.
+    bend: how much the network of a neural or hybrid field is expected to bend the rates of compartments, 0.3 by default.
     typical: starting values of named parameters; those left out are guessed from the data.
     omega: starting value of the standard deviation of every eta.
     omega_spread: of log(omega) around it in a weak prior; none is left out.
@@ -52,6 +53,7 @@ class DynamicsSettings(TypedDict, total=False):
     latent_size: int
     hidden: int
     layers: int
+    bend: float
     typical: dict[str, float]
     omega: float
     omega_spread: float
@@ -102,7 +104,9 @@ def build_dynamics(settings: DynamicsSettings, scaling: Scaling) -> Dynamics:
     learned: Dynamics
     if dosed and field != "free":
         latent = settings.get("latent_size", 0)
-        learned = NeuralCompartments(mechanism.states, latent, scaling, correction=correction, **network)
+        learned = NeuralCompartments(
+            mechanism.states, latent, scaling, correction=correction, bend=settings.get("bend", 0.3), **network
+        )
     else:
         latent, endpoints = settings.get("latent_size", 4), mechanism.endpoints
         learned = NeuralField(mechanism.states, endpoints, latent, scaling, dosed, correction=correction, **network)

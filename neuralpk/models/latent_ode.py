@@ -70,6 +70,10 @@ class LatentODE(nn.Module):
         """Typical values, variability and residual error: few numbers on which everything else waits."""
         return [*self.individual.parameters(), *self.error.parameters()]
 
+    def log_prior(self) -> Tensor:
+        """log p(weights of the field, omega) up to a constant, a scalar."""
+        return self.individual.log_prior() + self.dynamics.log_prior()
+
     def prior_mean(self, subjects: int) -> Tensor:
         """Mean of p(z), the typical patient, ``[subject, latent]``."""
         return self.value_scale.new_zeros((subjects, self.individual.latent_size))
