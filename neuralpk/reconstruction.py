@@ -18,6 +18,7 @@ from neuralpk.cohort import Cohort, FloatArray, Subject
 from neuralpk.inference import importance
 from neuralpk.inference.joint import given_context
 from neuralpk.inference.mode import most_probable
+from neuralpk.inference.population import spread
 from neuralpk.models import LatentODE
 
 _BAND_STREAM = 1 << 40  # apart from the training steps, whose number is their stream
@@ -104,7 +105,7 @@ def reconstruct(
 
     The encoder answers at once: z at the mean of q, intervals from draws of q. Polished, z is the most probable one
     given the patient's data (MAP, the empirical Bayes estimate), found through the solver from there, and the intervals
-    come from draws around it, weighted by importance: they are as honest as the model is right.
+    come from draws around it, weighted by importance, over all the populations that the training data allow.
 
     Args:
         model: a trained latent ODE.
@@ -159,8 +160,10 @@ def _posterior(model: LatentODE, batch: CohortBatch, draws: int, seed: int, poli
         return q.mean, q.mean[:, None] + q.sd[:, None] * noise.reshape(-1, draws, size)
     mode = most_probable(model, batch, q.mean)
     noise = importance.noise(seed, _BAND_STREAM, batch.index, _WEIGHED * draws, size, q.mean.dtype)
-    weighed = importance.draw(model, given_context(batch), mode, noise) if draws else None
-    return mode.z, mode.z[:, None][:, :0] if weighed is None else weighed.resample(draws)
+    if not draws:
+        return mode.z, mode.z[:, None][:, :0]
+    weighed = spread(model, batch, importance.draw(model, given_context(batch), mode, noise), seed)
+    return mode.z, weighed.resample(draws)
 
 
 def _bands(model: LatentODE, z: Tensor, batch: CohortBatch, grid: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

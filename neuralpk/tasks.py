@@ -18,6 +18,7 @@ from neuralpk.batch import CohortBatch
 from neuralpk.cohort import Cohort, FloatArray
 from neuralpk.inference import importance
 from neuralpk.inference.mode import most_probable
+from neuralpk.inference.population import PopulationEstimate, estimate_population
 from neuralpk.models import DynamicsSettings, EncoderSettings, LatentODE, SolverSettings, build_model
 from neuralpk.objectives import Loss, Objective, evidence_bound, marginal_likelihood, squared_error
 from neuralpk.reconstruction import Reconstruction, evaluation_batch, reconstruct
@@ -329,6 +330,23 @@ class LatentODETask(L.LightningModule):
             return reconstruct(self.model, cohort, times, banded, context, self.seed, self.objective == "iwae")
         finally:
             self.train(training)
+
+    def estimate_population(self, cohort: Cohort, draws: int = 300) -> PopulationEstimate:
+        """The population's typical values, variability and residual error with their standard errors, and the
+        likelihood (`neuralpk.inference.population`). Intervals of a later `reconstruct` know how sure they are.
+
+        Args:
+            cohort: the subjects of the training.
+            draws: of z for each subject.
+
+        Raises:
+            ValueError: trained by a squared error, which knows no likelihood.
+        """
+        if self.objective == "mse":
+            raise ValueError("a model trained by mse has no likelihood: train with objective iwae")
+        estimate = estimate_population(self.model, evaluation_batch(self.model, cohort), draws, self.seed)
+        self.model.uncertainty.copy_(estimate.covariance)
+        return estimate
 
     @torch.no_grad()
     def residuals(self, cohort: Cohort, context: int | None = None) -> pd.DataFrame:

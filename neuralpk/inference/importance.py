@@ -24,12 +24,19 @@ class Draws:
 
     Args:
         z: ``[subject, sample, latent]``.
-        log_weight: log p(y, z) − log q(z), ``[subject, sample]``; −inf where a line could not be solved. Carries the
-            gradient in the weights of the model.
+        log_q: log density of the proposal there, ``[subject, sample]``.
+        log_joint: log p(y, z), ``[subject, sample]``; −inf where a line could not be solved. Carries the gradient in
+            the weights of the model.
     """
 
     z: Tensor
-    log_weight: Tensor
+    log_q: Tensor
+    log_joint: Tensor
+
+    @property
+    def log_weight(self) -> Tensor:
+        """log p(y, z) − log q(z), ``[subject, sample]``."""
+        return self.log_joint - self.log_q
 
     @property
     def log_likelihood(self) -> Tensor:
@@ -78,5 +85,10 @@ def draw(model: LatentODE, batch: CohortBatch, mode: Mode, noise: Tensor) -> Dra
     constant = math.lgamma((_FREEDOM + size) / 2) - math.lgamma(_FREEDOM / 2) - size / 2 * math.log(_FREEDOM * math.pi)
     log_det = factor.diagonal(dim1=1, dim2=2).log().sum(1, keepdim=True)
     log_q = constant + log_det - (_FREEDOM + size) / 2 * torch.log1p(spread.square().sum(-1) / _FREEDOM)
+    return weigh(model, batch, z, log_q)
+
+
+def weigh(model: LatentODE, batch: CohortBatch, z: Tensor, log_q: Tensor) -> Draws:
+    """Given draws, weighed by the model as it stands."""
     value = log_joint(model, z.flatten(0, 1), batch.repeat(z.shape[1])).reshape(z.shape[:2])
-    return Draws(z, value - log_q)
+    return Draws(z, log_q, value)

@@ -9,9 +9,10 @@ from neuralpk.models.build import (
     build_model,
 )
 from neuralpk.models.individual import IndividualParameters
-from neuralpk.models.latent_ode import LatentODE, Prediction
+from neuralpk.models.latent_ode import Coordinate, LatentODE, Prediction
 
 __all__ = [
+    "Coordinate",
     "DynamicsSettings",
     "EncoderSettings",
     "IndividualParameters",

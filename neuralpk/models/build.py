@@ -35,7 +35,7 @@ class DynamicsSettings(TypedDict, total=False):
     compartments, absorption, elimination, transits, lag: as for `CompartmentModel`; `lag` delays doses into the first.
     latent_size: latent dimensions beside those of the named parameters; by default 4 for a free field, 0 else.
     hidden, layers: size of its network.
-    bend: how much the network of a neural or hybrid field is expected to bend the rates of compartments, 0.3 by default.
+    bend: how far the network of a neural or hybrid field is expected to bend the rates of compartments, by default 0.3.
     typical: starting values of named parameters; those left out are guessed from the data.
     omega: starting value of the standard deviation of every eta.
     omega_spread: of log(omega) around it in a weak prior; none is left out.

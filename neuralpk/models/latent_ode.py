@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,19 @@ class Prediction:
     theta: Tensor
     value: Tensor
     trajectory: Trajectory
+
+
+class Coordinate(NamedTuple):
+    """One number of the population: its name, the tensor that holds it, its place in it."""
+
+    name: str
+    tensor: nn.Parameter
+    place: int
+
+    @property
+    def value(self) -> float:
+        """What it is."""
+        return float(self.tensor.detach().view(-1)[self.place])
 
 
 class LatentODE(nn.Module):
@@ -63,12 +77,29 @@ class LatentODE(nn.Module):
         self.error = error
         self.options = options
         self.register_buffer("value_scale", torch.tensor(encoder.scaling.value), persistent=False)
+        self.register_buffer("uncertainty", torch.zeros((len(self.coordinates()),) * 2))
 
     value_scale: Tensor
+    uncertainty: Tensor  # covariance of the coordinates of the population; 0 until it has been estimated
 
     def population_parameters(self) -> list[nn.Parameter]:
         """Typical values, variability and residual error: few numbers on which everything else waits."""
         return [*self.individual.parameters(), *self.error.parameters()]
+
+    def coordinates(self) -> list[Coordinate]:
+        """The numbers that describe the population: log typical values, log omega, covariate effects, log error."""
+        individual = self.individual
+        found = [Coordinate(name, individual.log_typical, k) for k, name in enumerate(individual.names)]
+        found += [Coordinate(f"omega {name}", individual.log_omega, k) for k, name in enumerate(individual.names)]
+        acting = individual.active[: len(individual.names)].nonzero().tolist()
+        covariates = sorted(individual.scaling.covariates)
+        found += [
+            Coordinate(f"{individual.names[p]}~{covariates[c]}", individual.effects, p * len(covariates) + c)
+            for p, c in acting
+        ]
+        for name, sd in self.error.log_sd.items():
+            found += [Coordinate(name if len(sd) == 1 else f"{name}{k + 1}", sd, k) for k in range(len(sd))]
+        return found
 
     def log_prior(self) -> Tensor:
         """log p(weights of the field, omega) up to a constant, a scalar."""

@@ -1,0 +1,226 @@
+"""How well are a patient's line and rate constants recovered, against someone who knows the true population (oracle)?
+
+Fifty patients to learn from, scored on them and on new ones: two compartments, an IV bolus, log-normal parameters with
+omega .3, 20 % proportional error, n samples a patient at random times. The oracle is the same inference (most probable
+parameters, importance-weighted intervals) with the true model in place of a learned one.
+"""
+
+import argparse
+import json
+import logging
+import math
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from neuralpk.cohort import Cohort
+from neuralpk.datamodules import PKDataModule
+from neuralpk.evaluate.metrics import auc_relative_error, coverage, line_rrmse
+from neuralpk.models import LatentODE, build_model
+from neuralpk.reconstruction import Reconstruction, reconstruct
+from neuralpk.scaling import Scaling
+from neuralpk.tasks import LatentODETask
+
+# 200 times from .25 to 72 h, and on at the same distance to 168 h
+GRID = [0.25, 0.25 + 71.75 / 199 * 465, 466]
+TIMES, LATER = np.split(np.linspace(GRID[0], GRID[1], int(GRID[2])), [200])
+RATES = ("k10", "k12", "k21")
+TYPICAL = {"CL": 4.0, "V1": 70.0, "Q": 4.0, "V2": 50.0}
+OMEGA = dict.fromkeys(("CL", "V1", "Q", "V2", "VMAX", "KM"), 0.3)
+
+# who the patients are: linear elimination; saturable; a clearance that falls by half within the 72 h
+COHORTS: dict[str, dict[str, Any]] = {
+    "linear": {"typical": TYPICAL},
+    "saturable": {
+        "elimination": "michaelis_menten",
+        "typical": {name: TYPICAL[name] for name in ("V1", "Q", "V2")} | {"VMAX": 1.6, "KM": 0.4},
+    },
+    "falling": {"elimination": "time_varying", "typical": TYPICAL | {"CLR": 0.4, "KCL": math.log(6) / 72}},
+}
+# what learns from them; omega is believed to be .4 within a factor two, whatever it is
+PRIOR = {"compartments": 2, "omega": 0.4, "omega_spread": 0.7}
+LEARNERS: dict[str, dict[str, Any]] = {
+    "mechanistic": {"draws": 20, "refine": 3, "epochs": 15},
+    "neural": {"draws": 8, "refine": 2, "epochs": 12, "solver": {"rtol": 1e-4, "atol": 1e-4}},
+    "hybrid": {"draws": 8, "refine": 2, "epochs": 12, "solver": {"rtol": 1e-4, "atol": 1e-4}},
+}
+
+
+def cohort(name: str, samples: int, new: int, seed: int) -> PKDataModule:
+    """Fifty patients of one kind and new ones."""
+    settings = COHORTS[name]
+    omega = {key: OMEGA[key] for key in settings["typical"] if key in OMEGA}
+    return PKDataModule(
+        test_subjects=new,
+        samples=samples,
+        omega=omega,
+        context="random",
+        passes_per_epoch=20,
+        seed=seed,
+        grid=GRID,
+        **settings,
+    )
+
+
+def learn(data: PKDataModule, field: str, seed: int) -> LatentODETask:
+    """A model of the fifty patients, and how sure they make it of the population."""
+    settings = dict(LEARNERS[field])
+    epochs = settings.pop("epochs")
+    task = LatentODETask(
+        scaling=data.scaling(), dynamics=PRIOR | {"field": field}, objective="iwae", seed=seed, **settings
+    )
+    trainer = L.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        gradient_clip_val=5.0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    L.seed_everything(seed, verbose=False)
+    trainer.fit(task, data)
+    task.estimate_population(data.part("train"))
+    return task
+
+
+def known_model(data: PKDataModule, elimination: str, typical: dict[str, float]) -> LatentODE:
+    """A model with given typical values and the true error; omega .3 where a parameter varies, next to 0 where not."""
+    settings = {"field": "mechanistic", "compartments": 2, "elimination": elimination, "typical": typical}
+    scaling = Scaling.from_plain(data.scaling())
+    model = build_model(settings, {}, "proportional", {}, scaling).double().requires_grad_(False)
+    model.error.log_sd["b"].fill_(0.2).log_()
+    varies = [OMEGA.get(name, 1e-3) for name in model.individual.names]
+    model.individual.log_omega.copy_(torch.tensor(varies).log())
+    return model
+
+
+def scores(result: Reconstruction, people: Cohort) -> dict[str, float]:
+    """Errors and calibration over the patients."""
+    line = np.stack([s.truth.line[: len(TIMES), 0] for s in people])
+    later = np.stack([s.truth.line[len(TIMES) :, 0] for s in people])
+    found = result.ipred[:, : len(TIMES), 0]
+    everywhere = np.ones_like(line, dtype=bool)
+    lower, upper = (band[:, : len(TIMES), 0] for band in (result.lower, result.upper))
+    auc = auc_relative_error(TIMES, found, line)
+    out = {
+        "line_rrmse": float(line_rrmse(found, line).mean()),
+        "auc_rrmse": float(np.sqrt(np.mean(auc**2))),
+        "later_rrmse": float(line_rrmse(result.ipred[:, len(TIMES) :, 0], later).mean()),
+        "cover90_line": coverage(lower, upper, line, everywhere),
+    }
+    covered, width = [], []
+    for name in RATES:
+        if name not in result.parameters or name not in people[0].truth.parameters:
+            continue
+        true = np.array([s.truth.parameters[name] for s in people])
+        estimate, low, high = result.parameters[name]
+        out[f"rmse_log_{name}"] = float(np.sqrt(np.mean(np.log(estimate / true) ** 2)))
+        covered.append(np.mean((low <= true) & (true <= high)))
+        width.append(np.mean(np.log(high / low)))
+    if covered:
+        out |= {"cover90_k": float(np.mean(covered)), "width90_k": float(np.mean(width))}
+    return out
+
+
+def run(name: str, field: str, samples: int, new: int, seed: int, draws: int) -> list[dict[str, Any]]:
+    """Learn once and score on own and new patients, beside the oracle and the linear model."""
+    data = cohort(name, samples, new, seed)
+    started = time.perf_counter()
+    task = learn(data, field, seed)
+    seconds = time.perf_counter() - started
+    settings = COHORTS[name]
+    oracle = known_model(data, settings.get("elimination", "linear"), settings["typical"])
+    linear = known_model(data, "linear", TYPICAL)
+    rows = []
+    for subjects, part in (("own", "train"), ("new", "test")):
+        people = data.part(part)
+        both = np.concatenate([TIMES, LATER]).tolist()
+        found = scores(task.reconstruct(people, both, draws), people)
+        ideal = scores(reconstruct(oracle, people, both, draws, polish=True), people)
+        row: dict[str, Any] = {"cohort": name, "track": "own patients", "field": field, "n_obs": samples}
+        row |= {"subjects": subjects, "seed": seed} | found | {f"oracle_{key}": value for key, value in ideal.items()}
+        if "width90_k" in found and "width90_k" in ideal:
+            row["width90_k_over_oracle"] = found["width90_k"] / ideal["width90_k"]
+        if name != "linear":
+            wrong = scores(reconstruct(linear, people, both, 1, polish=True), people)
+            row["linear_map_line_rrmse"] = wrong["line_rrmse"]
+        rows.append(row | {"seconds": round(seconds, 1)})
+    return rows
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Means over seeds, as ratios to the oracle of the same patients, with their range."""
+    table = Table(title="Ratio to the oracle: mean over seeds (smallest to largest)")
+    for column in (
+        "cohort",
+        "field",
+        "samples",
+        "patients",
+        "line",
+        "AUC",
+        "72-168 h",
+        "log k",
+        "90 % of line, of k",
+        "s",
+    ):
+        table.add_column(column, no_wrap=True)
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["cohort"], row["field"], row["n_obs"], row["subjects"]), []).append(row)
+    for key, group in groups.items():
+        cells = []
+        for name in ("line_rrmse", "auc_rrmse", "later_rrmse"):
+            ratio = [row[name] / row[f"oracle_{name}"] for row in group]
+            cells.append(f"{np.mean(ratio):.3f} ({min(ratio):.2f}-{max(ratio):.2f})")
+        rates = [n for n in RATES if f"rmse_log_{n}" in group[0] and f"oracle_rmse_log_{n}" in group[0]]
+        ratio = [np.mean([row[f"rmse_log_{n}"] / row[f"oracle_rmse_log_{n}"] for n in rates]) for row in group]
+        cells.append(f"{np.mean(ratio):.3f}" if rates else "")
+        covered = [
+            f"{np.mean([row[name] for row in group]):.3f}" for name in ("cover90_line", "cover90_k") if name in group[0]
+        ]
+        seconds = np.median([row["seconds"] for row in group])
+        table.add_row(*map(str, key), *cells, ", ".join(covered), f"{seconds:.0f}")
+    Console().print(table)
+
+
+def main() -> None:
+    """Run the protocol and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--fields", nargs="+", default=["mechanistic", "neural", "hybrid"], choices=list(LEARNERS))
+    parser.add_argument("--samples", nargs="+", type=int, default=[19, 8, 6, 4, 3])
+    parser.add_argument("--cohorts", nargs="+", default=["linear"], choices=list(COHORTS))
+    parser.add_argument("--new", type=int, default=1000, help="new patients")
+    parser.add_argument("--draws", type=int, default=100, help="for the intervals")
+    parser.add_argument("--json", type=Path, help="where to write every figure")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    runs = [
+        (name, field, samples, seed)
+        for name in options.cohorts
+        for field in options.fields
+        for samples in options.samples
+        for seed in range(options.seeds)
+    ]
+    rows: list[dict[str, Any]] = []
+    for name, field, samples, seed in track(runs, "learn and score"):
+        rows += run(name, field, samples, options.new, seed, options.draws)
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=1))
+    show(rows)
+
+
+if __name__ == "__main__":
+    main()
