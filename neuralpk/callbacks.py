@@ -91,6 +91,16 @@ def make_panels(cohort: Cohort, result: Reconstruction, endpoint: int = 0, seen:
     return panels
 
 
+def save_panels(cohort: Cohort, result: Reconstruction, folder: Path, seen: int | None = None) -> Iterator[Path]:
+    """Draw `make_panels` of every endpoint into ``individuals.png`` (``individuals_1.png``, …) of a folder."""
+    endpoints = result.ipred.shape[2]
+    for endpoint in range(endpoints):
+        path = folder / ("individuals.png" if endpoints == 1 else f"individuals_{endpoint + 1}.png")
+        panels = make_panels(cohort, result, endpoint, seen)
+        individual_panels(panels, cohort.units, shared=False, quantity=_quantity(cohort)).savefig(path, dpi=130)
+        yield path
+
+
 class Dashboard(L.Callback):
     """Figures of the validation subjects in TensorBoard every few epochs, a readable layout, hparams with results.
 
@@ -235,13 +245,8 @@ class Report(L.Callback):
         cohort = data.part("val")[: self.subjects]
         result = task.reconstruct(cohort, context=first_seen(data))
         folder.mkdir(parents=True, exist_ok=True)
-        for endpoint in range(result.ipred.shape[2]):
-            panels = make_panels(cohort, result, endpoint, first_seen(data))
-            name = "individuals.png" if result.ipred.shape[2] == 1 else f"individuals_{endpoint + 1}.png"
-            individual_panels(panels, cohort.units, shared=False, quantity=_quantity(cohort)).savefig(
-                folder / name, dpi=130
-            )
-            self.console.print(f"Individual panels: {folder / name}")
+        for path in save_panels(cohort, result, folder, first_seen(data)):
+            self.console.print(f"Individual panels: {path}")
 
     def _next(self, folder: Path, checkpoint: str) -> None:
         for what, command in (

@@ -1,4 +1,4 @@
-"""The command line: ``neuralpk fit | validate | test | predict | simulate | reconstruct``."""
+"""The command line: ``neuralpk fit | validate | test | predict | simulate | reconstruct | estimate``."""
 
 from __future__ import annotations
 
@@ -17,14 +17,21 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from rich.progress import track
 
-from neuralpk.callbacks import Dashboard, Report
+from neuralpk.callbacks import Dashboard, Report, save_panels
 from neuralpk.datamodules import CohortDataModule, LotkaVolterraDataModule, PKDataModule
+from neuralpk.published import read_population
+from neuralpk.reconstruction import Reconstruction
+from neuralpk.reconstruction import reconstruct as reconstruct_cohort
 from neuralpk.solve import SolveError
+from neuralpk.tables import read_table
 from neuralpk.tables.streaming import write_frames
 from neuralpk.tasks import LatentODETask
 
 PRESETS = tuple(sorted(item.name.removesuffix(".yaml") for item in (resources.files("neuralpk") / "presets").iterdir()))
 """Names of the presets inside the package."""
+
+_UNWATCHED = 100  # patients whose estimates are there before one has looked
+_PANELS = 15
 
 _USAGE = f"""usage: neuralpk COMMAND [--preset NAME | --config FILE] [options]     (COMMAND --help lists them)
 
@@ -34,6 +41,7 @@ _USAGE = f"""usage: neuralpk COMMAND [--preset NAME | --config FILE] [options]  
   predict       predictions of a checkpoint                       --ckpt_path FILE
   simulate      write a simulated cohort, of any size, as a table  --out FILE
   reconstruct   lines and parameters of your own patients         --checkpoint FILE --table FILE --out DIR
+  estimate      the same by a published population, without training   --population FILE --table FILE --out DIR
 
 presets: {", ".join(PRESETS)}
 """
@@ -198,7 +206,7 @@ def _simulate(arguments: Sequence[str]) -> None:
     auto_cli(simulate, args=others, as_positional=False, set_defaults={"data": data} if data else None)
 
 
-def reconstruct(checkpoint: Path, table: Path, out: Path, draws: int = 200) -> None:
+def reconstruct(checkpoint: Path, table: Path, out: Path, draws: int = 200, polish: bool | None = None) -> None:
     """Reconstruct the patients of an event table.
 
     Args:
@@ -207,9 +215,39 @@ def reconstruct(checkpoint: Path, table: Path, out: Path, draws: int = 200) -> N
         out: folder for curves.csv (ID, TIME, PRED, IPRED, LO90, HI90) and individuals.csv (every parameter with its
             90 % interval).
         draws: draws from the posterior behind the intervals.
+        polish: go on from the encoder through the solver to the most probable parameters; by default as the model was
+            trained, which is true for ``iwae``.
     """
     task = LatentODETask.load_from_checkpoint(checkpoint, map_location="cpu")
-    result = task.reconstruct(table, draws=draws)
+    _write(task.reconstruct(table, draws=draws, polish=polish), out)
+
+
+def estimate(population: Path, table: Path, out: Path, draws: int = 200) -> None:
+    """Estimate the patients of an event table by a published population model, without any training.
+
+    Args:
+        population: YAML file of the model: dynamics, typical, omega or cv, effects, references, error, error_sd.
+        table: CSV or Parquet file with the columns ID, TIME, AMT, DV, … of an event table.
+        out: folder for curves.csv and individuals.csv, as of ``reconstruct``, and the figure individuals.png of the
+            first patients.
+        draws: draws from the posterior behind the intervals.
+    """
+    published = read_population(population)
+    cohort = read_table(table, units=published.units)
+    few = len(cohort) <= _UNWATCHED
+    result = reconstruct_cohort(
+        published.model(cohort),
+        cohort,
+        draws=draws,
+        polish=True,
+        progress=lambda parts: track(parts, "estimate", disable=few),
+    )
+    _write(result, out)
+    for path in save_panels(cohort[:_PANELS], result, out):
+        print(f"Individual panels: {path}")
+
+
+def _write(result: Reconstruction, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     result.curves().to_csv(out / "curves.csv", index=False)
     result.individuals().to_csv(out / "individuals.csv", index=False)
@@ -234,6 +272,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _simulate(rest)
         elif command == "reconstruct":
             auto_cli(reconstruct, args=rest, as_positional=False)
+        elif command == "estimate":
+            auto_cli(estimate, args=rest, as_positional=False)
         elif command in ("fit", "validate", "test", "predict"):
             lightning(arguments)
         else:

@@ -64,6 +64,32 @@ def feature_size(scaling: Scaling) -> int:
 class Encoder(nn.Module, ABC):
     """q(z | samples), a normal distribution with independent components; without a sample it is the prior N(0, I).
 
+    Args:
+        scaling: magnitudes of the data.
+        latent_size: dimension of z.
+    """
+
+    def __init__(self, scaling: Scaling, latent_size: int) -> None:
+        super().__init__()
+        self.scaling = scaling
+        self.latent_size = latent_size
+
+    @abstractmethod
+    def forward(self, batch: CohortBatch) -> Posterior:
+        """The posterior of each subject, batch shape ``[subject]``, event shape ``[latent]``."""
+
+
+class PriorEncoder(Encoder):
+    """Reads nothing, so that q is the prior: for a model that was not trained, and a search that starts at its mean."""
+
+    def forward(self, batch: CohortBatch) -> Posterior:
+        mean = batch.time.new_zeros((len(batch), self.latent_size))
+        return Posterior(mean, torch.ones_like(mean))
+
+
+class EvidenceEncoder(Encoder):
+    """A network reads the samples, and what it finds in them is weighed against the prior.
+
     Each sample adds evidence to the prior's: with precisions λ_j and values m_j that the network gives them,
     q has precision 1 + Σ_j λ_j and mean Σ_j λ_j·m_j / (1 + Σ_j λ_j).
 
@@ -74,9 +100,7 @@ class Encoder(nn.Module, ABC):
     """
 
     def __init__(self, scaling: Scaling, latent_size: int, hidden: int) -> None:
-        super().__init__()
-        self.scaling = scaling
-        self.latent_size = latent_size
+        super().__init__(scaling, latent_size)
         self.evidence = nn.Linear(hidden, 2 * latent_size)
         nn.init.normal_(self.evidence.weight, std=0.1 / hidden**0.5)
         nn.init.zeros_(self.evidence.bias)
@@ -86,7 +110,6 @@ class Encoder(nn.Module, ABC):
         """Turn the samples into ``[subject, observation, hidden]``; only those of the context may matter."""
 
     def forward(self, batch: CohortBatch) -> Posterior:
-        """The posterior of each subject, batch shape ``[subject]``, event shape ``[latent]``."""
         features = torch.where(batch.context[..., None], sample_features(batch, self.scaling), 0.0)
         log_precision, value = self.evidence(self.read(features, batch.context)).chunk(2, dim=-1)
         precision = torch.where(batch.context[..., None], nn.functional.softplus(log_precision), 0.0)
@@ -95,7 +118,7 @@ class Encoder(nn.Module, ABC):
         return Posterior(mean, total.rsqrt())
 
 
-class SetEncoder(Encoder):
+class SetEncoder(EvidenceEncoder):
     """Samples as a set (Zaheer et al. 2017): each is read beside a summary of all, in no order."""
 
     def __init__(self, scaling: Scaling, latent_size: int, hidden: int = 64) -> None:
@@ -113,7 +136,7 @@ class SetEncoder(Encoder):
         return out
 
 
-class RecurrentEncoder(Encoder):
+class RecurrentEncoder(EvidenceEncoder):
     """Samples as a sequence, read backwards in time by a GRU, as in the talk and in Rubanova et al. (2019)."""
 
     def __init__(self, scaling: Scaling, latent_size: int, hidden: int = 64) -> None:
@@ -129,5 +152,5 @@ class RecurrentEncoder(Encoder):
         return torch.stack(out[::-1], dim=1)
 
 
-ENCODERS: dict[str, type[Encoder]] = {"set": SetEncoder, "recurrent": RecurrentEncoder}
+ENCODERS: dict[str, type[EvidenceEncoder]] = {"set": SetEncoder, "recurrent": RecurrentEncoder}
 """The encoders by the name that a configuration gives them."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,6 +101,7 @@ def reconstruct(
     context: int | None = None,
     seed: int = 0,
     polish: bool = False,
+    progress: Callable[[Sequence[Tensor]], Iterable[Tensor]] = iter,
 ) -> Reconstruction:
     """Reconstruct a cohort.
 
@@ -115,16 +117,25 @@ def reconstruct(
         context: how many of each patient's first observations the encoder sees; None for all.
         seed: of the draws.
         polish: go on from the encoder through the solver.
+        progress: given the parts in which the patients are placed, hands them on one by one, and may show how far.
 
     Raises:
-        ValueError: covariates other than those the model was trained with.
+        ValueError: covariates other than those the model was trained with; fewer than 0 draws.
         neuralpk.solve.SolveError: a patient that could not be solved.
     """
+    if draws < 0:
+        raise ValueError(f"draws must be 0 or more, not {draws}")
     batch = evaluation_batch(model, cohort, context)
     grid = torch.as_tensor(np.stack([_line_times(s, times) for s in cohort]), dtype=batch.time.dtype).to(batch.device)
     parts = torch.split(torch.arange(len(batch), device=batch.device), max(1, _SOLVED_AT_ONCE // (draws or 1)))
-    posteriors = [_posterior(model, batch.select(part), draws, seed, polish) for part in parts]
-    place = torch.cat([place for place, _ in posteriors])
+    places, bands = [], []
+    for part in progress(parts):
+        own = batch.select(part)
+        z, drawn = _posterior(model, own, draws, seed, polish)
+        places.append(z)
+        if draws:
+            bands.append(_bands(model, drawn, own, grid[part]))
+    place = torch.cat(places)
     lines = []
     for z in (model.prior_mean(len(batch)), place):
         trajectory = model.decode(z, batch, grid)
@@ -133,7 +144,6 @@ def reconstruct(
     pred, ipred = lines
     estimate = _parameters(model, place, batch)
     if draws:
-        bands = [_bands(model, z, batch.select(p), grid[p]) for p, (_, z) in zip(parts, posteriors, strict=True)]
         lower, upper = torch.cat([band for band, _ in bands], dim=1)
         intervals = {name: torch.cat([own[name] for _, own in bands], dim=1) for name in estimate}
     else:
@@ -157,11 +167,18 @@ def _posterior(model: LatentODE, batch: CohortBatch, draws: int, seed: int, poli
     size = q.mean.shape[1]
     if not polish:
         noise = randomness.normal(seed, _BAND_STREAM, batch.index, draws * size).to(q.mean.dtype)
-        return q.mean, q.mean[:, None] + q.sd[:, None] * noise.reshape(-1, draws, size)
+        return q.mean, q.mean[:, None] + q.sd[:, None] * noise.reshape(len(batch), draws, size)
     mode = most_probable(model, batch, q.mean)
-    noise = importance.noise(seed, _BAND_STREAM, batch.index, _WEIGHED * draws, size, q.mean.dtype)
+    if not bool(mode.converged.all()):
+        names = [batch.ids[k] for k in (~mode.converged).nonzero()[:10, 0].tolist()]
+        warnings.warn(
+            f"subject {', '.join(names)}: the search for the most probable parameters did not come to its end; look at "
+            "their doses, samples and units",
+            stacklevel=3,
+        )
     if not draws:
         return mode.z, mode.z[:, None][:, :0]
+    noise = importance.noise(seed, _BAND_STREAM, batch.index, _WEIGHED * draws, size, q.mean.dtype)
     weighed = spread(model, batch, importance.draw(model, given_context(batch), mode, noise), seed)
     return mode.z, weighed.resample(draws)
 

@@ -117,6 +117,9 @@ class AdditiveError(ResidualError):
     def sd(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
         return self._sd("a", endpoint).expand_as(prediction)
 
+    def information(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
+        return self.sd(prediction, endpoint).detach().square().reciprocal()
+
 
 class ProportionalError(ResidualError):
     """y = f·(1 + b·e)."""

@@ -306,6 +306,7 @@ class LatentODETask(L.LightningModule):
         times: Sequence[float] | None = None,
         draws: int = 200,
         context: int | None = None,
+        polish: bool | None = None,
         **table: Any,
     ) -> Reconstruction:
         """Reconstruct every patient's line and parameters from the data alone.
@@ -313,21 +314,29 @@ class LatentODETask(L.LightningModule):
         Args:
             data: an event table as a pandas frame, the path of one, or a `Cohort`.
             times: where to draw the lines, on the data's clock; default 200 times over each patient's records.
-            draws: draws of z from q for the 90 % intervals.
+            draws: draws of z for the 90 % intervals.
             context: how many of each patient's first observations the encoder sees; None for all.
+            polish: go on from the encoder through the solver to the most probable z, with intervals from draws that are
+                weighted by importance; None as the model was trained, which is True for ``iwae``.
             table: further arguments of `neuralpk.tables.read_table`.
 
         Raises:
             neuralpk.tables.DataError: the table breaks a rule.
-            ValueError: covariates other than those the model was trained with.
+            ValueError: covariates other than those the model was trained with; to polish an ``mse`` model.
             neuralpk.solve.SolveError: a patient that could not be solved.
         """
+        polished = self.objective == "iwae" if polish is None else polish
+        if polished and self.objective == "mse":
+            raise ValueError(
+                "a model trained with objective 'mse' has no residual error, without which no place is more probable "
+                "than another: polish must be false"
+            )
         cohort = data if isinstance(data, Cohort) else read_table(data, **table)
         training = self.training
         self.eval()
         try:
             banded = 0 if self.objective == "mse" else draws
-            return reconstruct(self.model, cohort, times, banded, context, self.seed, self.objective == "iwae")
+            return reconstruct(self.model, cohort, times, banded, context, self.seed, polished)
         finally:
             self.train(training)
 

@@ -16,7 +16,7 @@ FLOORS = (
     {"tables"},
     {"datasets", "encoders", "solve"},
     {"simulate", "models"},
-    {"inference"},
+    {"inference", "published"},
     {"objectives", "reconstruction"},
     {"tasks", "datamodules", "evaluate"},
     {"callbacks"},

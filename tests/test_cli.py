@@ -101,7 +101,7 @@ def test_an_unknown_option_or_command_is_refused(capsys) -> None:
 def test_the_usage_names_every_command_and_preset(capsys) -> None:
     main([])
     said = capsys.readouterr().out
-    for name in ("fit", "validate", "test", "predict", "simulate", "reconstruct", *PRESETS):
+    for name in ("fit", "validate", "test", "predict", "simulate", "reconstruct", "estimate", *PRESETS):
         assert name in said
 
 
@@ -202,6 +202,19 @@ def test_reconstruct_writes_the_lines_and_the_individuals_of_new_patients(checkp
     assert list(people) == ["ID", *(f"{name}{end}" for name in names for end in ("", "_LO90", "_HI90"))]
     assert people.notna().all(axis=None)
     assert (people["CL_LO90"] < people["CL_HI90"]).all()
+
+
+def test_reconstruct_polishes_on_request(checkpoint: Path, monkeypatch) -> None:
+    asked = []
+    original = LatentODETask.reconstruct
+    monkeypatch.setattr(
+        LatentODETask, "reconstruct", lambda self, *a, **k: asked.append(k["polish"]) or original(self, *a, **k)
+    )
+    write_table(PKDataModule(subjects=2, seed=5).part("train"), Path("mine.csv"))
+    command = ["reconstruct", "--checkpoint", str(checkpoint), "--table", "mine.csv", "--out", "a", "--draws", "5"]
+    for extra in ([], ["--polish", "false"], ["--polish", "true"]):
+        main(command + extra)
+    assert asked == [None, False, True]
 
 
 def test_reconstruct_says_what_is_wrong_with_a_table_and_writes_nothing(checkpoint: Path, capsys) -> None:

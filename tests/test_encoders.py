@@ -8,7 +8,7 @@ import torch
 
 from neuralpk.batch import collate
 from neuralpk.cohort import Cohort, Dose, Subject, Truth
-from neuralpk.encoders import ENCODERS, Posterior, feature_size, sample_features
+from neuralpk.encoders import ENCODERS, Posterior, PriorEncoder, feature_size, sample_features
 from neuralpk.scaling import Scaling
 
 SCALING = Scaling(24.0, 100.0, (3.0, 40.0), {"WT": (70.0, 0.2, True)})
@@ -49,6 +49,13 @@ def test_without_a_sample_the_posterior_is_the_prior(encoder):
     assert posterior.sd[2].tolist() == [1.0] * 3
     assert float(posterior.kl()[2]) == 0.0
     assert (posterior.sd[:2] < 1).all(), "a sample must add to what is known"
+
+
+def test_an_encoder_that_reads_nothing_says_the_prior_of_every_subject():
+    posterior = PriorEncoder(SCALING, latent_size=3)(batch_of(people()))
+    assert posterior.mean.shape == (3, 3)
+    assert posterior.mean.dtype == torch.float64
+    assert posterior.kl().tolist() == [0.0] * 3
 
 
 def test_the_divergence_from_the_prior_is_that_of_torch():

@@ -16,7 +16,9 @@ from neuralpk.batch import collate
 from neuralpk.cohort import Cohort, Subject
 from neuralpk.datamodules import PKDataModule, TableDataModule
 from neuralpk.evaluate.metrics import line_rrmse
+from neuralpk.inference.joint import log_joint
 from neuralpk.objectives import evidence_bound, squared_error
+from neuralpk.reconstruction import evaluation_batch
 from neuralpk.solve import SolveError
 from neuralpk.tables import to_frame, write_table
 from neuralpk.tasks import LatentODETask, kl_weight
@@ -206,7 +208,7 @@ def test_a_checkpoint_is_the_model_by_its_path_alone(trained, tmp_path) -> None:
     torch.manual_seed(99)
     loaded = LatentODETask.load_from_checkpoint(tmp_path / "task.ckpt")
     left, right = (one.reconstruct(data.part("test"), draws=20) for one in (task, loaded))
-    for name in ("times", "pred", "ipred", "lower", "upper", "mean"):
+    for name in ("times", "pred", "ipred", "lower", "upper", "place"):
         np.testing.assert_array_equal(getattr(left, name), getattr(right, name), err_msg=name)
     pd.testing.assert_frame_equal(left.individuals(), right.individuals(), check_exact=True)
 
@@ -313,6 +315,21 @@ def test_a_model_trained_on_squares_has_no_band() -> None:
     assert result.curves()[["LO90", "HI90"]].isna().all(axis=None)
     assert result.individuals()[["CL_LO90", "V1_HI90"]].isna().all(axis=None)
     assert result.curves()[["PRED", "IPRED"]].notna().all(axis=None)
+
+
+def test_any_model_with_a_residual_error_can_be_polished(trained) -> None:
+    task, data = trained
+    cohort = data.part("test")
+    at_once, same_, polished = (task.reconstruct(cohort, draws=0, polish=p).place for p in (None, False, True))
+    np.testing.assert_array_equal(at_once, same_)
+    batch = evaluation_batch(task.model, cohort)
+    before, after = (log_joint(task.model, torch.tensor(z).float(), batch) for z in (at_once, polished))
+    assert (after >= before - 1e-3).all()
+    assert (after > before + 0.01).any()
+    squares = one_compartment(data, objective="mse")
+    with pytest.raises(ValueError, match="polish must be false"):
+        squares.reconstruct(cohort, polish=True)
+    squares.reconstruct(cohort, polish=False)
 
 
 def test_a_context_hides_the_later_samples(trained) -> None:

@@ -64,7 +64,7 @@ class Draws:
 def noise(seed: int, stream: int, index: Tensor, draws: int, latent: int, dtype: torch.dtype) -> Tensor:
     """Standard normal numbers for `draw`, ``[subject, sample, latent + degrees of freedom]``."""
     width = latent + _FREEDOM
-    return randomness.normal(seed, stream, index, draws * width).reshape(-1, draws, width).to(dtype)
+    return randomness.normal(seed, stream, index, draws * width).reshape(len(index), draws, width).to(dtype)
 
 
 def draw(model: LatentODE, batch: CohortBatch, mode: Mode, noise: Tensor) -> Draws:

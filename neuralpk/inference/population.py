@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -30,8 +29,8 @@ class PopulationEstimate:
     """Typical values, variability and residual error, as pharmacometricians report them.
 
     Args:
-        table: a row for each parameter: PARAMETER, ESTIMATE, RSE (%), LO95, HI95; for one that varies between subjects
-            also CV (%), CV_RSE (%) and SHRINKAGE (%).
+        rows: of a table, ``pandas.DataFrame(rows)``, one for each parameter: PARAMETER, ESTIMATE, LO95, HI95, RSE (%);
+            for one that varies between subjects also CV (%), CV_RSE (%) and SHRINKAGE (%).
         covariance: of the population's coordinates (`neuralpk.models.LatentODE.coordinates`),
             ``[coordinate, coordinate]``.
         log_likelihood: log p(data), every z integrated out by importance sampling.
@@ -40,7 +39,7 @@ class PopulationEstimate:
         observations: how many they were learned from.
     """
 
-    table: pd.DataFrame
+    rows: list[dict[str, str | float]]
     covariance: Tensor
     log_likelihood: float
     error: float
@@ -80,7 +79,7 @@ def estimate_population(model: LatentODE, batch: CohortBatch, draws: int = 300, 
     covariance = _inverse((information + information.T) / 2)
     weight = drawn.weight.double() * draws
     return PopulationEstimate(
-        _table(model, coordinates, covariance, 1.0 - mode.z.std(0)),
+        _rows(model, coordinates, covariance, 1.0 - mode.z.std(0)),
         covariance,
         float(drawn.log_likelihood.double().sum()),
         # the variance of a mean weight, relative to its square, is that of its logarithm
@@ -171,7 +170,9 @@ def _inverse(information: Tensor) -> Tensor:
     return covariance
 
 
-def _table(model: LatentODE, coordinates: Sequence[Coordinate], covariance: Tensor, shrinkage: Tensor) -> pd.DataFrame:
+def _rows(
+    model: LatentODE, coordinates: Sequence[Coordinate], covariance: Tensor, shrinkage: Tensor
+) -> list[dict[str, str | float]]:
     sd = {one.name: value for one, value in zip(coordinates, covariance.diagonal().sqrt().tolist(), strict=True)}
     omega = {one.name: math.exp(one.value) for one in coordinates if one.name.startswith("omega ")}
     rows = []
@@ -183,7 +184,9 @@ def _table(model: LatentODE, coordinates: Sequence[Coordinate], covariance: Tens
             rse = 100 * sd[one.name] / abs(one.value) if one.value else math.inf
         else:
             rse, ends = 100 * sd[one.name], [math.exp(end) for end in ends]
-        row = dict(zip(("PARAMETER", "ESTIMATE", "LO95", "HI95", "RSE"), (one.name, *ends, rse), strict=True))
+        row: dict[str, str | float] = dict(
+            zip(("PARAMETER", "ESTIMATE", "LO95", "HI95", "RSE"), (one.name, *ends, rse), strict=True)
+        )
         varies = f"omega {one.name}"
         if varies in omega:
             # CV = sqrt(exp(omega²) − 1), and its relative error by the slope in log(omega)
@@ -192,4 +195,4 @@ def _table(model: LatentODE, coordinates: Sequence[Coordinate], covariance: Tens
             row |= {"CV": 100 * math.sqrt(math.expm1(square)), "CV_RSE": 100 * slope * sd[varies]}
             row |= {"SHRINKAGE": 100 * float(shrinkage[one.place])}
         rows.append(row)
-    return pd.DataFrame(rows)
+    return rows

@@ -63,6 +63,37 @@ class IndividualParameters(nn.Module):
         self.effects = nn.Parameter(torch.zeros(active.shape))
         self.register_buffer("active", active, persistent=False)
 
+    @classmethod
+    def known(
+        cls,
+        typical: Mapping[str, float],
+        omega: Mapping[str, float],
+        effects: Mapping[tuple[str, str], float],
+        scaling: Scaling,
+    ) -> IndividualParameters:
+        """A population with given numbers, in float64 and fixed.
+
+        Args:
+            typical: value of each named parameter, in the order of the field.
+            omega: standard deviation of eta by name; parameters left out do not vary.
+            effects: (parameter, covariate) to the coefficient of the standardised covariate.
+            scaling: for the covariates.
+
+        Raises:
+            ValueError: an effect that names no parameter or covariate.
+        """
+        acting: dict[str, list[str]] = {}
+        for parameter, covariate in effects:
+            acting.setdefault(parameter, []).append(covariate)
+        known = cls(typical, 0, scaling, effects=acting).double().requires_grad_(False)
+        covariates = sorted(scaling.covariates)
+        for k, name in enumerate(known.names):
+            known.log_typical[k] = math.log(typical[name])
+            known.log_omega[k] = math.log(omega[name]) if omega.get(name, 0.0) > 0 else -math.inf
+        for (parameter, covariate), strength in effects.items():
+            known.effects[known.names.index(parameter), covariates.index(covariate)] = strength
+        return known
+
     def log_prior(self) -> Tensor:
         """log p(omega) up to a constant, a scalar; 0 where it is flat."""
         if self.omega_spread is None:

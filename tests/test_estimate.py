@@ -1,0 +1,350 @@
+"""Estimates by a published population: against SciPy and FOCEI, and a file with a fault is refused by its name."""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from scipy.optimize import minimize
+
+from neuralpk import datasets
+from neuralpk.batch import collate
+from neuralpk.cli import main
+from neuralpk.cohort import Cohort, Dose, Subject
+from neuralpk.dynamics import CompartmentModel
+from neuralpk.evaluate.metrics import shrinkage
+from neuralpk.published import PublishedPopulation
+from neuralpk.reconstruction import Reconstruction, reconstruct
+from neuralpk.residual_error import CombinedError
+from neuralpk.simulate import Design, Population, omega_from_cv, simulate_cohort
+from neuralpk.tables import write_table
+
+PAGE = Path(__file__).parents[1] / "docs" / "estimate.md"
+THEOPHYLLINE = {
+    "dynamics": {"compartments": 1, "absorption": "first_order"},
+    "typical": {"KA": 1.59, "CL": 2.75, "V1": 31.8},
+    "cv": {"KA": 70.6, "CL": 26.8, "V1": 13.9},
+    "error": "additive",
+    "error_sd": {"a": 0.693},
+}
+BOLUS = {
+    "dynamics": {"compartments": 1},
+    "typical": {"CL": 5.0, "V1": 20.0},
+    "omega": {"CL": 0.4, "V1": 0.25},
+    "effects": {"CL~WT": 0.75, "V1~WT": 1.0, "CL~SEX": -0.3},
+    "references": {"WT": 70.0},
+    "error": "combined",
+    "error_sd": {"a": 0.05, "b": 0.2},
+}
+DOSE = 100.0
+TIMES = np.array([0.5, 1.0, 3.0, 8.0, 12.0])
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def patients(count: int = 6) -> Cohort:
+    """Patients far from the typical one, the last with a single sample."""
+    generator = np.random.default_rng(3)
+    people = []
+    for k in range(count):
+        times = TIMES[:1] if k == count - 1 else TIMES
+        clearance, volume = np.exp(np.array([1.6, 3.0]) + generator.normal(0, 0.5, 2))
+        line = DOSE / volume * np.exp(-clearance / volume * times)
+        values = np.maximum(line * (1 + 0.2 * generator.normal(size=len(times))), 0.01)
+        covariates = {"WT": 45.0 + 12 * k, "SEX": float(k % 2), "AGE": 40.0}
+        people.append(Subject(str(k), times, values, (Dose(0.0, DOSE),), covariates=covariates))
+    return Cohort(tuple(people))
+
+
+def mode_by_scipy(subject: Subject) -> np.ndarray:
+    """z that minimises −log p(y, z) of `BOLUS`, written out by hand."""
+    weight, sex = subject.covariates["WT"], subject.covariates["SEX"]
+
+    def cost(z: np.ndarray) -> float:
+        clearance = 5.0 * (weight / 70.0) ** 0.75 * np.exp(-0.3 * sex) * np.exp(0.4 * z[0])
+        volume = 20.0 * (weight / 70.0) * np.exp(0.25 * z[1])
+        f = DOSE / volume * np.exp(-clearance / volume * subject.times)
+        variance = 0.05**2 + (0.2 * f) ** 2
+        return 0.5 * np.sum((subject.values - f) ** 2 / variance + np.log(variance)) + 0.5 * np.sum(z**2)
+
+    found = minimize(cost, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-12, "maxiter": 4000})
+    return np.asarray(found.x)
+
+
+def estimated(plain: dict, cohort: Cohort, draws: int = 0) -> Reconstruction:
+    return reconstruct(PublishedPopulation.from_plain(plain).model(cohort), cohort, draws=draws, polish=True)
+
+
+def changed(plain: dict, **groups: object) -> dict:
+    """Settings with some groups replaced, or left out where None."""
+    return {name: value for name, value in (copy.deepcopy(plain) | groups).items() if value is not None}
+
+
+# ---- estimates
+
+
+def test_the_most_probable_place_is_that_of_an_independent_search() -> None:
+    cohort = patients()
+    result = estimated(BOLUS, cohort)
+    expected = np.stack([mode_by_scipy(subject) for subject in cohort])
+    assert np.abs(expected).max() > 0.8
+    np.testing.assert_allclose(result.place, expected, atol=1e-3)
+
+
+def test_covariates_enter_as_a_power_of_the_ratio_and_as_a_factor() -> None:
+    cohort = patients(4)
+    model = PublishedPopulation.from_plain(BOLUS).model(cohort)
+    batch = collate(cohort.with_covariates(["SEX", "WT"]), dtype=torch.float64)
+    theta = model.individual(model.prior_mean(4), batch.covariates).numpy()
+    weight = np.array([subject.covariates["WT"] for subject in cohort]) / 70
+    np.testing.assert_allclose(theta[:, 0], 5 * weight**0.75 * np.exp([0, -0.3, 0, -0.3]), rtol=1e-12)
+    np.testing.assert_allclose(theta[:, 1], 20 * weight, rtol=1e-12)
+
+
+def test_a_parameter_without_variability_stays_at_its_typical_value() -> None:
+    fixed = changed(BOLUS, omega={"CL": 0.4}, effects=None, references=None)
+    for plain in (fixed, changed(fixed, omega={"CL": 0.4, "V1": 0})):
+        result = estimated(plain, patients(), draws=20)
+        for values in result.parameters["V1"]:
+            np.testing.assert_allclose(values, 20.0, rtol=1e-12)
+        assert np.ptp(result.parameters["CL"][0]) > 1
+
+
+def test_percent_and_the_standard_deviation_of_eta_say_the_same() -> None:
+    cv = {"CL": 30.0, "V1": 20.0}
+    omega = {name: omega_from_cv(percent) for name, percent in cv.items()}
+    by_cv, by_omega = (
+        PublishedPopulation.from_plain(changed(BOLUS, omega=o, cv=c)) for o, c in ((None, cv), (omega, None))
+    )
+    assert by_cv == by_omega
+
+
+def test_other_names_of_the_volumes_are_understood() -> None:
+    plain = {
+        "dynamics": {"compartments": 2},
+        "typical": {"VC": 10.0, "VP": 20.0, "CL": 3.0, "Q": 2.0},
+        "omega": {"VC": 0.2},
+        "effects": {"VP~WT": 1},
+        "references": {"WT": 70},
+        "error": "proportional",
+        "error_sd": {"b": 0.1},
+    }
+    population = PublishedPopulation.from_plain(plain)
+    assert population.typical == {"CL": 3.0, "V1": 10.0, "Q": 2.0, "V2": 20.0}
+    assert (population.omega, population.effects) == ({"V1": 0.2}, {("V2", "WT"): 1.0})
+
+
+def test_a_patient_who_was_not_sampled_is_the_typical_one() -> None:
+    planned = Subject("1", np.array([4.0]), np.array([np.nan]), (Dose(0.0, DOSE),), covariates={"WT": 35.0, "SEX": 0.0})
+    result = estimated(BOLUS, Cohort((planned,)), draws=400)
+    estimate, lower, upper = (float(values[0]) for values in result.parameters["V1"])
+    assert estimate == pytest.approx(10.0)
+    # 1.645 standard deviations of eta to either side
+    assert np.log([lower / 10, upper / 10]) == pytest.approx([-0.411, 0.411], abs=0.08)
+
+
+def test_a_sample_before_the_dose_does_not_break_a_proportional_error() -> None:
+    subject = Subject("1", np.array([0.0, 2.0, 9.0]), np.array([0.1, 3.0, 0.9]), (Dose(1.0, DOSE),))
+    plain = changed(BOLUS, effects=None, references=None, error="proportional", error_sd={"b": 0.2})
+    after = Subject("1", subject.times[1:], subject.values[1:], subject.doses)
+    with_it, without = (estimated(plain, Cohort((s,))).place for s in (subject, after))
+    np.testing.assert_allclose(with_it, without, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dynamics", "typical"),
+    [
+        ({"compartments": 1, "elimination": "michaelis_menten"}, {"VMAX": 30.0, "KM": 2.0, "V1": 20.0}),
+        ({"compartments": 1, "absorption": "transit", "transits": 2}, {"CL": 5.0, "V1": 20.0, "KTR": 4.0}),
+        ({"compartments": 1, "absorption": "first_order", "lag": True}, {"CL": 5.0, "V1": 20.0, "KA": 2.0, "LAG": 0.2}),
+    ],
+)
+def test_any_dynamics_recovers_a_patient_from_many_exact_samples(dynamics: dict, typical: dict) -> None:
+    plain = {"dynamics": dynamics, "typical": typical, "omega": dict.fromkeys(typical, 0.3)}
+    plain |= {"error": "proportional", "error_sd": {"b": 0.002}}
+    times = np.linspace(0.4, 12, 30)
+    blank = Subject("1", times, np.ones(30), (Dose(0.0, DOSE),))
+    if "absorption" in dynamics:
+        blank = Subject("1", times, np.ones(30), (Dose(0.0, DOSE),), compartments=np.full(30, 2))
+    model = PublishedPopulation.from_plain(plain).model(Cohort((blank,)))
+    z = torch.linspace(-0.8, 0.9, len(typical), dtype=torch.float64)[None]
+    values = model.predict(z, collate([blank], dtype=torch.float64)).value[0].numpy()
+    seen = Subject("1", times, values, blank.doses, compartments=blank.compartments)
+    np.testing.assert_allclose(estimated(plain, Cohort((seen,))).place, z.numpy(), atol=0.02)
+
+
+def test_a_patient_is_estimated_the_same_among_others_and_in_parts(monkeypatch) -> None:
+    cohort = patients()
+    parts: list[int] = []
+    model = PublishedPopulation.from_plain(BOLUS).model(cohort)
+    whole = reconstruct(model, cohort, draws=40, polish=True)
+    monkeypatch.setattr("neuralpk.reconstruction._SOLVED_AT_ONCE", 80)
+    split = reconstruct(
+        model, cohort, draws=40, polish=True, progress=lambda given: [parts.append(len(p)) or p for p in given]
+    )
+    assert parts == [2, 2, 2]
+    pd.testing.assert_frame_equal(split.individuals(), whole.individuals(), rtol=1e-9)
+    pd.testing.assert_frame_equal(split.curves(), whole.curves(), rtol=1e-9)
+
+
+def test_the_intervals_of_simulated_patients_hold_the_truth_nine_times_in_ten() -> None:
+    plain = changed(BOLUS, effects=None, references=None)
+    population = Population(plain["typical"], plain["omega"])
+    design = Design(((Dose(0.0, DOSE),),), (0.5, 2.0, 6.0, 12.0), samples=2)
+    error = CombinedError.known(**plain["error_sd"])
+    cohort = simulate_cohort(CompartmentModel(1), population, design, error, 300, seed=1)
+    result = estimated(plain, cohort, draws=50)
+    for name in ("CL", "V1"):
+        true = np.array([subject.truth.parameters[name] for subject in cohort])
+        _, lower, upper = result.parameters[name]
+        # two and a half standard errors of a share of 300
+        assert np.mean((lower < true) & (true < upper)) == pytest.approx(0.9, abs=0.045)
+
+
+def test_a_search_without_an_end_is_named(monkeypatch) -> None:
+    monkeypatch.setattr("neuralpk.inference.mode._FARTHEST", 1e-6)
+    with pytest.warns(UserWarning, match="subject 0, 1: the search"):
+        estimated(BOLUS, patients()[:2])
+
+
+def test_theophylline_by_the_focei_values_shrinks_as_focei_says() -> None:
+    result = estimated(THEOPHYLLINE, datasets.theophylline())
+    omega = np.array([omega_from_cv(THEOPHYLLINE["cv"][name]) for name in ("CL", "V1", "KA")])
+    # of nlmixr2's FOCEI: KA 1.9 %, CL 4.0 %, V 10.3 %
+    shrunk = 100 * shrinkage(result.place * omega, omega)
+    np.testing.assert_allclose(shrunk, [4.0, 10.3, 1.9], atol=2.0)
+
+
+# ---- files with a fault
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ({"typcal": {"CL": 1}}, "no key typcal"),
+        ({"typical": None}, "typical"),
+        ({"cv": {"CL": 30}}, "one of omega and cv"),
+        ({"omega": None}, "one of omega and cv"),
+        ({"dynamics": [1]}, "dynamics holds names"),
+        ({"dynamics": {"compartments": 4}}, "dynamics.compartments is one of 1, 2, 3; not 4"),
+        ({"dynamics": {"compartments": 1, "absorption": "oral"}}, "none, first_order, transit; not 'oral'"),
+        ({"dynamics": {"compartments": 1, "elimination": ["linear"]}}, "dynamics.elimination"),
+        ({"dynamics": {"compartments": 1, "lag": "yes"}}, "dynamics.lag"),
+        ({"dynamics": {"field": "neural"}}, "no key field"),
+        ({"typical": {"CL": 5.0}}, "typical lacks V1"),
+        ({"typical": {"CL": 5.0, "V2": 20.0}}, "'V2'; these dynamics have CL, V1 (V1 is always the central volume)"),
+        ({"typical": {"CL": -5.0, "V1": 20.0}}, "typical.CL must be above 0, not -5.0"),
+        ({"typical": {"CL": "5e0", "V1": 20.0}}, "typical.CL must be a number, not '5e0'"),
+        ({"typical": {"CL": float("inf"), "V1": 20.0}}, "typical.CL must be a finite number"),
+        ({"typical": {"CL": True, "V1": 20.0}}, "typical.CL must be a finite number, not True"),
+        ({"typical": {"CL": 5.0, "V1": 20.0, "VC": 20.0}}, "V1 twice"),
+        ({"omega": [[0.1, 0.0], [0.0, 0.1]]}, "full covariance"),
+        ({"omega": {"KA": 0.3}}, "omega names 'KA'"),
+        ({"omega": {"CL": -0.3}}, "omega.CL must not be negative"),
+        ({"omega": {"CL": 40}}, "percents go under cv"),
+        ({"omega": None, "cv": {"CL": 0.3}}, "cv.CL is in percent"),
+        ({"effects": {"CL": 0.75}}, "PARAMETER~COVARIATE"),
+        ({"effects": {"KA~WT": 0.75}}, "'KA'"),
+        ({"effects": {"CL~WT": None}}, "effects.CL~WT"),
+        ({"effects": {"V1~WT": 1, "VC ~ WT": 1}}, "V1~WT twice"),
+        ({"references": {"WT": 0}}, "references.WT must be above 0"),
+        ({"references": {"WT": 70, "AGE": 40}}, "references name AGE"),
+        ({"error": "normal"}, "error is one of additive, proportional, combined, log_normal; not 'normal'"),
+        ({"error": ["additive"]}, "error is one of"),
+        ({"error_sd": {"b": 0.2}}, "error_sd of a combined error holds a and b; not b"),
+        ({"error_sd": {"a": 0, "b": 0.2}}, "error_sd.a must be above 0"),
+        ({"error_sd": 0.2}, "error_sd holds names"),
+        ({"units": {"weight": "kg"}}, "units has no key weight"),
+        ({"units": {"time": 1}}, "units.time"),
+    ],
+)
+def test_a_population_with_a_fault_is_refused_by_its_name(groups: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        PublishedPopulation.from_plain(changed(BOLUS, **groups))
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ({"effects": {"CL~CRCL": 0.5}, "references": {"CRCL": 90.0}}, "'CRCL'; the patients' covariates: AGE, SEX, WT"),
+        ({"references": None}, "subject 0: WT is 45; without a reference a covariate is 0 or 1"),
+        ({"references": {"WT": 70.0, "SEX": 1.0}}, "subject 0: SEX is 0; it must be positive"),
+    ],
+)
+def test_covariates_that_do_not_fit_the_population_are_refused(groups: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        PublishedPopulation.from_plain(changed(BOLUS, **groups)).model(patients())
+
+
+# ---- the command
+
+
+def refusal(*arguments: str) -> str:
+    with pytest.raises(SystemExit) as refused:
+        main(list(arguments))
+    assert refused.value.code not in (0, None)
+    return str(refused.value.code)
+
+
+def test_estimate_runs_the_example_of_the_documentation(capsys) -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    Path("pop.yaml").write_text(example)
+    with resources.as_file(resources.files("neuralpk.datasets") / "theophylline.csv") as table:
+        main(["estimate", "--population", "pop.yaml", "--table", str(table), "--out", "a/b"])
+    assert "12 subjects" in capsys.readouterr().out
+    assert sorted(path.name for path in Path("a/b").iterdir()) == ["curves.csv", "individuals.csv", "individuals.png"]
+    curves, people = (pd.read_csv(f"a/b/{name}.csv") for name in ("curves", "individuals"))
+    assert list(curves) == ["ID", "TIME", "PRED", "IPRED", "LO90", "HI90"]
+    assert list(people) == ["ID", *(f"{n}{end}" for n in ("CL", "V1", "KA", "k10") for end in ("", "_LO90", "_HI90"))]
+    assert people["CL"].between(1.3, 4.5).all()
+    assert people["V1"].between(24, 42).all()
+    assert people["KA"].between(0.3, 10).all()
+    for name in ("CL", "V1", "KA"):
+        assert (people[f"{name}_LO90"] < people[name]).all()
+        assert (people[name] < people[f"{name}_HI90"]).all()
+    cohort = datasets.theophylline()
+    residuals = [
+        np.interp(s.times, c["TIME"], c["IPRED"]) - s.values
+        for s, (_, c) in zip(cohort, curves.groupby("ID"), strict=True)
+    ]
+    assert np.sqrt(np.mean(np.concatenate(residuals) ** 2)) < 0.693
+
+
+def test_estimate_says_what_is_wrong_with_its_files_and_writes_nothing() -> None:
+    write_table(patients(), Path("t.csv"))
+    Path("pop.yaml").write_text(yaml.safe_dump(changed(BOLUS, typical={"CL": 5.0})))
+    Path("word.yaml").write_text("just words")
+    Path("broken.yaml").write_text("typical: {CL: 5")
+    for name, said in (
+        ("pop.yaml", "neuralpk estimate: typical lacks V1"),
+        ("word.yaml", "word.yaml holds no population"),
+        ("broken.yaml", "broken.yaml is not YAML"),
+        ("none.yaml", "none.yaml"),
+    ):
+        assert said in refusal("estimate", "--population", name, "--table", "t.csv", "--out", "out")
+    Path("pop.yaml").write_text(yaml.safe_dump(BOLUS))
+    assert "none.csv" in refusal("estimate", "--population", "pop.yaml", "--table", "none.csv", "--out", "out")
+    assert "draws" in refusal("estimate", "--population", "pop.yaml", "--table", "t.csv", "--out", "out", "--draws=-1")
+    assert not Path("out").exists()
+
+
+def test_estimate_without_draws_has_no_intervals() -> None:
+    write_table(patients(), Path("t.csv"))
+    Path("pop.yaml").write_text(yaml.safe_dump(BOLUS))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        main(["estimate", "--population", "pop.yaml", "--table", "t.csv", "--out", "out", "--draws", "0"])
+    people = pd.read_csv("out/individuals.csv")
+    assert people["CL"].notna().all()
+    assert people["CL_LO90"].isna().all()
