@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import pandas as pd
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
@@ -200,8 +201,15 @@ def _joined(subject: Subject, times: FloatArray) -> FloatArray:
     return interpolate(times, subject.times[kept], subject.values[kept])
 
 
+def _keep_uncertainty(task: LatentODETask, checkpoint: str) -> None:
+    """Write into a checkpoint how sure the population is, which is known only after the training."""
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    saved["state_dict"]["model.uncertainty"] = task.model.uncertainty.cpu()
+    torch.save(saved, checkpoint)
+
+
 class Report(L.Callback):
-    """At the end of a training: a table of the errors, a figure of individual panels beside the checkpoints, and the
+    """At the end of a training: the population (``iwae``), a table of the errors, a figure of individual panels beside the checkpoints, and the
     commands that come next.
 
     Args:
@@ -218,12 +226,36 @@ class Report(L.Callback):
             return
         task, data = parts
         folder = Path(trainer.log_dir or trainer.default_root_dir)
-        self._errors(data, task)
-        self._panels(data, task, folder)
+        folder.mkdir(parents=True, exist_ok=True)
         callback = trainer.checkpoint_callback
         last = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
+        if task.objective == "iwae":
+            self._population(data, task, folder)
+            if last:
+                _keep_uncertainty(task, last)
+        self._errors(data, task)
+        self._panels(data, task, folder)
         if last:
             self._next(folder, last)
+
+    def _population(self, data: CohortDataModule, task: LatentODETask, folder: Path) -> None:
+        estimate = task.estimate_population(data.part("train"))
+        frame = pd.DataFrame(estimate.rows)
+        frame.to_csv(folder / "population.csv", index=False)
+        table = Table(title=f"Population of the {len(data.part('train'))} patients it learned from")
+        table.add_column("parameter", overflow="fold")
+        for column in ("estimate", "RSE", "95 % CI", "CV", "shrinkage"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for row in frame.to_dict("records"):
+            ends = f"{row['LO95']:.3g} to {row['HI95']:.3g}"
+            varies = ["" if np.isnan(row[name]) else f"{row[name]:.0f} %" for name in ("CV", "SHRINKAGE")]
+            table.add_row(row["PARAMETER"], f"{row['ESTIMATE']:.3g}", f"{row['RSE']:.0f} %", ends, *varies)
+        self.console.print(table)
+        likelihood = f"-2 log-likelihood {-2 * estimate.log_likelihood:.2f} (± {2 * estimate.error:.2f} Monte Carlo)"
+        # every weight of a network counts as a parameter there, though a prior holds it: not a number to compare by
+        learned = any(True for _ in task.model.dynamics.parameters())
+        criteria = "" if learned else f", AIC {estimate.aic:.2f}, BIC {estimate.bic:.2f}"
+        self.console.print(f"{likelihood}{criteria}; table: {folder / 'population.csv'}")
 
     def _errors(self, data: CohortDataModule, task: LatentODETask) -> None:
         for name, cohort in (("the patients it learned from", data.part("train")), ("new patients", data.part("test"))):
@@ -244,7 +276,6 @@ class Report(L.Callback):
     def _panels(self, data: CohortDataModule, task: LatentODETask, folder: Path) -> None:
         cohort = data.part("val")[: self.subjects]
         result = task.reconstruct(cohort, context=first_seen(data))
-        folder.mkdir(parents=True, exist_ok=True)
         for path in save_panels(cohort, result, folder, first_seen(data)):
             self.console.print(f"Individual panels: {path}")
 

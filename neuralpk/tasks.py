@@ -340,7 +340,7 @@ class LatentODETask(L.LightningModule):
         finally:
             self.train(training)
 
-    def estimate_population(self, cohort: Cohort, draws: int = 300) -> PopulationEstimate:
+    def estimate_population(self, cohort: Cohort, draws: int = 100) -> PopulationEstimate:
         """The population's typical values, variability and residual error with their standard errors, and the
         likelihood (`neuralpk.inference.population`). Intervals of a later `reconstruct` know how sure they are.
 

@@ -57,7 +57,7 @@ class PopulationEstimate:
         return -2 * self.log_likelihood + math.log(self.observations) * self.parameters
 
 
-def estimate_population(model: LatentODE, batch: CohortBatch, draws: int = 300, seed: int = 0) -> PopulationEstimate:
+def estimate_population(model: LatentODE, batch: CohortBatch, draws: int = 100, seed: int = 0) -> PopulationEstimate:
     """Standard errors, likelihood and shrinkage of the population, from the subjects that it was learned from.
 
     The observed information is the slope of the score, the gradient of log p(data) + log p(population) by importance
