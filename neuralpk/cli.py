@@ -17,7 +17,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from rich.progress import track
 
-from neuralpk.callbacks import Dashboard, Report, save_panels
+from neuralpk.callbacks import Dashboard, Report
+from neuralpk.callbacks.figures import save_panels
 from neuralpk.datamodules import CohortDataModule, LotkaVolterraDataModule, PKDataModule
 from neuralpk.published import read_population
 from neuralpk.reconstruction import Reconstruction

@@ -20,7 +20,7 @@ from neuralpk.inference import importance
 from neuralpk.inference.mode import most_probable
 from neuralpk.inference.population import PopulationEstimate, estimate_population
 from neuralpk.models import DynamicsSettings, EncoderSettings, LatentODE, SolverSettings, build_model
-from neuralpk.objectives import Loss, Objective, evidence_bound, marginal_likelihood, squared_error
+from neuralpk.objectives import Loss, Objective, evidence_bound, imagine, marginal_likelihood, squared_error
 from neuralpk.reconstruction import Reconstruction, evaluation_batch, reconstruct
 from neuralpk.scaling import Scaling
 from neuralpk.solve import SolveError
@@ -31,6 +31,8 @@ _POPULATION_SPEED = 5.0
 _NOISE_STREAM = 1 << 42  # apart from the streams of the simulation and of the batches, whose seed may be the same
 _DREAM_STREAM = 1 << 44
 _EVALUATION_STREAM = 1 << 45
+_REPLICATE_STREAM = 1 << 47
+_SOLVED_AT_ONCE = 20_000  # subjects × studies: bounds the memory
 _MOST_FAILURES = 0.05  # of a batch: a few unsolved subjects are left out and counted, more stop the training
 
 
@@ -356,6 +358,28 @@ class LatentODETask(L.LightningModule):
         estimate = estimate_population(self.model, evaluation_batch(self.model, cohort), draws, self.seed)
         self.model.uncertainty.copy_(estimate.covariance)
         return estimate
+
+    @torch.no_grad()
+    def replicates(self, cohort: Cohort, samples: int = 1000) -> FloatArray:
+        """What a study like this one would measure under the model: z from its prior, with residual error.
+
+        Args:
+            cohort: who is dosed and sampled.
+            samples: how many such studies.
+
+        Returns:
+            ``[sample, observation]``, in the order of the rows of `residuals`.
+        """
+        batch = evaluation_batch(self.model, cohort)
+        size, width = self.model.individual.latent_size, batch.time.shape[1]
+        noise = randomness.normal(self.seed, _REPLICATE_STREAM, batch.index, samples * (size + width))
+        noise = noise.reshape(len(batch), samples, -1).to(batch.time.dtype)
+        values = []
+        for part in torch.split(noise, max(1, _SOLVED_AT_ONCE // len(batch)), dim=1):
+            drawn = part.flatten(0, 1)
+            imagined = imagine(self.model, drawn[:, :size], drawn[:, size:], batch.repeat(part.shape[1]))
+            values.append(imagined.value.reshape(len(batch), part.shape[1], width).transpose(0, 1))
+        return np.asarray(torch.cat(values)[:, batch.observed].cpu().double().numpy(), np.float64)
 
     @torch.no_grad()
     def residuals(self, cohort: Cohort, context: int | None = None) -> pd.DataFrame:

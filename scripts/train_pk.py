@@ -12,18 +12,19 @@ from neuralpk.datamodules import PKDataModule
 from neuralpk.tasks import LatentODETask
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--epochs", type=int, default=25, help="of 20 passes over the patients")
+parser.add_argument("--epochs", type=int, default=12, help="of 20 passes over the patients")
 parser.add_argument("--field", default="neural", choices=["neural", "mechanistic", "hybrid", "free"])
 arguments = parser.parse_args()
 
 torch.set_num_threads(1)  # small matrices: a second thread only waits for the first
 L.seed_everything(0)
-data = PKDataModule(subjects=50, test_subjects=200, samples=8, passes_per_epoch=20)
+data = PKDataModule(subjects=50, test_subjects=200, samples=8, context="random", passes_per_epoch=20)
 task = LatentODETask(
     scaling=data.scaling(),
-    dynamics={"field": arguments.field, "compartments": 2},
-    objective="elbo",
-    warmup=0.5,
+    dynamics={"field": arguments.field, "compartments": 2, "omega": 0.4, "omega_spread": 0.7},
+    objective="iwae",
+    draws=8,
+    refine=2,
     solver={"rtol": 1e-4, "atol": 1e-4},
 )
 trainer = L.Trainer(

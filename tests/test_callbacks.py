@@ -19,7 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from neuralpk.callbacks import Dashboard, Report, line_errors, make_panels
+from neuralpk.callbacks import Dashboard, Report
+from neuralpk.callbacks.figures import line_errors, make_panels
 from neuralpk.datamodules import LotkaVolterraDataModule, PKDataModule, TableDataModule
 from neuralpk.tasks import LatentODETask
 

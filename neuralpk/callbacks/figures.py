@@ -1,0 +1,137 @@
+"""Figures and errors of a cohort under a trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from neuralpk.cohort import Cohort, FloatArray, Subject
+from neuralpk.datamodules import CohortDataModule
+from neuralpk.evaluate.metrics import auc_relative_error, interpolate, line_rrmse
+from neuralpk.evaluate.parameter_plots import eta_figure
+from neuralpk.evaluate.plots import Panel, goodness_of_fit, individual_panels
+from neuralpk.evaluate.population_plots import npde_figure, vpc_figure
+from neuralpk.evaluate.simulation_checks import npde, prediction_corrected, vpc, vpc_bins
+from neuralpk.reconstruction import Reconstruction
+from neuralpk.tasks import LatentODETask
+
+
+def first_seen(data: CohortDataModule) -> int | None:
+    """How many of a subject's observations the encoder is shown in evaluation; None for all."""
+    return data.context_size if data.evaluation_context == "first" else None
+
+
+def quantity_of(cohort: Cohort) -> str:
+    return "Concentration" if any(subject.doses for subject in cohort) else "Density"
+
+
+def make_panels(cohort: Cohort, result: Reconstruction, endpoint: int = 0, seen: int | None = None) -> list[Panel]:
+    """What to draw of each subject: line and band of one endpoint, its samples, and the true line where known."""
+    panels = []
+    for k, subject in enumerate(cohort):
+        own = subject.endpoints == endpoint + 1
+        shown = np.cumsum(subject.observed) <= (len(own) if seen is None else seen)
+        truth = subject.truth
+        panels.append(
+            Panel(
+                id=subject.id,
+                times=result.times[k],
+                ipred=result.ipred[k, :, endpoint],
+                lower=result.lower[k, :, endpoint],
+                upper=result.upper[k, :, endpoint],
+                pred=result.pred[k, :, endpoint],
+                observed_times=subject.times[own],
+                observed_values=subject.values[own],
+                seen=shown[own],
+                censored=subject.censored[own] > 0,
+                true=None if truth is None else np.interp(result.times[k], truth.times, truth.line[:, endpoint]),
+                dose_times=np.array([dose.time for record in subject.doses for dose in record.expand()]),
+            )
+        )
+    return panels
+
+
+def save_panels(cohort: Cohort, result: Reconstruction, folder: Path, seen: int | None = None) -> Iterator[Path]:
+    """Draw `make_panels` of every endpoint into ``individuals.png`` (``individuals_1.png``, …) of a folder."""
+    endpoints = result.ipred.shape[2]
+    for endpoint in range(endpoints):
+        path = folder / ("individuals.png" if endpoints == 1 else f"individuals_{endpoint + 1}.png")
+        panels = make_panels(cohort, result, endpoint, seen)
+        individual_panels(panels, cohort.units, shared=False, quantity=quantity_of(cohort)).savefig(path, dpi=130)
+        yield path
+
+
+def fit_figures(task: LatentODETask, data: CohortDataModule, cohort: Cohort) -> dict[str, Figure]:
+    """Goodness of fit of every endpoint."""
+    table = task.residuals(cohort, context=first_seen(data))
+    figures = {}
+    for endpoint, rows in table.groupby("DVID"):
+        several = table["DVID"].nunique() > 1
+        time, dv, pred, ipred, iwres = (rows[name].to_numpy() for name in ("TIME", "DV", "PRED", "IPRED", "IWRES"))
+        name = f"goodness of fit/endpoint {endpoint}" if several else "goodness of fit"
+        figures[name] = goodness_of_fit(time, dv, pred, ipred, iwres, cohort.units)
+    return figures
+
+
+def population_figures(task: LatentODETask, cohort: Cohort) -> dict[str, Figure]:
+    """Does a study simulated from the population look like the one that was measured?
+
+    Left out: censored values, which are limits, and those where nothing is predicted, as before a dose.
+    """
+    table = task.residuals(cohort)
+    censored = np.concatenate([subject.censored[subject.observed] != 0 for subject in cohort])
+    kept = ~censored & (table["PRED"] > 0).to_numpy()
+    simulated = task.replicates(cohort)
+    figures = {}
+    for endpoint in sorted(table["DVID"].unique()):
+        of = (table["DVID"] == endpoint).to_numpy() & kept
+        name = f" {endpoint}" if table["DVID"].nunique() > 1 else ""
+        time, dv, pred = (table[column].to_numpy()[of] for column in ("TIME", "DV", "PRED"))
+        bins = vpc_bins(time)
+        # doses differ between subjects: only relative to what is predicted for them are their values of one kind
+        observed, corrected = prediction_corrected(time, dv, simulated[:, of], pred, bins)
+        check = vpc(time, observed, corrected, bins)
+        figures[f"vpc{name}"] = vpc_figure(
+            check, time, observed, cohort.units, quantity=f"Prediction-corrected {quantity_of(cohort).lower()}"
+        )
+        figures[f"npde{name}"] = npde_figure(
+            time, pred, npde(dv, simulated[:, of], table["ID"].to_numpy()[of]), cohort.units
+        )
+    individual = task.model.individual
+    omega = individual.log_omega.detach().exp().cpu().double().numpy()
+    names = individual.names
+    covariates = {key: _first_values(cohort, key) for key in sorted(individual.scaling.covariates)}
+    figures["eta"] = eta_figure(task.latent(cohort)[:, : len(names)] * omega, names, omega, covariates)
+    return figures
+
+
+def _first_values(cohort: Cohort, covariate: str) -> FloatArray:
+    values = [subject.covariates[covariate] for subject in cohort]
+    return np.array([value[0][1] if isinstance(value, tuple) else value for value in values], float)
+
+
+def line_errors(
+    data: CohortDataModule, task: LatentODETask, cohort: Cohort
+) -> dict[str, tuple[FloatArray, FloatArray]]:
+    """Errors of the first endpoint's line against the truth: relative RMSE and relative error of the AUC by subject,
+    for the model, the typical subject of the true population, and the samples joined by straight lines."""
+    truths = [subject.truth for subject in cohort if subject.truth is not None]
+    if len(truths) < len(cohort):
+        return {}
+    times = truths[0].times
+    true = np.stack([truth.line[:, 0] for truth in truths])
+    result = task.reconstruct(cohort, times.tolist(), draws=0, context=first_seen(data))
+    lines = {"model": result.ipred[..., 0]}
+    typical = data.typical_lines(cohort)
+    if typical is not None:
+        lines["typical patient"] = typical[..., 0]
+    lines["samples, interpolated"] = np.stack([_joined(subject, times) for subject in cohort])
+    return {name: (line_rrmse(line, true), auc_relative_error(times, line, true)) for name, line in lines.items()}
+
+
+def _joined(subject: Subject, times: FloatArray) -> FloatArray:
+    kept = subject.observed & (subject.endpoints == 1)
+    return interpolate(times, subject.times[kept], subject.values[kept])

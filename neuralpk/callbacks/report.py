@@ -1,0 +1,122 @@
+"""What a training prints and leaves behind at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from neuralpk.callbacks.dashboard import parts_of, writers_of
+from neuralpk.callbacks.figures import first_seen, line_errors, population_figures, save_panels
+from neuralpk.datamodules import CohortDataModule
+from neuralpk.tasks import LatentODETask
+
+
+def _keep_uncertainty(task: LatentODETask, checkpoint: str) -> None:
+    """Write into a checkpoint how sure the population is, which is known only after the training."""
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    saved["state_dict"]["model.uncertainty"] = task.model.uncertainty.cpu()
+    torch.save(saved, checkpoint)
+
+
+class Report(L.Callback):
+    """At the end of a training: the population and its checks (``iwae``), a table of the errors, a figure of individual
+    panels beside the checkpoints, and the commands that come next.
+
+    Args:
+        subjects: how many panels.
+    """
+
+    def __init__(self, subjects: int = 15) -> None:
+        self.subjects = subjects
+        self.console = Console(highlight=False, soft_wrap=True)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        parts = parts_of(trainer, pl_module)
+        if parts is None or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        task, data = parts
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        callback = trainer.checkpoint_callback
+        last = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
+        if task.objective == "iwae":
+            self._population(data, task, folder)
+            if last:
+                _keep_uncertainty(task, last)
+            self._checks(trainer, data, task, folder)
+        self._errors(data, task)
+        self._panels(data, task, folder)
+        if last:
+            self._next(folder, last)
+
+    def _population(self, data: CohortDataModule, task: LatentODETask, folder: Path) -> None:
+        estimate = task.estimate_population(data.part("train"))
+        frame = pd.DataFrame(estimate.rows)
+        frame.to_csv(folder / "population.csv", index=False)
+        table = Table(title=f"Population of the {len(data.part('train'))} patients it learned from")
+        table.add_column("parameter", overflow="fold")
+        for column in ("estimate", "RSE", "95 % CI", "CV", "shrinkage"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for row in frame.to_dict("records"):
+            ends = f"{row['LO95']:.3g} to {row['HI95']:.3g}"
+            varies = ["" if np.isnan(row[name]) else f"{row[name]:.0f} %" for name in ("CV", "SHRINKAGE")]
+            table.add_row(row["PARAMETER"], f"{row['ESTIMATE']:.3g}", f"{row['RSE']:.0f} %", ends, *varies)
+        self.console.print(table)
+        likelihood = f"-2 log-likelihood {-2 * estimate.log_likelihood:.2f} (± {2 * estimate.error:.2f} Monte Carlo)"
+        # every weight of a network counts as a parameter there, though a prior holds it: not a number to compare by
+        learned = any(True for _ in task.model.dynamics.parameters())
+        criteria = "" if learned else f", AIC {estimate.aic:.2f}, BIC {estimate.bic:.2f}"
+        self.console.print(f"{likelihood}{criteria}; table: {folder / 'population.csv'}")
+
+    def _checks(self, trainer: L.Trainer, data: CohortDataModule, task: LatentODETask, folder: Path) -> None:
+        """Visual predictive check, npde and random effects of the training subjects, beside the checkpoints and in
+        TensorBoard."""
+        figures = population_figures(task, data.part("train"))
+        for name, figure in figures.items():
+            figure.savefig(folder / f"{name.replace(' ', '_')}.png", dpi=130)
+            for writer in writers_of(trainer):
+                writer.add_figure(f"population/{name}", figure, trainer.global_step)
+        self.console.print(f"Checks of the population: {', '.join(figures)}, beside it")
+
+    def _errors(self, data: CohortDataModule, task: LatentODETask) -> None:
+        for name, cohort in (("the patients it learned from", data.part("train")), ("new patients", data.part("test"))):
+            if name == "new patients" and set(cohort.ids) <= set(data.part("train").ids):
+                continue
+            errors = line_errors(data, task, cohort)
+            if not errors:
+                continue
+            table = Table(title=f"Error of the line against the truth, {len(cohort)} of {name}")
+            table.add_column("reconstruction by", no_wrap=True)
+            for column in ("line, rel. RMSE", "AUC, rel. RMSE", "AUC, mean error"):
+                table.add_column(column, justify="right", no_wrap=True)
+            for by, (line, auc) in errors.items():
+                rmse = np.sqrt(np.mean(auc**2))
+                table.add_row(by, f"{line.mean():.3f}", f"{100 * rmse:.1f} %", f"{100 * auc.mean():+.1f} %")
+            self.console.print(table)
+
+    def _panels(self, data: CohortDataModule, task: LatentODETask, folder: Path) -> None:
+        cohort = data.part("val")[: self.subjects]
+        result = task.reconstruct(cohort, context=first_seen(data))
+        for path in save_panels(cohort, result, folder, first_seen(data)):
+            self.console.print(f"Individual panels: {path}")
+
+    def _next(self, folder: Path, checkpoint: str) -> None:
+        for what, command in (
+            ("open the dashboard", f"tensorboard --logdir {folder}"),
+            (
+                "load the model in Python",
+                'python -c "from neuralpk.tasks import LatentODETask; '
+                f"print(LatentODETask.load_from_checkpoint('{checkpoint}').model)\"",
+            ),
+            (
+                "reconstruct your own patients",
+                f"neuralpk reconstruct --checkpoint {checkpoint} --table T.csv --out DIR",
+            ),
+        ):
+            self.console.print(f"To {what}:\n  {command}")
