@@ -107,7 +107,7 @@ class _Solve(torch.autograd.Function):
         initial = np.where(lost, np.nan, initial).astype(initial.dtype)
 
         def run(begin: int, end: int) -> tuple[kernel.Steps, int]:
-            room = kernel.make_work(net, 2 * kernel.LANES), kernel.make_lanes(y0.shape[1])
+            room = kernel.make_work(net, kernel.LANES), kernel.make_lanes(y0.shape[1])
             limits = options.rtol, options.atol, options.max_evaluations
             result: tuple[kernel.Steps, int] = kernel.forward(
                 net, clock, *room, initial, begin, end, *limits, record, out, status
