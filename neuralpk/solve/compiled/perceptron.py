@@ -18,7 +18,7 @@ from numba.extending import overload
 from numpy.typing import NDArray
 
 from neuralpk.solve.compiled.kept import kept
-from neuralpk.solve.compiled.tile import ROWS, add_product, apart
+from neuralpk.solve.compiled.tile import ROWS, add_product, apart, within
 from neuralpk.solve.options import Status
 from neuralpk.solve.tableau import (
     DENSE,
@@ -77,10 +77,11 @@ class Steps(NamedTuple):
     """The accepted steps of some subjects, in the order in which they were taken; each points to the one before it."""
 
     state: Array  # [step, state] at its start
-    slopes: Array  # [step, stage, state]
+    slopes: Array  # [step, stage·state]
     place: Array  # [step, 2]: start since the node before, size
     mark: Array  # [step, 4]: node, first and last + 1 of the wanted times read in it, the step before
     last: Array  # [subject] of the chunk
+    count: Array  # [1] how many there are; what stands after them means nothing
 
 
 class Work(NamedTuple):
@@ -115,13 +116,12 @@ class Lanes(NamedTuple):
     state: Array  # [state, lane]; backward: what came back to it
     y: Array  # [state, lane] backward: at the start of the step
     start_pull: Array  # [state, lane] what came back to it
-    to_point: Array  # [state, lane] and to where a stage stands
+    to_point: Array  # [state, lane] and to where a stage stands; forward: the slopes of some lanes
     entering: Array  # [state, lane] rate of input
-    gathered: Array  # [state, row] that of some lanes
+    gathered: Array  # [state, row] that of some lanes; backward: what came back to their last slope
     k: Array  # [stage, state, lane] slopes
     points: Array  # [stage, state, lane] where they are taken
     pulls: Array  # [stage, state, lane] backward: what came back to the slopes
-    spare: Array  # [stage, state, lane]
     weights: Array  # [2, stage] of the dense output
 
 
@@ -183,7 +183,6 @@ def make_lanes(states: int) -> Lanes:
         k=np.zeros(by_stage),
         points=np.zeros(by_stage),
         pulls=np.zeros(by_stage),
-        spare=np.zeros(by_stage),
         weights=np.zeros((2, STAGES)),
     )
 
@@ -280,25 +279,25 @@ def _own(net, work, lane, row):
 
 
 @_inner
-def _first_layer(net, work, rows, at, lane, states, stage):
-    """The first layer before its activation, in the rows from `at` on, of the lanes from `lane` on at
-    ``states[stage]``; `rows` is a multiple of 4."""
-    apart()
+def _first_layer(net, work, rows, at, lane, states):
+    """The first layer before its activation, in the rows from `at` on, of the lanes from `lane` on at `states`;
+    `rows` is a multiple of 4."""
+    within()
     width, short, features, scale = net.first.shape[1], net.first.shape[0], work.features, net.scale
-    for d in range(states.shape[1]):
+    for d in range(len(states)):
         for r in range(LANES):
-            y = states[stage, d, r]
+            y = states[d, r]
             features[at + r, d] = y if scale == 0.0 else math.log1p(max(y, 0.0) / scale)
     add_product(
         work.values, at * width, width, work.shift, lane * width, width,
-        features, at * short, short, 1, net.first, 0, width, rows, states.shape[1], width,
+        features, at * short, short, 1, net.first, 0, width, rows, len(states), width,
     )  # fmt: skip
 
 
 @_inner
 def _hidden_layers(net, work, rows, keep):
     """The first activation of the first `rows` rows and the layers above it."""
-    apart()
+    within()
     width, values, derivatives, end = net.first.shape[1], work.values, work.derivatives, rows * net.first.shape[1]
     _activate(net.activation, values[0, :end], derivatives[0, :end], keep)
     for layer in range(net.hidden.shape[0]):
@@ -310,46 +309,46 @@ def _hidden_layers(net, work, rows, keep):
 
 
 @_inner
-def _slopes(net, work, rows, lane, states, stage, entering, out):
-    """dy/dt at ``states[stage]`` into ``out[stage]`` for `rows` lanes from `lane` on, a multiple of 4."""
+def _slopes(net, work, rows, lane, states, entering, out):
+    """dy/dt at `states` into `out` for `rows` lanes from `lane` on, a multiple of 4."""
     apart()
     own, dots, end = work.own, work.dots, rows * net.first.shape[1]
-    _first_layer(net, work, rows, 0, lane, states, stage)
+    _first_layer(net, work, rows, 0, lane, states)
     _hidden_layers(net, work, rows, False)
     _dots(work.values[net.hidden.shape[0], :end], net.last, net.last_bias.shape[0], dots)
-    for d in range(states.shape[1]):
+    for d in range(len(states)):
         for r in range(LANES):
-            out[stage, d, r] = entering[d, r]
+            out[d, r] = entering[d, r]
     if net.matrix.shape[0] > 0:
         matrix = net.matrix
         for r in range(rows):
             row = own[lane + r]
-            for d in range(states.shape[1]):
-                slope = out[stage, d, r]
-                for e in range(states.shape[1]):
-                    slope += matrix[row, d, e] * states[stage, e, r]
-                out[stage, d, r] = slope
+            for d in range(len(states)):
+                slope = out[d, r]
+                for e in range(len(states)):
+                    slope += matrix[row, d, e] * states[e, r]
+                out[d, r] = slope
     last_bias, base = net.last_bias, net.base
     for f in range(last_bias.shape[0]):
         if base.shape[0] == 0:
             for r in range(LANES):
-                out[stage, f, r] += dots[f, r] + last_bias[f]
+                out[f, r] += dots[f, r] + last_bias[f]
             continue
         source, destination = net.source[f], net.destination[f]
         for r in range(rows):
             bend = math.tanh((dots[f, r] + last_bias[f]) / 5.0)
-            flow = base[own[lane + r], f] * math.exp(5.0 * bend) * states[stage, source, r]
-            out[stage, source, r] -= flow
+            flow = base[own[lane + r], f] * math.exp(5.0 * bend) * states[source, r]
+            out[source, r] -= flow
             if destination >= 0:
-                out[stage, destination, r] += flow
+                out[destination, r] += flow
 
 
 @_inner
-def _pull_back(net, work, rows, at, lane, states, stage, cotangent, gradients, out):
-    """The transposed Jacobian of `_slopes` times ``cotangent[stage]`` into `out`, from the layers in the rows from `at`
+def _pull_back(net, work, rows, at, lane, states, cotangent, gradients, out):
+    """The transposed Jacobian of `_slopes` times `cotangent` into `out`, from the layers in the rows from `at`
     on. What came back to each layer and to the outputs stays there, until `_to_weights` sums over all of them at once.
     """
-    apart()
+    within()
     width, top, wide, outputs = net.first.shape[1], net.hidden.shape[0], net.last.shape[0], net.last_bias.shape[0]
     back, head, own, dots, start, end = work.back, work.head, work.own, work.dots, at * width, (at + rows) * width
     values, derivatives = work.values, work.derivatives
@@ -362,14 +361,14 @@ def _pull_back(net, work, rows, at, lane, states, stage, cotangent, gradients, o
     for f in range(outputs):
         if base.shape[0] == 0:
             for r in range(LANES):
-                head[at + r, f] = cotangent[stage, f, r]
+                head[at + r, f] = cotangent[f, r]
             continue
         source, destination = net.source[f], net.destination[f]
         for r in range(rows):
-            row, bend, y = own[lane + r], math.tanh((dots[f, r] + net.last_bias[f]) / 5.0), states[stage, source, r]
-            rate, pull = math.exp(5.0 * bend), -cotangent[stage, source, r]
+            row, bend, y = own[lane + r], math.tanh((dots[f, r] + net.last_bias[f]) / 5.0), states[source, r]
+            rate, pull = math.exp(5.0 * bend), -cotangent[source, r]
             if destination >= 0:
-                pull += cotangent[stage, destination, r]
+                pull += cotangent[destination, r]
             gradients.base[row, f] += pull * rate * y
             out[source, r] += pull * rate * base[row, f]
             head[at + r, f] = pull * base[row, f] * rate * y * (1.0 - bend * bend)
@@ -378,18 +377,16 @@ def _pull_back(net, work, rows, at, lane, states, stage, cotangent, gradients, o
         for r in range(rows):
             row = own[lane + r]
             for d in range(out.shape[0]):
-                pull = cotangent[stage, d, r]
+                pull = cotangent[d, r]
                 for e in range(out.shape[0]):
-                    to_matrix[row, d, e] += pull * states[stage, e, r]
+                    to_matrix[row, d, e] += pull * states[e, r]
                     out[e, r] += pull * matrix[row, d, e]
     add_product(
         back, top * back.shape[1] + start, width, work.zeros, 0, 0,
         head, at * wide, wide, 1, net.last, 0, width, rows, outputs, width,
     )  # fmt: skip
     for layer in range(top, -1, -1):
-        _back_through(
-            net.activation, back[layer, start:end], values[layer, start:end], derivatives[layer, start:end]
-        )
+        _back_through(net.activation, back[layer, start:end], values[layer, start:end], derivatives[layer, start:end])
         if layer > 0:
             add_product(
                 back, (layer - 1) * back.shape[1] + start, width, work.zeros, 0, 0,
@@ -400,7 +397,7 @@ def _pull_back(net, work, rows, at, lane, states, stage, cotangent, gradients, o
     scale = net.scale
     for d in range(out.shape[0]):
         for r in range(LANES):
-            y = states[stage, d, r]
+            y = states[d, r]
             if scale == 0.0:
                 out[d, r] += dots[d, r]
             elif y > 0.0:
@@ -416,7 +413,7 @@ def _add(a, out):
 @_inner
 def _to_weights(net, work, rows, gradients):
     """What the first `rows` rows of `work` give to the weights: products of the values with what came back."""
-    apart()
+    within()
     width, top, short, wide = net.first.shape[1], net.hidden.shape[0], net.first.shape[0], net.last.shape[0]
     values, back, own, head, layer_size = work.values, work.back, work.own, work.head, work.values.shape[1]
     to_shift, to_bias, to_last_bias = gradients.shift, gradients.bias, gradients.last_bias
@@ -518,7 +515,7 @@ def _first_size(lane, y, k, row, probe, size, rtol, atol):
     for d in range(states):
         scale = atol + rtol * abs(y[d, lane])
         steepness += (k[0, d, lane] / scale) ** 2 / states
-        curvature += ((probe[0, d, row] - k[0, d, lane]) / scale / size) ** 2 / states
+        curvature += ((probe[d, row] - k[0, d, lane]) / scale / size) ** 2 / states
     largest = math.sqrt(max(steepness, curvature))
     if not largest > 1e-15:
         return max(1e-6, 1e-3 * size)
@@ -531,7 +528,7 @@ def _start(net, clock, work, lanes, rtol, atol):
     a little further on; the number of evaluations. Lanes in need of it move together into the first rows."""
     apart()
     subject, node, fresh, place, size = lanes.subject, lanes.node, lanes.flag, lanes.place, lanes.size
-    state, points, k, slope = lanes.state, lanes.points, lanes.k, lanes.pulls
+    state, points, k, slope = lanes.state, lanes.points, lanes.k, lanes.to_point
     entering, gathered, periods, evaluations = lanes.entering, lanes.gathered, clock.periods, 0
     for probing in range(2):
         new = 0
@@ -548,7 +545,7 @@ def _start(net, clock, work, lanes, rtol, atol):
                 new += 1
         if new == 0:
             break
-        _slopes(net, work, _block(new), LANES, points, 0, gathered, slope)
+        _slopes(net, work, _block(new), LANES, points[0], gathered, slope)
         evaluations += new
         new = 0
         for lane in range(LANES):
@@ -561,7 +558,7 @@ def _start(net, clock, work, lanes, rtol, atol):
             elif fresh[lane]:
                 fresh[lane], lanes.tally[2, lane] = False, 1
                 for d in range(state.shape[0]):
-                    k[0, d, lane] = slope[0, d, new]
+                    k[0, d, lane] = slope[d, new]
                 new += 1
                 if size[lane] == 0.0:
                     size[lane] = -min(_probe(lane, state, k, rtol, atol), place[1, lane])
@@ -649,17 +646,19 @@ def _live(lanes):
 
 
 @_inner
-def _remember(lanes, lane, steps, logged, start, h, seen_before):
+def _remember(lanes, lane, steps, start, h, seen_before):
     """Write down a step that is accepted."""
     apart()
-    for d in range(lanes.state.shape[0]):
-        steps.state[logged, d] = lanes.state[d, lane]
+    s, states = steps.count[0], lanes.state.shape[0]
+    for d in range(states):
+        steps.state[s, d] = lanes.state[d, lane]
         for stage in range(STAGES):
-            steps.slopes[logged, stage, d] = lanes.k[stage, d, lane]
-    steps.place[logged, 0], steps.place[logged, 1] = start, h
-    steps.mark[logged, 0], steps.mark[logged, 1] = lanes.node[lane], seen_before
-    steps.mark[logged, 2], steps.mark[logged, 3] = lanes.seen[lane], lanes.step[lane]
-    lanes.step[lane] = logged
+            steps.slopes[s, stage * states + d] = lanes.k[stage, d, lane]
+    steps.place[s, 0], steps.place[s, 1] = start, h
+    steps.mark[s, 0], steps.mark[s, 1] = lanes.node[lane], seen_before
+    steps.mark[s, 2], steps.mark[s, 3] = lanes.seen[lane], lanes.step[lane]
+    lanes.step[lane] = s
+    steps.count[0] += 1
 
 
 @_inner
@@ -677,8 +676,8 @@ def _stiff(lanes, lane, h, bent, moved):
 
 
 @_inner
-def _settle(clock, lanes, steps, logged, begin, rtol, atol, limit, record, out, status):
-    """Accept the steps whose error is small enough, and the size of the next ones; the number of steps remembered."""
+def _settle(clock, lanes, steps, begin, rtol, atol, limit, record, out, status):
+    """Accept the steps whose error is small enough, and the size of the next ones."""
     apart()
     subject, state, points, place, size, k = lanes.subject, lanes.state, lanes.points, lanes.place, lanes.size, lanes.k
     for lane in range(LANES):
@@ -700,8 +699,7 @@ def _settle(clock, lanes, steps, logged, begin, rtol, atol, limit, record, out, 
             whole = h >= place[1, lane] - start
             _read_out(clock, lanes, lane, i, h, whole, out)
             if record:
-                _remember(lanes, lane, steps, logged, start, h, seen_before)
-                logged += 1
+                _remember(lanes, lane, steps, start, h, seen_before)
             for d in range(state.shape[0]):
                 state[d, lane], k[0, d, lane] = points[STAGES - 1, d, lane], k[STAGES - 1, d, lane]
             place[0, lane] = start + h
@@ -721,7 +719,6 @@ def _settle(clock, lanes, steps, logged, begin, rtol, atol, limit, record, out, 
         if ended != _OK:
             status[i] = ended
             subject[lane] = -1
-    return logged
 
 
 @kept(nogil=True, error_model="numpy")
@@ -733,13 +730,14 @@ def forward(net, clock, work, lanes, initial, begin, end, rtol, atol, limit, rec
     states, room = initial.shape[1], LANES + (32 * (end - begin) if record else 0)
     steps = Steps(
         np.empty((room, states)),
-        np.empty((room, STAGES, states)),
+        np.empty((room, STAGES * states)),
         np.empty((room, 2)),
         np.empty((room, 4), np.int64),
         np.full(end - begin, -1),
+        np.zeros(1, np.int64),
     )
     place, size, h = lanes.place, lanes.size, lanes.h
-    logged, upcoming, evaluations = 0, begin, 0
+    upcoming, evaluations = begin, 0
     for lane in range(2 * LANES):  # an empty lane goes through the stages too, with no effect
         _own(net, work, lane, begin * clock.periods)
 
@@ -755,20 +753,21 @@ def forward(net, clock, work, lanes, initial, begin, end, rtol, atol, limit, rec
             h[lane] = wished if 2.0 * wished <= left else left if wished >= left else min(wished, 0.5 * left)
         for stage in range(1, STAGES):
             _point(lanes.state, h, lanes.k, stage, lanes.points)
-            _slopes(net, work, LANES, 0, lanes.points, stage, lanes.entering, lanes.k)
-        if logged + LANES > len(steps.place):
-            steps = Steps(
-                _longer(steps.state), _longer(steps.slopes), _longer(steps.place), _longer(steps.mark), steps.last
-            )
-        logged = _settle(clock, lanes, steps, logged, begin, rtol, atol, limit, record, out, status)
+            _slopes(net, work, LANES, 0, lanes.points[stage], lanes.entering, lanes.k[stage])
+        if steps.count[0] + LANES > len(steps.place):
+            longer = _longer(steps.state), _longer(steps.slopes), _longer(steps.place), _longer(steps.mark)
+            steps = Steps(*longer, steps.last, steps.count)
+        _settle(clock, lanes, steps, begin, rtol, atol, limit, record, out, status)
     return steps, evaluations
 
 
 @njit(nogil=True)
 def _longer(array):
     apart()
-    out = np.empty((2 * array.shape[0], *array.shape[1:]), array.dtype)
-    out[: array.shape[0]] = array
+    out = np.empty((2 * array.shape[0], array.shape[1]), array.dtype)
+    for r in range(array.shape[0]):
+        for c in range(array.shape[1]):
+            out[r, c] = array[r, c]
     return out
 
 
@@ -876,7 +875,7 @@ def _recall(net, clock, work, lanes, steps):
         for d in range(y.shape[0]):
             y[d, lane] = steps.state[s, d]
             for stage in range(STAGES):
-                k[stage, d, lane] = steps.slopes[s, stage, d]
+                k[stage, d, lane] = steps.slopes[s, stage * y.shape[0] + d]
         if lanes.flag[lane]:
             row = i * clock.periods + clock.period[i, mark[s, 0]]
             _own(net, work, lane, row)
@@ -893,8 +892,9 @@ def _recall(net, clock, work, lanes, steps):
 
 
 @_inner
-def _read_back(clock, lanes, steps, upstream, gradients):
-    """Take in what came back to the wanted times inside the lanes' steps."""
+def _read_back(clock, lanes, steps, ending, upstream, gradients):
+    """Take in what came back to the wanted times inside the lanes' steps, and gather that to the last slopes that move
+    together."""
     apart()
     mark, pulls = steps.mark, lanes.pulls
     for stage in range(STAGES):
@@ -911,6 +911,20 @@ def _read_back(clock, lanes, steps, upstream, gradients):
         earlier = mark[s, 3]
         if earlier >= 0 and mark[earlier, 0] == mark[s, 0]:
             _pull_of_next(clock, steps, lanes, lane, i, earlier, upstream)
+    for d in range(pulls.shape[1]):
+        for r in range(LANES):
+            lanes.gathered[d, r] = pulls[STAGES - 1, d, lanes.ends[r]] if r < ending else 0.0
+
+
+@_inner
+def _to_ends(lanes, ending):
+    """What came back to where the steps end, by way of the slopes there too."""
+    for r in range(ending):
+        for d in range(lanes.state.shape[0]):
+            lanes.state[d, lanes.ends[r]] += lanes.to_point[d, r]
+    for d in range(lanes.state.shape[0]):
+        for lane in range(LANES):
+            lanes.to_point[d, lane] = lanes.state[d, lane]
 
 
 @_inner
@@ -946,8 +960,7 @@ def _hand_on(clock, lanes, steps, upstream, gradients):
 def backward(net, clock, work, lanes, steps, begin, end, upstream, status, gradients):
     """The reverse sweep over the steps of subjects `begin` to `end`: the gradient of Σ upstream·states, exact for the
     steps as they were taken. Sizes of steps are shares of their stretch, so that the times of its ends get theirs."""
-    final, h, k, ends, spare = STAGES - 1, lanes.h, lanes.k, lanes.ends, lanes.spare
-    points, pulls, cotangent, to_point = lanes.points, lanes.pulls, lanes.state, lanes.to_point
+    final, points, pulls = STAGES - 1, lanes.points, lanes.pulls
     upcoming = begin
     while upcoming < end and status[upcoming] != _OK:
         upcoming += 1
@@ -961,23 +974,19 @@ def backward(net, clock, work, lanes, steps, begin, end, upstream, status, gradi
         ending = _recall(net, clock, work, lanes, steps)
         tail = _block(ending)
         rows = final * LANES + tail
-        for stage in range(final):
-            _first_layer(net, work, LANES, stage * LANES, 0, points, stage)
-        if ending > 0:
-            _first_layer(net, work, tail, final * LANES, LANES, points, final)
+        for stage in range(STAGES):
+            count, lane = (tail, LANES) if stage == final else (LANES, 0)
+            if count > 0:
+                _first_layer(net, work, count, stage * LANES, lane, points[stage])
         _hidden_layers(net, work, rows, True)
-        _read_back(clock, lanes, steps, upstream, gradients)
-        if ending > 0:
-            for d in range(cotangent.shape[0]):
-                for r in range(LANES):
-                    spare[final, d, r] = pulls[final, d, ends[r]] if r < ending else 0.0
-            _pull_back(net, work, tail, final * LANES, LANES, points, final, spare, gradients, to_point)
-            for r in range(ending):
-                for d in range(cotangent.shape[0]):
-                    cotangent[d, ends[r]] += to_point[d, r]
-        _pull_at_point(cotangent, h, k, final, pulls, lanes.start_pull, lanes.to_size)
-        for stage in range(final - 1, -1, -1):
-            _pull_back(net, work, LANES, stage * LANES, 0, points, stage, pulls, gradients, to_point)
-            _pull_at_point(to_point, h, k, stage, pulls, lanes.start_pull, lanes.to_size)
+        _read_back(clock, lanes, steps, ending, upstream, gradients)
+        for stage in range(final, -1, -1):
+            count, lane = (tail, LANES) if stage == final else (LANES, 0)
+            pull = lanes.gathered if stage == final else pulls[stage]
+            if count > 0:
+                _pull_back(net, work, count, stage * LANES, lane, points[stage], pull, gradients, lanes.to_point)
+            if stage == final:
+                _to_ends(lanes, ending)
+            _pull_at_point(lanes.to_point, lanes.h, lanes.k, stage, pulls, lanes.start_pull, lanes.to_size)
         _to_weights(net, work, rows, gradients)
         _hand_on(clock, lanes, steps, upstream, gradients)

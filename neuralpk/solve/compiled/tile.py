@@ -20,7 +20,22 @@ _LANES = 8
 
 @intrinsic(prefer_literal=True)
 def _tile(
-    typing_context, rows, out, at, row_stride, first, first_at, first_row, x, x_at, x_row, x_inner, w, w_at, w_inner, inner
+    typing_context,
+    rows,
+    out,
+    at,
+    row_stride,
+    first,
+    first_at,
+    first_row,
+    x,
+    x_at,
+    x_row,
+    x_inner,
+    w,
+    w_at,
+    w_inner,
+    inner,
 ):
     """out[r, c] = first[r, c] + Σ_k x[r, k]·w[k, c] for some rows and 16 columns; places and strides count elements."""
     place = types.intp
@@ -97,6 +112,17 @@ def apart(typing_context):
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), emit
+
+
+@intrinsic
+def within(typing_context):
+    """Make the function that calls this a part of its caller: what it is given is not copied for the call."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.function.attributes.add("alwaysinline")
         return context.get_dummy_value()
 
     return types.void(), emit
