@@ -81,7 +81,7 @@ class Steps(NamedTuple):
     place: Array  # [step, 2]: start since the node before, size
     mark: Array  # [step, 4]: node, first and last + 1 of the wanted times read in it, the step before
     last: Array  # [subject] of the chunk
-    count: Array  # [1] how many there are; what stands after them means nothing
+    taken: Array  # [1] how many there are; what stands after them means nothing
 
 
 class Work(NamedTuple):
@@ -89,7 +89,7 @@ class Work(NamedTuple):
 
     features: Array  # [row, state]
     values: Array  # [layer, row·hidden]
-    derivatives: Array  # [layer, row·hidden] of the activation, where its value does not tell
+    derivatives: Array  # [layer, row·hidden] of the activation, where its value does not tell; forward: no row
     back: Array  # [layer, row·hidden] what came back to it before the activation
     head: Array  # [row, output] what came back to it
     dots: Array  # [output or state, lane] sums over the width
@@ -143,14 +143,14 @@ class Gradients(NamedTuple):
     since: Array
 
 
-def make_work(net: Network, rows: int) -> Work:
-    """Room for `rows` evaluations."""
+def make_work(net: Network, rows: int, back: bool) -> Work:
+    """Room for `rows` evaluations, and to go back through them."""
     kind, width, layers = net.first.dtype, net.first.shape[1], len(net.hidden) + 1
     return Work(
         features=np.zeros((rows, len(net.first)), kind),
         values=np.zeros((layers, rows * width), kind),
-        derivatives=np.zeros((layers, rows * width), kind),
-        back=np.zeros((layers, rows * width), kind),
+        derivatives=np.zeros((layers, rows * width if back else 0), kind),
+        back=np.zeros((layers, rows * width if back else 0), kind),
         head=np.zeros((rows, len(net.last)), kind),
         dots=np.zeros((max(len(net.first), len(net.last)), LANES)),
         own=np.zeros(2 * LANES, np.int64),
@@ -220,10 +220,10 @@ _sum = njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "n
 
 
 @_sum
-def _activate(kind, values, slopes, keep):
-    """The activation of some values in place and, where asked for and not told by it, its derivative."""
+def _activate(kind, values, slopes):
+    """The activation of some values in place and, where there is room and the value does not tell, its derivative."""
     apart()
-    half = values.dtype.type(0.5)
+    half, keep = values.dtype.type(0.5), len(slopes) > 0
     one = values.dtype.type(1.0)
     if kind == TANH:
         for c in range(len(values)):
@@ -279,9 +279,9 @@ def _own(net, work, lane, row):
 
 
 @_inner
-def _first_layer(net, work, rows, at, lane, states):
-    """The first layer before its activation, in the rows from `at` on, of the lanes from `lane` on at `states`;
-    `rows` is a multiple of 4."""
+def _first_layer(net, work, at, shift, states):
+    """The first layer before its activation, in the rows from `at` on, of as many lanes as have a row in `shift`, a
+    multiple of 4, at `states`."""
     within()
     width, short, features, scale = net.first.shape[1], net.first.shape[0], work.features, net.scale
     for d in range(len(states)):
@@ -289,40 +289,40 @@ def _first_layer(net, work, rows, at, lane, states):
             y = states[d, r]
             features[at + r, d] = y if scale == 0.0 else math.log1p(max(y, 0.0) / scale)
     add_product(
-        work.values, at * width, width, work.shift, lane * width, width,
-        features, at * short, short, 1, net.first, 0, width, rows, len(states), width,
+        work.values, at * width, width, shift, 0, width,
+        features, at * short, short, 1, net.first, 0, width, len(shift), len(states), width,
     )  # fmt: skip
 
 
 @_inner
-def _hidden_layers(net, work, rows, keep):
+def _hidden_layers(net, work, rows):
     """The first activation of the first `rows` rows and the layers above it."""
     within()
     width, values, derivatives, end = net.first.shape[1], work.values, work.derivatives, rows * net.first.shape[1]
-    _activate(net.activation, values[0, :end], derivatives[0, :end], keep)
+    _activate(net.activation, values[0, :end], derivatives[0, :end])
     for layer in range(net.hidden.shape[0]):
         add_product(
             values, (layer + 1) * values.shape[1], width, net.bias, layer * width, 0,
             values, layer * values.shape[1], width, 1, net.hidden, layer * width * width, width, rows, width, width,
         )  # fmt: skip
-        _activate(net.activation, values[layer + 1, :end], derivatives[layer + 1, :end], keep)
+        _activate(net.activation, values[layer + 1, :end], derivatives[layer + 1, :end])
 
 
 @_inner
-def _slopes(net, work, rows, lane, states, entering, out):
-    """dy/dt at `states` into `out` for `rows` lanes from `lane` on, a multiple of 4."""
+def _slopes(net, work, own, shift, states, entering, out):
+    """dy/dt at `states` into `out` for as many lanes as have a place in `own`, a multiple of 4."""
     apart()
-    own, dots, end = work.own, work.dots, rows * net.first.shape[1]
-    _first_layer(net, work, rows, 0, lane, states)
-    _hidden_layers(net, work, rows, False)
-    _dots(work.values[net.hidden.shape[0], :end], net.last, net.last_bias.shape[0], dots)
+    rows, dots = len(own), work.dots
+    _first_layer(net, work, 0, shift, states)
+    _hidden_layers(net, work, rows)
+    _dots(work.values[net.hidden.shape[0], : rows * net.first.shape[1]], net.last, net.last_bias.shape[0], dots)
     for d in range(len(states)):
         for r in range(LANES):
             out[d, r] = entering[d, r]
     if net.matrix.shape[0] > 0:
         matrix = net.matrix
         for r in range(rows):
-            row = own[lane + r]
+            row = own[r]
             for d in range(len(states)):
                 slope = out[d, r]
                 for e in range(len(states)):
@@ -337,20 +337,19 @@ def _slopes(net, work, rows, lane, states, entering, out):
         source, destination = net.source[f], net.destination[f]
         for r in range(rows):
             bend = math.tanh((dots[f, r] + last_bias[f]) / 5.0)
-            flow = base[own[lane + r], f] * math.exp(5.0 * bend) * states[source, r]
+            flow = base[own[r], f] * math.exp(5.0 * bend) * states[source, r]
             out[source, r] -= flow
             if destination >= 0:
                 out[destination, r] += flow
 
 
 @_inner
-def _pull_back(net, work, rows, at, lane, states, cotangent, gradients, out):
-    """The transposed Jacobian of `_slopes` times `cotangent` into `out`, from the layers in the rows from `at`
-    on. What came back to each layer and to the outputs stays there, until `_to_weights` sums over all of them at once.
-    """
+def _pull_back(net, work, at, own, states, cotangent, gradients, out):
+    """The transposed Jacobian of `_slopes` times `cotangent` into `out`, from the layers in the rows from `at` on. What
+    came back to each layer and to the outputs stays there, until `_to_weights` sums over all of them at once."""
     within()
     width, top, wide, outputs = net.first.shape[1], net.hidden.shape[0], net.last.shape[0], net.last_bias.shape[0]
-    back, head, own, dots, start, end = work.back, work.head, work.own, work.dots, at * width, (at + rows) * width
+    back, head, dots, rows, start, end = work.back, work.head, work.dots, len(own), at * width, (at + len(own)) * width
     values, derivatives = work.values, work.derivatives
     for d in range(out.shape[0]):
         for r in range(LANES):
@@ -365,7 +364,7 @@ def _pull_back(net, work, rows, at, lane, states, cotangent, gradients, out):
             continue
         source, destination = net.source[f], net.destination[f]
         for r in range(rows):
-            row, bend, y = own[lane + r], math.tanh((dots[f, r] + net.last_bias[f]) / 5.0), states[source, r]
+            row, bend, y = own[r], math.tanh((dots[f, r] + net.last_bias[f]) / 5.0), states[source, r]
             rate, pull = math.exp(5.0 * bend), -cotangent[source, r]
             if destination >= 0:
                 pull += cotangent[destination, r]
@@ -375,7 +374,7 @@ def _pull_back(net, work, rows, at, lane, states, cotangent, gradients, out):
     if net.matrix.shape[0] > 0:
         matrix, to_matrix = net.matrix, gradients.matrix
         for r in range(rows):
-            row = own[lane + r]
+            row = own[r]
             for d in range(out.shape[0]):
                 pull = cotangent[d, r]
                 for e in range(out.shape[0]):
@@ -545,7 +544,8 @@ def _start(net, clock, work, lanes, rtol, atol):
                 new += 1
         if new == 0:
             break
-        _slopes(net, work, _block(new), LANES, points[0], gathered, slope)
+        moved = slice(LANES, LANES + _block(new))
+        _slopes(net, work, work.own[moved], work.shift[moved], points[0], gathered, slope)
         evaluations += new
         new = 0
         for lane in range(LANES):
@@ -649,7 +649,7 @@ def _live(lanes):
 def _remember(lanes, lane, steps, start, h, seen_before):
     """Write down a step that is accepted."""
     apart()
-    s, states = steps.count[0], lanes.state.shape[0]
+    s, states = steps.taken[0], lanes.state.shape[0]
     for d in range(states):
         steps.state[s, d] = lanes.state[d, lane]
         for stage in range(STAGES):
@@ -658,7 +658,7 @@ def _remember(lanes, lane, steps, start, h, seen_before):
     steps.mark[s, 0], steps.mark[s, 1] = lanes.node[lane], seen_before
     steps.mark[s, 2], steps.mark[s, 3] = lanes.seen[lane], lanes.step[lane]
     lanes.step[lane] = s
-    steps.count[0] += 1
+    steps.taken[0] += 1
 
 
 @_inner
@@ -736,7 +736,7 @@ def forward(net, clock, work, lanes, initial, begin, end, rtol, atol, limit, rec
         np.full(end - begin, -1),
         np.zeros(1, np.int64),
     )
-    place, size, h = lanes.place, lanes.size, lanes.h
+    place, size, h, own, shift = lanes.place, lanes.size, lanes.h, work.own[:LANES], work.shift[:LANES]
     upcoming, evaluations = begin, 0
     for lane in range(2 * LANES):  # an empty lane goes through the stages too, with no effect
         _own(net, work, lane, begin * clock.periods)
@@ -753,10 +753,10 @@ def forward(net, clock, work, lanes, initial, begin, end, rtol, atol, limit, rec
             h[lane] = wished if 2.0 * wished <= left else left if wished >= left else min(wished, 0.5 * left)
         for stage in range(1, STAGES):
             _point(lanes.state, h, lanes.k, stage, lanes.points)
-            _slopes(net, work, LANES, 0, lanes.points[stage], lanes.entering, lanes.k[stage])
-        if steps.count[0] + LANES > len(steps.place):
+            _slopes(net, work, own, shift, lanes.points[stage], lanes.entering, lanes.k[stage])
+        if steps.taken[0] + LANES > len(steps.place):
             longer = _longer(steps.state), _longer(steps.slopes), _longer(steps.place), _longer(steps.mark)
-            steps = Steps(*longer, steps.last, steps.count)
+            steps = Steps(*longer, steps.last, steps.taken)
         _settle(clock, lanes, steps, begin, rtol, atol, limit, record, out, status)
     return steps, evaluations
 
@@ -973,18 +973,18 @@ def backward(net, clock, work, lanes, steps, begin, end, upstream, status, gradi
             break
         ending = _recall(net, clock, work, lanes, steps)
         tail = _block(ending)
-        rows = final * LANES + tail
+        rows, moved = final * LANES + tail, slice(LANES, LANES + tail)
         for stage in range(STAGES):
-            count, lane = (tail, LANES) if stage == final else (LANES, 0)
-            if count > 0:
-                _first_layer(net, work, count, stage * LANES, lane, points[stage])
-        _hidden_layers(net, work, rows, True)
+            if stage < final or tail > 0:
+                shift = work.shift[moved if stage == final else slice(0, LANES)]
+                _first_layer(net, work, stage * LANES, shift, points[stage])
+        _hidden_layers(net, work, rows)
         _read_back(clock, lanes, steps, ending, upstream, gradients)
         for stage in range(final, -1, -1):
-            count, lane = (tail, LANES) if stage == final else (LANES, 0)
             pull = lanes.gathered if stage == final else pulls[stage]
-            if count > 0:
-                _pull_back(net, work, count, stage * LANES, lane, points[stage], pull, gradients, lanes.to_point)
+            if stage < final or tail > 0:
+                own = work.own[moved if stage == final else slice(0, LANES)]
+                _pull_back(net, work, stage * LANES, own, points[stage], pull, gradients, lanes.to_point)
             if stage == final:
                 _to_ends(lanes, ending)
             _pull_at_point(lanes.to_point, lanes.h, lanes.k, stage, pulls, lanes.start_pull, lanes.to_size)
