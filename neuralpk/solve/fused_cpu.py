@@ -107,7 +107,7 @@ class _Solve(torch.autograd.Function):
         initial = np.where(lost, np.nan, initial).astype(initial.dtype)
 
         def run(begin: int, end: int) -> tuple[kernel.Steps, int]:
-            room = kernel.make_work(net, 2 * kernel.LANES), kernel.make_lanes(y0.shape[1])
+            room = kernel.make_work(net, kernel.LANES, back=False), kernel.make_lanes(y0.shape[1])
             limits = options.rtol, options.atol, options.max_evaluations
             result: tuple[kernel.Steps, int] = kernel.forward(
                 net, clock, *room, initial, begin, end, *limits, record, out, status
@@ -142,7 +142,7 @@ class _Solve(torch.autograd.Function):
         def run(begin: int, end: int) -> dict[str, NDArray[Any]]:
             to_shared = {name: np.zeros_like(array) for name, array in shared.items()}
             gradients = kernel.Gradients(**to_own, **to_shared, initial=initial)
-            room = kernel.make_work(net, STAGES * kernel.LANES), kernel.make_lanes(states)
+            room = kernel.make_work(net, STAGES * kernel.LANES, back=True), kernel.make_lanes(states)
             kernel.backward(net, clock, *room, chunks[begin // _CHUNK], begin, end, given, status, gradients)
             return to_shared
 

@@ -50,7 +50,7 @@ class Trajectory:
             SolveError: naming the subjects, how they ended, method, tolerances, and what to try.
         """
         failed = [
-            f"{i}: {Status(int(code)).name.lower()}" for i, code in zip(ids, self.status, strict=True) if int(code)
+            f"{ids[k]}: {Status(int(self.status[k])).name.lower()}" for k in self.status.nonzero().flatten().tolist()
         ]
         if failed:
             shown = "; ".join(failed[:10]) + (f" (+{len(failed) - 10} more)" if len(failed) > 10 else "")

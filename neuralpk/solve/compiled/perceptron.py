@@ -2,8 +2,9 @@
 
 Some subjects at a time (`LANES`) go through the same stage together, each at its own place of its own clock; one that
 is done makes room for the next. So the network's matrices meet a block of rows, and yet no subject's steps depend on
-another. What is remembered of a step is its start; the reverse sweep computes the stages again. States and step sizes
-are in double precision, the network in that of its weights.
+another. What is remembered of a step is its start and the slopes of its stages, which tell where the stages stood: the
+reverse sweep computes the hidden layers of all of them again, at once. States and step sizes are in double precision,
+the network in that of its weights.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numba.extending import overload
 from numpy.typing import NDArray
 
 from neuralpk.solve.compiled.kept import kept
-from neuralpk.solve.compiled.tile import ROWS, add_product, apart
+from neuralpk.solve.compiled.tile import ROWS, add_product, apart, within
 from neuralpk.solve.options import Status
 from neuralpk.solve.tableau import (
     DENSE,
@@ -76,22 +77,24 @@ class Steps(NamedTuple):
     """The accepted steps of some subjects, in the order in which they were taken; each points to the one before it."""
 
     state: Array  # [step, state] at its start
+    slopes: Array  # [step, stage·state]
     place: Array  # [step, 2]: start since the node before, size
     mark: Array  # [step, 4]: node, first and last + 1 of the wanted times read in it, the step before
     last: Array  # [subject] of the chunk
+    taken: Array  # [1] how many there are; what stands after them means nothing
 
 
 class Work(NamedTuple):
-    """What happens inside the network, a row for each evaluation; shared by forward and backward."""
+    """What happens inside the network, a row for each evaluation; the rows of a layer stand one after the other."""
 
     features: Array  # [row, state]
-    values: Array  # [layer, row, hidden]
-    derivatives: Array  # [layer, row, hidden] of the activation
-    back: Array  # [layer, row, hidden] what came back to it before the activation
-    outputs: Array  # [row, output] of the bend of a flow
+    values: Array  # [layer, row·hidden]
+    derivatives: Array  # [layer, row·hidden] of the activation, where its value does not tell; forward: no row
+    back: Array  # [layer, row·hidden] what came back to it before the activation
     head: Array  # [row, output] what came back to it
     dots: Array  # [output or state, lane] sums over the width
-    own: Array  # [row] place of the subject and period in its own arrays
+    own: Array  # [lane] place of the subject and period in its own arrays; again for some lanes that move together
+    shift: Array  # [lane, hidden] that of the network there
     zeros: Array  # [hidden]
 
 
@@ -113,13 +116,12 @@ class Lanes(NamedTuple):
     state: Array  # [state, lane]; backward: what came back to it
     y: Array  # [state, lane] backward: at the start of the step
     start_pull: Array  # [state, lane] what came back to it
-    to_point: Array  # [state, lane] and to where a stage stands
+    to_point: Array  # [state, lane] and to where a stage stands; forward: the slopes of some lanes
     entering: Array  # [state, lane] rate of input
-    gathered: Array  # [state, row] that of some lanes
+    gathered: Array  # [state, row] that of some lanes; backward: what came back to their last slope
     k: Array  # [stage, state, lane] slopes
     points: Array  # [stage, state, lane] where they are taken
     pulls: Array  # [stage, state, lane] backward: what came back to the slopes
-    spare: Array  # [stage, state, lane]
     weights: Array  # [2, stage] of the dense output
 
 
@@ -141,18 +143,18 @@ class Gradients(NamedTuple):
     since: Array
 
 
-def make_work(net: Network, rows: int) -> Work:
-    """Room for `rows` evaluations."""
+def make_work(net: Network, rows: int, back: bool) -> Work:
+    """Room for `rows` evaluations, and to go back through them."""
     kind, width, layers = net.first.dtype, net.first.shape[1], len(net.hidden) + 1
     return Work(
         features=np.zeros((rows, len(net.first)), kind),
-        values=np.zeros((layers, rows, width), kind),
-        derivatives=np.zeros((layers, rows, width), kind),
-        back=np.zeros((layers, rows, width), kind),
-        outputs=np.zeros((rows, len(net.last))),
+        values=np.zeros((layers, rows * width), kind),
+        derivatives=np.zeros((layers, rows * width if back else 0), kind),
+        back=np.zeros((layers, rows * width if back else 0), kind),
         head=np.zeros((rows, len(net.last)), kind),
         dots=np.zeros((max(len(net.first), len(net.last)), LANES)),
-        own=np.zeros(rows, np.int64),
+        own=np.zeros(2 * LANES, np.int64),
+        shift=np.zeros((2 * LANES, width), kind),
         zeros=np.zeros(width, kind),
     )
 
@@ -181,7 +183,6 @@ def make_lanes(states: int) -> Lanes:
         k=np.zeros(by_stage),
         points=np.zeros(by_stage),
         pulls=np.zeros(by_stage),
-        spare=np.zeros(by_stage),
         weights=np.zeros((2, STAGES)),
     )
 
@@ -219,156 +220,183 @@ _sum = njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "n
 
 
 @_sum
-def _activate(kind, values, slopes, layer, begin, end, keep):
-    """The activation of some rows in place and, where asked for, its derivative."""
+def _activate(kind, values, slopes):
+    """The activation of some values in place and, where there is room and the value does not tell, its derivative."""
     apart()
-    half = values.dtype.type(0.5)
+    half, keep = values.dtype.type(0.5), len(slopes) > 0
     one = values.dtype.type(1.0)
-    for r in range(begin, end):
-        if kind == TANH:
-            for c in range(values.shape[2]):
-                values[layer, r, c] = _tanh(values[layer, r, c])
+    if kind == TANH:
+        for c in range(len(values)):
+            values[c] = _tanh(values[c])
+    elif kind == SILU:
+        for c in range(len(values)):
+            x = values[c]
+            share = half + half * _tanh(half * x)
+            values[c] = x * share
             if keep:
-                for c in range(values.shape[2]):
-                    slopes[layer, r, c] = one - values[layer, r, c] * values[layer, r, c]
-        elif kind == SILU:
-            for c in range(values.shape[2]):
-                x = values[layer, r, c]
-                share = half + half * _tanh(half * x)
-                values[layer, r, c] = x * share
-                if keep:
-                    slopes[layer, r, c] = share * (one + x * (one - share))
-        else:
-            for c in range(values.shape[2]):
-                x = values[layer, r, c]
-                values[layer, r, c] = max(x, values.dtype.type(0.0)) + math.log1p(math.exp(-abs(x)))
-                if keep:
-                    slopes[layer, r, c] = half + half * _tanh(half * x)
+                slopes[c] = share * (one + x * (one - share))
+    else:
+        for c in range(len(values)):
+            x = values[c]
+            values[c] = max(x, values.dtype.type(0.0)) + math.log1p(math.exp(-abs(x)))
+            if keep:
+                slopes[c] = half + half * _tanh(half * x)
 
 
 @_sum
-def _dots(rows, a, layer, at, b, count, out):
-    """out[f, r] = Σ_c a[layer, at + r, c]·b[f, c]."""
+def _back_through(kind, back, values, slopes):
+    """What came back to some values, to before their activation."""
     apart()
-    for r in range(rows):
+    one = values.dtype.type(1.0)
+    if kind == TANH:
+        for c in range(len(back)):
+            back[c] *= one - values[c] * values[c]
+    else:
+        for c in range(len(back)):
+            back[c] *= slopes[c]
+
+
+@_sum
+def _dots(a, b, count, out):
+    """out[f, r] = Σ_c a[r, c]·b[f, c], with the rows of `a` one after the other."""
+    apart()
+    width = b.shape[1]
+    for r in range(len(a) // width):
+        row = a[r * width : (r + 1) * width]
         for f in range(count):
             total = a.dtype.type(0.0)
-            for c in range(a.shape[2]):
-                total += a[layer, at + r, c] * b[f, c]
+            for c in range(width):
+                total += row[c] * b[f, c]
             out[f, r] = total
 
 
 @_inner
-def _slopes(net, work, rows, at, states, stage, entering, keep, out):
-    """dy/dt at ``states[stage]`` into ``out[stage]`` for the first `rows` lanes, a multiple of 4; what happens at each
-    layer is left in the rows of `work` from `at` on."""
-    apart()
-    width, top, short, outputs = net.first.shape[1], net.hidden.shape[0], net.first.shape[0], net.last_bias.shape[0]
-    values, own, features, shift, scale = work.values, work.own, work.features, net.shift, net.scale
-    layer_size, start = values.shape[1] * width, at * width
-    for d in range(states.shape[1]):
+def _own(net, work, lane, row):
+    """Put a subject and period, at `row` of its own arrays, into a lane."""
+    work.own[lane] = row
+    for c in range(net.shift.shape[1]):
+        work.shift[lane, c] = net.shift[row, c]
+
+
+@_inner
+def _first_layer(net, work, at, shift, states):
+    """The first layer before its activation, in the rows from `at` on, of as many lanes as have a row in `shift`, a
+    multiple of 4, at `states`."""
+    within()
+    width, short, features, scale = net.first.shape[1], net.first.shape[0], work.features, net.scale
+    for d in range(len(states)):
         for r in range(LANES):
-            y = states[stage, d, r]
+            y = states[d, r]
             features[at + r, d] = y if scale == 0.0 else math.log1p(max(y, 0.0) / scale)
-    for r in range(rows):
-        row = own[at + r]
-        for c in range(width):
-            values[0, at + r, c] = shift[row, c]
     add_product(
-        values, start, width, values, start, width,
-        work.features, at * short, short, 1, net.first, 0, width, rows, states.shape[1], width,
+        work.values, at * width, width, shift, 0, width,
+        features, at * short, short, 1, net.first, 0, width, len(shift), len(states), width,
     )  # fmt: skip
-    _activate(net.activation, values, work.derivatives, 0, at, at + rows, keep)
-    for layer in range(top):
+
+
+@_inner
+def _hidden_layers(net, work, rows):
+    """The first activation of the first `rows` rows and the layers above it."""
+    within()
+    width, values, derivatives, end = net.first.shape[1], work.values, work.derivatives, rows * net.first.shape[1]
+    _activate(net.activation, values[0, :end], derivatives[0, :end])
+    for layer in range(net.hidden.shape[0]):
         add_product(
-            values, (layer + 1) * layer_size + start, width, net.bias, layer * width, 0,
-            values, layer * layer_size + start, width, 1, net.hidden, layer * width * width, width, rows, width, width,
+            values, (layer + 1) * values.shape[1], width, net.bias, layer * width, 0,
+            values, layer * values.shape[1], width, 1, net.hidden, layer * width * width, width, rows, width, width,
         )  # fmt: skip
-        _activate(net.activation, values, work.derivatives, layer + 1, at, at + rows, keep)
-    dots, bends = work.dots, work.outputs
-    _dots(rows, values, top, at, net.last, outputs, dots)
-    for d in range(states.shape[1]):
+        _activate(net.activation, values[layer + 1, :end], derivatives[layer + 1, :end])
+
+
+@_inner
+def _slopes(net, work, own, shift, states, entering, out):
+    """dy/dt at `states` into `out` for as many lanes as have a place in `own`, a multiple of 4."""
+    apart()
+    rows, dots = len(own), work.dots
+    _first_layer(net, work, 0, shift, states)
+    _hidden_layers(net, work, rows)
+    _dots(work.values[net.hidden.shape[0], : rows * net.first.shape[1]], net.last, net.last_bias.shape[0], dots)
+    for d in range(len(states)):
         for r in range(LANES):
-            out[stage, d, r] = entering[d, r]
+            out[d, r] = entering[d, r]
     if net.matrix.shape[0] > 0:
         matrix = net.matrix
         for r in range(rows):
-            row = own[at + r]
-            for d in range(states.shape[1]):
-                slope = out[stage, d, r]
-                for e in range(states.shape[1]):
-                    slope += matrix[row, d, e] * states[stage, e, r]
-                out[stage, d, r] = slope
+            row = own[r]
+            for d in range(len(states)):
+                slope = out[d, r]
+                for e in range(len(states)):
+                    slope += matrix[row, d, e] * states[e, r]
+                out[d, r] = slope
     last_bias, base = net.last_bias, net.base
-    for f in range(outputs):
+    for f in range(last_bias.shape[0]):
         if base.shape[0] == 0:
             for r in range(LANES):
-                out[stage, f, r] += dots[f, r] + last_bias[f]
+                out[f, r] += dots[f, r] + last_bias[f]
             continue
         source, destination = net.source[f], net.destination[f]
         for r in range(rows):
             bend = math.tanh((dots[f, r] + last_bias[f]) / 5.0)
-            bends[at + r, f] = bend
-            flow = base[own[at + r], f] * math.exp(5.0 * bend) * states[stage, source, r]
-            out[stage, source, r] -= flow
+            flow = base[own[r], f] * math.exp(5.0 * bend) * states[source, r]
+            out[source, r] -= flow
             if destination >= 0:
-                out[stage, destination, r] += flow
+                out[destination, r] += flow
 
 
 @_inner
-def _pull_back(net, work, rows, at, states, stage, cotangent, gradients, out):
-    """The transposed Jacobian of `_slopes` times ``cotangent[stage]`` into `out`. What came back to each layer and to
-    the outputs stays in the rows of `work`, until `_to_weights` sums over all of them at once."""
-    apart()
+def _pull_back(net, work, at, own, states, cotangent, gradients, out):
+    """The transposed Jacobian of `_slopes` times `cotangent` into `out`, from the layers in the rows from `at` on. What
+    came back to each layer and to the outputs stays there, until `_to_weights` sums over all of them at once."""
+    within()
     width, top, wide, outputs = net.first.shape[1], net.hidden.shape[0], net.last.shape[0], net.last_bias.shape[0]
-    back, derivatives, head, own, dots = work.back, work.derivatives, work.head, work.own, work.dots
-    layer_size, start = back.shape[1] * width, at * width
+    back, head, dots, rows, start, end = work.back, work.head, work.dots, len(own), at * width, (at + len(own)) * width
+    values, derivatives = work.values, work.derivatives
     for d in range(out.shape[0]):
         for r in range(LANES):
             out[d, r] = 0.0
     base = net.base
+    if base.shape[0] > 0:
+        _dots(values[top, start:end], net.last, outputs, dots)
     for f in range(outputs):
         if base.shape[0] == 0:
             for r in range(LANES):
-                head[at + r, f] = cotangent[stage, f, r]
+                head[at + r, f] = cotangent[f, r]
             continue
         source, destination = net.source[f], net.destination[f]
         for r in range(rows):
-            row, bend, y = own[at + r], work.outputs[at + r, f], states[stage, source, r]
-            rate, pull = math.exp(5.0 * bend), -cotangent[stage, source, r]
+            row, bend, y = own[r], math.tanh((dots[f, r] + net.last_bias[f]) / 5.0), states[source, r]
+            rate, pull = math.exp(5.0 * bend), -cotangent[source, r]
             if destination >= 0:
-                pull += cotangent[stage, destination, r]
+                pull += cotangent[destination, r]
             gradients.base[row, f] += pull * rate * y
             out[source, r] += pull * rate * base[row, f]
             head[at + r, f] = pull * base[row, f] * rate * y * (1.0 - bend * bend)
     if net.matrix.shape[0] > 0:
         matrix, to_matrix = net.matrix, gradients.matrix
         for r in range(rows):
-            row = own[at + r]
+            row = own[r]
             for d in range(out.shape[0]):
-                pull = cotangent[stage, d, r]
+                pull = cotangent[d, r]
                 for e in range(out.shape[0]):
-                    to_matrix[row, d, e] += pull * states[stage, e, r]
+                    to_matrix[row, d, e] += pull * states[e, r]
                     out[e, r] += pull * matrix[row, d, e]
     add_product(
-        back, top * layer_size + start, width, work.zeros, 0, 0,
+        back, top * back.shape[1] + start, width, work.zeros, 0, 0,
         head, at * wide, wide, 1, net.last, 0, width, rows, outputs, width,
     )  # fmt: skip
     for layer in range(top, -1, -1):
-        for r in range(at, at + rows):
-            for c in range(width):
-                back[layer, r, c] *= derivatives[layer, r, c]
+        _back_through(net.activation, back[layer, start:end], values[layer, start:end], derivatives[layer, start:end])
         if layer > 0:
             add_product(
-                back, (layer - 1) * layer_size + start, width, work.zeros, 0, 0,
-                back, layer * layer_size + start, width, 1,
+                back, (layer - 1) * back.shape[1] + start, width, work.zeros, 0, 0,
+                back, layer * back.shape[1] + start, width, 1,
                 net.hidden_back, (layer - 1) * width * width, width, rows, width, width,
             )  # fmt: skip
-    _dots(rows, back, 0, at, net.first, out.shape[0], dots)
+    _dots(back[0, start:end], net.first, out.shape[0], dots)
     scale = net.scale
     for d in range(out.shape[0]):
         for r in range(LANES):
-            y = states[stage, d, r]
+            y = states[d, r]
             if scale == 0.0:
                 out[d, r] += dots[d, r]
             elif y > 0.0:
@@ -376,22 +404,27 @@ def _pull_back(net, work, rows, at, states, stage, cotangent, gradients, out):
 
 
 @_inner
+def _add(a, out):
+    for c in range(len(a)):
+        out[c] += a[c]
+
+
+@_inner
 def _to_weights(net, work, rows, gradients):
     """What the first `rows` rows of `work` give to the weights: products of the values with what came back."""
-    apart()
+    within()
     width, top, short, wide = net.first.shape[1], net.hidden.shape[0], net.first.shape[0], net.last.shape[0]
-    values, back, own, head, layer_size = work.values, work.back, work.own, work.head, work.values.shape[1] * width
+    values, back, own, head, layer_size = work.values, work.back, work.own, work.head, work.values.shape[1]
     to_shift, to_bias, to_last_bias = gradients.shift, gradients.bias, gradients.last_bias
     for r in range(rows):
-        row = own[r]
-        for c in range(width):
-            to_shift[row, c] += back[0, r, c]
+        # those of the last stage moved together
+        row = own[r % LANES if r < (STAGES - 1) * LANES else r - (STAGES - 2) * LANES]
+        _add(back[0, r * width : (r + 1) * width], to_shift[row])
         for f in range(to_last_bias.shape[0]):
             to_last_bias[f] += head[r, f]
     for layer in range(top):
         for r in range(rows):
-            for c in range(width):
-                to_bias[layer, c] += back[layer + 1, r, c]
+            _add(back[layer + 1, r * width : (r + 1) * width], to_bias[layer])
     add_product(
         gradients.first, 0, width, gradients.first, 0, width,
         work.features, 0, 1, short, back, 0, width, short, rows, width,
@@ -481,7 +514,7 @@ def _first_size(lane, y, k, row, probe, size, rtol, atol):
     for d in range(states):
         scale = atol + rtol * abs(y[d, lane])
         steepness += (k[0, d, lane] / scale) ** 2 / states
-        curvature += ((probe[0, d, row] - k[0, d, lane]) / scale / size) ** 2 / states
+        curvature += ((probe[d, row] - k[0, d, lane]) / scale / size) ** 2 / states
     largest = math.sqrt(max(steepness, curvature))
     if not largest > 1e-15:
         return max(1e-6, 1e-3 * size)
@@ -494,15 +527,16 @@ def _start(net, clock, work, lanes, rtol, atol):
     a little further on; the number of evaluations. Lanes in need of it move together into the first rows."""
     apart()
     subject, node, fresh, place, size = lanes.subject, lanes.node, lanes.flag, lanes.place, lanes.size
-    state, points, k, slope, own = lanes.state, lanes.points, lanes.k, lanes.pulls, work.own
+    state, points, k, slope = lanes.state, lanes.points, lanes.k, lanes.to_point
     entering, gathered, periods, evaluations = lanes.entering, lanes.gathered, clock.periods, 0
     for probing in range(2):
         new = 0
         for lane in range(LANES):
             if subject[lane] >= 0 and (size[lane] < 0.0 if probing else fresh[lane]):
                 i, j = subject[lane], node[lane]
-                own[lane] = i * periods + clock.period[i, j]
-                own[LANES + new] = own[lane]
+                row = i * periods + clock.period[i, j]
+                _own(net, work, lane, row)
+                _own(net, work, LANES + new, row)
                 for d in range(state.shape[0]):
                     points[0, d, new] = state[d, lane] - (size[lane] * k[0, d, lane] if probing else 0.0)
                     entering[d, lane] = clock.input[i, j, d]
@@ -510,7 +544,8 @@ def _start(net, clock, work, lanes, rtol, atol):
                 new += 1
         if new == 0:
             break
-        _slopes(net, work, _block(new), LANES, points, 0, gathered, False, slope)
+        moved = slice(LANES, LANES + _block(new))
+        _slopes(net, work, work.own[moved], work.shift[moved], points[0], gathered, slope)
         evaluations += new
         new = 0
         for lane in range(LANES):
@@ -523,7 +558,7 @@ def _start(net, clock, work, lanes, rtol, atol):
             elif fresh[lane]:
                 fresh[lane], lanes.tally[2, lane] = False, 1
                 for d in range(state.shape[0]):
-                    k[0, d, lane] = slope[0, d, new]
+                    k[0, d, lane] = slope[d, new]
                 new += 1
                 if size[lane] == 0.0:
                     size[lane] = -min(_probe(lane, state, k, rtol, atol), place[1, lane])
@@ -584,106 +619,146 @@ def _judge(lanes, lane, h, rtol, atol):
     return error, bent, moved
 
 
+@_inner
+def _refill(clock, lanes, initial, upcoming, end, out):
+    """Put the next subjects into the empty lanes; the one after them."""
+    apart()
+    for lane in range(LANES):
+        while lanes.subject[lane] < 0 and upcoming < end:
+            i = upcoming
+            upcoming += 1
+            for d in range(initial.shape[1]):
+                lanes.state[d, lane] = initial[i, d]
+            lanes.node[lane], lanes.seen[lane], lanes.step[lane], lanes.size[lane] = -1, 0, -1, 0.0
+            lanes.tally[0, lane], lanes.tally[1, lane] = 0, 0
+            if _enter(clock, i, lane, lanes.node, lanes.seen, lanes.state, lanes.place, out):
+                lanes.subject[lane], lanes.flag[lane] = i, True
+    return upcoming
+
+
+@_inner
+def _live(lanes):
+    """How many lanes have a subject."""
+    live = 0
+    for lane in range(LANES):
+        live += lanes.subject[lane] >= 0
+    return live
+
+
+@_inner
+def _remember(lanes, lane, steps, start, h, seen_before):
+    """Write down a step that is accepted."""
+    apart()
+    s, states = steps.taken[0], lanes.state.shape[0]
+    for d in range(states):
+        steps.state[s, d] = lanes.state[d, lane]
+        for stage in range(STAGES):
+            steps.slopes[s, stage * states + d] = lanes.k[stage, d, lane]
+    steps.place[s, 0], steps.place[s, 1] = start, h
+    steps.mark[s, 0], steps.mark[s, 1] = lanes.node[lane], seen_before
+    steps.mark[s, 2], steps.mark[s, 3] = lanes.seen[lane], lanes.step[lane]
+    lanes.step[lane] = s
+    steps.taken[0] += 1
+
+
+@_inner
+def _stiff(lanes, lane, h, bent, moved):
+    """Whether stability and not accuracy has been deciding on the steps."""
+    tally = lanes.tally
+    if moved > 0.0 and h * math.sqrt(bent / moved) > STABILITY:
+        tally[0, lane] += 1
+        tally[1, lane] = 0
+    else:
+        tally[1, lane] += 1
+        if tally[1, lane] == 6:
+            tally[0, lane] = 0
+    return tally[0, lane] == FUSED_STIFF_STEPS
+
+
+@_inner
+def _settle(clock, lanes, steps, begin, rtol, atol, limit, record, out, status):
+    """Accept the steps whose error is small enough, and the size of the next ones."""
+    apart()
+    subject, state, points, place, size, k = lanes.subject, lanes.state, lanes.points, lanes.place, lanes.size, lanes.k
+    for lane in range(LANES):
+        i, h = subject[lane], lanes.h[lane]
+        if i < 0:
+            continue
+        lanes.tally[2, lane] += STAGES - 1
+        error, bent, moved = _judge(lanes, lane, h, rtol, atol)
+        finite = math.isfinite(error)
+        error = math.sqrt(error) if finite else 1e10
+        ended = _OK
+        change = SAFETY * max(error, 1e-10) ** -0.2
+        if error > 1.0:
+            size[lane] = h * max(SHRINK, change)
+            if place[0, lane] + 0.01 * size[lane] == place[0, lane] or size[lane] < 1e-13 * place[1, lane]:
+                ended = _STEP_UNDERFLOW if finite else _NON_FINITE
+        else:
+            start, seen_before = place[0, lane], lanes.seen[lane]
+            whole = h >= place[1, lane] - start
+            _read_out(clock, lanes, lane, i, h, whole, out)
+            if record:
+                _remember(lanes, lane, steps, start, h, seen_before)
+            for d in range(state.shape[0]):
+                state[d, lane], k[0, d, lane] = points[STAGES - 1, d, lane], k[STAGES - 1, d, lane]
+            place[0, lane] = start + h
+            grown = h * min(GROW, max(SHRINK, change))
+            size[lane] = max(grown, size[lane]) if whole else grown
+            if _stiff(lanes, lane, h, bent, moved):
+                ended = _STIFF
+            elif lanes.seen[lane] == clock.wanted.shape[1] or (
+                whole and not _enter(clock, i, lane, lanes.node, lanes.seen, state, place, out)
+            ):
+                steps.last[i - begin] = lanes.step[lane]
+                subject[lane] = -1
+            elif whole:
+                lanes.flag[lane] = True
+        if ended == _OK and subject[lane] >= 0 and lanes.tally[2, lane] > limit:
+            ended = _MAX_EVALUATIONS
+        if ended != _OK:
+            status[i] = ended
+            subject[lane] = -1
+
+
 @kept(nogil=True, error_model="numpy")
 def forward(net, clock, work, lanes, initial, begin, end, rtol, atol, limit, record, out, status):
     """Solve subjects `begin` to `end`; states at the wanted times into `out`, how each ended into `status`.
 
     Returns the accepted steps (none where `record` is false) and the number of evaluations of the field by a subject.
     """
-    states = initial.shape[1]
-    subject, node, seen, trail, fresh = lanes.subject, lanes.node, lanes.seen, lanes.step, lanes.flag
-    state, points, place, size, k = lanes.state, lanes.points, lanes.place, lanes.size, lanes.k
-    tally, entering, h_all = lanes.tally, lanes.entering, lanes.h
-    capacity = 32 * (end - begin) if record else 1
-    log_state, log_place = np.empty((capacity, states)), np.empty((capacity, 2))
-    log_mark, logged = np.empty((capacity, 4), np.int64), 0
-    last = np.full(end - begin, -1)
+    states, room = initial.shape[1], LANES + (32 * (end - begin) if record else 0)
+    steps = Steps(
+        np.empty((room, states)),
+        np.empty((room, STAGES * states)),
+        np.empty((room, 2)),
+        np.empty((room, 4), np.int64),
+        np.full(end - begin, -1),
+        np.zeros(1, np.int64),
+    )
+    place, size, h, own, shift = lanes.place, lanes.size, lanes.h, work.own[:LANES], work.shift[:LANES]
     upcoming, evaluations = begin, 0
-    for row in range(2 * LANES):  # an empty lane goes through the stages too, with no effect
-        work.own[row] = begin * clock.periods
+    for lane in range(2 * LANES):  # an empty lane goes through the stages too, with no effect
+        _own(net, work, lane, begin * clock.periods)
 
     while True:
-        live = 0
-        for lane in range(LANES):
-            while subject[lane] < 0 and upcoming < end:
-                i = upcoming
-                upcoming += 1
-                for d in range(states):
-                    state[d, lane] = initial[i, d]
-                node[lane], seen[lane], trail[lane] = -1, 0, -1
-                tally[0, lane], tally[1, lane], tally[2, lane] = 0, 0, 0
-                size[lane] = 0.0
-                if _enter(clock, i, lane, node, seen, state, place, out):
-                    subject[lane], fresh[lane] = i, True
-            live += subject[lane] >= 0
+        upcoming = _refill(clock, lanes, initial, upcoming, end, out)
+        live = _live(lanes)
         if live == 0:
             break
         evaluations += _start(net, clock, work, lanes, rtol, atol) + (STAGES - 1) * live
         for lane in range(LANES):
-            left, h = place[1, lane] - place[0, lane], size[lane]
+            left, wished = place[1, lane] - place[0, lane], size[lane]
             # two steps of equal size rather than one and a rest
-            h_all[lane] = h if 2.0 * h <= left else left if h >= left else min(h, 0.5 * left)
+            h[lane] = wished if 2.0 * wished <= left else left if wished >= left else min(wished, 0.5 * left)
         for stage in range(1, STAGES):
-            _point(state, h_all, k, stage, points)
-            _slopes(net, work, LANES, 0, points, stage, entering, False, k)
-
-        for lane in range(LANES):
-            i, h = subject[lane], h_all[lane]
-            if i < 0:
-                continue
-            tally[2, lane] += STAGES - 1
-            error, bent, moved = _judge(lanes, lane, h, rtol, atol)
-            finite = math.isfinite(error)
-            error = math.sqrt(error) if finite else 1e10
-            ended = _OK
-            change = SAFETY * max(error, 1e-10) ** -0.2
-            if error > 1.0:
-                size[lane] = h * max(SHRINK, change)
-                if place[0, lane] + 0.01 * size[lane] == place[0, lane] or size[lane] < 1e-13 * place[1, lane]:
-                    ended = _STEP_UNDERFLOW if finite else _NON_FINITE
-            else:
-                start, seen_before = place[0, lane], seen[lane]
-                whole = h >= place[1, lane] - start
-                _read_out(clock, lanes, lane, i, h, whole, out)
-                if record:
-                    if logged == capacity:
-                        log_state, log_place = _longer(log_state), _longer(log_place)
-                        log_mark = _longer(log_mark)
-                        capacity *= 2
-                    for d in range(states):
-                        log_state[logged, d] = state[d, lane]
-                    log_place[logged, 0], log_place[logged, 1] = start, h
-                    log_mark[logged, 0], log_mark[logged, 1] = node[lane], seen_before
-                    log_mark[logged, 2], log_mark[logged, 3] = seen[lane], trail[lane]
-                    trail[lane] = logged
-                    logged += 1
-                for d in range(states):
-                    state[d, lane], k[0, d, lane] = points[STAGES - 1, d, lane], k[STAGES - 1, d, lane]
-                place[0, lane] = start + h
-                grown = h * min(GROW, max(SHRINK, change))
-                size[lane] = max(grown, size[lane]) if whole else grown
-                if moved > 0.0 and h * math.sqrt(bent / moved) > STABILITY:
-                    tally[0, lane] += 1
-                    tally[1, lane] = 0
-                else:
-                    tally[1, lane] += 1
-                    if tally[1, lane] == 6:
-                        tally[0, lane] = 0
-                if tally[0, lane] == FUSED_STIFF_STEPS:
-                    ended = _STIFF
-                elif seen[lane] == clock.wanted.shape[1] or (
-                    whole and not _enter(clock, i, lane, node, seen, state, place, out)
-                ):
-                    last[i - begin] = trail[lane]
-                    subject[lane] = -1
-                elif whole:
-                    fresh[lane] = True
-            if ended == _OK and subject[lane] >= 0 and tally[2, lane] > limit:
-                ended = _MAX_EVALUATIONS
-            if ended != _OK:
-                status[i] = ended
-                subject[lane] = -1
-    return Steps(log_state, log_place, log_mark, last), evaluations
+            _point(lanes.state, h, lanes.k, stage, lanes.points)
+            _slopes(net, work, own, shift, lanes.points[stage], lanes.entering, lanes.k[stage])
+        if steps.taken[0] + LANES > len(steps.place):
+            longer = _longer(steps.state), _longer(steps.slopes), _longer(steps.place), _longer(steps.mark)
+            steps = Steps(*longer, steps.last, steps.taken)
+        _settle(clock, lanes, steps, begin, rtol, atol, limit, record, out, status)
+    return steps, evaluations
 
 
 @njit(nogil=True)
@@ -763,122 +838,155 @@ def _pull_of_next(clock, steps, lanes, lane, i, s, upstream):
                 pulls[0, d, lane] += h * weights[0, STAGES - 1] * upstream[i, m, d]
 
 
+@_inner
+def _take_up(clock, lanes, steps, begin, upcoming, end, upstream, status, gradients):
+    """Put the next subjects that were solved into the empty lanes, at their last steps; the subject after them."""
+    apart()
+    for lane in range(LANES):
+        while lanes.subject[lane] < 0 and upcoming < end:
+            i = upcoming
+            upcoming += 1
+            if status[i] != _OK:
+                continue
+            s, wanted = steps.last[i - begin], clock.wanted.shape[1]
+            lanes.step[lane], lanes.flag[lane], lanes.seen[lane] = s, True, wanted
+            lanes.node[lane] = clock.wanted[i, clock.order[i, wanted - 1]]
+            until = steps.mark[s, 0] if s >= 0 else -1
+            _leave(clock, i, lane, lanes.node, until, lanes.state, lanes.seen, upstream, gradients)
+            if s >= 0:
+                lanes.subject[lane] = i
+    return upcoming
+
+
+@_inner
+def _recall(net, clock, work, lanes, steps):
+    """Where the stages of the lanes' steps stand. The last one only where no following step begins with it and
+    something was read inside: the number of lanes of which that is so, which move together."""
+    apart()
+    y, h, k, mark, final, ending = lanes.y, lanes.h, lanes.k, steps.mark, STAGES - 1, 0
+    for lane in range(LANES):
+        i, s = lanes.subject[lane], lanes.step[lane]
+        lanes.h[lane], lanes.to_size[lane] = 0.0, 0.0
+        for d in range(y.shape[0]):
+            y[d, lane], lanes.start_pull[d, lane] = 0.0, 0.0
+        if i < 0:
+            continue
+        h[lane] = steps.place[s, 1]
+        for d in range(y.shape[0]):
+            y[d, lane] = steps.state[s, d]
+            for stage in range(STAGES):
+                k[stage, d, lane] = steps.slopes[s, stage * y.shape[0] + d]
+        if lanes.flag[lane]:
+            row = i * clock.periods + clock.period[i, mark[s, 0]]
+            _own(net, work, lane, row)
+            if mark[s, 2] > mark[s, 1]:
+                _own(net, work, LANES + ending, row)
+                lanes.ends[ending] = lane
+                ending += 1
+    for stage in range(STAGES if ending > 0 else final):
+        _point(y, h, k, stage, lanes.points)
+    for r in range(ending):
+        for d in range(y.shape[0]):  # in place: a lane moves down or stays
+            lanes.points[final, d, r] = lanes.points[final, d, lanes.ends[r]]
+    return ending
+
+
+@_inner
+def _read_back(clock, lanes, steps, ending, upstream, gradients):
+    """Take in what came back to the wanted times inside the lanes' steps, and gather that to the last slopes that move
+    together."""
+    apart()
+    mark, pulls = steps.mark, lanes.pulls
+    for stage in range(STAGES):
+        for d in range(pulls.shape[1]):
+            for lane in range(LANES):
+                pulls[stage, d, lane] = 0.0
+    for lane in range(LANES):
+        i, s = lanes.subject[lane], lanes.step[lane]
+        if i < 0:
+            continue
+        if mark[s, 2] > mark[s, 1]:
+            lanes.to_size[lane] = _read(clock, steps, lanes, lane, i, s, upstream, gradients.since)
+            lanes.seen[lane] = min(lanes.seen[lane], mark[s, 1])
+        earlier = mark[s, 3]
+        if earlier >= 0 and mark[earlier, 0] == mark[s, 0]:
+            _pull_of_next(clock, steps, lanes, lane, i, earlier, upstream)
+    for d in range(pulls.shape[1]):
+        for r in range(LANES):
+            lanes.gathered[d, r] = pulls[STAGES - 1, d, lanes.ends[r]] if r < ending else 0.0
+
+
+@_inner
+def _to_ends(lanes, ending):
+    """What came back to where the steps end, by way of the slopes there too."""
+    for r in range(ending):
+        for d in range(lanes.state.shape[0]):
+            lanes.state[d, lanes.ends[r]] += lanes.to_point[d, r]
+    for d in range(lanes.state.shape[0]):
+        for lane in range(LANES):
+            lanes.to_point[d, lane] = lanes.state[d, lane]
+
+
+@_inner
+def _hand_on(clock, lanes, steps, upstream, gradients):
+    """Go to the steps before, and through the nodes in between."""
+    apart()
+    mark, pulls, cotangent, final = steps.mark, lanes.pulls, lanes.state, STAGES - 1
+    for lane in range(LANES):
+        i, s = lanes.subject[lane], lanes.step[lane]
+        if i < 0:
+            continue
+        j, earlier = mark[s, 0], mark[s, 3]
+        # a step is a fixed share of its stretch: what its start and size get goes to the times at its ends
+        pull = lanes.to_size[lane] / (float(clock.times[i, j + 1]) - float(clock.times[i, j]))
+        gradients.times[i, j] -= pull
+        gradients.times[i, j + 1] += pull
+        for d in range(cotangent.shape[0]):
+            cotangent[d, lane] = lanes.start_pull[d, lane]
+            total = pulls[final, d, lane] if lanes.flag[lane] else 0.0
+            for stage in range(final):
+                total += pulls[stage, d, lane]
+            gradients.input[i, j, d] += total
+        lanes.step[lane] = earlier
+        lanes.flag[lane] = earlier < 0 or mark[earlier, 0] != j
+        if lanes.flag[lane]:
+            until = -1 if earlier < 0 else mark[earlier, 0]
+            _leave(clock, i, lane, lanes.node, until, cotangent, lanes.seen, upstream, gradients)
+            if earlier < 0:
+                lanes.subject[lane] = -1
+
+
 @kept(nogil=True, error_model="numpy")
 def backward(net, clock, work, lanes, steps, begin, end, upstream, status, gradients):
     """The reverse sweep over the steps of subjects `begin` to `end`: the gradient of Σ upstream·states, exact for the
     steps as they were taken. Sizes of steps are shares of their stretch, so that the times of its ends get theirs."""
-    states, final = upstream.shape[2], STAGES - 1
-    subject, node, seen, step, closing = lanes.subject, lanes.node, lanes.seen, lanes.step, lanes.flag
-    y, h, k, points, pulls = lanes.y, lanes.h, lanes.k, lanes.points, lanes.pulls
-    cotangent, start_pull, to_point, to_size = lanes.state, lanes.start_pull, lanes.to_point, lanes.to_size
-    entering, gathered, spare, ends, own = lanes.entering, lanes.gathered, lanes.spare, lanes.ends, work.own
-    mark, upcoming = steps.mark, begin
+    final, points, pulls = STAGES - 1, lanes.points, lanes.pulls
+    upcoming = begin
     while upcoming < end and status[upcoming] != _OK:
         upcoming += 1
-    for row in range(STAGES * LANES):  # an empty lane stands at zero with a subject that could be solved, to no effect
-        own[row] = min(upcoming, end - 1) * clock.periods
+    for lane in range(2 * LANES):  # an empty lane stands at zero with a subject that could be solved, to no effect
+        _own(net, work, lane, min(upcoming, end - 1) * clock.periods)
 
     while True:
-        live = 0
-        for lane in range(LANES):
-            while subject[lane] < 0 and upcoming < end:
-                i = upcoming
-                upcoming += 1
-                if status[i] != _OK:
-                    continue
-                s = steps.last[i - begin]
-                step[lane], closing[lane], seen[lane] = s, True, clock.wanted.shape[1]
-                node[lane] = clock.wanted[i, clock.order[i, seen[lane] - 1]]
-                _leave(clock, i, lane, node, mark[s, 0] if s >= 0 else -1, cotangent, seen, upstream, gradients)
-                if s >= 0:
-                    subject[lane] = i
-            live += subject[lane] >= 0
-        if live == 0:
+        upcoming = _take_up(clock, lanes, steps, begin, upcoming, end, upstream, status, gradients)
+        if _live(lanes) == 0:
             break
-
-        # the stages again; the last one only where no following step begins with it and something was read inside
-        ending = 0
-        for lane in range(LANES):
-            i, s = subject[lane], step[lane]
-            h[lane], to_size[lane] = 0.0, 0.0
-            if i >= 0:
-                h[lane] = steps.place[s, 1]
-                if closing[lane]:
-                    j = mark[s, 0]
-                    row = i * clock.periods + clock.period[i, j]
-                    for stage in range(final):
-                        own[stage * LANES + lane] = row
-                    for d in range(states):
-                        entering[d, lane] = clock.input[i, j, d]
-                    if mark[s, 2] > mark[s, 1]:
-                        own[final * LANES + ending], ends[ending] = row, lane
-                        ending += 1
-            for d in range(states):
-                y[d, lane] = steps.state[s, d] if i >= 0 else 0.0
-                k[final, d, lane] = k[0, d, lane]
-                start_pull[d, lane] = 0.0
-        for stage in range(STAGES):
-            for d in range(states):
-                for lane in range(LANES):
-                    pulls[stage, d, lane] = 0.0
-        for stage in range(final):
-            _point(y, h, k, stage, points)
-            _slopes(net, work, LANES, stage * LANES, points, stage, entering, True, k)
+        ending = _recall(net, clock, work, lanes, steps)
         tail = _block(ending)
-        if ending > 0:
-            _point(y, h, k, final, spare)
-            for r in range(ending):
-                for d in range(states):
-                    points[final, d, r] = spare[final, d, ends[r]]
-                    gathered[d, r] = entering[d, ends[r]]
-            _slopes(net, work, tail, final * LANES, points, final, gathered, True, spare)
-            for r in range(ending):
-                for d in range(states):
-                    k[final, d, ends[r]] = spare[final, d, r]
-
-        for lane in range(LANES):
-            i, s = subject[lane], step[lane]
-            if i < 0:
-                continue
-            if mark[s, 2] > mark[s, 1]:
-                to_size[lane] = _read(clock, steps, lanes, lane, i, s, upstream, gradients.since)
-                seen[lane] = min(seen[lane], mark[s, 1])
-            earlier = mark[s, 3]
-            if earlier >= 0 and mark[earlier, 0] == mark[s, 0]:
-                _pull_of_next(clock, steps, lanes, lane, i, earlier, upstream)
-        if ending > 0:
-            for d in range(states):
-                for r in range(LANES):
-                    spare[final, d, r] = pulls[final, d, ends[r]] if r < ending else 0.0
-            _pull_back(net, work, tail, final * LANES, points, final, spare, gradients, to_point)
-            for r in range(ending):
-                for d in range(states):
-                    cotangent[d, ends[r]] += to_point[d, r]
-        _pull_at_point(cotangent, h, k, final, pulls, start_pull, to_size)
-        for stage in range(final - 1, -1, -1):
-            _pull_back(net, work, LANES, stage * LANES, points, stage, pulls, gradients, to_point)
-            _pull_at_point(to_point, h, k, stage, pulls, start_pull, to_size)
-        _to_weights(net, work, final * LANES + tail, gradients)
-
-        for lane in range(LANES):
-            i, s = subject[lane], step[lane]
-            if i < 0:
-                continue
-            j, earlier = mark[s, 0], mark[s, 3]
-            # a step is a fixed share of its stretch: what its start and size get goes to the times at its ends
-            pull = to_size[lane] / (float(clock.times[i, j + 1]) - float(clock.times[i, j]))
-            gradients.times[i, j] -= pull
-            gradients.times[i, j + 1] += pull
-            for d in range(states):
-                cotangent[d, lane] = start_pull[d, lane]
-                total = pulls[final, d, lane] if closing[lane] else 0.0
-                for stage in range(final):
-                    total += pulls[stage, d, lane]
-                gradients.input[i, j, d] += total
-            step[lane] = earlier
-            closing[lane] = earlier < 0 or mark[earlier, 0] != j
-            if closing[lane]:
-                until = -1 if earlier < 0 else mark[earlier, 0]
-                _leave(clock, i, lane, node, until, cotangent, seen, upstream, gradients)
-                if earlier < 0:
-                    subject[lane] = -1
+        rows, moved = final * LANES + tail, slice(LANES, LANES + tail)
+        for stage in range(STAGES):
+            if stage < final or tail > 0:
+                shift = work.shift[moved if stage == final else slice(0, LANES)]
+                _first_layer(net, work, stage * LANES, shift, points[stage])
+        _hidden_layers(net, work, rows)
+        _read_back(clock, lanes, steps, ending, upstream, gradients)
+        for stage in range(final, -1, -1):
+            pull = lanes.gathered if stage == final else pulls[stage]
+            if stage < final or tail > 0:
+                own = work.own[moved if stage == final else slice(0, LANES)]
+                _pull_back(net, work, stage * LANES, own, points[stage], pull, gradients, lanes.to_point)
+            if stage == final:
+                _to_ends(lanes, ending)
+            _pull_at_point(lanes.to_point, lanes.h, lanes.k, stage, pulls, lanes.start_pull, lanes.to_size)
+        _to_weights(net, work, rows, gradients)
+        _hand_on(clock, lanes, steps, upstream, gradients)

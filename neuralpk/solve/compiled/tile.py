@@ -1,7 +1,7 @@
 """Products of small matrices at the speed of the processor's vector units.
 
-The compiler does not find this form by itself: a tile of 4 rows × 16 columns of the result stays in registers while the
-inner index runs, so that every number loaded serves several multiplications.
+The compiler does not find this form by itself: a tile of 6 (or 4) rows × 16 columns of the result stays in registers
+while the inner index runs, so that every number loaded serves several multiplications.
 """
 
 from __future__ import annotations
@@ -14,20 +14,36 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 ROWS, COLUMNS = 4, 16
+_TALL = 6  # rows that the registers of AVX2 have room for, and which hide that a sum waits for the one before
 _LANES = 8
 
 
-@intrinsic
+@intrinsic(prefer_literal=True)
 def _tile(
-    typing_context, out, at, row_stride, first, first_at, first_row, x, x_at, x_row, x_inner, w, w_at, w_inner, inner
+    typing_context,
+    rows,
+    out,
+    at,
+    row_stride,
+    first,
+    first_at,
+    first_row,
+    x,
+    x_at,
+    x_row,
+    x_inner,
+    w,
+    w_at,
+    w_inner,
+    inner,
 ):
-    """out[r, c] = first[r, c] + Σ_k x[r, k]·w[k, c] for 4 rows and 16 columns; places and strides count elements."""
+    """out[r, c] = first[r, c] + Σ_k x[r, k]·w[k, c] for some rows and 16 columns; places and strides count elements."""
     place = types.intp
-    signature = types.void(out, place, place, first, place, place, x, place, place, place, w, place, place, place)
+    signature = types.void(rows, out, place, place, first, place, place, x, place, place, place, w, place, place, place)
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        out_type, first_type, x_type, w_type = (signature.args[k] for k in (0, 3, 6, 10))
-        out_, at_, row_, first_, fat_, frow_, x_, xat_, xrow_, xinner_, w_, wat_, winner_, inner_ = arguments
+        out_type, first_type, x_type, w_type = (signature.args[k] for k in (1, 4, 7, 11))
+        _, out_, at_, row_, first_, fat_, frow_, x_, xat_, xrow_, xinner_, w_, wat_, winner_, inner_ = arguments
         number = context.get_value_type(out_type.dtype)
         vector, integer = ir.VectorType(number, _LANES), ir.IntType(64)
         width = out_type.dtype.bitwidth
@@ -54,7 +70,7 @@ def _tile(
             return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(ir.IntType(32), _LANES), None))
 
         def offsets(at: Any, row: Any) -> list[Any]:
-            places = [(r, c) for r in range(ROWS) for c in range(0, COLUMNS, _LANES)]
+            places = [(r, c) for r in range(rows.literal_value) for c in range(0, COLUMNS, _LANES)]
             return [builder.add(builder.add(at, builder.mul(row, count(r))), count(c)) for r, c in places]
 
         sums = [load(first_data, offset) for offset in offsets(fat_, frow_)]
@@ -71,7 +87,7 @@ def _tile(
         columns = [load(w_data, builder.add(w_row, count(c))) for c in range(0, COLUMNS, _LANES)]
         x_column = builder.add(xat_, builder.mul(k, xinner_))
         new = []
-        for r in range(ROWS):
+        for r in range(rows.literal_value):
             value = spread(builder.load(builder.gep(x_data, [builder.add(x_column, builder.mul(xrow_, count(r)))])))
             new += [
                 builder.call(fused, [value, column, running[r * len(columns) + c]]) for c, column in enumerate(columns)
@@ -101,6 +117,17 @@ def apart(typing_context):
     return types.void(), emit
 
 
+@intrinsic
+def within(typing_context):
+    """Make the function that calls this a part of its caller: what it is given is not copied for the call."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.function.attributes.add("alwaysinline")
+        return context.get_dummy_value()
+
+    return types.void(), emit
+
+
 @njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)
 def add_product(
     out, at, row, first, first_at, first_row, x, x_at, x_row, x_inner, w, w_at, w_inner, rows, inner, columns
@@ -112,21 +139,19 @@ def add_product(
     transposed), (k, c) of `w` at ``w_at + k·w_inner + c``. All are contiguous arrays of one type and of any shape.
     """
     apart()
-    for r in range(0, rows, ROWS):
+    r = 0
+    while r < rows:
+        tall = (rows - r) % _TALL == 0
         for c in range(0, columns, COLUMNS):
-            _tile(
-                out,
-                at + r * row + c,
-                row,
-                first,
-                first_at + r * first_row + c,
-                first_row,
-                x,
-                x_at + r * x_row,
-                x_row,
-                x_inner,
-                w,
-                w_at + c,
-                w_inner,
-                inner,
-            )
+            out_at, first_here, x_here = at + r * row + c, first_at + r * first_row + c, x_at + r * x_row
+            if tall:
+                _tile(
+                    _TALL, out, out_at, row, first, first_here, first_row,
+                    x, x_here, x_row, x_inner, w, w_at + c, w_inner, inner,
+                )  # fmt: skip
+            else:
+                _tile(
+                    ROWS, out, out_at, row, first, first_here, first_row,
+                    x, x_here, x_row, x_inner, w, w_at + c, w_inner, inner,
+                )  # fmt: skip
+        r += _TALL if tall else ROWS
