@@ -274,7 +274,7 @@ def test_only_the_stiff_subject_of_a_batch_is_implicit_and_its_gradient_is_right
 def test_the_fused_kernel_hands_a_stiff_subject_on():
     dynamics = random_weights(FIELDS["compartments"](2).double(), scale=0.1)
     theta = theta_for(dynamics, len(PEOPLE))
-    theta[0, dynamics.parameter_names.index("base_depot_central")] = 6000.0
+    theta[0, dynamics.parameter_names.index("base_depot_central")] = 400.0
     batch = collate(PEOPLE, dtype=torch.float64)
     inputs = dose_inputs(dynamics, theta, batch)
     mesh = build_mesh(batch, inputs, 3, batch.time, batch.row)

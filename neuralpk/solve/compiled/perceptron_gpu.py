@@ -23,7 +23,7 @@ ERROR, DENSE = tl.constexpr(7), tl.constexpr(8)  # rows of the table: 0 to 6 are
 _MAX_EVALUATIONS, _STEP_UNDERFLOW = tl.constexpr(int(Status.MAX_EVALUATIONS)), tl.constexpr(int(Status.STEP_UNDERFLOW))
 _NON_FINITE, _STIFF = tl.constexpr(int(Status.NON_FINITE)), tl.constexpr(int(Status.STIFF))
 _SAFETY, _SHRINK, _GROW = tl.constexpr(tableau.SAFETY), tl.constexpr(tableau.SHRINK), tl.constexpr(tableau.GROW)
-_STABILITY, _STIFF_STEPS = tl.constexpr(tableau.STABILITY), tl.constexpr(tableau.FUSED_STIFF_STEPS)
+_STABILITY, _STIFF_STEPS = tl.constexpr(tableau.STABILITY), tl.constexpr(tableau.STIFF_STEPS)
 
 
 class Network(NamedTuple):
