@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from closed_forms import KA, PARAMETERS, rate_matrix
+from scipy import stats
 
 from neuralpk.dynamics import CompartmentModel, HybridDynamics, LotkaVolterra, NeuralCompartments, NeuralField
+from neuralpk.dynamics.neural import log_weights, mlp
 from neuralpk.scaling import Scaling
 
 OPTIONS = list(
@@ -197,3 +199,44 @@ def test_the_slope_of_a_neural_field_depends_on_state_and_z_alone_in_whatever_un
     slope = field(t, y, theta) * unit / 90
     theta[:, :-2] *= 7  # the volume, or the values at the start
     torch.testing.assert_close(same(t, y * unit, theta), slope)
+
+
+@pytest.mark.parametrize("absorption", ["none", "first_order"])
+def test_rate_constants_of_learned_compartments_are_the_slopes_near_the_empty_state(absorption):
+    states = CompartmentModel(2, absorption).states
+    model = with_random_weights(NeuralCompartments(states, 1, SCALING), 0.5)
+    t, _, theta = random_point(model, 3)
+    derived = model.derived(theta)
+    assert set(derived) == {"k10", "k12", "k21"}
+    central, peripheral = states.index("central"), states.index("peripheral")
+    empty = torch.zeros(3, len(states), dtype=torch.float64)
+
+    def slopes(source):
+        amount = empty.clone()
+        amount[:, source] = 1e-7  # of a dose of 100
+        return model(t, amount, theta) / 1e-7
+
+    # the rates themselves change in proportion to the amount, by some 1e-9
+    torch.testing.assert_close(derived["k12"], slopes(central)[:, peripheral], rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(derived["k21"], slopes(peripheral)[:, central], rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(derived["k10"], -slopes(central).sum(1), rtol=1e-6, atol=0.0)
+
+
+def test_the_prior_of_a_network_is_that_of_independent_normal_weights():
+    network, bend = mlp(3, 5, 2, 4).double(), 0.3
+    found, expected = [], []
+    for scale in (0.2, 1.0):
+        with_random_weights(network, scale)
+        found.append(float(log_weights(network, bend).detach()))
+        density = 0.0
+        for layer, size in zip(network[::2], (1.0, 1.0, bend), strict=True):
+            density += stats.norm(0.0, size / layer.in_features**0.5).logpdf(layer.weight.detach()).sum()
+            density += stats.norm(0.0, size).logpdf(layer.bias.detach()).sum()
+        expected.append(density)
+    # up to a constant
+    assert found[1] - found[0] == pytest.approx(expected[1] - expected[0], rel=1e-12)
+    field = with_random_weights(NeuralCompartments(("central", "peripheral"), 1, SCALING, bend=bend), 0.5)
+    torch.testing.assert_close(field.log_prior(), log_weights(field.network, bend), rtol=0.0, atol=0.0)
+    hybrid = HybridDynamics(CompartmentModel(2), field)
+    torch.testing.assert_close(hybrid.log_prior(), field.log_prior(), rtol=0.0, atol=0.0)
+    assert CompartmentModel(2).log_prior() == 0.0

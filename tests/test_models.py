@@ -55,6 +55,18 @@ def test_covariates_that_change_in_time_give_each_period_its_parameters():
     assert theta[0, 1, 1] == theta[0, 0, 1] != theta[0, 2, 1]
 
 
+def test_the_prior_of_omega_is_normal_around_the_first_guess_of_its_logarithm():
+    model = population(omega_spread=0.25)
+    model.log_omega += torch.tensor([0.5, -0.2])
+    expected = torch.distributions.Normal(math.log(0.4), 0.25).log_prob(model.log_omega).sum()
+    expected = expected - 2 * torch.distributions.Normal(0.0, 0.25).log_prob(torch.tensor(0.0))
+    # the first guess was made in single precision
+    assert float(model.log_prior()) == pytest.approx(float(expected), rel=1e-6)
+    flat = population()
+    flat.log_omega += 3.0
+    assert float(flat.log_prior()) == 0.0
+
+
 @pytest.mark.parametrize("effects", [{"KA": ["WT"]}, {"CL": ["AGE"]}, {"CL": ["WT", "AGE"]}])
 def test_an_effect_of_or_on_nothing_is_refused(effects):
     with pytest.raises(ValueError, match=r"\['(KA|AGE)'\] are no parameters"):

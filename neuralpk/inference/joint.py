@@ -43,6 +43,8 @@ def gradient(model: LatentODE, z: Tensor, batch: CohortBatch) -> tuple[Tensor, T
         z = z.detach().requires_grad_()
         value = log_joint(model, z, batch)
         solved = torch.isfinite(value.detach())
+        if not bool(solved.any()):  # nothing that could be differentiated
+            return value.detach(), torch.zeros_like(z)
         (slope,) = torch.autograd.grad(value[solved].sum(), z)
     return value.detach(), slope
 

@@ -78,13 +78,14 @@ def estimate_population(model: LatentODE, batch: CohortBatch, draws: int = 100, 
     information = torch.stack([_curvature(model, batch, drawn, coordinates, row) for row in range(len(coordinates))])
     covariance = _inverse((information + information.T) / 2)
     weight = drawn.weight.double() * draws
+    unnamed = model.individual.active[len(model.individual.names) :]  # effects on dimensions of z without a name
     return PopulationEstimate(
         _rows(model, coordinates, covariance, 1.0 - mode.z.std(0)),
         covariance,
         float(drawn.log_likelihood.double().sum()),
         # the variance of a mean weight, relative to its square, is that of its logarithm
         float((weight.var(1) / draws).sum().sqrt()),
-        len(coordinates) + sum(part.numel() for part in model.dynamics.parameters()),
+        len(coordinates) + int(unnamed.sum()) + sum(part.numel() for part in model.dynamics.parameters()),
         int(batch.target.sum()),
     )
 

@@ -1,0 +1,346 @@
+"""What a training makes small: the marginal likelihood against quadrature, whom each term teaches, and priors."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import lightning as L
+import numpy as np
+import pytest
+import quadrature
+import torch
+from torch import Tensor
+
+from neuralpk import randomness
+from neuralpk.batch import CohortBatch, collate
+from neuralpk.cohort import Cohort
+from neuralpk.datamodules import PKDataModule, TableDataModule
+from neuralpk.inference import importance
+from neuralpk.inference.mode import maximise
+from neuralpk.models import LatentODE
+from neuralpk.objectives import Loss, imagine, marginal_likelihood
+from neuralpk.tasks import LatentODETask
+
+UNSOLVABLE = 3000.0  # exp(0.35 · 3000) is no number
+RECORDS = ("time", "value", "limit", "compartment", "endpoint", "censored", "row", "mask", "observed")
+RECORDS += ("context", "target")
+SMALL = {"subjects": 8, "compartments": 1, "typical": {"CL": 4.0, "V1": 70.0}, "samples": 5, "grid": [0.25, 72.0, 20]}
+
+
+def bolus(subjects: int = 6, lloq: float = 0.0) -> tuple[LatentODE, CohortBatch, Cohort]:
+    people = quadrature.cohort(subjects, lloq)
+    return quadrature.model(people), collate(people, dtype=torch.float64), people
+
+
+def loss_of(
+    model: LatentODE, batch: CohortBatch, draws: int = 20, steps: int = 3, dreams: bool = False, seed: int = 0
+) -> Loss:
+    """With the numbers that belong to the subjects."""
+    noise = importance.noise(seed, 1, batch.index, draws, 2, torch.float64)
+    dream = randomness.normal(0, 2, batch.index, 2 + batch.time.shape[1]) if dreams else None
+    return marginal_likelihood(model, batch, noise, steps, dream)
+
+
+def wide(column: Tensor) -> Tensor:
+    """Two records of padding more; the last one is repeated, and its mask is cleared."""
+    more = column[:, -1:].expand(-1, 2)
+    return torch.cat([column, torch.zeros_like(more) if column.dtype == torch.bool else more], dim=1)
+
+
+def gradients(loss: Tensor, parameters: list[Tensor]) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True))
+
+
+# ---- the marginal likelihood
+
+
+@pytest.mark.parametrize("lloq", [0.0, 2.0])
+def test_the_fit_is_the_likelihood_of_quadrature_and_so_is_its_gradient(lloq: float) -> None:
+    model, batch, people = bolus(6, lloq)
+    at = quadrature.coordinates(model)
+    value = -quadrature.log_likelihood(at, people).sum()
+    expected = torch.cat([value.detach()[None], *torch.autograd.grad(value, at)])
+    individual, found = model.individual, []
+    for seed in range(16):
+        fit = loss_of(model, batch, 1000, steps=10, seed=seed).fit
+        own = gradients(fit, [individual.log_typical, individual.log_omega, model.error.log_sd["a"]])
+        found.append(torch.cat([fit.detach()[None], *own]))
+    means = torch.stack(found)
+    error = means.std(0) / 4.0
+    # of the value and of every slope (Fisher's identity): five standard errors of a mean of sixteen, which are small
+    # beside the slopes, of order one for each patient
+    assert ((means.mean(0) - expected).abs() < 5 * error).all()
+    assert (error < 0.3).all()
+    assert float(error[0]) < 0.02
+
+
+def test_more_draws_come_closer_from_above() -> None:
+    model, batch, people = bolus(6)
+    exact = float(-quadrature.log_likelihood(quadrature.coordinates(model), people).detach().sum())
+    by_count = []
+    for draws in (1, 5, 100):
+        noise = [importance.noise(seed, 1, batch.index, draws, 2, torch.float64) for seed in range(12)]
+        with torch.no_grad():
+            by_count.append(np.mean([float(marginal_likelihood(model, batch, n, 4, None).fit) for n in noise]))
+    # a logarithm of a mean is too small on the average (Burda et al. 2016), the less so the more draws
+    assert by_count[0] > by_count[1] + 0.1
+    assert by_count[1] > exact
+    assert by_count[2] == pytest.approx(exact, abs=0.05)
+
+
+def test_each_term_teaches_its_own_part() -> None:
+    model, batch, _ = bolus()
+    loss = loss_of(model, batch, dreams=True)
+    encoder, population = list(model.encoder.parameters()), model.population_parameters()
+    assert all(not slope.any() for slope in gradients(loss.fit, encoder))
+    assert all(not slope.any() for slope in gradients(loss.encoder, population))
+    assert all(slope.any() for slope in gradients(loss.encoder, encoder))
+    learned = [model.individual.log_typical, model.individual.log_omega]
+    assert all(slope.all() for slope in gradients(loss.fit, [*learned, *model.error.parameters()]))
+    assert loss.kl == 0
+
+
+def test_the_encoder_learns_where_the_draws_that_weigh_most_are() -> None:
+    model, batch, _ = bolus()
+    noise = importance.noise(0, 1, batch.index, 50, 2, torch.float64)
+    optimizer = torch.optim.Adam(model.encoder.parameters(), 0.05)
+    for _ in range(60):
+        optimizer.zero_grad()
+        marginal_likelihood(model, batch, noise, 3, None).encoder.backward()
+        optimizer.step()
+    with torch.no_grad():
+        q = model.encoder(batch)
+        draws = importance.draw(model, batch, maximise(model, batch, q.mean), noise)
+    mean = (draws.weight[..., None] * draws.z).sum(1)
+    rich = batch.mask.sum(1) > 1
+    assert float((q.mean - mean)[rich].abs().mean()) < 0.5 * float(mean[rich].abs().mean())
+
+
+def test_all_that_is_read_or_scored_counts_once() -> None:
+    model, batch, _ = bolus()
+    column = torch.arange(batch.mask.shape[1])
+    read = dataclasses.replace(batch, context=batch.context & (column < 2), target=batch.target & (column >= 1))
+    with torch.no_grad():
+        parts, whole = loss_of(model, read, steps=30), loss_of(model, batch, steps=30)
+    assert int(parts.observations) == int(batch.mask.sum())
+    # another start of the same search, which ends within a gain of 1e-5
+    assert float(parts.fit) == pytest.approx(float(whole.fit), abs=0.01)
+
+
+@pytest.mark.parametrize("cut", [1, 4])
+def test_parts_of_a_batch_add_up(cut: int) -> None:
+    model, batch, _ = bolus(6, lloq=2.0)
+    whole = loss_of(model, batch, dreams=True)
+    parts = [loss_of(model, batch.select(rows), dreams=True) for rows in torch.arange(6).tensor_split([cut])]
+    for item in dataclasses.fields(Loss):
+        total = sum(getattr(part, item.name) for part in parts)
+        # sums in another order
+        torch.testing.assert_close(total, getattr(whole, item.name), rtol=1e-9, atol=1e-9)
+
+
+def test_padding_changes_neither_loss_nor_gradient() -> None:
+    model, batch, _ = bolus()
+    assert not bool(batch.mask.all())
+    other = dataclasses.replace(batch, value=torch.where(batch.mask, batch.value, 1e6))
+    wider = dataclasses.replace(batch, **{name: wide(getattr(batch, name)) for name in RECORDS})
+    parameters = list(model.parameters())
+    outcomes = []
+    for given in (batch, other, wider):
+        loss = loss_of(model, given, dreams=True)
+        total = loss.fit + loss.encoder
+        outcomes.append([total.detach(), *gradients(total, parameters)])
+    for left, right in zip(outcomes[0], outcomes[1], strict=True):
+        assert torch.equal(left, right)
+    for left, right in zip(outcomes[0], outcomes[2], strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-9)  # longer sums round otherwise
+
+
+def test_a_patient_without_a_line_is_counted_and_spoils_nothing() -> None:
+    model, batch, _ = bolus(4)
+    others = torch.tensor([0, 1, 3])
+
+    class Lost(torch.nn.Module):
+        """Puts the third of four where there is no line, and leaves out nobody else."""
+
+        scaling = model.encoder.scaling
+
+        def forward(self, given: CohortBatch):
+            q = model_encoder(given)
+            bad = torch.tensor([i == "2" for i in given.ids])
+            return q._replace(mean=torch.where(bad[:, None], UNSOLVABLE, q.mean))
+
+    model_encoder = model.encoder
+    parameters = model.population_parameters()
+    expected = loss_of(model, batch.select(others))
+    model.encoder = Lost()
+    found = loss_of(model, batch)
+    assert (int(found.failures), int(expected.failures)) == (1, 0)
+    assert int(found.observations) == int(expected.observations)
+    torch.testing.assert_close(found.fit, expected.fit, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.encoder, expected.encoder, rtol=1e-9, atol=1e-9)
+    for left, right in zip(gradients(found.fit, parameters), gradients(expected.fit, parameters), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-9)
+
+
+# ---- dreams
+
+
+def test_dreamed_patients_are_sampled_like_the_others_and_have_their_own_values() -> None:
+    model, batch, _ = bolus(6, lloq=2.0)
+    z = randomness.normal(0, 1, batch.index, 2)
+    noise = randomness.normal(0, 2, batch.index, batch.time.shape[1])
+    found, again = imagine(model, z, noise, batch), imagine(model, z, noise, batch)
+    for item in dataclasses.fields(CohortBatch):
+        before, after = getattr(batch, item.name), getattr(found, item.name)
+        if isinstance(after, Tensor) and item.name not in ("value", "censored"):
+            assert torch.equal(before, after), item.name
+    assert torch.equal(found.value, again.value)
+    line = model.predict(z, batch).value.detach()
+    # a value that was never below a limit of quantification
+    assert not found.censored.any()
+    torch.testing.assert_close(found.value, line + quadrature.SD * noise, rtol=1e-6, atol=1e-6)
+    other = imagine(model, z, -noise, batch)
+    assert not (other.value == found.value)[batch.mask].any()
+    assert not found.value.requires_grad
+
+
+# ---- the task
+
+
+def one_compartment(data: L.LightningDataModule, **options: object) -> LatentODETask:
+    torch.manual_seed(0)
+    dynamics = {"field": "mechanistic", "compartments": 1} | options.pop("dynamics", {})
+    settings = {"encoder": {"hidden": 8}, "objective": "iwae", "draws": 4, "refine": 2}
+    return LatentODETask(data.scaling(), dynamics, **(settings | options))
+
+
+def quiet(**options: object) -> L.Trainer:
+    defaults = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    defaults |= {"enable_model_summary": False, "num_sanity_val_steps": 0, "limit_val_batches": 0}
+    return L.Trainer(**(defaults | options))
+
+
+def weights(task: LatentODETask) -> list[Tensor]:
+    return [value.detach().clone() for value in task.parameters()]
+
+
+def same(left: list[Tensor], right: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def test_a_training_by_marginal_likelihood_runs_validates_and_estimates() -> None:
+    data = PKDataModule(**SMALL, validation=0.25)
+    task = one_compartment(data)
+    trainer = quiet(fast_dev_run=True, limit_val_batches=1)
+    trainer.fit(task, data)
+    logged = trainer.callback_metrics
+    assert {"train_encoder", "val_fit", "val_rmse", "val_encoder"} <= set(logged)
+    assert all(value.isfinite() for value in logged.values())
+    assert logged["train_kl"] == 0
+    assert not task.model.uncertainty.any()
+    estimate = task.estimate_population(data.part("train"), draws=20)
+    torch.testing.assert_close(task.model.uncertainty.double(), estimate.covariance, rtol=1e-5, atol=1e-6)  # in float32
+    polished = task.reconstruct(data.part("val"), draws=10)
+    assert np.isfinite(polished.place).all()
+
+
+def test_one_seed_gives_one_training_and_another_seed_another() -> None:
+    data = PKDataModule(**SMALL, passes_per_epoch=2)
+    found = []
+    for seed in (3, 3, 4):
+        task = one_compartment(data, seed=seed)
+        torch.manual_seed(len(found))  # what else draws in a process must not matter
+        quiet(max_epochs=1).fit(task, data)
+        found.append(weights(task))
+    assert same(found[0], found[1])
+    assert not same(found[0], found[2])
+
+
+def test_a_resumed_training_by_marginal_likelihood_is_the_straight_one(tmp_path) -> None:
+    class Stop(L.Callback):
+        def __init__(self, step: int) -> None:
+            self.step = step
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            if trainer.global_step == self.step:
+                trainer.save_checkpoint(tmp_path / "part.ckpt")
+                trainer.should_stop = True
+                trainer.fit_loop.epoch_loop.max_steps = self.step
+
+    def run(path: str | None, stop: int) -> list[Tensor]:
+        data = PKDataModule(**SMALL, passes_per_epoch=2, batch_size=5, context="random")
+        task = one_compartment(data)
+        torch.manual_seed(123 + stop)
+        quiet(max_epochs=3, gradient_clip_val=5.0, callbacks=[Stop(stop)]).fit(task, data, ckpt_path=path)
+        return weights(task)
+
+    straight, broken = run(None, 1000), run(None, 5)
+    assert not same(straight, broken)
+    assert same(straight, run(str(tmp_path / "part.ckpt"), 1000))
+
+
+def test_a_squared_error_knows_neither_a_likelihood_nor_a_most_probable_place() -> None:
+    data = PKDataModule(**SMALL)
+    task = one_compartment(data, objective="mse")
+    with pytest.raises(ValueError, match="no likelihood"):
+        task.estimate_population(data.part("test"))
+    with pytest.raises(ValueError, match="polish must be false"):
+        task.reconstruct(data.part("test"), polish=True)
+
+
+@pytest.mark.parametrize("wrong", [{"draws": 0}, {"refine": -1}])
+def test_draws_and_steps_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="draws must be 1 or more and refine 0 or more"):
+        LatentODETask(objective="iwae", **wrong)
+
+
+@pytest.mark.parametrize("objective", ["elbo", "iwae"])
+@pytest.mark.parametrize("size", [None, 3])
+def test_the_prior_counts_once_in_a_pass_whatever_the_size_of_the_batches(objective: str, size: int | None) -> None:
+    data = PKDataModule(**SMALL, batch_size=size)
+    task = one_compartment(data, objective=objective, dynamics={"omega": 0.4, "omega_spread": 0.5}, learning_rate=1e-12)
+    with torch.no_grad():
+        task.model.individual.log_omega += torch.tensor([0.3, -0.6])
+    known = float(task.model.log_prior().detach())
+    assert known == pytest.approx(-0.5 * (0.3**2 + 0.6**2) / 0.5**2, rel=1e-5)
+    shares = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            shares.append((seen["data"] - float(outputs["loss"])) * seen["observations"])
+
+    seen: dict[str, float] = {}
+    original = task._loss
+
+    def watched(batch: CohortBatch) -> Loss:
+        loss = original(batch)
+        seen["observations"] = float(loss.observations)
+        seen["data"] = float((loss.fit + loss.kl + loss.encoder).detach() / loss.observations)
+        return loss
+
+    task._loss = watched
+    quiet(max_epochs=1, callbacks=[Watch()]).fit(task, data)
+    assert len(shares) == (1 if size is None else 3)
+    # a difference of two float32 losses of order one, times forty observations
+    assert sum(shares) == pytest.approx(known, abs=1e-3)
+
+
+# ---- measured data
+
+
+@pytest.mark.slow
+def test_the_population_of_theophylline_is_that_of_focei() -> None:
+    torch.manual_seed(0)
+    data = TableDataModule("theophylline", covariates=[], passes_per_epoch=20)
+    dynamics = {"field": "mechanistic", "compartments": 1, "absorption": "first_order"}
+    task = LatentODETask(data.scaling(), dynamics, objective="iwae", error="additive", draws=20, refine=3)
+    quiet(max_epochs=25, gradient_clip_val=5.0).fit(task, data)
+    estimate = task.estimate_population(data.part("train"), draws=2000)
+    rows = {row["PARAMETER"]: row for row in estimate.rows}
+    # nlmixr2's FOCEI, an approximation of the likelihood that this training takes whole
+    for name, typical, percent in (("KA", 1.59, 70.6), ("CL", 2.75, 26.8), ("V1", 31.8, 13.9)):
+        assert rows[name]["ESTIMATE"] == pytest.approx(typical, rel=0.04), name
+        assert rows[name]["CV"] == pytest.approx(percent, rel=0.10), name
+    assert rows["a"]["ESTIMATE"] == pytest.approx(0.693, rel=0.04)
+    assert estimate.error < 0.5
+    assert estimate.log_likelihood > -180.5
