@@ -16,6 +16,8 @@ from neuralpk.inference.mode import maximise
 from neuralpk.models import LatentODE
 
 Objective = Literal["mse", "elbo", "iwae"]
+# in units of log p: a proposal need not sit on the top, but from its foot the weights of a sharp posterior are noise
+_NEAR = 0.01
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def evidence_bound(model: LatentODE, batch: CohortBatch, noise: Tensor | None) -
 def marginal_likelihood(model: LatentODE, batch: CohortBatch, noise: Tensor, steps: int, dream: Tensor | None) -> Loss:
     """``iwae``: −log (1/K) Σ_k p(y, z_k)/q(z_k), which for K draws of a good q is −log p(y) (Burda et al. 2016).
 
-    q is not the encoder's, which fifty patients do not teach well enough: a few steps through the solver take its mean
+    q is not the encoder's, which fifty patients do not teach well enough: some steps through the solver take its mean
     to the most probable z, and the draws lie around that (semi-amortised; Kim et al. 2018). Their weights give the
     model its gradient (Fisher's identity) and are what the encoder learns to foresee, from the patients (Bornschein and
     Bengio 2015) and from others that the model dreams, whose z is known.
@@ -75,12 +77,12 @@ def marginal_likelihood(model: LatentODE, batch: CohortBatch, noise: Tensor, ste
         model: what is trained.
         batch: ``context`` is read by the encoder; all that it reads or that is scored counts.
         noise: from `neuralpk.inference.importance.noise`, ``[subject, sample, …]``.
-        steps: towards the mode.
+        steps: most of them towards the mode; a patient who is near takes no more.
         dream: standard normal, ``[subject, latent + observation]``: the dreamed patients; None for none.
     """
     q = model.encoder(batch)
     known = dataclasses.replace(batch, target=batch.context | batch.target)
-    draws = draw(model, known, maximise(model, known, q.mean, steps), noise)
+    draws = draw(model, known, maximise(model, known, q.mean, steps, _NEAR), noise)
     kept = torch.isfinite(draws.log_weight).any(1).nonzero()[:, 0]
     fit = -draws.log_likelihood[kept].sum()
     taught = (draws.weight[kept] * -_log_q(q, draws.z)[kept]).sum()

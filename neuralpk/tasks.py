@@ -49,7 +49,7 @@ class LatentODETask(L.LightningModule):
         error: residual error: ``additive``, ``proportional``, ``combined`` or ``log_normal``.
         objective: ``mse``, ``elbo`` or ``iwae`` (`neuralpk.objectives`).
         draws: of z for each subject and step, of ``iwae``.
-        refine: steps through the solver from the encoder's place to the most probable one, of ``iwae``.
+        refine: most steps through the solver from the encoder's place to the most probable one, of ``iwae``.
         learning_rate: largest learning rate of Adam in a one-cycle schedule (Smith and Topin 2019), for the networks;
             typical values, variability and residual error take five times it.
         warmup: share of the training over which the weight of the KL term rises from 0 to 1.
@@ -65,7 +65,7 @@ class LatentODETask(L.LightningModule):
         error: str = "proportional",
         objective: Objective = "elbo",
         draws: int = 20,
-        refine: int = 3,
+        refine: int = 10,
         learning_rate: float = 0.01,
         warmup: float = 0.0,
         seed: int = 0,
@@ -342,7 +342,7 @@ class LatentODETask(L.LightningModule):
         finally:
             self.train(training)
 
-    def estimate_population(self, cohort: Cohort, draws: int = 100) -> PopulationEstimate:
+    def estimate_population(self, cohort: Cohort, draws: int = 300) -> PopulationEstimate:
         """The population's typical values, variability and residual error with their standard errors, and the
         likelihood (`neuralpk.inference.population`). Intervals of a later `reconstruct` know how sure they are.
 

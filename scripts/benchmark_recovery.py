@@ -48,9 +48,9 @@ COHORTS: dict[str, dict[str, Any]] = {
 # what learns from them; omega is believed to be .4 within a factor two, whatever it is
 PRIOR = {"compartments": 2, "omega": 0.4, "omega_spread": 0.7}
 LEARNERS: dict[str, dict[str, Any]] = {
-    "mechanistic": {"draws": 20, "refine": 3, "epochs": 15},
-    "neural": {"draws": 8, "refine": 2, "epochs": 12, "solver": {"rtol": 1e-4, "atol": 1e-4}},
-    "hybrid": {"draws": 8, "refine": 2, "epochs": 12, "solver": {"rtol": 1e-4, "atol": 1e-4}},
+    "mechanistic": {"draws": 20, "epochs": 15},
+    "neural": {"draws": 8, "epochs": 12, "solver": {"rtol": 1e-4, "atol": 1e-4}},
+    "hybrid": {"draws": 8, "epochs": 12, "solver": {"rtol": 1e-4, "atol": 1e-4}},
 }
 
 

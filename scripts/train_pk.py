@@ -24,7 +24,6 @@ task = LatentODETask(
     dynamics={"field": arguments.field, "compartments": 2, "omega": 0.4, "omega_spread": 0.7},
     objective="iwae",
     draws=8,
-    refine=2,
     solver={"rtol": 1e-4, "atol": 1e-4},
 )
 trainer = L.Trainer(

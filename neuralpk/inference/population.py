@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +19,6 @@ from neuralpk.models import Coordinate, LatentODE
 
 _STREAM = 1 << 46
 _POPULATION = 102  # key of the counter-based random numbers of populations
-_STEP = 0.02  # of a logarithm, over which the score is compared with itself
 _WIDEST = 2.0  # standard deviation, on the log scale, of what the data do not determine at all
 
 
@@ -57,11 +55,16 @@ class PopulationEstimate:
         return -2 * self.log_likelihood + math.log(self.observations) * self.parameters
 
 
-def estimate_population(model: LatentODE, batch: CohortBatch, draws: int = 100, seed: int = 0) -> PopulationEstimate:
+def estimate_population(model: LatentODE, batch: CohortBatch, draws: int = 300, seed: int = 0) -> PopulationEstimate:
     """Standard errors, likelihood and shrinkage of the population, from the subjects that it was learned from.
 
-    The observed information is the slope of the score, the gradient of log p(data) + log p(population) by importance
-    sampling (Fisher's identity): taken a little above and below the estimate of each number, with the same draws.
+    The observed information is the curvature of log p(data) + log p(population), by importance sampling with the
+    parameters theta of the draws held: when the population moves, the lines stay, and what changes is how probable
+    their theta are::
+
+        log p(y) = log mean over draws of  p(y | theta)·p(theta)/q(theta)
+
+    A covariate that changes in time counts as at the first record.
 
     Args:
         model: at the maximum of its marginal likelihood, where ``iwae`` takes it.
@@ -75,7 +78,7 @@ def estimate_population(model: LatentODE, batch: CohortBatch, draws: int = 100, 
         noise = importance.noise(seed, _STREAM, batch.index, draws, mode.z.shape[1], mode.z.dtype)
         drawn = importance.draw(model, batch, mode, noise)
     coordinates = model.coordinates()
-    information = torch.stack([_curvature(model, batch, drawn, coordinates, row) for row in range(len(coordinates))])
+    information = _information(model, batch, drawn, coordinates)
     covariance = _inverse((information + information.T) / 2)
     weight = drawn.weight.double() * draws
     unnamed = model.individual.active[len(model.individual.names) :]  # effects on dimensions of z without a name
@@ -133,35 +136,36 @@ def spread(
     return dataclasses.replace(drawn, log_joint=weight.log() + drawn.log_q)
 
 
-def _score(model: LatentODE, batch: CohortBatch, drawn: importance.Draws, coordinates: Sequence[Coordinate]) -> Tensor:
-    """Gradient of log p(data) + log p(population), ``[coordinate]``."""
+def _information(
+    model: LatentODE, batch: CohortBatch, drawn: importance.Draws, coordinates: Sequence[Coordinate]
+) -> Tensor:
+    """Minus the second derivatives of log p(data) + log p(population), ``[coordinate, coordinate]``."""
+    individual, n = model.individual, len(model.individual.names)
+    with torch.no_grad():
+        value = model.predict(drawn.z.flatten(0, 1), batch.repeat(drawn.z.shape[1])).value
+        value = value.reshape(*drawn.log_q.shape, -1).transpose(0, 1)  # [sample, subject, observation]
+        unsolved = torch.where(torch.isfinite(drawn.log_joint), 0.0, -torch.inf)
+        covariates = individual.scaling.standardise(batch.covariates)[:, 0]
+        acting = individual.active[:n]
+        held = individual.log_typical + (individual.effects[:n] * acting * covariates[:, None]).sum(-1)
+        log_theta = held[:, None] + individual.log_omega.exp() * drawn.z[..., :n]
     tensors = list({id(one.tensor): one.tensor for one in coordinates}.values())
     with torch.enable_grad():
-        weighed = importance.weigh(model, batch, drawn.z, drawn.log_q)
-        slopes = torch.autograd.grad(weighed.log_likelihood.sum() + model.individual.log_prior(), tensors)
-    by_tensor = {id(tensor): slope.flatten() for tensor, slope in zip(tensors, slopes, strict=True)}
-    return torch.stack([by_tensor[id(one.tensor)][one.place] for one in coordinates]).double()
+        centre = individual.log_typical + (individual.effects[:n] * acting * covariates[:, None]).sum(-1)
+        named = (log_theta - centre[:, None]) / individual.log_omega.exp()
+        z = torch.cat([named, drawn.z[..., n:]], dim=-1)
+        fit = model.error.log_likelihood(batch, value.nan_to_num(1.0)).sum(-1).T
+        weight = fit + log_prior(z) - individual.log_omega.sum() - drawn.log_q + unsolved
+        total = torch.logsumexp(weight, dim=1).sum() + individual.log_prior()
+        slope = torch.autograd.grad(total, tensors, create_graph=True)
+        rows = [_pick(slope, tensors, one) for one in coordinates]
+        curvature = [torch.autograd.grad(row, tensors, retain_graph=True, materialize_grads=True) for row in rows]
+    return -torch.stack([torch.stack([_pick(row, tensors, one) for one in coordinates]) for row in curvature]).double()
 
 
-def _curvature(
-    model: LatentODE, batch: CohortBatch, drawn: importance.Draws, coordinates: Sequence[Coordinate], row: int
-) -> Tensor:
-    """A row of the observed information, ``[coordinate]``."""
-    ends = []
-    for by in (-_STEP, _STEP):
-        with _moved(coordinates[row], by):
-            ends.append(_score(model, batch, drawn, coordinates))
-    return (ends[0] - ends[1]) / (2 * _STEP)
-
-
-@contextmanager
-def _moved(coordinate: Coordinate, by: float) -> Iterator[None]:
-    kept = coordinate.tensor.detach().clone()
-    coordinate.tensor.data.view(-1)[coordinate.place] += by
-    try:
-        yield
-    finally:
-        coordinate.tensor.data.copy_(kept)
+def _pick(gradients: Sequence[Tensor], tensors: Sequence[Tensor], one: Coordinate) -> Tensor:
+    place = next(k for k, tensor in enumerate(tensors) if tensor is one.tensor)
+    return gradients[place].flatten()[one.place]
 
 
 def _inverse(information: Tensor) -> Tensor:
