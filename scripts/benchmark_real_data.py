@@ -42,7 +42,7 @@ def run_fold(name: str, field: str, fold: int, folds: int, shown: int, epochs: i
         dynamics=settings["dynamics"] | {"field": field},
         error=settings["error"],
         solver=solver,
-        objective="iwae",
+        warmup=0.5,
         seed=seed,
     )
     trainer = L.Trainer(

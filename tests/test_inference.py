@@ -332,11 +332,11 @@ def test_standard_errors_are_those_of_the_curvature_of_the_likelihood(estimated)
     curvature = torch.autograd.functional.hessian(lambda at: quadrature.log_likelihood(at, people).sum(), at)
     expected = torch.linalg.inv(-curvature)
     assert (torch.linalg.eigvalsh(-curvature) > 0.25).all()  # each number is determined by the data
-    # the score of three thousand draws: over seeds these standard errors scatter by 5 %, at most by 9 %
-    torch.testing.assert_close(estimate.covariance.diagonal().sqrt(), expected.diagonal().sqrt(), rtol=0.15, atol=0.0)
+    # with theta held, the standard errors of three thousand draws scatter by 2 % over seeds
+    torch.testing.assert_close(estimate.covariance.diagonal().sqrt(), expected.diagonal().sqrt(), rtol=0.05, atol=0.0)
     scale = expected.diagonal().sqrt()
     away = (estimate.covariance - expected) / (scale[:, None] * scale)
-    assert float(away.abs().max()) < 0.3  # the same of a variance
+    assert float(away.abs().max()) < 0.1  # the same of a variance
 
 
 def test_the_likelihood_and_its_criteria(estimated) -> None:
