@@ -32,8 +32,8 @@ def test_typical_patients_are_those_of_the_study(script):
         assert dose.interval == (24.0 if slow else 12.0) and dose.additional == 6
         assert np.allclose(subject.times - 6 * dose.interval, [0, 1, 3])
         clearance = 21.2 * 2 ** subject.covariates["CYP"]
-        # dose/CL at steady state, which seven doses reach to within what the slow phase leaves
-        assert found == pytest.approx(dose.amount / clearance, rel=0.01)
+        # dose/CL at steady state, less what the slow phase still keeps back after seven doses
+        assert 0.97 < found / (dose.amount / clearance) < 1
         true = subject.truth.parameters
         assert true["V1"] == pytest.approx(486 * (1 if slow else 0.29))
         assert true["KTR"] == pytest.approx(3.34 * (1 if slow else 1.53))
@@ -45,8 +45,9 @@ def test_the_hidden_haematocrit_is_what_acts_on_clearance(script):
     plain, hidden = (script.simulate(k, 40, seed=1) for k in (1, 2))
     assert hidden.covariate_names == plain.covariate_names == ("CYP", "DOSE", "P")
     share = np.array([b.truth.parameters["CL"] / a.truth.parameters["CL"] for a, b in zip(plain, hidden, strict=True)])
-    if [s.covariates["CYP"] for s in plain] == [s.covariates["CYP"] for s in hidden]:
-        assert share.min() >= (45 / 35) ** -3.14 - 1e-9 and share.max() <= (25 / 35) ** -3.14 + 1e-9
+    # a sample from almost the whole of it
+    low, high = (45 / 35) ** -3.14, (25 / 35) ** -3.14
+    assert low - 1e-9 < share.min() < 1.3 * low and 0.7 * high < share.max() < high + 1e-9
     # the oracle's haematocrit has the same limits, whatever its z
     model = script.known_model(2, hidden=True)
     z = torch.zeros(3, 6, dtype=torch.float64)
@@ -61,7 +62,7 @@ def test_standard_deviations_add(script):
     assert sd.tolist() == pytest.approx([0.71, 1.84])
 
 
-def test_the_formula_is_exact_where_the_area_is_linear_in_the_samples(script):
+def test_no_multiple_of_the_mean_sample_beats_the_formula(script):
     people = script.simulate(1, 40, seed=2)
     area = script.by_formula(people, people).area
     true = script.areas(script.true_lines(people), people)
