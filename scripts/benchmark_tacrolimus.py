@@ -430,7 +430,7 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    console = Console()
+    console = Console(width=130)
     if not regressors(0):
         console.print(
             "left out, without scikit-learn: boosting, MLP (pip install -r scripts/requirements-tacrolimus.txt)"
