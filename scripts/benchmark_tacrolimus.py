@@ -424,7 +424,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=800, help="patients to learn from")
     parser.add_argument("--test", type=int, default=200, help="patients to score on")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--draws", type=int, default=100, help="of each patient's parameters")
+    parser.add_argument("--draws", type=int, default=200, help="of each patient's parameters")
     parser.add_argument("--json", type=Path, help="where to write every figure")
     options = parser.parse_args()
     torch.set_num_threads(1)
