@@ -190,7 +190,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         ]
         seconds = np.median([row["seconds"] for row in group])
         table.add_row(*map(str, key), *cells, ", ".join(covered), f"{seconds:.0f}")
-    Console().print(table)
+    Console(width=150).print(table)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from neuralpk.datamodules import PKDataModule
 from neuralpk.tasks import LatentODETask
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--epochs", type=int, default=12, help="of 20 passes over the patients")
+parser.add_argument("--epochs", type=int, default=8, help="of 20 passes over the patients")
 parser.add_argument("--field", default="neural", choices=["neural", "mechanistic", "hybrid", "free"])
 arguments = parser.parse_args()
 
@@ -24,6 +24,7 @@ task = LatentODETask(
     dynamics={"field": arguments.field, "compartments": 2, "omega": 0.4, "omega_spread": 0.7},
     objective="iwae",
     draws=8,
+    refine=2,
     solver={"rtol": 1e-4, "atol": 1e-4},
 )
 trainer = L.Trainer(
