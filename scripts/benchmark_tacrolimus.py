@@ -1,6 +1,6 @@
 """How well is a transplant patient's exposure to tacrolimus estimated from three samples, beside those who know more?
 
-The speaker's later study, simulated as published: a depot and three transit compartments, then two compartments; two
+Simulated as published: a depot and three transit compartments, then two compartments; two
 formulations, 800 patients to learn from, 200 others to score on, sampled 0, 1 and 3 h after the last of seven doses.
 The target is the area under the concentration (AUC) over the interval after that dose. Scenario 1 is as published; in 2
 a haematocrit that acts on clearance is hidden; in 3 elimination is saturable, which nobody is told but the oracle.

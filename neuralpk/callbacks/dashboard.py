@@ -19,7 +19,10 @@ from neuralpk.tasks import LatentODETask
 _LAYOUT = {
     "Training": {
         "loss": ["Multiline", ["train_loss", "val_loss"]],
-        "parts of the loss": ["Multiline", ["train_fit", "train_kl", "val_fit", "val_kl"]],
+        "parts of the loss": [
+            "Multiline",
+            ["train_fit", "train_kl", "train_encoder", "val_fit", "val_kl", "val_encoder"],
+        ],
         "learning rate": ["Multiline", ["learning_rate"]],
         "gradient norm": ["Multiline", ["gradient_norm"]],
     },

@@ -196,8 +196,9 @@ def _rows(
         if varies in omega:
             # CV = sqrt(exp(omega²) − 1), and its relative error by the slope in log(omega)
             square = omega[varies] ** 2
-            slope = square * math.exp(square) / math.expm1(square)
-            row |= {"CV": 100 * math.sqrt(math.expm1(square)), "CV_RSE": 100 * slope * sd[varies]}
+            slope = square / -math.expm1(-square)
+            cv = math.sqrt(math.expm1(square)) if square < 700 else math.inf  # of a fit that went astray
+            row |= {"CV": 100 * cv, "CV_RSE": 100 * slope * sd[varies]}
             row |= {"SHRINKAGE": 100 * float(shrinkage[one.place])}
         rows.append(row)
     return rows

@@ -30,7 +30,7 @@ Row = dict[str, Any]
 
 BASE = {"n": 256, "doses": 28, "observations": 20}
 RANGES = {
-    "n": (50, 256, 1024, 4096, 16384),
+    "n": (50, 256, 1024, 4096),
     "doses": (1, 3, 10, 28, 100),
     "observations": (5, 10, 20, 50, 100),
 }
