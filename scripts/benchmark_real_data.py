@@ -14,6 +14,7 @@ from pathlib import Path
 import lightning as L
 import pandas as pd
 import torch
+from quiet_training import train
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -45,17 +46,7 @@ def run_fold(name: str, field: str, fold: int, folds: int, shown: int, epochs: i
         warmup=0.5,
         seed=seed,
     )
-    trainer = L.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        gradient_clip_val=5.0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-    )
-    trainer.fit(task, data)
+    train(task, data, epochs)
     table = task.residuals(data.part("test"), context=shown)
     return table.assign(SEEN=range(len(table)), SHOWN=shown).assign(SEEN=lambda t: t["SEEN"] < shown)
 

@@ -17,6 +17,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from quiet_training import train
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -74,21 +75,11 @@ def learn(data: PKDataModule, field: str, seed: int) -> LatentODETask:
     """A model of the fifty patients, and how sure they make it of the population."""
     settings = dict(LEARNERS[field])
     epochs = settings.pop("epochs")
+    L.seed_everything(seed, verbose=False)  # before the networks draw their first weights
     task = LatentODETask(
         scaling=data.scaling(), dynamics=PRIOR | {"field": field}, objective="iwae", seed=seed, **settings
     )
-    trainer = L.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        gradient_clip_val=5.0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-    )
-    L.seed_everything(seed, verbose=False)
-    trainer.fit(task, data)
+    train(task, data, epochs)
     task.estimate_population(data.part("train"))
     return task
 

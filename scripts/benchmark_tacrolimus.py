@@ -27,6 +27,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from quiet_training import train
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -228,20 +229,10 @@ class Patients(CohortDataModule):
 
 def learn(people: Cohort, seed: int, epochs: int) -> LatentODE:
     """A model of the patients' samples; it is told neither the scenario nor any area."""
+    L.seed_everything(seed, verbose=False)  # before the networks draw their first weights
     data = Patients(people, batch_size=BATCH, seed=seed)
     task = LatentODETask(scaling=data.scaling(), objective="iwae", seed=seed, **MODEL)
-    trainer = L.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        gradient_clip_val=5.0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-    )
-    L.seed_everything(seed, verbose=False)
-    trainer.fit(task, data)
+    train(task, data, epochs)
     return task.model.eval().requires_grad_(False)
 
 

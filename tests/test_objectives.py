@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import quadrature
 import torch
+from stopping import Stop
 from torch import Tensor
 
 from neuralpk import randomness
@@ -257,21 +258,13 @@ def test_one_seed_gives_one_training_and_another_seed_another() -> None:
 
 
 def test_a_resumed_training_by_marginal_likelihood_is_the_straight_one(tmp_path) -> None:
-    class Stop(L.Callback):
-        def __init__(self, step: int) -> None:
-            self.step = step
-
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-            if trainer.global_step == self.step:
-                trainer.save_checkpoint(tmp_path / "part.ckpt")
-                trainer.should_stop = True
-                trainer.fit_loop.epoch_loop.max_steps = self.step
-
     def run(path: str | None, stop: int) -> list[Tensor]:
         data = PKDataModule(**SMALL, passes_per_epoch=2, batch_size=5, context="random")
         task = one_compartment(data)
         torch.manual_seed(123 + stop)
-        quiet(max_epochs=3, gradient_clip_val=5.0, callbacks=[Stop(stop)]).fit(task, data, ckpt_path=path)
+        quiet(max_epochs=3, gradient_clip_val=5.0, callbacks=[Stop(stop, tmp_path / "part.ckpt")]).fit(
+            task, data, ckpt_path=path
+        )
         return weights(task)
 
     straight, broken = run(None, 1000), run(None, 5)

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from stopping import Stop
 
 from neuralpk.batch import collate
 from neuralpk.cohort import Cohort, Subject
@@ -229,21 +230,11 @@ def test_a_resumed_run_is_the_straight_run(tmp_path, steps: int) -> None:
         data = PKDataModule(**SMALL, passes_per_epoch=2, batch_size=5, context="random")
         task = one_compartment(data)
         torch.manual_seed(123 + stop)  # what else draws in a process must not matter
-        trainer = quiet(max_epochs=3, gradient_clip_val=5.0, callbacks=[Stop(stop)])
+        trainer = quiet(max_epochs=3, gradient_clip_val=5.0, callbacks=[Stop(stop, tmp_path / "part.ckpt")])
         trainer.fit(task, data, ckpt_path=path)
         if keep:
             trainer.save_checkpoint(tmp_path / "part.ckpt")
         return task
-
-    class Stop(L.Callback):
-        def __init__(self, step: int) -> None:
-            self.step = step
-
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-            if trainer.global_step == self.step:
-                trainer.save_checkpoint(tmp_path / "part.ckpt")
-                trainer.should_stop = True
-                trainer.fit_loop.epoch_loop.max_steps = self.step
 
     straight = run(None, 1000)
     broken = run(None, steps)
