@@ -76,6 +76,8 @@ class NeuralPKCLI(LightningCLI):
                 f"neuralpk {name}: which checkpoint? Give --ckpt_path FILE, after any --config (a saved configuration "
                 "that holds `ckpt_path: null` would take it back)."
             )
+        if name != "fit":
+            self.config[name].model.pretrained = None  # the checkpoint has what it took from there
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The trainer, without our progress bar where none is wanted."""
@@ -220,6 +222,7 @@ def reconstruct(checkpoint: Path, table: Path, out: Path, draws: int = 200, poli
             trained, which is true for ``iwae``.
     """
     task = LatentODETask.load_from_checkpoint(checkpoint, map_location="cpu")
+    print(f"The model was {task.track}")
     _write(task.reconstruct(table, draws=draws, polish=polish), out)
 
 

@@ -20,12 +20,43 @@ from neuralpk.residual_error import ResidualError
 from neuralpk.solve import SolverOptions, solve
 
 # streams of the counter-based random numbers: what each draw of a subject is for
-_ETA, _COVARIATES, _DOSES, _TIMES, _JITTER, _RESIDUAL = range(6)
+_ETA, _COVARIATES, _DOSES, _TIMES, _JITTER, _RESIDUAL, _POPULATION = range(7)
 
 
 def omega_from_cv(percent: float) -> float:
     """Standard deviation of eta for a coefficient of variation: CV% = 100·sqrt(exp(omega²) − 1)."""
     return float(np.sqrt(np.log1p((percent / 100) ** 2)))
+
+
+@dataclass(frozen=True)
+class PopulationPrior:
+    """Which populations there may be: each number of one lies log-uniformly within a factor of its centre::
+
+        typical = centre · factor^u,  u ~ U(−1, 1), and likewise every omega; one u for all of the residual error
+
+    Args:
+        typical: factor of typical values.
+        omega: factor of the standard deviations of eta.
+        error: factor of the standard deviations of the residual error.
+
+    Raises:
+        ValueError: a factor below 1.
+    """
+
+    typical: float = 1.0
+    omega: float = 1.0
+    error: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not min(self.typical, self.omega, self.error) >= 1:
+            raise ValueError(f"the factors of a prior over populations are 1 or more, got {self}")
+
+    def draw(self, seed: int, index: Tensor, parameters: int) -> tuple[Tensor, Tensor, Tensor]:
+        """A population for every subject, as factors of the centre: of typical values and of omega, both
+        ``[subject, parameter]``, and of the residual error, ``[subject, 1]``."""
+        u = 2.0 * randomness.uniform(seed, _POPULATION, index, 2 * parameters + 1) - 1.0
+        typical, omega, error = u[:, :parameters], u[:, parameters:-1], u[:, -1:]
+        return self.typical**typical, self.omega**omega, self.error**error
 
 
 @dataclass(frozen=True)
@@ -40,6 +71,7 @@ class Population:
         effects: (parameter, covariate) to the exponent of (c/reference), or for a 0-or-1 covariate the logarithm of
             its factor.
         references: reference value of each continuous covariate; default the middle of its range.
+        prior: gives every subject a population of its own, around the one that the other arguments describe.
 
     Raises:
         ValueError: a typical value that is not positive, a name that does not exist, an Omega that is no covariance.
@@ -50,6 +82,7 @@ class Population:
     covariates: Mapping[str, tuple[float, float] | float] = field(default_factory=dict)
     effects: Mapping[tuple[str, str], float] = field(default_factory=dict)
     references: Mapping[str, float] = field(default_factory=dict)
+    prior: PopulationPrior = PopulationPrior()
 
     def __post_init__(self) -> None:
         low = {name: value for name, value in self.typical.items() if not value > 0}
@@ -85,8 +118,9 @@ class Population:
 
     def draw(self, seed: int, index: Tensor, covariates: Mapping[str, Tensor]) -> Tensor:
         """Individual parameters, ``[subject, parameter]`` in the order of `typical`."""
-        eta = randomness.normal(seed, _ETA, index, len(self.typical)) @ self.cholesky().T
-        log_theta = torch.tensor(list(self.typical.values()), dtype=torch.float64).log() + eta
+        typical, omega, _ = self.prior.draw(seed, index, len(self.typical))
+        eta = omega * (randomness.normal(seed, _ETA, index, len(self.typical)) @ self.cholesky().T)
+        log_theta = torch.tensor(list(self.typical.values()), dtype=torch.float64).log() + typical.log() + eta
         names = list(self.typical)
         for (parameter, covariate), strength in self.effects.items():
             law = self.covariates[covariate]
@@ -195,7 +229,8 @@ def simulate_batches(
         theta = population.draw(seed, index, covariates)[:, order]
         batch = _planned(design, arms, index, covariates, *design.draw_times(seed, index))
         observed, truth = _noise_free(dynamics, theta, batch, design, line)
-        noise = randomness.normal(seed, _RESIDUAL, index, observed.shape[1])
+        *_, noisier = population.prior.draw(seed, index, len(population.typical))
+        noise = noisier * randomness.normal(seed, _RESIDUAL, index, observed.shape[1])
         values = torch.where(batch.mask, error.simulate(observed, batch.endpoint, noise), 0.0)
         below = batch.mask & (values < (-torch.inf if design.lloq is None else design.lloq))
         values = torch.where(below, design.lloq or 0.0, values)

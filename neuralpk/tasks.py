@@ -21,6 +21,7 @@ from neuralpk.inference.mode import most_probable
 from neuralpk.inference.population import PopulationEstimate, estimate_population
 from neuralpk.models import DynamicsSettings, EncoderSettings, LatentODE, SolverSettings, build_model
 from neuralpk.objectives import Loss, Objective, evidence_bound, imagine, marginal_likelihood, squared_error
+from neuralpk.pretraining import Pretrained
 from neuralpk.reconstruction import Reconstruction, evaluation_batch, reconstruct
 from neuralpk.scaling import Scaling
 from neuralpk.solve import SolveError
@@ -54,6 +55,8 @@ class LatentODETask(L.LightningModule):
             typical values, variability and residual error take five times it.
         warmup: share of the training over which the weight of the KL term rises from 0 to 1.
         seed: of the draws of z.
+        pretrained: checkpoint of a pre-training to start from (`neuralpk.pretraining`); the field, the encoder, the
+            kind of error and the magnitudes are then its own.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class LatentODETask(L.LightningModule):
         learning_rate: float = 0.01,
         warmup: float = 0.0,
         seed: int = 0,
+        pretrained: str | None = None,
     ) -> None:
         super().__init__()
         if objective not in get_args(Objective):
@@ -79,7 +83,13 @@ class LatentODETask(L.LightningModule):
         self.draws, self.refine = draws, refine
         self.objective: Objective = objective
         self.learning_rate, self.warmup, self.seed = learning_rate, warmup, seed
-        self.model = self._build()
+        if pretrained is None:
+            self.model = self._build()
+        else:
+            source = Pretrained.read(pretrained)
+            self.hparams.update(source.tuned(self.hparams))
+            self.model = self._build()
+            source.start(self.model)
         self._tallies: dict[str, Tensor] = {}
         self.squares = MeanMetric()
         self.log_squares = MeanMetric()
@@ -98,15 +108,23 @@ class LatentODETask(L.LightningModule):
         return model
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the scaling from the checkpoint, whatever data the task was made for, and the length of the schedule of
-        the learning rate from this training, which may be longer than the one that was saved."""
-        scaling = checkpoint["hyper_parameters"]["scaling"]
-        if scaling != self.hparams["scaling"]:
-            self.hparams["scaling"] = scaling
+        """Take the scaling from the checkpoint, whatever data the task was made for, and of a tuned model what it has
+        from its pre-training; the length of the schedule of the learning rate from this training, which may be longer
+        than the one that was saved."""
+        saved = checkpoint["hyper_parameters"]
+        tuned = bool(Scaling.from_plain(saved["scaling"]).pretraining)
+        taken = {name: saved[name] for name in ("scaling", *(("dynamics", "encoder", "error") if tuned else ()))}
+        if any(self.hparams[name] != value for name, value in taken.items()):
+            self.hparams.update(taken)
             self.model = self._build().to(self.device)
         for schedule in checkpoint.get("lr_schedulers", []):
             for name in ("total_steps", "_schedule_phases"):
                 schedule.pop(name, None)
+
+    @property
+    def track(self) -> str:
+        """What the model has learned from, in words: the study's own patients only, or others before them."""
+        return Scaling.from_plain(self.hparams["scaling"]).track
 
     def place(self, batch: CohortBatch) -> Tensor:
         """Each subject's z given the context, ``[subject, latent]``: where the encoder puts it or, trained by ``iwae``,

@@ -3,14 +3,20 @@
 Fifty patients to learn from, scored on them and on new ones: two compartments, an IV bolus, log-normal parameters with
 omega .3, 20 % proportional error, n samples a patient at random times. The oracle is the same inference (most probable
 parameters, importance-weighted intervals) with the true model in place of a learned one.
+
+Track "own": learned from the fifty patients only. Track "pretrained": first from 4,000 simulated patients, each of a
+population of its own, around centres that are wrong by factors drawn for each seed; then used as it is, and tuned to
+the fifty.
 """
 
 import argparse
 import json
 import logging
 import math
+import tempfile
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +59,13 @@ LEARNERS: dict[str, dict[str, Any]] = {
     "neural": {"draws": 8, "epochs": 12, "solver": {"rtol": 1e-4, "atol": 1e-4}},
     "hybrid": {"draws": 8, "epochs": 12, "solver": {"rtol": 1e-4, "atol": 1e-4}},
 }
+# what is believed before the study: typical values, omega and error log-uniform within these factors of their centres,
+# and the centres themselves off the truth by up to those; so log(omega) is off by .46 (one standard deviation)
+POPULATIONS = {"typical": 3.0, "omega": 2.0, "error": 2.0}
+CENTRES = {"typical": 2.0, "omega": 1.5, "error": 1.5}
+BELIEVED_OMEGA_SPREAD = 0.5
+PRETRAINING_PATIENTS, PRETRAINING_OMEGA = 4_000, 0.7
+PRETRAINING: dict[str, Any] = {"objective": "iwae", "draws": 8, "refine": 5, "learning_rate": 0.002}
 
 
 def cohort(name: str, samples: int, new: int, seed: int) -> PKDataModule:
@@ -71,17 +84,68 @@ def cohort(name: str, samples: int, new: int, seed: int) -> PKDataModule:
     )
 
 
-def learn(data: PKDataModule, field: str, seed: int) -> LatentODETask:
-    """A model of the fifty patients, and how sure they make it of the population."""
-    settings = dict(LEARNERS[field])
+def learn(data: PKDataModule, field: str, seed: int, start: dict[str, Any] | None = None) -> LatentODETask:
+    """A model of the fifty patients, and how sure they make it of the population.
+
+    Args:
+        data: the patients.
+        field: of the model.
+        seed: of its first weights and of its draws.
+        start: further settings of a task that starts from a pre-training.
+    """
+    settings = dict(LEARNERS[field]) | (start or {"dynamics": PRIOR | {"field": field}})
     epochs = settings.pop("epochs")
     L.seed_everything(seed, verbose=False)  # before the networks draw their first weights
-    task = LatentODETask(
-        scaling=data.scaling(), dynamics=PRIOR | {"field": field}, objective="iwae", seed=seed, **settings
-    )
+    task = LatentODETask(scaling=data.scaling(), objective="iwae", seed=seed, **settings)
     train(task, data, epochs)
     task.estimate_population(data.part("train"))
     return task
+
+
+def belief(seed: int) -> dict[str, Any]:
+    """Centres of the prior over populations, off the truth by factors drawn for the seed."""
+    u = np.random.default_rng(seed).uniform(-1.0, 1.0, len(TYPICAL) + 2)
+    typical = {
+        name: value * float(CENTRES["typical"] ** x) for (name, value), x in zip(TYPICAL.items(), u, strict=False)
+    }
+    omega = {name: float(OMEGA[name] * CENTRES["omega"] ** u[-2]) for name in TYPICAL}
+    return {"typical": typical, "omega": omega, "error_sd": {"b": float(0.2 * CENTRES["error"] ** u[-1])}}
+
+
+def pretrain(field: str, seed: int, path: Path) -> LatentODETask:
+    """Pre-train on simulated patients of many populations and keep it at `path`."""
+    data = PKDataModule(
+        subjects=PRETRAINING_PATIENTS,
+        samples=[3, 19],
+        populations=POPULATIONS,
+        context="random",
+        batch_size=100,
+        grid=[0.25, 72.0, 2],
+        seed=10_000 + seed,  # none of the study's patients is among them
+        **belief(seed),
+    )
+    L.seed_everything(seed, verbose=False)
+    # the centres are known to whoever simulates; one patient differs from another by population and by omega
+    start = {"typical": _named(field, data.population.typical), "omega": PRETRAINING_OMEGA}
+    settings = {name: value for name, value in LEARNERS[field].items() if name != "epochs"} | PRETRAINING
+    task = LatentODETask(
+        scaling=data.scaling(), dynamics={"field": field, "compartments": 2} | start, seed=seed, **settings
+    )
+    train(task, data, 1).save_checkpoint(path)
+    return task
+
+
+def _named(field: str, typical: Mapping[str, float]) -> dict[str, float]:
+    """The parameters of a field at a typical value of CL, V1, Q and V2."""
+    if field != "neural":
+        return dict(typical)
+    clearance, volume, flow, peripheral = (typical[name] for name in ("CL", "V1", "Q", "V2"))
+    return {
+        "base_central_out": clearance / volume,
+        "base_central_peripheral": flow / volume,
+        "base_peripheral_central": flow / peripheral,
+        "base_V1": volume,
+    }
 
 
 def known_model(data: PKDataModule, elimination: str, typical: dict[str, float]) -> LatentODE:
@@ -123,29 +187,44 @@ def scores(result: Reconstruction, people: Cohort) -> dict[str, float]:
     return out
 
 
-def run(name: str, field: str, samples: int, new: int, seed: int, draws: int) -> list[dict[str, Any]]:
+def learners(data: PKDataModule, field: str, seed: int, source: Path | None) -> dict[str, tuple[LatentODETask, float]]:
+    """What is scored, by its track: a task and the seconds that it took to learn from the fifty patients."""
+    started = time.perf_counter()
+    if source is None:
+        return {"own patients": (learn(data, field, seed), time.perf_counter() - started)}
+    omega = belief(seed)["omega"]["CL"]
+    believed = {"pretrained": str(source), "dynamics": {"omega": omega, "omega_spread": BELIEVED_OMEGA_SPREAD}}
+    tuned = learn(data, field, seed, believed)
+    seconds = time.perf_counter() - started
+    as_it_is = LatentODETask.load_from_checkpoint(source, map_location="cpu")
+    return {"pre-trained, as it is": (as_it_is, 0.0), "pre-trained, tuned": (tuned, seconds)}
+
+
+def run(
+    name: str, field: str, samples: int, new: int, seed: int, draws: int, source: Path | None
+) -> list[dict[str, Any]]:
     """Learn once and score on own and new patients, beside the oracle and the linear model."""
     data = cohort(name, samples, new, seed)
-    started = time.perf_counter()
-    task = learn(data, field, seed)
-    seconds = time.perf_counter() - started
+    learned = learners(data, field, seed, source)
     settings = COHORTS[name]
     oracle = known_model(data, settings.get("elimination", "linear"), settings["typical"])
     linear = known_model(data, "linear", TYPICAL)
+    both = np.concatenate([TIMES, LATER]).tolist()
     rows = []
     for subjects, part in (("own", "train"), ("new", "test")):
         people = data.part(part)
-        both = np.concatenate([TIMES, LATER]).tolist()
-        found = scores(task.reconstruct(people, both, draws), people)
         ideal = scores(reconstruct(oracle, people, both, draws, polish=True), people)
-        row: dict[str, Any] = {"cohort": name, "track": "own patients", "field": field, "n_obs": samples}
-        row |= {"subjects": subjects, "seed": seed} | found | {f"oracle_{key}": value for key, value in ideal.items()}
-        if "width90_k" in found and "width90_k" in ideal:
-            row["width90_k_over_oracle"] = found["width90_k"] / ideal["width90_k"]
-        if name != "linear":
-            wrong = scores(reconstruct(linear, people, both, 1, polish=True), people)
-            row["linear_map_line_rrmse"] = wrong["line_rrmse"]
-        rows.append(row | {"seconds": round(seconds, 1)})
+        wrong = scores(reconstruct(linear, people, both, 1, polish=True), people) if name != "linear" else {}
+        for way, (task, seconds) in learned.items():
+            found = scores(task.reconstruct(people, both, draws, polish=True), people)
+            row: dict[str, Any] = {"cohort": name, "track": way, "learned": task.track, "field": field}
+            row |= {"n_obs": samples, "subjects": subjects, "seed": seed}
+            row |= found | {f"oracle_{key}": value for key, value in ideal.items()}
+            if "width90_k" in found and "width90_k" in ideal:
+                row["width90_k_over_oracle"] = found["width90_k"] / ideal["width90_k"]
+            if wrong:
+                row["linear_map_line_rrmse"] = wrong["line_rrmse"]
+            rows.append(row | {"seconds": round(seconds, 1)})
     return rows
 
 
@@ -154,6 +233,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     table = Table(title="Ratio to the oracle: mean over seeds (smallest to largest)")
     for column in (
         "cohort",
+        "track",
         "field",
         "samples",
         "patients",
@@ -167,7 +247,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         table.add_column(column, no_wrap=True)
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["cohort"], row["field"], row["n_obs"], row["subjects"]), []).append(row)
+        groups.setdefault(tuple(row[k] for k in ("cohort", "track", "field", "n_obs", "subjects")), []).append(row)
     for key, group in groups.items():
         cells = []
         for name in ("line_rrmse", "auc_rrmse", "later_rrmse"):
@@ -181,7 +261,10 @@ def show(rows: list[dict[str, Any]]) -> None:
         ]
         seconds = np.median([row["seconds"] for row in group])
         table.add_row(*map(str, key), *cells, ", ".join(covered), f"{seconds:.0f}")
-    Console(width=150).print(table)
+    console = Console(width=170)
+    console.print(table)
+    for said in sorted({f"{row['track']}, seed {row['seed']}: {row['learned']}" for row in rows}):
+        console.print(said)
 
 
 def main() -> None:
@@ -190,6 +273,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--fields", nargs="+", default=["mechanistic", "neural", "hybrid"], choices=list(LEARNERS))
     parser.add_argument("--samples", nargs="+", type=int, default=[19, 8, 6, 4, 3])
+    parser.add_argument("--tracks", nargs="+", default=["own"], choices=["own", "pretrained"])
     parser.add_argument("--cohorts", nargs="+", default=["linear"], choices=list(COHORTS))
     parser.add_argument("--new", type=int, default=1000, help="new patients")
     parser.add_argument("--draws", type=int, default=100, help="for the intervals")
@@ -198,18 +282,19 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    runs = [
-        (name, field, samples, seed)
-        for name in options.cohorts
-        for field in options.fields
-        for samples in options.samples
-        for seed in range(options.seeds)
-    ]
+    seeds = range(options.seeds)
+    sources = [(which, field, seed) for which in options.tracks for field in options.fields for seed in seeds]
     rows: list[dict[str, Any]] = []
-    for name, field, samples, seed in track(runs, "learn and score"):
-        rows += run(name, field, samples, options.new, seed, options.draws)
-        if options.json:
-            options.json.write_text(json.dumps(rows, indent=1))
+    with tempfile.TemporaryDirectory() as folder:
+        for which, field, seed in track(sources, "learn and score"):
+            source = Path(folder) / "pretrained.ckpt" if which == "pretrained" else None
+            if source:
+                pretrain(field, seed, source)
+            for name in options.cohorts:
+                for samples in options.samples:
+                    rows += run(name, field, samples, options.new, seed, options.draws, source)
+                    if options.json:
+                        options.json.write_text(json.dumps(rows, indent=1))
     show(rows)
 
 

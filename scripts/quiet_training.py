@@ -6,8 +6,8 @@ from neuralpk.datamodules import CohortDataModule
 from neuralpk.tasks import LatentODETask
 
 
-def train(task: LatentODETask, data: CohortDataModule, epochs: int) -> None:
-    """Train the task in place, on the CPU."""
+def train(task: LatentODETask, data: CohortDataModule, epochs: int) -> L.Trainer:
+    """Train the task in place, on the CPU; the trainer can save it."""
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -19,3 +19,4 @@ def train(task: LatentODETask, data: CohortDataModule, epochs: int) -> None:
         limit_val_batches=0,
     )
     trainer.fit(task, data)
+    return trainer

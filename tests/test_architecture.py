@@ -16,7 +16,7 @@ FLOORS = (
     {"tables"},
     {"datasets", "encoders", "solve"},
     {"simulate", "models"},
-    {"inference", "published"},
+    {"inference", "published", "pretraining"},
     {"objectives", "reconstruction"},
     {"tasks", "datamodules", "evaluate"},
     {"callbacks"},

@@ -43,6 +43,7 @@ class Report(L.Callback):
         task, data = parts
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
+        self.console.print(f"This model was {task.track}")
         callback = trainer.checkpoint_callback
         last = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
         if task.objective == "iwae":
@@ -58,8 +59,8 @@ class Report(L.Callback):
     def _population(self, data: CohortDataModule, task: LatentODETask, folder: Path) -> None:
         estimate = task.estimate_population(data.part("train"))
         frame = pd.DataFrame(estimate.rows)
-        frame.to_csv(folder / "population.csv", index=False)
-        table = Table(title=f"Population of the {len(data.part('train'))} patients it learned from")
+        frame.assign(TRACK=task.track).to_csv(folder / "population.csv", index=False)
+        table = Table(title=f"Population of the {len(data.part('train'))} patients it learned from", caption=task.track)
         table.add_column("parameter", overflow="fold")
         for column in ("estimate", "RSE", "95 % CI", "CV", "shrinkage"):
             table.add_column(column, justify="right", no_wrap=True)

@@ -13,7 +13,14 @@ from neuralpk.cohort import Cohort, Dose, Units
 from neuralpk.datamodules.base import CohortDataModule, Part
 from neuralpk.dynamics import Absorption, CompartmentModel, Dynamics, Elimination, LotkaVolterra
 from neuralpk.residual_error import ERRORS, ResidualError
-from neuralpk.simulate import Design, Population, omega_from_cv, simulate_batches, simulate_cohort
+from neuralpk.simulate import (
+    Design,
+    Population,
+    PopulationPrior,
+    omega_from_cv,
+    simulate_batches,
+    simulate_cohort,
+)
 from neuralpk.tables.streaming import batch_frame
 
 
@@ -65,7 +72,7 @@ class SimulatedDataModule(CohortDataModule):
         return parts | ({"test": cohort[self.subjects :]} if self.test_subjects else {})
 
     def typical_lines(self, cohort: Cohort) -> np.ndarray | None:
-        typical = dataclasses.replace(self.population, omega={})
+        typical = dataclasses.replace(self.population, omega={}, prior=PopulationPrior())
         lines = self._simulate(typical, self.design, max(int(i) for i in cohort.ids))
         return np.stack([truth.line for i in cohort.ids if (truth := lines[int(i) - 1].truth) is not None])
 
@@ -84,6 +91,8 @@ class PKDataModule(SimulatedDataModule):
         cv: between-subject variability in percent by parameter, CV% = 100·sqrt(exp(omega²) − 1).
         omega: standard deviation of eta by parameter, or the full covariance matrix in the order of `typical`; given
             instead of `cv`.
+        populations: for pre-training, factors within which `typical`, `omega` and `error` of a population lie
+            (`PopulationPrior`); every patient then comes from a population of its own.
         covariates: name to [low, high], or to the probability of a 1.
         effects: ``PARAMETER~COVARIATE`` to its exponent (`Population`).
         doses: amounts in mg; patient i gets one of them in turn.
@@ -114,6 +123,7 @@ class PKDataModule(SimulatedDataModule):
         typical: dict[str, float] | None = None,
         cv: dict[str, float] | None = None,
         omega: dict[str, float] | list[list[float]] | None = None,
+        populations: dict[str, float] | None = None,
         covariates: dict[str, list[float] | float] | None = None,
         effects: dict[str, float] | None = None,
         doses: list[float] | None = None,
@@ -147,6 +157,7 @@ class PKDataModule(SimulatedDataModule):
             omega=dict.fromkeys(typical, 0.3) if spread is None else spread,
             covariates={k: tuple(v) if isinstance(v, list) else v for k, v in (covariates or {}).items()},  # type: ignore[misc]
             effects={(k.split("~")[0], k.split("~")[1]): v for k, v in (effects or {}).items()},
+            prior=_population_prior(populations or {}),
         )
         records = [
             Dose(
@@ -170,6 +181,27 @@ class PKDataModule(SimulatedDataModule):
             lloq=lloq,
             grid=tuple(np.linspace(first, last, int(points)).tolist()),
         )
+
+    def scaling(self) -> dict[str, Any]:
+        return super().scaling() | {"populations": self._populations()}
+
+    def _populations(self) -> str:
+        """The prior over populations in words; empty for one population."""
+        prior = self.population.prior
+        if prior == PopulationPrior():
+            return ""
+        centres = ", ".join(f"{name} {value:.3g}" for name, value in self.population.typical.items())
+        return (
+            f"populations within a factor {prior.typical:g} of {centres} (omega within {prior.omega:g}, residual error "
+            f"within {prior.error:g} of their centres)"
+        )
+
+
+def _population_prior(factors: dict[str, float]) -> PopulationPrior:
+    unknown = set(factors) - {part.name for part in dataclasses.fields(PopulationPrior)}
+    if unknown:
+        raise ValueError(f"populations takes factors of typical, omega and error, not of {sorted(unknown)}")
+    return PopulationPrior(**factors)
 
 
 class LotkaVolterraDataModule(SimulatedDataModule):

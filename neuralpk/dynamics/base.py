@@ -72,6 +72,9 @@ class Dynamics(nn.Module, ABC):
         """log p(weights) up to a constant: what is believed of a learned field before it has seen data."""
         return 0.0
 
+    def believe_weights(self) -> None:
+        """From now on expect, before any data, the weights that the field has now, rather than none."""
+
     def guess(self, scaling: Scaling) -> dict[str, float]:
         """Positive starting values of the mechanistic parameters for data of this magnitude, by name."""
         return {}

@@ -55,6 +55,9 @@ class HybridDynamics(Dynamics):
     def log_prior(self) -> Tensor | float:
         return self.mechanistic.log_prior() + self.correction.log_prior()
 
+    def believe_weights(self) -> None:
+        self.correction.believe_weights()
+
     def initial_state(self, theta: Tensor) -> Tensor:
         return self.mechanistic.initial_state(self._split(theta)[0])
 

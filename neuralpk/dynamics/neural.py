@@ -31,16 +31,26 @@ def latent_names(size: int) -> tuple[str, ...]:
     return tuple(f"z{k}" for k in range(1, size + 1))
 
 
-def log_weights(network: nn.Sequential, spread: float) -> Tensor:
+def log_weights(network: nn.Sequential, spread: float, mean: Tensor | None = None) -> Tensor:
     """log of a normal density of the weights, up to a constant, under which outputs are about `spread` in size: hidden
-    layers hand on what they get at its size, the last one multiplies by `spread` (Neal 1996)."""
+    layers hand on what they get at its size, the last one multiplies by `spread` (Neal 1996).
+
+    Args:
+        network: linear layers, with an activation in between.
+        spread: size of its outputs.
+        mean: of the weights, one after the other; default 0. Around a trained network `spread` is how far its outputs
+            are expected to move: every layer has its share of that.
+    """
     layers = [layer for layer in network if isinstance(layer, nn.Linear)]
-    sizes = [*[1.0] * (len(layers) - 1), spread]
-    squares = [
-        w.weight.square().sum() * w.in_features / s**2 + w.bias.square().sum() / s**2
-        for w, s in zip(layers, sizes, strict=True)
-    ]
-    return -0.5 * torch.stack(squares).sum()
+    sizes = [spread if mean is not None else 1.0] * (len(layers) - 1) + [spread]
+    sd = torch.cat(
+        [
+            torch.cat([torch.full_like(w.weight, s * w.in_features**-0.5).flatten(), torch.full_like(w.bias, s)])
+            for w, s in zip(layers, sizes, strict=True)
+        ]
+    )
+    weights = nn.utils.parameters_to_vector(network.parameters())
+    return -0.5 * ((weights if mean is None else weights - mean) / sd).square().sum()
 
 
 class NeuralCompartments(Compartments):
@@ -66,6 +76,7 @@ class NeuralCompartments(Compartments):
 
     reference: Tensor
     amount_scale: Tensor
+    believed: Tensor  # mean of the prior of the network's weights; 0 until something was learned elsewhere
 
     def __init__(
         self,
@@ -92,9 +103,13 @@ class NeuralCompartments(Compartments):
         guess = self.guess(scaling)
         self.register_buffer("reference", torch.tensor([guess[name] for name in self.rate_names]))
         self.register_buffer("amount_scale", torch.tensor(scaling.amount))
+        self.register_buffer("believed", torch.zeros_like(nn.utils.parameters_to_vector(self.network.parameters())))
 
     def log_prior(self) -> Tensor:
-        return log_weights(self.network, self.bend)
+        return log_weights(self.network, self.bend, self.believed if bool(self.believed.any()) else None)
+
+    def believe_weights(self) -> None:
+        self.believed.copy_(nn.utils.parameters_to_vector(self.network.parameters()).detach())
 
     def rates(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
         n = len(self.rate_names)

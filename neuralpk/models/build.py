@@ -39,6 +39,7 @@ class DynamicsSettings(TypedDict, total=False):
     typical: starting values of named parameters; those left out are guessed from the data.
     omega: starting value of the standard deviation of every eta.
     omega_spread: of log(omega) around it in a weak prior; none is left out.
+    typical_spread: likewise of log(typical) around the starting values, by name; parameters left out have none.
     effects: parameter to the covariates that act on it; by default none in a mechanistic or hybrid field, all on all
         in a neural or free one.
     """
@@ -57,6 +58,7 @@ class DynamicsSettings(TypedDict, total=False):
     typical: dict[str, float]
     omega: float
     omega_spread: float
+    typical_spread: dict[str, float]
     effects: dict[str, list[str]]
 
 
@@ -137,6 +139,7 @@ def _check(dynamics: DynamicsSettings, encoder: EncoderSettings, error: str, sol
         ("hidden", dynamics.get("hidden", 1)),
         ("layers", dynamics.get("layers", 1)),
         *dynamics.get("typical", {}).items(),
+        *dynamics.get("typical_spread", {}).items(),
     ):
         if not number > 0:
             raise ValueError(f"dynamics.{name} must be positive, not {number}")
@@ -158,14 +161,15 @@ def build_model(
     if len(scaling.value) > len(field.endpoints):
         raise ValueError(f"the data have {len(scaling.value)} endpoints (DVID); this field has {len(field.endpoints)}")
     typical = field.guess(scaling)
-    given = dynamics.get("typical", {})
-    if set(given) - set(typical):
-        raise ValueError(f"typical names {sorted(set(given) - set(typical))}; this field has {sorted(typical)}")
+    given, sure = dynamics.get("typical", {}), dynamics.get("typical_spread", {})
+    unknown = (set(given) | set(sure)) - set(typical)
+    if unknown:
+        raise ValueError(f"typical names {sorted(unknown)}; this field has {sorted(typical)}")
     latent = len(field.parameter_names) - len(typical)
     effects = dynamics.get("effects")
     if effects is None and dynamics.get("field", "neural") in ("neural", "free"):
         effects = {name: sorted(scaling.covariates) for name in typical}
     omega, spread = dynamics.get("omega", 0.3), dynamics.get("omega_spread")
-    individual = IndividualParameters(typical | dict(given), latent, scaling, omega, effects, spread)
+    individual = IndividualParameters(typical | dict(given), latent, scaling, omega, effects, spread, sure)
     reader = ENCODERS[kind](scaling, individual.latent_size, encoder.get("hidden", 64))
     return LatentODE(reader, individual, field, ERRORS[error](scaling), SolverOptions(**solver))

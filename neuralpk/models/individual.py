@@ -29,6 +29,7 @@ class IndividualParameters(nn.Module):
         omega_spread: standard deviation of log(omega) around its first guess before any data are seen; None for a flat
             prior, and with it maximum likelihood. Of a few patients with a few samples each the most likely omega of a
             parameter that they hardly determine is 0, which nobody believes.
+        typical_spread: likewise of log(typical) by name; parameters left out have a flat prior.
 
     Raises:
         ValueError: an effect that names no parameter or covariate.
@@ -44,10 +45,12 @@ class IndividualParameters(nn.Module):
         omega: float = 0.3,
         effects: Mapping[str, list[str]] | None = None,
         omega_spread: float | None = None,
+        typical_spread: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.names = tuple(typical)
         self.omega_guess, self.omega_spread = float(omega), omega_spread
+        self.typical_guess, self.typical_spread = dict(typical), dict(typical_spread or {})
         self.scaling = scaling
         self.latent_size = len(typical) + latent
         covariates = sorted(scaling.covariates)
@@ -95,11 +98,15 @@ class IndividualParameters(nn.Module):
         return known
 
     def log_prior(self) -> Tensor:
-        """log p(omega) up to a constant, a scalar; 0 where it is flat."""
-        if self.omega_spread is None:
-            return self.log_omega.new_zeros(())
-        distance = (self.log_omega - math.log(self.omega_guess)) / self.omega_spread
-        return -0.5 * distance.square().sum()
+        """log p(typical, omega) up to a constant, a scalar; 0 where it is flat."""
+        total = self.log_omega.new_zeros(())
+        for name, spread in self.typical_spread.items():
+            distance = self.log_typical[self.names.index(name)] - math.log(self.typical_guess[name])
+            total = total - 0.5 * (distance / spread) ** 2
+        if self.omega_spread is not None:
+            distance = self.log_omega - math.log(self.omega_guess)
+            total = total - 0.5 * (distance / self.omega_spread).square().sum()
+        return total
 
     def forward(self, z: Tensor, covariates: Tensor) -> Tensor:
         """Individual parameters.
