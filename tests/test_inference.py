@@ -14,12 +14,12 @@ from scipy import stats
 from torch import Tensor
 
 from neuralpk.batch import CohortBatch, collate
-from neuralpk.cohort import Cohort, Dose, Subject
+from neuralpk.cohort import Cohort, Subject
 from neuralpk.dynamics import Dynamics
 from neuralpk.encoders import PriorEncoder
 from neuralpk.inference import importance, joint
 from neuralpk.inference.mode import Mode, maximise, most_probable
-from neuralpk.inference.population import PopulationEstimate, estimate_population, spread
+from neuralpk.inference.population import PopulationEstimate, estimate_population
 from neuralpk.models import IndividualParameters, LatentODE, Prediction
 from neuralpk.residual_error import ERRORS, AdditiveError
 from neuralpk.scaling import Scaling
@@ -389,40 +389,3 @@ def test_effects_on_dimensions_without_a_name_are_counted_as_learned() -> None:
     model = LatentODE(PriorEncoder(scaling, 2), *parts, SolverOptions()).double()
     # WT on z1 and z2, a
     assert estimate_population(model, batch, draws=50).parameters == 3
-
-
-def unseen() -> tuple[LatentODE, CohortBatch, importance.Draws]:
-    """A patient of whom nothing is known, and draws of the prior."""
-    people = Cohort((Subject("1", np.array([4.0]), np.array([np.nan]), (Dose(0.0, 100.0),)),))
-    model = quadrature.model(quadrature.cohort(2))
-    batch = collate(people, dtype=torch.float64)
-    return model, batch, drawn(model, batch, 4000)
-
-
-def test_draws_under_a_population_that_is_known_stay_as_they_are() -> None:
-    model, batch, draws = unseen()
-    assert spread(model, batch, draws, seed=0) is draws
-    model.uncertainty += 1e-14 * torch.eye(5)
-    almost = spread(model, batch, draws, seed=0)
-    # moved by a ten-millionth of a logarithm
-    torch.testing.assert_close(almost.weight, draws.weight, rtol=1e-5, atol=0.0)
-
-
-def test_what_is_not_known_of_the_population_widens_what_is_known_of_a_patient() -> None:
-    model, batch, draws = unseen()
-    model.uncertainty[0, 0] = (0.8 * OMEGA) ** 2
-    wide = spread(model, batch, draws, seed=1, count=1000)
-    variance = (wide.weight[0, :, None] * draws.z[0].square()).sum(0) - (wide.weight[0] @ draws.z[0]).square()
-    # of log CL: omega² + se², that is 1.64 in units of omega²; of log V1 as before. A thousand populations and some two
-    # thousand effective draws know a variance to 5 %
-    torch.testing.assert_close(variance, torch.tensor([1.64, 1.0], dtype=torch.float64), rtol=0.12, atol=0.0)
-
-
-def test_an_unknown_omega_makes_the_tails_of_a_patient_heavier() -> None:
-    model, batch, draws = unseen()
-    model.uncertainty[2, 2] = 0.4**2
-    wide = spread(model, batch, draws, seed=1, count=1000)
-    variance = (wide.weight[0, :, None] * draws.z[0].square()).sum(0)
-    # the mean of omega² under a log-normal omega is omega²·exp(2·0.4²)
-    expected = torch.tensor([math.exp(2 * 0.4**2), 1.0], dtype=torch.float64)
-    torch.testing.assert_close(variance, expected, rtol=0.12, atol=0.0)
