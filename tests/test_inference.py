@@ -14,13 +14,13 @@ from scipy import stats
 from torch import Tensor
 
 from neuralpk.batch import CohortBatch, collate
-from neuralpk.cohort import Cohort, Subject
+from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.dynamics import Dynamics
 from neuralpk.encoders import PriorEncoder
 from neuralpk.inference import importance, joint
 from neuralpk.inference.mode import Mode, maximise, most_probable
 from neuralpk.inference.population import PopulationEstimate, estimate_population
-from neuralpk.models import IndividualParameters, LatentODE, Prediction
+from neuralpk.models import IndividualParameters, LatentODE, Prediction, build_model
 from neuralpk.residual_error import ERRORS, AdditiveError
 from neuralpk.scaling import Scaling
 from neuralpk.solve import SolverOptions, Status
@@ -379,6 +379,35 @@ def test_an_estimate_leaves_the_model_as_it_was(estimated) -> None:
     model, _, _, _, before = estimated
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_correlation_of_random_effects_that_are_known_has_the_error_of_a_sample_correlation() -> None:
+    count, times = 200, quadrature.TIMES
+    eta = np.random.default_rng(0).multivariate_normal([0, 0], [[0.09, 0.05], [0.05, 0.09]], count)
+    eta -= eta.mean(0)
+    people = []
+    for k, (clearance, volume) in enumerate(np.array([quadrature.CL, quadrature.V1]) * np.exp(eta)):
+        line = quadrature.DOSE / volume * np.exp(-clearance / volume * times)
+        people.append(Subject(str(k), times, line, (Dose(0.0, quadrature.DOSE),)))
+    cohort = Cohort(tuple(people))
+    settings = {"field": "mechanistic", "compartments": 1, "typical": {"CL": quadrature.CL, "V1": quadrature.V1}}
+    model = build_model(settings | {"correlated": True}, {}, "additive", {}, Scaling.of(cohort)).double()
+    known = IndividualParameters.known(
+        settings["typical"],
+        dict(zip(("CL", "V1"), eta.std(0), strict=True)),
+        {},
+        model.individual.scaling,
+        {("CL", "V1"): np.corrcoef(eta.T)[0, 1]},
+    )
+    model.individual.load_state_dict(known.state_dict())
+    torch.nn.init.constant_(model.error.log_sd["a"], math.log(1e-3))
+    rows = {row["PARAMETER"]: row for row in estimate_population(model, collate(cohort, dtype=torch.float64)).rows}
+    row, expected = rows["corr CL~V1"], float(np.corrcoef(eta.T)[0, 1])
+    assert row["ESTIMATE"] == pytest.approx(expected, rel=1e-6)
+    error = (1 - expected**2) / math.sqrt(count)
+    assert row["RSE"] == pytest.approx(100 * error / expected, rel=0.05)
+    assert row["HI95"] - row["LO95"] == pytest.approx(2 * 1.96 * error, rel=0.05)
+    assert rows["CL"]["SHRINKAGE"] == pytest.approx(0.0, abs=1.0)
 
 
 def test_effects_on_dimensions_without_a_name_are_counted_as_learned() -> None:

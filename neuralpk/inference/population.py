@@ -27,7 +27,7 @@ class PopulationEstimate:
 
     Args:
         rows: of a table, ``pandas.DataFrame(rows)``, one for each parameter: PARAMETER, ESTIMATE, LO95, HI95, RSE (%);
-            for one that varies between subjects also CV (%), CV_RSE (%) and SHRINKAGE (%).
+            for one that varies between subjects also CV (%), CV_RSE (%) and SHRINKAGE (%); correlations come last.
         covariance: of the population's coordinates (`neuralpk.models.LatentODE.coordinates`),
             ``[coordinate, coordinate]``.
         populations: that the data allow, as distances from the estimate, ``[population, coordinate + weight]``.
@@ -86,7 +86,8 @@ def estimate_population(model: LatentODE, batch: CohortBatch, draws: int = 300, 
     weight = drawn.weight.double() * draws
     unnamed = model.individual.active[len(model.individual.names) :]  # effects on dimensions of z without a name
     return PopulationEstimate(
-        _rows(model, coordinates, covariance, 1.0 - mode.z.std(0)),
+        _rows(model, coordinates, covariance, _shrinkage(model, mode.z))
+        + _correlations(model, coordinates, covariance),
         covariance,
         populations,
         float(drawn.log_likelihood.double().sum()),
@@ -109,14 +110,14 @@ def _information(
         covariates = individual.scaling.standardise(batch.covariates)[:, 0]
         acting = individual.active[:n]
         held = individual.log_typical + (individual.effects[:n] * acting * covariates[:, None]).sum(-1)
-        log_theta = held[:, None] + individual.log_omega.exp() * drawn.z[..., :n]
+        log_theta = held[:, None] + individual.eta(drawn.z)
     tensors = list({id(one.tensor): one.tensor for one in coordinates}.values())
     with torch.enable_grad():
         centre = individual.log_typical + (individual.effects[:n] * acting * covariates[:, None]).sum(-1)
-        named = (log_theta - centre[:, None]) / individual.log_omega.exp()
+        named, log_volume = individual.standard(log_theta - centre[:, None])
         z = torch.cat([named, drawn.z[..., n:]], dim=-1)
         fit = model.error.log_likelihood(batch, value.nan_to_num(1.0)).sum(-1).T
-        weight = fit + log_prior(z) - individual.log_omega.sum() - drawn.log_q + unsolved
+        weight = fit + log_prior(z) + log_volume - drawn.log_q + unsolved
         total = torch.logsumexp(weight, dim=1).sum() + individual.log_prior()
         slope = torch.autograd.grad(total, tensors, create_graph=True)
         rows = [_pick(slope, tensors, one) for one in coordinates]
@@ -136,6 +137,34 @@ def _inverse(information: Tensor) -> Tensor:
     return covariance
 
 
+def _shrinkage(model: LatentODE, z: Tensor) -> Tensor:
+    """1 − sd(eta)/omega of the estimated random effects, ``[parameter]``."""
+    eta = model.individual.eta(z).detach()
+    variance = (eta - eta.mean(0)).square().sum(0) / (len(eta) - 1)
+    shrinkage: Tensor = 1.0 - variance.sqrt() / model.individual.log_omega.detach().exp()
+    return shrinkage
+
+
+def _correlations(
+    model: LatentODE, coordinates: Sequence[Coordinate], covariance: Tensor
+) -> list[dict[str, str | float]]:
+    """Rows of the correlations of the random effects, their errors by the slope of a correlation in its links."""
+    individual, linked = model.individual, [k for k, one in enumerate(coordinates) if one.name.startswith("corr ")]
+    if not linked:
+        return []
+    with torch.enable_grad():
+        found = individual.correlations()
+        slopes = [torch.autograd.grad(one, individual.links, retain_graph=True)[0] for one in found]
+    slope = torch.stack(slopes).double()
+    sd = (slope @ covariance[linked][:, linked] @ slope.T).diagonal().sqrt().tolist()
+    rows: list[dict[str, str | float]] = []
+    for k, value, error in zip(linked, found.tolist(), sd, strict=True):
+        low, high = max(value - 1.96 * error, -1.0), min(value + 1.96 * error, 1.0)
+        rse = 100 * error / abs(value) if value else math.inf
+        rows.append({"PARAMETER": coordinates[k].name, "ESTIMATE": value, "LO95": low, "HI95": high, "RSE": rse})
+    return rows
+
+
 def _rows(
     model: LatentODE, coordinates: Sequence[Coordinate], covariance: Tensor, shrinkage: Tensor
 ) -> list[dict[str, str | float]]:
@@ -143,7 +172,7 @@ def _rows(
     omega = {one.name: math.exp(one.value) for one in coordinates if one.name.startswith("omega ")}
     rows = []
     for one in coordinates:
-        if one.name in omega:
+        if one.name in omega or one.name.startswith("corr "):
             continue
         ends = [one.value, one.value - 1.96 * sd[one.name], one.value + 1.96 * sd[one.name]]
         if "~" in one.name:  # an effect; everything else is held as a logarithm

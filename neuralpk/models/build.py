@@ -39,6 +39,7 @@ class DynamicsSettings(TypedDict, total=False):
     typical: starting values of named parameters; those left out are guessed from the data.
     omega: starting value of the standard deviation of every eta.
     omega_spread: of log(omega) around it in a weak prior; none is left out.
+    correlated: whether the random effects of named parameters are (a full Omega); by default they are independent.
     effects: parameter to the covariates that act on it; by default none in a mechanistic or hybrid field, all on all
         in a neural or free one.
     """
@@ -57,6 +58,7 @@ class DynamicsSettings(TypedDict, total=False):
     typical: dict[str, float]
     omega: float
     omega_spread: float
+    correlated: bool
     effects: dict[str, list[str]]
 
 
@@ -166,6 +168,7 @@ def build_model(
     if effects is None and dynamics.get("field", "neural") in ("neural", "free"):
         effects = {name: sorted(scaling.covariates) for name in typical}
     omega, spread = dynamics.get("omega", 0.3), dynamics.get("omega_spread")
-    individual = IndividualParameters(typical | dict(given), latent, scaling, omega, effects, spread)
+    correlated = dynamics.get("correlated", False)
+    individual = IndividualParameters(typical | dict(given), latent, scaling, omega, effects, spread, correlated)
     reader = ENCODERS[kind](scaling, individual.latent_size, encoder.get("hidden", 64))
     return LatentODE(reader, individual, field, ERRORS[error](scaling), SolverOptions(**solver))

@@ -90,10 +90,11 @@ class LatentODE(nn.Module):
         return [*self.individual.parameters(), *self.error.parameters()]
 
     def coordinates(self) -> list[Coordinate]:
-        """The numbers that describe the population: log typical values, log omega, covariate effects, log error."""
+        """The numbers that describe the population: log typical values, Omega, covariate effects, log error."""
         individual = self.individual
         found = [Coordinate(name, individual.log_typical, k) for k, name in enumerate(individual.names)]
         found += [Coordinate(f"omega {name}", individual.log_omega, k) for k, name in enumerate(individual.names)]
+        found += [Coordinate(f"corr {a}~{b}", individual.links, k) for k, (a, b) in enumerate(individual.pairs())]
         acting = individual.active[: len(individual.names)].nonzero().tolist()
         covariates = sorted(individual.scaling.covariates)
         found += [
