@@ -17,7 +17,6 @@ from neuralpk.inference.uncertainty import draw_populations
 from neuralpk.models import Coordinate, LatentODE
 
 _STREAM = 1 << 46
-_SCORED = 50  # draws of each subject behind the slopes of its likelihood
 _WIDEST = 2.0  # standard deviation, on the log scale, of what the data do not determine at all
 
 
@@ -82,7 +81,7 @@ def estimate_population(model: LatentODE, batch: CohortBatch, draws: int = 300, 
     coordinates = model.coordinates()
     information = _information(model, batch, drawn, coordinates)
     held = _inverse((information + information.T) / 2)
-    populations, covariance = draw_populations(model, batch, drawn.resample(_SCORED), held, seed)
+    populations, covariance = draw_populations(model, batch, drawn, held, seed)
     weight = drawn.weight.double() * draws
     unnamed = model.individual.active[len(model.individual.names) :]  # effects on dimensions of z without a name
     return PopulationEstimate(

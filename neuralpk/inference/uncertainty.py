@@ -10,6 +10,7 @@ from torch import Tensor
 
 from neuralpk import randomness
 from neuralpk.batch import CohortBatch
+from neuralpk.inference.importance import Draws
 from neuralpk.inference.joint import log_joint
 from neuralpk.models import LatentODE
 
@@ -37,7 +38,7 @@ def possible(model: LatentODE) -> list[LatentODE]:
 
 
 def draw_populations(
-    model: LatentODE, batch: CohortBatch, z: Tensor, covariance: Tensor, seed: int
+    model: LatentODE, batch: CohortBatch, drawn: Draws, covariance: Tensor, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Populations, with the weights of the field, from a normal approximation of their posterior.
 
@@ -50,7 +51,7 @@ def draw_populations(
     Args:
         model: at its estimate.
         batch: the training subjects; ``target`` says which records count.
-        z: draws of their posterior, of equal weight, ``[subject, sample, latent]``.
+        drawn: weighted draws of their posterior.
         covariance: of the coordinates were the weights known, ``[coordinate, coordinate]``.
         seed: of the draws.
 
@@ -66,7 +67,7 @@ def draw_populations(
     moved = normal[:, : len(coordinates)] @ root.T
     if not model.uncertain_weights():
         return moved, covariance
-    scores = _scores(model, batch, z)
+    scores = _scores(model, batch, drawn)
     own, others = scores[:, : len(coordinates)], scores[:, len(coordinates) :]
     follow = torch.linalg.pinv(own, rtol=1e-6) @ others
     sd = _prior_precision(model).rsqrt()
@@ -81,17 +82,17 @@ def draw_populations(
     )
 
 
-def _scores(model: LatentODE, batch: CohortBatch, z: Tensor) -> Tensor:
+def _scores(model: LatentODE, batch: CohortBatch, drawn: Draws) -> Tensor:
     """Gradient of log p(y) of every subject in the coordinates and the weights, ``[subject, coordinate + weight]``: the
     mean over its posterior of that of log p(y, z) (Fisher's identity)."""
     coordinates, weights = model.coordinates(), model.uncertain_weights()
     tensors = [*dict.fromkeys(one.tensor for one in coordinates), *weights]
     rows = []
     for k in range(len(batch)):
-        own = batch.select(torch.tensor([k], device=batch.device)).repeat(z.shape[1])
+        own = batch.select(torch.tensor([k], device=batch.device)).repeat(drawn.z.shape[1])
         with torch.enable_grad():
-            value = log_joint(model, z[k], own)
-            mean = torch.where(torch.isfinite(value), value, 0.0).mean()
+            value = log_joint(model, drawn.z[k], own)
+            mean = torch.where(torch.isfinite(value), drawn.weight[k] * value, 0.0).sum()
         slopes = torch.autograd.grad(mean, tensors, materialize_grads=True)
         by_tensor = dict(zip(tensors, slopes, strict=True))
         named = [by_tensor[one.tensor].flatten()[one.place] for one in coordinates]
