@@ -19,7 +19,7 @@ from neuralpk.scaling import Scaling
 from neuralpk.simulate import omega_from_cv
 from neuralpk.solve import SolverOptions
 
-_KEYS = ("dynamics", "typical", "omega", "cv", "effects", "references", "error", "error_sd", "units")
+_KEYS = ("dynamics", "typical", "omega", "cv", "correlation", "effects", "references", "error", "error_sd", "units")
 _NEEDED = ("dynamics", "typical", "error", "error_sd")
 _DYNAMICS: dict[str, tuple[object, ...]] = {
     "compartments": (1, 2, 3),
@@ -37,7 +37,7 @@ _LARGEST_OMEGA, _SMALLEST_CV = 5.0, 1.0
 class PublishedPopulation:
     """Who the patients of a published model are::
 
-        theta_i = typical · exp(eta_i) · Π (c/reference)^effect · Π exp(effect·b)        eta_i ~ N(0, diag(omega²))
+        theta_i = typical · exp(eta_i) · Π (c/reference)^effect · Π exp(effect·b)        eta_i ~ N(0, Omega)
 
     with continuous covariates c and covariates b that are 0 or 1.
 
@@ -45,6 +45,7 @@ class PublishedPopulation:
         dynamics: compartments, absorption, elimination, transits and lag of `DynamicsSettings`.
         typical: value of every parameter of the dynamics, in its order.
         omega: standard deviation of eta by parameter; those left out do not vary.
+        correlation: (parameter, parameter) to the correlation of their etas; those left out have none.
         effects: (parameter, covariate) to the exponent of (c/reference), or for a 0-or-1 covariate the logarithm of its
             factor.
         references: reference value of every continuous covariate.
@@ -56,6 +57,7 @@ class PublishedPopulation:
     dynamics: DynamicsSettings
     typical: Mapping[str, float]
     omega: Mapping[str, float]
+    correlation: Mapping[tuple[str, str], float]
     effects: Mapping[tuple[str, str], float]
     references: Mapping[str, float]
     error: str
@@ -84,6 +86,7 @@ class PublishedPopulation:
                 f"typical lacks {', '.join(p for p in parameters if p not in typical)}; these dynamics have "
                 f"{', '.join(parameters)} (V1 is always the central volume)"
             )
+        omega = _variability(plain, parameters)
         references = _numbers("references", plain.get("references", {}), above=0.0)
         effects = _effects(plain.get("effects", {}), parameters)
         unused = set(references) - {covariate for _, covariate in effects}
@@ -92,7 +95,8 @@ class PublishedPopulation:
         return cls(
             dynamics=dynamics,
             typical={name: typical[name] for name in parameters},
-            omega=_variability(plain, parameters),
+            omega=omega,
+            correlation=_correlation(plain.get("correlation", {}), omega, parameters),
             effects=effects,
             references=references,
             error=plain["error"],
@@ -117,7 +121,7 @@ class PublishedPopulation:
         centres = {name: (self.references.get(name, 0.0), 1.0, name in self.references) for name in used}
         measured = any(subject.observed.any() for subject in cohort)
         scaling = (Scaling.of(cohort) if measured else Scaling())._replace(covariates=centres)
-        individual = IndividualParameters.known(self.typical, self.omega, self.effects, scaling)
+        individual = IndividualParameters.known(self.typical, self.omega, self.effects, scaling, self.correlation)
         error = ERRORS[self.error](scaling).double().requires_grad_(False)
         for name, value in self.error_sd.items():
             error.log_sd[name].fill_(math.log(value))
@@ -211,8 +215,8 @@ def _variability(plain: Mapping[str, Any], parameters: tuple[str, ...]) -> dict[
     group = "omega" if "omega" in plain else "cv"
     if isinstance(plain[group], list):
         raise ValueError(
-            f"{group} holds one number by parameter (CL: 0.3), the standard deviation of its eta; a full covariance "
-            f"matrix is not supported, got {plain[group]!r}"
+            f"{group} holds one number by parameter (CL: 0.3), the standard deviation of its eta; of a full covariance "
+            f"matrix the rest goes under correlation (CL~V1: 0.5), got {plain[group]!r}"
         )
     given = _of_parameters(group, _numbers(group, plain[group]), parameters)
     for name, value in given.items():
@@ -223,6 +227,24 @@ def _variability(plain: Mapping[str, Any], parameters: tuple[str, ...]) -> dict[
         if group == "cv" and 0 < value < _SMALLEST_CV:
             raise ValueError(f"cv.{name} is in percent: {100 * value:g} rather than {value}; or give omega")
     return given if group == "omega" else {name: omega_from_cv(percent) for name, percent in given.items()}
+
+
+def _correlation(
+    given: object, omega: Mapping[str, float], parameters: tuple[str, ...]
+) -> dict[tuple[str, str], float]:
+    found: dict[tuple[str, str], float] = {}
+    for name, value in _numbers("correlation", given).items():
+        pair = tuple(_ALIASES.get(part.strip(), part.strip()) for part in name.split("~"))
+        if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(parameters):
+            raise ValueError(f"correlation is written PARAMETER~PARAMETER, as in CL~V1; not {name!r}")
+        if any(not omega.get(one, 0.0) > 0 for one in pair):
+            raise ValueError(f"correlation.{name}: {' and '.join(pair)} must both vary (omega or cv above 0)")
+        if not -1 < value < 1:
+            raise ValueError(f"correlation.{name} must be between -1 and 1, not {value:g}")
+        if pair in found or pair[::-1] in found:
+            raise ValueError(f"correlation names {pair[0]}~{pair[1]} twice")
+        found[pair[0], pair[1]] = value
+    return found
 
 
 def _effects(given: object, parameters: tuple[str, ...]) -> dict[tuple[str, str], float]:

@@ -18,13 +18,14 @@ from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Cohort, FloatArray, Subject
 from neuralpk.inference import importance
 from neuralpk.inference.joint import given_context
-from neuralpk.inference.mode import most_probable
-from neuralpk.inference.population import spread
+from neuralpk.inference.mode import maximise, most_probable
+from neuralpk.inference.uncertainty import possible
 from neuralpk.models import LatentODE
 
 _BAND_STREAM = 1 << 40  # apart from the training steps, whose number is their stream
 _SOLVED_AT_ONCE = 20_000  # subjects × draws: bounds the memory
 _WEIGHED = 5  # weighted draws for each one that is kept
+_NEARBY = 2  # steps from the most probable place of one population to that of another
 
 
 @dataclass(frozen=True)
@@ -128,13 +129,16 @@ def reconstruct(
     batch = evaluation_batch(model, cohort, context)
     grid = torch.as_tensor(np.stack([_line_times(s, times) for s in cohort]), dtype=batch.time.dtype).to(batch.device)
     parts = torch.split(torch.arange(len(batch), device=batch.device), max(1, _SOLVED_AT_ONCE // (draws or 1)))
+    models = possible(model) if polish and draws else [model]
     places, bands = [], []
     for part in progress(parts):
         own = batch.select(part)
-        z, drawn = _posterior(model, own, draws, seed, polish)
+        z = _estimate(model, own, polish)
         places.append(z)
         if draws:
-            bands.append(_bands(model, drawn, own, grid[part]))
+            count = -(-draws // len(models))
+            drawn = [_draws(one, own, z, count, seed, _BAND_STREAM + k, polish) for k, one in enumerate(models)]
+            bands.append(_bands(models, drawn, own, grid[part]))
     place = torch.cat(places)
     lines = []
     for z in (model.prior_mean(len(batch)), place):
@@ -161,14 +165,12 @@ def reconstruct(
     )
 
 
-def _posterior(model: LatentODE, batch: CohortBatch, draws: int, seed: int, polish: bool) -> tuple[Tensor, Tensor]:
-    """Estimate of z, ``[subject, latent]``, and draws of it, ``[subject, sample, latent]``."""
-    q = model.encoder(batch)
-    size = q.mean.shape[1]
+def _estimate(model: LatentODE, batch: CohortBatch, polish: bool) -> Tensor:
+    """Estimate of z, ``[subject, latent]``."""
+    mean: Tensor = model.encoder(batch).mean
     if not polish:
-        noise = randomness.normal(seed, _BAND_STREAM, batch.index, draws * size).to(q.mean.dtype)
-        return q.mean, q.mean[:, None] + q.sd[:, None] * noise.reshape(len(batch), draws, size)
-    mode = most_probable(model, batch, q.mean)
+        return mean
+    mode = most_probable(model, batch, mean)
     if not bool(mode.converged.all()):
         names = [batch.ids[k] for k in (~mode.converged).nonzero()[:10, 0].tolist()]
         warnings.warn(
@@ -176,24 +178,52 @@ def _posterior(model: LatentODE, batch: CohortBatch, draws: int, seed: int, poli
             "their doses, samples and units",
             stacklevel=3,
         )
-    if not draws:
-        return mode.z, mode.z[:, None][:, :0]
-    noise = importance.noise(seed, _BAND_STREAM, batch.index, _WEIGHED * draws, size, q.mean.dtype)
-    weighed = spread(model, batch, importance.draw(model, given_context(batch), mode, noise), seed)
-    return mode.z, weighed.resample(draws)
+    return mode.z
 
 
-def _bands(model: LatentODE, z: Tensor, batch: CohortBatch, grid: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """5 % and 95 % quantiles over draws of z, of the lines and of the parameters: first axis the two ends."""
-    count, drawn = z.shape[1], z.flatten(0, 1)
-    repeated = batch.repeat(count)
-    ends = torch.tensor([0.05, 0.95], dtype=z.dtype, device=z.device)
-    trajectory = model.decode(drawn, repeated, grid.repeat_interleave(count, dim=0))
-    trajectory.check(repeated.ids, model.options)  # a band without its failed draws would be too narrow
-    line = model.read(trajectory)
-    own = _parameters(model, drawn, repeated)
-    quantiles = {name: value.reshape(-1, count).quantile(ends, dim=1) for name, value in own.items()}
-    return line.reshape(len(batch), count, *line.shape[1:]).quantile(ends, dim=1), quantiles
+def _draws(
+    model: LatentODE, batch: CohortBatch, place: Tensor, count: int, seed: int, stream: int, polish: bool
+) -> Tensor:
+    """Draws of z, ``[subject, sample, latent]``; NaN for a subject that this model holds for impossible."""
+    size = place.shape[1]
+    if not polish:
+        q = model.encoder(batch)
+        noise = randomness.normal(seed, stream, batch.index, count * size).to(q.mean.dtype)
+        amortised: Tensor = q.mean[:, None] + q.sd[:, None] * noise.reshape(len(batch), count, size)
+        return amortised
+    given = given_context(batch)
+    noise = importance.noise(seed, stream, batch.index, _WEIGHED * count, size, place.dtype)
+    drawn = importance.draw(model, given, maximise(model, given, place, _NEARBY), noise)
+    allowed = torch.isfinite(drawn.log_weight).any(1)
+    return torch.where(allowed[:, None, None], drawn.resample(count), torch.nan)
+
+
+def _bands(
+    models: list[LatentODE], drawn: list[Tensor], batch: CohortBatch, grid: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """5 % and 95 % quantiles over the draws of z by every model, of the lines and of the parameters: first axis the two
+    ends."""
+    lines, parameters = [], []
+    for model, z in zip(models, drawn, strict=True):
+        kept = torch.isfinite(z).all(2).all(1).nonzero()[:, 0]
+        repeated = batch.select(kept).repeat(z.shape[1])
+        flat = z[kept].flatten(0, 1)
+        trajectory = model.decode(flat, repeated, grid[kept].repeat_interleave(z.shape[1], dim=0))
+        trajectory.check(repeated.ids, model.options)  # a band without its failed draws would be too narrow
+        line, own = model.read(trajectory), _parameters(model, flat, repeated)
+        lines.append(_rows(line, kept, z.shape[:2]))
+        parameters.append({name: _rows(value, kept, z.shape[:2]) for name, value in own.items()})
+    ends = torch.tensor([0.05, 0.95], dtype=grid.dtype, device=grid.device)
+    quantiles = {
+        name: torch.cat([own[name] for own in parameters], 1).nanquantile(ends, dim=1) for name in parameters[0]
+    }
+    return torch.cat(lines, dim=1).nanquantile(ends, dim=1), quantiles
+
+
+def _rows(values: Tensor, kept: Tensor, shape: Sequence[int]) -> Tensor:
+    """Values of the kept subjects, ``[subject · sample, ...]``, among those of all, ``[subject, sample, ...]``."""
+    out = values.new_full((*shape, *values.shape[1:]), torch.nan)
+    return out.index_copy(0, kept, values.reshape(len(kept), *out.shape[1:]))
 
 
 def _parameters(model: LatentODE, z: Tensor, batch: CohortBatch) -> dict[str, Tensor]:

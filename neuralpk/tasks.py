@@ -374,7 +374,7 @@ class LatentODETask(L.LightningModule):
         if self.objective == "mse":
             raise ValueError("a model trained by mse has no likelihood: train with objective iwae")
         estimate = estimate_population(self.model, evaluation_batch(self.model, cohort), draws, self.seed)
-        self.model.uncertainty.copy_(estimate.covariance)
+        self.model.populations.copy_(estimate.populations)
         return estimate
 
     @torch.no_grad()

@@ -19,8 +19,8 @@ from neuralpk.dynamics import Dynamics
 from neuralpk.encoders import PriorEncoder
 from neuralpk.inference import importance, joint
 from neuralpk.inference.mode import Mode, maximise, most_probable
-from neuralpk.inference.population import PopulationEstimate, estimate_population, spread
-from neuralpk.models import IndividualParameters, LatentODE, Prediction
+from neuralpk.inference.population import PopulationEstimate, estimate_population
+from neuralpk.models import IndividualParameters, LatentODE, Prediction, build_model
 from neuralpk.residual_error import ERRORS, AdditiveError
 from neuralpk.scaling import Scaling
 from neuralpk.solve import SolverOptions, Status
@@ -381,6 +381,35 @@ def test_an_estimate_leaves_the_model_as_it_was(estimated) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_a_correlation_of_random_effects_that_are_known_has_the_error_of_a_sample_correlation() -> None:
+    count, times = 200, quadrature.TIMES
+    eta = np.random.default_rng(0).multivariate_normal([0, 0], [[0.09, 0.05], [0.05, 0.09]], count)
+    eta -= eta.mean(0)
+    people = []
+    for k, (clearance, volume) in enumerate(np.array([quadrature.CL, quadrature.V1]) * np.exp(eta)):
+        line = quadrature.DOSE / volume * np.exp(-clearance / volume * times)
+        people.append(Subject(str(k), times, line, (Dose(0.0, quadrature.DOSE),)))
+    cohort = Cohort(tuple(people))
+    settings = {"field": "mechanistic", "compartments": 1, "typical": {"CL": quadrature.CL, "V1": quadrature.V1}}
+    model = build_model(settings | {"correlated": True}, {}, "additive", {}, Scaling.of(cohort)).double()
+    known = IndividualParameters.known(
+        settings["typical"],
+        dict(zip(("CL", "V1"), eta.std(0), strict=True)),
+        {},
+        model.individual.scaling,
+        {("CL", "V1"): np.corrcoef(eta.T)[0, 1]},
+    )
+    model.individual.load_state_dict(known.state_dict())
+    torch.nn.init.constant_(model.error.log_sd["a"], math.log(1e-3))
+    rows = {row["PARAMETER"]: row for row in estimate_population(model, collate(cohort, dtype=torch.float64)).rows}
+    row, expected = rows["corr CL~V1"], float(np.corrcoef(eta.T)[0, 1])
+    assert row["ESTIMATE"] == pytest.approx(expected, rel=1e-6)
+    error = (1 - expected**2) / math.sqrt(count)
+    assert row["RSE"] == pytest.approx(100 * error / expected, rel=0.05)
+    assert row["HI95"] - row["LO95"] == pytest.approx(2 * 1.96 * error, rel=0.05)
+    assert rows["CL"]["SHRINKAGE"] == pytest.approx(0.0, abs=1.0)
+
+
 def test_effects_on_dimensions_without_a_name_are_counted_as_learned() -> None:
     _, batch, _ = straight()
     batch = dataclasses.replace(batch, covariates=torch.tensor([[[50.0]], [[90.0]]], dtype=torch.float64))
@@ -389,40 +418,3 @@ def test_effects_on_dimensions_without_a_name_are_counted_as_learned() -> None:
     model = LatentODE(PriorEncoder(scaling, 2), *parts, SolverOptions()).double()
     # WT on z1 and z2, a
     assert estimate_population(model, batch, draws=50).parameters == 3
-
-
-def unseen() -> tuple[LatentODE, CohortBatch, importance.Draws]:
-    """A patient of whom nothing is known, and draws of the prior."""
-    people = Cohort((Subject("1", np.array([4.0]), np.array([np.nan]), (Dose(0.0, 100.0),)),))
-    model = quadrature.model(quadrature.cohort(2))
-    batch = collate(people, dtype=torch.float64)
-    return model, batch, drawn(model, batch, 4000)
-
-
-def test_draws_under_a_population_that_is_known_stay_as_they_are() -> None:
-    model, batch, draws = unseen()
-    assert spread(model, batch, draws, seed=0) is draws
-    model.uncertainty += 1e-14 * torch.eye(5)
-    almost = spread(model, batch, draws, seed=0)
-    # moved by a ten-millionth of a logarithm
-    torch.testing.assert_close(almost.weight, draws.weight, rtol=1e-5, atol=0.0)
-
-
-def test_what_is_not_known_of_the_population_widens_what_is_known_of_a_patient() -> None:
-    model, batch, draws = unseen()
-    model.uncertainty[0, 0] = (0.8 * OMEGA) ** 2
-    wide = spread(model, batch, draws, seed=1, count=1000)
-    variance = (wide.weight[0, :, None] * draws.z[0].square()).sum(0) - (wide.weight[0] @ draws.z[0]).square()
-    # of log CL: omega² + se², that is 1.64 in units of omega²; of log V1 as before. A thousand populations and some two
-    # thousand effective draws know a variance to 5 %
-    torch.testing.assert_close(variance, torch.tensor([1.64, 1.0], dtype=torch.float64), rtol=0.12, atol=0.0)
-
-
-def test_an_unknown_omega_makes_the_tails_of_a_patient_heavier() -> None:
-    model, batch, draws = unseen()
-    model.uncertainty[2, 2] = 0.4**2
-    wide = spread(model, batch, draws, seed=1, count=1000)
-    variance = (wide.weight[0, :, None] * draws.z[0].square()).sum(0)
-    # the mean of omega² under a log-normal omega is omega²·exp(2·0.4²)
-    expected = torch.tensor([math.exp(2 * 0.4**2), 1.0], dtype=torch.float64)
-    torch.testing.assert_close(variance, expected, rtol=0.12, atol=0.0)

@@ -55,6 +55,29 @@ def test_covariates_that_change_in_time_give_each_period_its_parameters():
     assert theta[0, 1, 1] == theta[0, 0, 1] != theta[0, 2, 1]
 
 
+def test_correlated_random_effects_have_the_covariance_that_was_asked_for_and_come_back():
+    omega, pair = {"CL": 0.3, "V1": 0.5}, {("V1", "CL"): -0.6}
+    model = IndividualParameters.known({"CL": 5.0, "V1": 20.0}, omega, {}, Scaling(), pair)
+    ends = torch.eye(2, dtype=torch.float64)
+    factor = model.eta(ends).T
+    expected = torch.tensor([[0.09, -0.09], [-0.09, 0.25]], dtype=torch.float64)
+    torch.testing.assert_close(factor @ factor.T, expected)
+    torch.testing.assert_close(model.correlations(), torch.tensor([-0.6], dtype=torch.float64))
+    z = torch.tensor([[0.7, -1.3]], dtype=torch.float64)
+    back, log_volume = model.standard(model.eta(z))
+    torch.testing.assert_close(back, z)
+    torch.testing.assert_close(log_volume, -torch.logdet(factor))
+    theta = model(z, torch.zeros(1, 1, 0, dtype=torch.float64))
+    torch.testing.assert_close(theta, torch.tensor([[5.0, 20.0]]).double() * model.eta(z).exp())
+
+
+def test_correlations_that_no_random_effects_have_are_refused():
+    names = dict.fromkeys(("CL", "V1", "Q"), 1.0)
+    impossible = {("CL", "V1"): 0.9, ("V1", "Q"): 0.9, ("CL", "Q"): -0.9}
+    with pytest.raises(ValueError, match="no random effects have all these correlations"):
+        IndividualParameters.known(names, names, {}, Scaling(), impossible)
+
+
 def test_the_prior_of_omega_is_normal_around_the_first_guess_of_its_logarithm():
     model = population(omega_spread=0.25)
     model.log_omega += torch.tensor([0.5, -0.2])
@@ -62,6 +85,9 @@ def test_the_prior_of_omega_is_normal_around_the_first_guess_of_its_logarithm():
     expected = expected - 2 * torch.distributions.Normal(0.0, 0.25).log_prob(torch.tensor(0.0))
     # the first guess was made in single precision
     assert float(model.log_prior()) == pytest.approx(float(expected), rel=1e-6)
+    correlated = population(omega_spread=0.25, correlated=True)
+    correlated.links += 0.7
+    assert float(correlated.log_prior()) == pytest.approx(-0.5 * 0.49)
     flat = population()
     flat.log_omega += 3.0
     assert float(flat.log_prior()) == 0.0

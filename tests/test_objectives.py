@@ -238,9 +238,11 @@ def test_a_training_by_marginal_likelihood_runs_validates_and_estimates() -> Non
     assert {"train_encoder", "val_fit", "val_rmse", "val_encoder"} <= set(logged)
     assert all(value.isfinite() for value in logged.values())
     assert logged["train_kl"] == 0
-    assert not task.model.uncertainty.any()
+    assert not task.model.populations.any()
     estimate = task.estimate_population(data.part("train"), draws=20)
-    torch.testing.assert_close(task.model.uncertainty.double(), estimate.covariance, rtol=1e-5, atol=1e-6)  # in float32
+    torch.testing.assert_close(
+        task.model.populations.double(), estimate.populations, rtol=1e-5, atol=1e-6
+    )  # in float32
     polished = task.reconstruct(data.part("val"), draws=10)
     assert np.isfinite(polished.place).all()
 

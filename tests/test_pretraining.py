@@ -107,7 +107,7 @@ def test_a_factor_that_makes_no_sense_is_refused(populations: dict) -> None:
 
 
 def test_the_prior_of_typical_values_is_log_normal_around_the_first_guess() -> None:
-    individual = IndividualParameters(TYPICAL, 0, Scaling(), 0.4, None, 0.7, {"CL": 0.5})
+    individual = IndividualParameters(TYPICAL, 0, Scaling(), 0.4, omega_spread=0.7, typical_spread={"CL": 0.5})
     before = individual.log_prior().item()
     with torch.no_grad():
         individual.log_typical.copy_(torch.tensor([5.0, 90.0]).log())

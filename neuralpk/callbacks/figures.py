@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from neuralpk.cohort import Cohort, FloatArray, Subject
@@ -104,7 +105,9 @@ def population_figures(task: LatentODETask, cohort: Cohort) -> dict[str, Figure]
     omega = individual.log_omega.detach().exp().cpu().double().numpy()
     names = individual.names
     covariates = {key: _first_values(cohort, key) for key in sorted(individual.scaling.covariates)}
-    figures["eta"] = eta_figure(task.latent(cohort)[:, : len(names)] * omega, names, omega, covariates)
+    with torch.no_grad():
+        eta = individual.eta(torch.as_tensor(task.latent(cohort)).to(individual.log_omega)).cpu().double().numpy()
+    figures["eta"] = eta_figure(eta, names, omega, covariates)
     return figures
 
 

@@ -17,10 +17,10 @@ from neuralpk.datamodules import CohortDataModule
 from neuralpk.tasks import LatentODETask
 
 
-def _keep_uncertainty(task: LatentODETask, checkpoint: str) -> None:
+def _keep_populations(task: LatentODETask, checkpoint: str) -> None:
     """Write into a checkpoint how sure the population is, which is known only after the training."""
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    saved["state_dict"]["model.uncertainty"] = task.model.uncertainty.cpu()
+    saved["state_dict"]["model.populations"] = task.model.populations.cpu()
     torch.save(saved, checkpoint)
 
 
@@ -49,7 +49,7 @@ class Report(L.Callback):
         if task.objective == "iwae":
             self._population(data, task, folder)
             if last:
-                _keep_uncertainty(task, last)
+                _keep_populations(task, last)
             self._checks(trainer, data, task, folder)
         self._errors(data, task)
         self._panels(data, task, folder)

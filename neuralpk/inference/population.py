@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,15 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuralpk import randomness
 from neuralpk.batch import CohortBatch
 from neuralpk.inference import importance
 from neuralpk.inference.joint import given_context, log_prior
 from neuralpk.inference.mode import most_probable
+from neuralpk.inference.uncertainty import draw_populations
 from neuralpk.models import Coordinate, LatentODE
 
 _STREAM = 1 << 46
-_POPULATION = 102  # key of the counter-based random numbers of populations
 _WIDEST = 2.0  # standard deviation, on the log scale, of what the data do not determine at all
 
 
@@ -28,9 +26,10 @@ class PopulationEstimate:
 
     Args:
         rows: of a table, ``pandas.DataFrame(rows)``, one for each parameter: PARAMETER, ESTIMATE, LO95, HI95, RSE (%);
-            for one that varies between subjects also CV (%), CV_RSE (%) and SHRINKAGE (%).
+            for one that varies between subjects also CV (%), CV_RSE (%) and SHRINKAGE (%); correlations come last.
         covariance: of the population's coordinates (`neuralpk.models.LatentODE.coordinates`),
             ``[coordinate, coordinate]``.
+        populations: that the data allow, as distances from the estimate, ``[population, coordinate + weight]``.
         log_likelihood: log p(data), every z integrated out by importance sampling.
         error: its Monte-Carlo standard error.
         parameters: how many were learned, weights of the field included.
@@ -39,6 +38,7 @@ class PopulationEstimate:
 
     rows: list[dict[str, str | float]]
     covariance: Tensor
+    populations: Tensor
     log_likelihood: float
     error: float
     parameters: int
@@ -64,7 +64,8 @@ def estimate_population(model: LatentODE, batch: CohortBatch, draws: int = 300, 
 
         log p(y) = log mean over draws of  p(y | theta)·p(theta)/q(theta)
 
-    A covariate that changes in time counts as at the first record.
+    The weights of a learned field are uncertain too, and add to what is uncertain of the population
+    (`neuralpk.inference.uncertainty`). A covariate that changes in time counts as at the first record.
 
     Args:
         model: at the maximum of its marginal likelihood, where ``iwae`` takes it.
@@ -79,61 +80,21 @@ def estimate_population(model: LatentODE, batch: CohortBatch, draws: int = 300, 
         drawn = importance.draw(model, batch, mode, noise)
     coordinates = model.coordinates()
     information = _information(model, batch, drawn, coordinates)
-    covariance = _inverse((information + information.T) / 2)
+    held = _inverse((information + information.T) / 2)
+    populations, covariance = draw_populations(model, batch, drawn, held, seed)
     weight = drawn.weight.double() * draws
     unnamed = model.individual.active[len(model.individual.names) :]  # effects on dimensions of z without a name
     return PopulationEstimate(
-        _rows(model, coordinates, covariance, 1.0 - mode.z.std(0)),
+        _rows(model, coordinates, covariance, _shrinkage(model, mode.z))
+        + _correlations(model, coordinates, covariance),
         covariance,
+        populations,
         float(drawn.log_likelihood.double().sum()),
         # the variance of a mean weight, relative to its square, is that of its logarithm
         float((weight.var(1) / draws).sum().sqrt()),
         len(coordinates) + int(unnamed.sum()) + sum(part.numel() for part in model.dynamics.parameters()),
         int(batch.target.sum()),
     )
-
-
-@torch.no_grad()
-def spread(
-    model: LatentODE, batch: CohortBatch, drawn: importance.Draws, seed: int, count: int = 64
-) -> importance.Draws:
-    """The same draws, weighed for all populations that the data allow rather than for the likeliest alone.
-
-    A population differs in its typical values, omega and effects, drawn from a normal distribution with the covariance
-    ``model.uncertainty``; its residual error stays as it is. Under another population the z of a patient is another,
-    the parameters theta are the same, and so is their likelihood: no line is solved again::
-
-        w = mean over populations s of  p(y | theta)·p(theta | s)/q(theta), normalised for each s
-
-    A covariate that changes in time counts as at the first record.
-
-    Args:
-        model: with its uncertainty; none (0) leaves the weights as they are.
-        batch: of the draws.
-        drawn: weighed under the model.
-        seed: of the populations.
-        count: of populations.
-    """
-    if not bool(model.uncertainty.any()):
-        return drawn
-    individual, dtype, n = model.individual, drawn.z.dtype, len(model.individual.names)
-    values, vectors = torch.linalg.eigh(model.uncertainty.double())
-    noise = randomness.normal(seed, _STREAM, torch.tensor([_POPULATION]), count * len(values)).reshape(count, -1)
-    moved = (noise.to(values.device) * values.clamp(min=0.0).sqrt() @ vectors.T).to(dtype)
-    typical, omega = moved[:, :n], moved[:, n : 2 * n]
-    effects = typical.new_zeros((count, *individual.effects.shape))
-    acting = individual.active[:n].nonzero()
-    effects[:, acting[:, 0], acting[:, 1]] = moved[:, 2 * n : 2 * n + len(acting)]
-    covariates = individual.scaling.standardise(batch.covariates)[:, 0]
-    log_omega = individual.log_omega + omega
-    shifts = typical[:, None] + torch.einsum("kpc,sc->ksp", effects[:, :n], covariates)
-    rest = drawn.log_joint - log_prior(drawn.z) - drawn.log_q
-    weight = torch.zeros_like(rest)
-    for k in range(count):
-        named = drawn.z[..., :n] * torch.exp(-omega[k]) - (shifts[k] / log_omega[k].exp())[:, None]
-        z = torch.cat([named, drawn.z[..., n:]], dim=-1)
-        weight += torch.softmax(rest + log_prior(z), dim=1) / count
-    return dataclasses.replace(drawn, log_joint=weight.log() + drawn.log_q)
 
 
 def _information(
@@ -148,14 +109,14 @@ def _information(
         covariates = individual.scaling.standardise(batch.covariates)[:, 0]
         acting = individual.active[:n]
         held = individual.log_typical + (individual.effects[:n] * acting * covariates[:, None]).sum(-1)
-        log_theta = held[:, None] + individual.log_omega.exp() * drawn.z[..., :n]
+        log_theta = held[:, None] + individual.eta(drawn.z)
     tensors = list({id(one.tensor): one.tensor for one in coordinates}.values())
     with torch.enable_grad():
         centre = individual.log_typical + (individual.effects[:n] * acting * covariates[:, None]).sum(-1)
-        named = (log_theta - centre[:, None]) / individual.log_omega.exp()
+        named, log_volume = individual.standard(log_theta - centre[:, None])
         z = torch.cat([named, drawn.z[..., n:]], dim=-1)
         fit = model.error.log_likelihood(batch, value.nan_to_num(1.0)).sum(-1).T
-        weight = fit + log_prior(z) - individual.log_omega.sum() - drawn.log_q + unsolved
+        weight = fit + log_prior(z) + log_volume - drawn.log_q + unsolved
         total = torch.logsumexp(weight, dim=1).sum() + individual.log_prior()
         slope = torch.autograd.grad(total, tensors, create_graph=True)
         rows = [_pick(slope, tensors, one) for one in coordinates]
@@ -175,6 +136,34 @@ def _inverse(information: Tensor) -> Tensor:
     return covariance
 
 
+def _shrinkage(model: LatentODE, z: Tensor) -> Tensor:
+    """1 − sd(eta)/omega of the estimated random effects, ``[parameter]``."""
+    eta = model.individual.eta(z).detach()
+    variance = (eta - eta.mean(0)).square().sum(0) / (len(eta) - 1)
+    shrinkage: Tensor = 1.0 - variance.sqrt() / model.individual.log_omega.detach().exp()
+    return shrinkage
+
+
+def _correlations(
+    model: LatentODE, coordinates: Sequence[Coordinate], covariance: Tensor
+) -> list[dict[str, str | float]]:
+    """Rows of the correlations of the random effects, their errors by the slope of a correlation in its links."""
+    individual, linked = model.individual, [k for k, one in enumerate(coordinates) if one.name.startswith("corr ")]
+    if not linked:
+        return []
+    with torch.enable_grad():
+        found = individual.correlations()
+        slopes = [torch.autograd.grad(one, individual.links, retain_graph=True)[0] for one in found]
+    slope = torch.stack(slopes).double()
+    sd = (slope @ covariance[linked][:, linked] @ slope.T).diagonal().sqrt().tolist()
+    rows: list[dict[str, str | float]] = []
+    for k, value, error in zip(linked, found.tolist(), sd, strict=True):
+        low, high = max(value - 1.96 * error, -1.0), min(value + 1.96 * error, 1.0)
+        rse = 100 * error / abs(value) if value else math.inf
+        rows.append({"PARAMETER": coordinates[k].name, "ESTIMATE": value, "LO95": low, "HI95": high, "RSE": rse})
+    return rows
+
+
 def _rows(
     model: LatentODE, coordinates: Sequence[Coordinate], covariance: Tensor, shrinkage: Tensor
 ) -> list[dict[str, str | float]]:
@@ -182,7 +171,7 @@ def _rows(
     omega = {one.name: math.exp(one.value) for one in coordinates if one.name.startswith("omega ")}
     rows = []
     for one in coordinates:
-        if one.name in omega:
+        if one.name in omega or one.name.startswith("corr "):
             continue
         ends = [one.value, one.value - 1.96 * sd[one.name], one.value + 1.96 * sd[one.name]]
         if "~" in one.name:  # an effect; everything else is held as a logarithm

@@ -40,6 +40,7 @@ class DynamicsSettings(TypedDict, total=False):
     omega: starting value of the standard deviation of every eta.
     omega_spread: of log(omega) around it in a weak prior; none is left out.
     typical_spread: likewise of log(typical) around the starting values, by name; parameters left out have none.
+    correlated: whether the random effects of named parameters are (a full Omega); by default they are independent.
     effects: parameter to the covariates that act on it; by default none in a mechanistic or hybrid field, all on all
         in a neural or free one.
     """
@@ -59,6 +60,7 @@ class DynamicsSettings(TypedDict, total=False):
     omega: float
     omega_spread: float
     typical_spread: dict[str, float]
+    correlated: bool
     effects: dict[str, list[str]]
 
 
@@ -170,6 +172,7 @@ def build_model(
     if effects is None and dynamics.get("field", "neural") in ("neural", "free"):
         effects = {name: sorted(scaling.covariates) for name in typical}
     omega, spread = dynamics.get("omega", 0.3), dynamics.get("omega_spread")
-    individual = IndividualParameters(typical | dict(given), latent, scaling, omega, effects, spread, sure)
+    correlated = dynamics.get("correlated", False)
+    individual = IndividualParameters(typical | dict(given), latent, scaling, omega, effects, spread, correlated, sure)
     reader = ENCODERS[kind](scaling, individual.latent_size, encoder.get("hidden", 64))
     return LatentODE(reader, individual, field, ERRORS[error](scaling), SolverOptions(**solver))

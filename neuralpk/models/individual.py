@@ -18,7 +18,8 @@ class IndividualParameters(nn.Module):
 
         theta_named = typical · exp(B_m·x + omega·z_m)        theta_latent = z_n + B_n·x
 
-    so that eta = omega·z_m ~ N(0, omega²) is the random effect that pharmacometricians know.
+    so that eta = omega·z_m ~ N(0, omega²) is the random effect that pharmacometricians know. Correlated, omega is a
+    lower triangle L in the place of a diagonal, and eta ~ N(0, L·Lᵀ).
 
     Args:
         typical: first guess of each named parameter, in the order of the field.
@@ -28,8 +29,11 @@ class IndividualParameters(nn.Module):
         effects: parameter to the names of the covariates that act on it; on the further dimensions all of them act.
         omega_spread: standard deviation of log(omega) around its first guess before any data are seen; None for a flat
             prior, and with it maximum likelihood. Of a few patients with a few samples each the most likely omega of a
-            parameter that they hardly determine is 0, which nobody believes.
-        typical_spread: likewise of log(typical) by name; parameters left out have a flat prior.
+            parameter that they hardly determine is 0, which nobody believes. Correlations are then weakly believed to
+            be none.
+        correlated: whether the random effects of the named parameters are (a full Omega).
+        typical_spread: standard deviation of log(typical) around its first guess, by name; parameters left out have a
+            flat prior.
 
     Raises:
         ValueError: an effect that names no parameter or covariate.
@@ -45,6 +49,7 @@ class IndividualParameters(nn.Module):
         omega: float = 0.3,
         effects: Mapping[str, list[str]] | None = None,
         omega_spread: float | None = None,
+        correlated: bool = False,
         typical_spread: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
@@ -63,6 +68,8 @@ class IndividualParameters(nn.Module):
             active[self.names.index(parameter), [covariates.index(name) for name in acting]] = True
         self.log_typical = nn.Parameter(torch.tensor(list(typical.values()), dtype=torch.get_default_dtype()).log())
         self.log_omega = nn.Parameter(torch.full((len(typical),), float(omega)).log())
+        pairs = len(typical) * (len(typical) - 1) // 2
+        self.links = nn.Parameter(torch.zeros(pairs if correlated else 0))
         self.effects = nn.Parameter(torch.zeros(active.shape))
         self.register_buffer("active", active, persistent=False)
 
@@ -73,6 +80,7 @@ class IndividualParameters(nn.Module):
         omega: Mapping[str, float],
         effects: Mapping[tuple[str, str], float],
         scaling: Scaling,
+        correlation: Mapping[tuple[str, str], float] | None = None,
     ) -> IndividualParameters:
         """A population with given numbers, in float64 and fixed.
 
@@ -81,31 +89,82 @@ class IndividualParameters(nn.Module):
             omega: standard deviation of eta by name; parameters left out do not vary.
             effects: (parameter, covariate) to the coefficient of the standardised covariate.
             scaling: for the covariates.
+            correlation: (parameter, parameter) to that of their random effects; those left out have none.
 
         Raises:
-            ValueError: an effect that names no parameter or covariate.
+            ValueError: an effect that names no parameter or covariate; correlations that no random numbers have.
         """
         acting: dict[str, list[str]] = {}
         for parameter, covariate in effects:
             acting.setdefault(parameter, []).append(covariate)
-        known = cls(typical, 0, scaling, effects=acting).double().requires_grad_(False)
+        known = cls(typical, 0, scaling, effects=acting, correlated=bool(correlation)).double().requires_grad_(False)
         covariates = sorted(scaling.covariates)
         for k, name in enumerate(known.names):
             known.log_typical[k] = math.log(typical[name])
             known.log_omega[k] = math.log(omega[name]) if omega.get(name, 0.0) > 0 else -math.inf
         for (parameter, covariate), strength in effects.items():
             known.effects[known.names.index(parameter), covariates.index(covariate)] = strength
+        if correlation:
+            known.links.copy_(known._links_of(correlation))
         return known
 
+    def _links_of(self, correlation: Mapping[tuple[str, str], float]) -> Tensor:
+        matrix = torch.eye(len(self.names), dtype=torch.float64)
+        for (a, b), value in correlation.items():
+            one, other = self.names.index(a), self.names.index(b)
+            matrix[one, other] = matrix[other, one] = value
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        if bool(failed):
+            raise ValueError(f"no random effects have all these correlations: {dict(correlation)}")
+        rows, columns = self._pairs()
+        links: Tensor = (factor / factor.diagonal()[:, None])[rows, columns]
+        return links
+
+    def _pairs(self) -> tuple[Tensor, Tensor]:
+        rows, columns = torch.tril_indices(len(self.names), len(self.names), -1)
+        return rows, columns
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """The parameters whose random effects are correlated, two by two, in the order of ``links``."""
+        pairs = zip(*(part.tolist() for part in self._pairs()), strict=True)
+        return [(self.names[b], self.names[a]) for a, b in pairs] if len(self.links) else []
+
+    def _unit_factor(self) -> Tensor:
+        """Lower triangular, with rows of length 1: the factor of the correlation matrix."""
+        factor = torch.eye(len(self.names), dtype=self.links.dtype, device=self.links.device)
+        factor = factor.index_put(self._pairs(), self.links)
+        unit: Tensor = factor / factor.norm(dim=1, keepdim=True)
+        return unit
+
+    def correlations(self) -> Tensor:
+        """Of the random effects, in the order of `pairs`, ``[pair]``."""
+        factor = self._unit_factor()
+        return (factor @ factor.T)[self._pairs()] if len(self.links) else self.links
+
+    def eta(self, z: Tensor) -> Tensor:
+        """Random effects of the named parameters, ``[..., parameter]``, for a z ``[..., latent]``."""
+        standard = z[..., : len(self.names)]
+        eta: Tensor = self.log_omega.exp() * (standard @ self._unit_factor().T if len(self.links) else standard)
+        return eta
+
+    def standard(self, eta: Tensor) -> tuple[Tensor, Tensor]:
+        """The named part of z behind random effects, ``[..., parameter]``, and log |dz/deta|, a scalar."""
+        scaled, volume = eta / self.log_omega.exp(), -self.log_omega.sum()
+        if not len(self.links):
+            return scaled, volume
+        factor = self._unit_factor()
+        z = torch.linalg.solve_triangular(factor, scaled.mT, upper=False).mT
+        return z, volume - factor.diagonal().log().sum()
+
     def log_prior(self) -> Tensor:
-        """log p(typical, omega) up to a constant, a scalar; 0 where it is flat."""
+        """log p(typical, Omega) up to a constant, a scalar; 0 where it is flat."""
         total = self.log_omega.new_zeros(())
         for name, spread in self.typical_spread.items():
             distance = self.log_typical[self.names.index(name)] - math.log(self.typical_guess[name])
             total = total - 0.5 * (distance / spread) ** 2
         if self.omega_spread is not None:
-            distance = self.log_omega - math.log(self.omega_guess)
-            total = total - 0.5 * (distance / self.omega_spread).square().sum()
+            distance = (self.log_omega - math.log(self.omega_guess)) / self.omega_spread
+            total = total - 0.5 * (distance.square().sum() + self.links.square().sum())
         return total
 
     def forward(self, z: Tensor, covariates: Tensor) -> Tensor:
@@ -120,6 +179,6 @@ class IndividualParameters(nn.Module):
         """
         shift = self.scaling.standardise(covariates) @ (self.effects * self.active).T
         n = len(self.names)
-        named = torch.exp(self.log_typical + self.log_omega.exp() * z[:, None, :n] + shift[..., :n])
+        named = torch.exp(self.log_typical + self.eta(z)[:, None] + shift[..., :n])
         theta = torch.cat([named, z[:, None, n:] + shift[..., n:]], dim=-1)
         return theta[:, 0] if theta.shape[1] == 1 else theta

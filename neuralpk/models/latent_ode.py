@@ -15,6 +15,8 @@ from neuralpk.models.individual import IndividualParameters
 from neuralpk.residual_error import ResidualError
 from neuralpk.solve import SolverOptions, Trajectory, solve
 
+_POPULATIONS = 32
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -77,20 +79,22 @@ class LatentODE(nn.Module):
         self.error = error
         self.options = options
         self.register_buffer("value_scale", torch.tensor(encoder.scaling.value), persistent=False)
-        self.register_buffer("uncertainty", torch.zeros((len(self.coordinates()),) * 2))
+        size = len(self.coordinates()) + sum(weight.numel() for weight in self.uncertain_weights())
+        self.register_buffer("populations", torch.zeros(_POPULATIONS, size))
 
     value_scale: Tensor
-    uncertainty: Tensor  # covariance of the coordinates of the population; 0 until it has been estimated
+    populations: Tensor  # that the data allow, as distances from this one; 0 until they have been estimated
 
     def population_parameters(self) -> list[nn.Parameter]:
         """Typical values, variability and residual error: few numbers on which everything else waits."""
         return [*self.individual.parameters(), *self.error.parameters()]
 
     def coordinates(self) -> list[Coordinate]:
-        """The numbers that describe the population: log typical values, log omega, covariate effects, log error."""
+        """The numbers that describe the population: log typical values, Omega, covariate effects, log error."""
         individual = self.individual
         found = [Coordinate(name, individual.log_typical, k) for k, name in enumerate(individual.names)]
         found += [Coordinate(f"omega {name}", individual.log_omega, k) for k, name in enumerate(individual.names)]
+        found += [Coordinate(f"corr {a}~{b}", individual.links, k) for k, (a, b) in enumerate(individual.pairs())]
         acting = individual.active[: len(individual.names)].nonzero().tolist()
         covariates = sorted(individual.scaling.covariates)
         found += [
@@ -100,6 +104,10 @@ class LatentODE(nn.Module):
         for name, sd in self.error.log_sd.items():
             found += [Coordinate(name if len(sd) == 1 else f"{name}{k + 1}", sd, k) for k in range(len(sd))]
         return found
+
+    def uncertain_weights(self) -> list[nn.Parameter]:
+        """Weights of the field, where something is believed of them before there are data (`Dynamics.log_prior`)."""
+        return list(self.dynamics.parameters()) if isinstance(self.dynamics.log_prior(), Tensor) else []
 
     def log_prior(self) -> Tensor:
         """log p(weights of the field, omega) up to a constant, a scalar."""

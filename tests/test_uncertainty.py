@@ -1,0 +1,109 @@
+"""What else the training data allow: populations and weights beside the estimate, against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import quadrature
+import torch
+from quadrature import OMEGA
+
+from neuralpk.batch import collate
+from neuralpk.cohort import Cohort, Dose, Subject
+from neuralpk.inference import importance, uncertainty
+from neuralpk.inference.mode import most_probable
+from neuralpk.inference.uncertainty import possible
+from neuralpk.models import build_model
+from neuralpk.reconstruction import Reconstruction, reconstruct
+from neuralpk.scaling import Scaling
+
+
+def unseen() -> Cohort:
+    """A patient of whom nothing is known."""
+    return Cohort((Subject("1", np.array([4.0]), np.array([np.nan]), (Dose(0.0, 100.0),)),))
+
+
+def test_where_the_population_is_known_only_the_model_itself_is_possible() -> None:
+    model = quadrature.model(quadrature.cohort(2))
+    assert possible(model) == [model]
+
+
+def test_a_possible_model_is_moved_in_its_population_and_in_its_weights_and_leaves_the_model_alone() -> None:
+    model = build_model({"compartments": 1, "hidden": 4, "layers": 1}, {}, "proportional", {}, Scaling())
+    before = {name: value.clone() for name, value in model.state_dict().items() if name != "populations"}
+    model.populations[3] = torch.arange(1.0, model.populations.shape[1] + 1)
+    moved = possible(model)[3]
+    names = [one.name for one in model.coordinates()]
+    for k, (one, other) in enumerate(zip(model.coordinates(), moved.coordinates(), strict=True)):
+        assert other.value == pytest.approx(one.value + k + 1, rel=1e-6), names[k]
+    steps = torch.cat(
+        [(b - a).flatten() for a, b in zip(model.uncertain_weights(), moved.uncertain_weights(), strict=True)]
+    )
+    torch.testing.assert_close(
+        steps, torch.arange(len(names) + 1.0, model.populations.shape[1] + 1), rtol=1e-5, atol=1e-4
+    )
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+
+
+def test_scores_are_the_slopes_of_the_likelihood_of_every_subject() -> None:
+    cohort = quadrature.cohort(3)
+    model = quadrature.model(cohort).requires_grad_(True)
+    batch = collate(cohort, dtype=torch.float64)
+    mode = most_probable(model, batch, torch.zeros(len(batch), 2, dtype=torch.float64))
+    noise = importance.noise(0, 1, batch.index, 50_000, 2, torch.float64)
+    drawn = importance.draw(model, batch, mode, noise)
+    expected = torch.autograd.functional.jacobian(
+        lambda at: quadrature.log_likelihood(at, cohort), quadrature.coordinates(model)
+    )
+    torch.testing.assert_close(uncertainty._scores(model, batch, drawn), expected, rtol=0.05, atol=0.05)
+
+
+def test_populations_and_weights_have_the_covariance_of_their_joint_curvature(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model({"compartments": 1, "hidden": 1, "layers": 1}, {}, "proportional", {}, Scaling())
+    n, size = len(model.coordinates()), model.populations.shape[1]
+    model.populations = torch.zeros(200_000, size)
+    scores = torch.randn(20, size, dtype=torch.float64)
+    precision = torch.linspace(0.5, 4.0, size - n, dtype=torch.float64)
+    monkeypatch.setattr(uncertainty, "_scores", lambda *_: scores)
+    monkeypatch.setattr(uncertainty, "_prior_precision", lambda _: precision)
+    held = torch.linalg.inv(scores[:, :n].T @ scores[:, :n])
+    drawn, covariance = uncertainty.draw_populations(model, None, None, held, seed=0)
+    curvature = scores.T @ scores + torch.diag(torch.cat([torch.zeros(n, dtype=torch.float64), precision]))
+    expected = torch.linalg.inv(curvature)
+    torch.testing.assert_close(covariance, expected[:n, :n], rtol=1e-6, atol=1e-9)
+    # two hundred thousand draws know a covariance to half a percent
+    torch.testing.assert_close(drawn.T @ drawn / len(drawn), expected, rtol=0.0, atol=0.01 * float(expected.max()))
+
+
+def test_the_precision_of_the_weights_is_that_of_their_prior() -> None:
+    model = build_model({"compartments": 1, "hidden": 4, "layers": 1, "bend": 0.5}, {}, "proportional", {}, Scaling())
+    inputs = model.dynamics.network[0].in_features
+    expected = torch.tensor([inputs] * 4 * inputs + [1.0] * 4 + [4 / 0.25] * 4 + [4.0], dtype=torch.float64)
+    torch.testing.assert_close(uncertainty._prior_precision(model), expected)
+
+
+@pytest.mark.parametrize(("which", "expected"), [(0, math.sqrt(1.64)), (2, 1.0)])
+def test_what_is_not_known_of_the_population_widens_what_is_known_of_a_patient(which: int, expected: float) -> None:
+    model = quadrature.model(quadrature.cohort(2))
+    known = reconstruct(model, unseen(), [4.0], draws=4000, polish=True)
+    quantiles = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(32.0) + 0.5) / 32)
+    model.populations[:, which] = 0.8 * OMEGA * quantiles
+    # of log CL, whose typical value is uncertain: sqrt(omega² + se²); a small error of omega moves nothing
+    wide = reconstruct(model, unseen(), [4.0], draws=4000, polish=True)
+
+    def width(result: Reconstruction, name: str) -> float:
+        _, low, high = result.parameters[name]
+        return float(np.log(high / low)[0])
+
+    assert width(wide, "CL") / width(known, "CL") == pytest.approx(expected, rel=0.08)
+    assert width(wide, "V1") / width(known, "V1") == pytest.approx(1.0, rel=0.08)
+
+
+def test_a_population_under_which_a_patient_is_impossible_has_no_say() -> None:
+    model = quadrature.model(quadrature.cohort(2))
+    model.populations[:1, 0] = 200.0  # a clearance that no solver bears
+    model.populations[1:, 1] = 1e-6
+    result = reconstruct(model, unseen(), [4.0], draws=320, polish=True)
+    assert np.isfinite(result.upper).all()
