@@ -86,8 +86,8 @@ class Pretrained:
         }
 
     def start(self, model: LatentODE) -> None:
-        """Give a model of these hyperparameters the encoder, field, effects, correlations and error that were found, and
-        make the weights of the field what is expected of it."""
+        """Give a model of these hyperparameters the encoder, field, effects, correlations and error that were found,
+        and make the weights of the field what is expected of it."""
         model.encoder.load_state_dict(self.model.encoder.state_dict())
         model.dynamics.load_state_dict(self.model.dynamics.state_dict())
         model.error.load_state_dict(self.model.error.state_dict())
