@@ -28,8 +28,8 @@ from torch import Tensor
 from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Subject
 from neuralpk.dynamics import Dynamics
-from neuralpk.evaluate.style import BLUE, GREEN, GREY, VERMILLION, legend_on_top, log_scale, new_figure
-from neuralpk.solve import SolveError, SolverOptions, solve
+from neuralpk.evaluate.style import BLUE, GREEN, GREY, ORANGE, VERMILLION, legend_on_top, log_scale, new_figure
+from neuralpk.solve import Engine, Gradient, SolveError, SolverOptions, solve
 
 Row = dict[str, Any]
 
@@ -84,16 +84,24 @@ SYSTEMS = {
     "absorption of 1 /h": System(Absorption, (1.0, 0.1), (1.0, 0.2), absorption_end),
     "absorption of 50 /h (stiff)": System(Absorption, (50.0, 0.1), (1.0, 0.2), absorption_end),
 }
-WAYS = {"discrete": "runge_kutta", "backprop": "torchdiffeq", "adjoint": "torchdiffeq"}
-TOLERANCES, HORIZONS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8), (1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
+
+
+class Way(NamedTuple):
+    """A way to a gradient; `hourly` whether there are records on the way to the horizon."""
+
+    engine: Engine
+    gradient: Gradient
+    hourly: bool = False
+
+
+WAYS = {
+    "discrete": Way("runge_kutta", "discrete"),
+    "backprop": Way("torchdiffeq", "backprop"),
+    "adjoint": Way("torchdiffeq", "adjoint"),
+    "adjoint, records every hour": Way("torchdiffeq", "adjoint", hourly=True),
+}
+TOLERANCES, HORIZONS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-8), (1.0, 3.0, 10.0, 30.0)
 TOLERANCE, HORIZON = 1e-6, 10.0
-SUBJECTS = 2000
-
-
-def _options(way: str, tolerance: float) -> SolverOptions:
-    engine: Any = WAYS[way]
-    gradient: Any = way
-    return SolverOptions(engine=engine, gradient=gradient, rtol=tolerance, atol=tolerance)
 
 
 def _leaves(system: System, subjects: int) -> tuple[Tensor, Tensor]:
@@ -102,9 +110,9 @@ def _leaves(system: System, subjects: int) -> tuple[Tensor, Tensor]:
     return theta, start
 
 
-def _batch(horizon: float, subjects: int) -> CohortBatch:
-    records = np.array([0.0, horizon])
-    return collate([Subject("1", records, np.full(2, np.nan))], dtype=torch.float64).repeat(subjects)
+def _batch(horizon: float, hourly: bool, subjects: int) -> CohortBatch:
+    records = np.append(np.arange(0.0, horizon, 1.0 if hourly else horizon), horizon)
+    return collate([Subject("1", records, np.full(len(records), np.nan))], dtype=torch.float64).repeat(subjects)
 
 
 def gradient(name: str, way: str, tolerance: float, horizon: float, subjects: int = 1) -> Tensor:
@@ -113,7 +121,9 @@ def gradient(name: str, way: str, tolerance: float, horizon: float, subjects: in
     Raises:
         SolveError: forward or on the way back.
     """
-    system, options, batch = SYSTEMS[name], _options(way, tolerance), _batch(horizon, subjects)
+    system, (engine, kind, hourly) = SYSTEMS[name], WAYS[way]
+    options = SolverOptions(engine=engine, gradient=kind, rtol=tolerance, atol=tolerance)
+    batch = _batch(horizon, hourly, subjects)
     theta, start = _leaves(system, subjects)
     solution = solve(system.dynamics(), start, theta, batch, options=options)
     solution.check(batch.ids, options)
@@ -131,7 +141,14 @@ def closed_form(name: str, horizon: float) -> Tensor:
 
 def error_row(name: str, way: str, tolerance: float, horizon: float) -> Row:
     """The largest relative error of a gradient; without one, how the solve failed."""
-    row: Row = {"system": name, "gradient": way, "tolerance": tolerance, "horizon": horizon, "error": None, "note": None}
+    row: Row = {
+        "system": name,
+        "gradient": way,
+        "tolerance": tolerance,
+        "horizon": horizon,
+        "error": None,
+        "note": None,
+    }
     expected = closed_form(name, horizon)
     try:
         row["error"] = float(((gradient(name, way, tolerance, horizon) - expected) / expected).abs().max())
@@ -140,29 +157,29 @@ def error_row(name: str, way: str, tolerance: float, horizon: float) -> Row:
     return row
 
 
-def _memory(way: str, horizons: Sequence[float]) -> list[float]:
+def _memory(way: str, horizons: Sequence[float], subjects: int) -> list[float]:
     torch.set_num_threads(1)
     name, taken = next(iter(SYSTEMS)), []
     gradient(name, way, TOLERANCE, 1.0, subjects=2)  # what is loaded or compiled when first used
     before = host_peak()
     for horizon in sorted(horizons):  # a peak never falls: from the smallest to the largest
-        gradient(name, way, TOLERANCE, horizon, SUBJECTS)
+        gradient(name, way, TOLERANCE, horizon, subjects)
         taken.append((host_peak() - before) / 1e6)
     return taken
 
 
-def memory_rows(way: str, horizons: Sequence[float]) -> list[Row]:
-    """Memory of the gradient of `SUBJECTS` oscillations, MB, in a process of its own."""
+def memory_rows(way: str, horizons: Sequence[float], subjects: int) -> list[Row]:
+    """Memory of the gradient of some oscillations, MB, in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        taken = pool.apply(_memory, (way, horizons))
+        taken = pool.apply(_memory, (way, horizons, subjects))
     return [{"gradient": way, "horizon": h, "peak_mb": mb} for h, mb in zip(sorted(horizons), taken, strict=True)]
 
 
-def measure(tolerances: Sequence[float], horizons: Sequence[float]) -> dict[str, list[Row]]:
+def measure(tolerances: Sequence[float], horizons: Sequence[float], subjects: int) -> dict[str, list[Row]]:
     """Errors over the tolerance at one horizon and over the horizon at one tolerance; memory over the horizon."""
     settings = dict.fromkeys([*((t, HORIZON) for t in tolerances), *((TOLERANCE, h) for h in horizons)])
     errors = [error_row(name, way, *each) for name in SYSTEMS for way in WAYS for each in settings]
-    return {"errors": errors, "memory": [row for way in WAYS for row in memory_rows(way, horizons)]}
+    return {"errors": errors, "memory": [row for way in WAYS for row in memory_rows(way, horizons, subjects)]}
 
 
 def draw(rows: list[Row]) -> Figure:
@@ -184,7 +201,7 @@ def draw(rows: list[Row]) -> Figure:
 def _panel(axes: Axes, rows: list[Row], over: str) -> None:
     """Errors of each gradient; a gradient that is not there, or off by more than a thousand, is a cross on top."""
     bottom, top = 1e-12, 1e3
-    for (way, colour), marker in zip({"discrete": BLUE, "backprop": GREEN, "adjoint": VERMILLION}.items(), "os^"):
+    for way, colour, marker in zip(WAYS, (BLUE, GREEN, VERMILLION, ORANGE), "os^v", strict=True):
         own = sorted((row[over], row["error"]) for row in rows if row["gradient"] == way and row["error"] is not None)
         x, y = np.array(own).reshape(-1, 2).T
         shown = y < top
@@ -201,14 +218,14 @@ def _panel(axes: Axes, rows: list[Row], over: str) -> None:
 def table(rows: list[Row], memory: list[Row]) -> str:
     """Errors and memory by horizon, in Markdown."""
     horizons = sorted({row["horizon"] for row in memory})
-    lines = ["| | | " + " | ".join(f"{h:g} h" for h in horizons) + " |", "|---|---|" + "---|" * len(horizons)]
+    lines = ["| | gradient | " + " | ".join(f"{h:g} h" for h in horizons) + " |", "|---|---|" + "---|" * len(horizons)]
     for name in SYSTEMS:
         for way in WAYS:
             found = {r["horizon"]: r["error"] for r in rows if (r["system"], r["gradient"]) == (name, way) and _at(r)}
-            lines.append(f"| {name} | `{way}` | " + " | ".join(_number(found[h]) for h in horizons) + " |")
+            lines.append(f"| {name} | {way} | " + " | ".join(_number(found[h]) for h in horizons) + " |")
     for way in WAYS:
         found = {r["horizon"]: r["peak_mb"] for r in memory if r["gradient"] == way}
-        lines.append(f"| memory, MB | `{way}` | " + " | ".join(f"{found[h]:.0f}" for h in horizons) + " |")
+        lines.append(f"| memory, MB | {way} | " + " | ".join(f"{found[h]:.0f}" for h in horizons) + " |")
     return "\n".join(lines)
 
 
@@ -225,11 +242,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tolerances", type=float, nargs="+", default=TOLERANCES)
     parser.add_argument("--horizons", type=float, nargs="+", default=HORIZONS, help="hours")
+    parser.add_argument("--subjects", type=int, default=2000, help="oscillations whose memory is measured")
     parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--figure", type=Path, help="file for the figure")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = measure(options.tolerances, options.horizons)
+    found = measure(options.tolerances, options.horizons, options.subjects)
     print(table(found["errors"], found["memory"]))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
