@@ -200,7 +200,7 @@ def draw(rows: list[Row]) -> Figure:
 
 def _panel(axes: Axes, rows: list[Row], over: str) -> None:
     """Errors of each gradient; a gradient that is not there, or off by more than a thousand, is a cross on top."""
-    bottom, top = 1e-12, 1e3
+    bottom, top = 1e-10, 1e3
     for way, colour, marker in zip(WAYS, (BLUE, GREEN, VERMILLION, ORANGE), "os^v", strict=True):
         own = sorted((row[over], row["error"]) for row in rows if row["gradient"] == way and row["error"] is not None)
         x, y = np.array(own).reshape(-1, 2).T
@@ -208,11 +208,11 @@ def _panel(axes: Axes, rows: list[Row], over: str) -> None:
         axes.plot(x[shown], np.maximum(y[shown], bottom), f"{marker}-", color=colour, ms=4, lw=1.3, label=way)
         lost = [row[over] for row in rows if row["gradient"] == way and not (row["error"] or 0.0) < top]
         lost += [row[over] for row in rows if row["gradient"] == way and row["error"] is None]
-        axes.plot(lost, [top] * len(lost), "x", color=colour, ms=6, mew=1.6, clip_on=False, label="_nolegend_")
+        axes.plot(lost, [top] * len(lost), "x", color=colour, ms=6, mew=1.6)
     axes.axhline(1.0, color=GREY, lw=0.8, ls=":")
     log_scale(axes, "x")
     axes.set_yscale("log")
-    axes.set_ylim(bottom, top)
+    axes.set_ylim(bottom, 5 * top)
 
 
 def table(rows: list[Row], memory: list[Row]) -> str:
