@@ -110,7 +110,7 @@ def past(limit: float) -> str:
     return f"> {limit:g} s"
 
 
-def _host_peak() -> int:
+def host_peak() -> int:
     """Most bytes that this process has held. Linux keeps it in `resource` across fork, so that the parent's counts."""
     status = Path("/proc/self/status")
     if status.exists():
@@ -129,7 +129,7 @@ def _run(task: dict[str, Any]) -> dict[str, Any]:
     module = importlib.import_module(f"solver_benchmark.{name}")
     workload = make(task["workload"], task["n"], **task["size"])
     step = getattr(module, function)(workload, task["device"], **engine.arguments)
-    peak = _host_peak if on_host else module.device_peak
+    peak = host_peak if on_host else module.device_peak
     before = peak()
 
     seconds = []
