@@ -20,7 +20,7 @@ from neuralpk.inference import importance
 from neuralpk.inference.joint import given_context
 from neuralpk.inference.mode import most_probable
 from neuralpk.inference.population import spread
-from neuralpk.models import LatentODE
+from neuralpk.models import LatentModel
 
 _BAND_STREAM = 1 << 40  # apart from the training steps, whose number is their stream
 _SOLVED_AT_ONCE = 20_000  # subjects × draws: bounds the memory
@@ -72,7 +72,7 @@ class Reconstruction:
         return pd.DataFrame(frame)
 
 
-def evaluation_batch(model: LatentODE, cohort: Cohort, context: int | None = None) -> CohortBatch:
+def evaluation_batch(model: LatentModel, cohort: Cohort, context: int | None = None) -> CohortBatch:
     """A cohort as one batch for a trained model, in its precision and on its device.
 
     Args:
@@ -94,7 +94,7 @@ def evaluation_batch(model: LatentODE, cohort: Cohort, context: int | None = Non
 
 @torch.no_grad()
 def reconstruct(
-    model: LatentODE,
+    model: LatentModel,
     cohort: Cohort,
     times: Sequence[float] | None = None,
     draws: int = 200,
@@ -110,7 +110,7 @@ def reconstruct(
     come from draws around it, weighted by importance, over all the populations that the training data allow.
 
     Args:
-        model: a trained latent ODE.
+        model: a trained latent model.
         cohort: the patients; their truth, where there is one, is not read.
         times: where to draw the lines, on the data's clock; default 200 times over each patient's records.
         draws: draws of z for the 90 % intervals; 0 leaves them out, for a model without a posterior.
@@ -161,7 +161,7 @@ def reconstruct(
     )
 
 
-def _posterior(model: LatentODE, batch: CohortBatch, draws: int, seed: int, polish: bool) -> tuple[Tensor, Tensor]:
+def _posterior(model: LatentModel, batch: CohortBatch, draws: int, seed: int, polish: bool) -> tuple[Tensor, Tensor]:
     """Estimate of z, ``[subject, latent]``, and draws of it, ``[subject, sample, latent]``."""
     q = model.encoder(batch)
     size = q.mean.shape[1]
@@ -183,7 +183,7 @@ def _posterior(model: LatentODE, batch: CohortBatch, draws: int, seed: int, poli
     return mode.z, weighed.resample(draws)
 
 
-def _bands(model: LatentODE, z: Tensor, batch: CohortBatch, grid: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def _bands(model: LatentModel, z: Tensor, batch: CohortBatch, grid: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """5 % and 95 % quantiles over draws of z, of the lines and of the parameters: first axis the two ends."""
     count, drawn = z.shape[1], z.flatten(0, 1)
     repeated = batch.repeat(count)
@@ -196,7 +196,7 @@ def _bands(model: LatentODE, z: Tensor, batch: CohortBatch, grid: Tensor) -> tup
     return line.reshape(len(batch), count, *line.shape[1:]).quantile(ends, dim=1), quantiles
 
 
-def _parameters(model: LatentODE, z: Tensor, batch: CohortBatch) -> dict[str, Tensor]:
+def _parameters(model: LatentModel, z: Tensor, batch: CohortBatch) -> dict[str, Tensor]:
     """Parameters at the first record by name, with those derived from them, each ``[subject]``."""
     theta = model.individual(z, batch.covariates)
     theta = theta if theta.dim() == 2 else theta[:, 0]

@@ -52,6 +52,8 @@ LEARNERS: dict[str, dict[str, Any]] = {
     "mechanistic": {"draws": 20, "epochs": 15},
     "neural": {"draws": 8, "epochs": 12, "solver": {"rtol": 1e-4, "atol": 1e-4}},
     "hybrid": {"draws": 8, "epochs": 12, "solver": {"rtol": 1e-4, "atol": 1e-4}},
+    # no ODE: a recurrent network that is told how long each gap was
+    "gru": {"draws": 8, "epochs": 12, "refine": 2, "dynamics": {"field": "gru_gaps"}},
 }
 
 
@@ -74,11 +76,9 @@ def cohort(name: str, samples: int, new: int, seed: int) -> PKDataModule:
 def learn(data: PKDataModule, field: str, seed: int) -> LatentODETask:
     """A model of the fifty patients, and how sure they make it of the population."""
     settings = dict(LEARNERS[field])
-    epochs = settings.pop("epochs")
+    epochs, dynamics = settings.pop("epochs"), PRIOR | {"field": field} | settings.pop("dynamics", {})
     L.seed_everything(seed, verbose=False)  # before the networks draw their first weights
-    task = LatentODETask(
-        scaling=data.scaling(), dynamics=PRIOR | {"field": field}, objective="iwae", seed=seed, **settings
-    )
+    task = LatentODETask(scaling=data.scaling(), dynamics=dynamics, seed=seed, **{"objective": "iwae"} | settings)
     train(task, data, epochs)
     task.estimate_population(data.part("train"))
     return task

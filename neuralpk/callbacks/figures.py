@@ -104,7 +104,8 @@ def population_figures(task: LatentODETask, cohort: Cohort) -> dict[str, Figure]
     omega = individual.log_omega.detach().exp().cpu().double().numpy()
     names = individual.names
     covariates = {key: _first_values(cohort, key) for key in sorted(individual.scaling.covariates)}
-    figures["eta"] = eta_figure(task.latent(cohort)[:, : len(names)] * omega, names, omega, covariates)
+    if names:
+        figures["eta"] = eta_figure(task.latent(cohort)[:, : len(names)] * omega, names, omega, covariates)
     return figures
 
 

@@ -15,7 +15,7 @@ from neuralpk.batch import CohortBatch
 from neuralpk.inference import importance
 from neuralpk.inference.joint import given_context, log_prior
 from neuralpk.inference.mode import most_probable
-from neuralpk.models import Coordinate, LatentODE
+from neuralpk.models import Coordinate, LatentModel
 
 _STREAM = 1 << 46
 _POPULATION = 102  # key of the counter-based random numbers of populations
@@ -29,7 +29,7 @@ class PopulationEstimate:
     Args:
         rows: of a table, ``pandas.DataFrame(rows)``, one for each parameter: PARAMETER, ESTIMATE, LO95, HI95, RSE (%);
             for one that varies between subjects also CV (%), CV_RSE (%) and SHRINKAGE (%).
-        covariance: of the population's coordinates (`neuralpk.models.LatentODE.coordinates`),
+        covariance: of the population's coordinates (`neuralpk.models.LatentModel.coordinates`),
             ``[coordinate, coordinate]``.
         log_likelihood: log p(data), every z integrated out by importance sampling.
         error: its Monte-Carlo standard error.
@@ -55,7 +55,7 @@ class PopulationEstimate:
         return -2 * self.log_likelihood + math.log(self.observations) * self.parameters
 
 
-def estimate_population(model: LatentODE, batch: CohortBatch, draws: int = 300, seed: int = 0) -> PopulationEstimate:
+def estimate_population(model: LatentModel, batch: CohortBatch, draws: int = 300, seed: int = 0) -> PopulationEstimate:
     """Standard errors, likelihood and shrinkage of the population, from the subjects that it was learned from.
 
     The observed information is the curvature of log p(data) + log p(population), by importance sampling with the
@@ -95,7 +95,7 @@ def estimate_population(model: LatentODE, batch: CohortBatch, draws: int = 300, 
 
 @torch.no_grad()
 def spread(
-    model: LatentODE, batch: CohortBatch, drawn: importance.Draws, seed: int, count: int = 64
+    model: LatentModel, batch: CohortBatch, drawn: importance.Draws, seed: int, count: int = 64
 ) -> importance.Draws:
     """The same draws, weighed for all populations that the data allow rather than for the likeliest alone.
 
@@ -137,7 +137,7 @@ def spread(
 
 
 def _information(
-    model: LatentODE, batch: CohortBatch, drawn: importance.Draws, coordinates: Sequence[Coordinate]
+    model: LatentModel, batch: CohortBatch, drawn: importance.Draws, coordinates: Sequence[Coordinate]
 ) -> Tensor:
     """Minus the second derivatives of log p(data) + log p(population), ``[coordinate, coordinate]``."""
     individual, n = model.individual, len(model.individual.names)
@@ -176,7 +176,7 @@ def _inverse(information: Tensor) -> Tensor:
 
 
 def _rows(
-    model: LatentODE, coordinates: Sequence[Coordinate], covariance: Tensor, shrinkage: Tensor
+    model: LatentModel, coordinates: Sequence[Coordinate], covariance: Tensor, shrinkage: Tensor
 ) -> list[dict[str, str | float]]:
     sd = {one.name: value for one, value in zip(coordinates, covariance.diagonal().sqrt().tolist(), strict=True)}
     omega = {one.name: math.exp(one.value) for one in coordinates if one.name.startswith("omega ")}
