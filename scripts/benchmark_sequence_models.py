@@ -43,7 +43,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gru": ("GRU, counts records", {"field": "gru"}),
     "gru_gaps": ("GRU with time gaps", {"field": "gru_gaps"}),
     "gru_decay": ("GRU with decay", {"field": "gru_decay"}),
-    "gru_ticks": ("GRU with time gaps, regular clock", {"field": "gru_gaps", "ticks": POINTS}),
     "ode_rnn": ("ODE-RNN", {"field": "ode_rnn", "layers": 1}),
     "ctrnn": ("continuous-time RNN", {"field": "ctrnn"}),
     "free": ("neural ODE, free field", {"field": "free"}),

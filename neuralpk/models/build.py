@@ -46,7 +46,6 @@ class DynamicsSettings(TypedDict, total=False):
     latent_size: latent dimensions beside those of the named parameters; by default 0 for a neural or hybrid
         field of compartments, 4 for other networks.
     hidden, layers: size of its network.
-    ticks: of the regular clock of a ``gru`` within the span of the data; 0, the default, ticks at the records.
     bend: how far the network of a neural or hybrid field is expected to bend the rates of compartments, by default 0.3.
     typical: starting values of named parameters; those left out are guessed from the data.
     omega: starting value of the standard deviation of every eta.
@@ -65,7 +64,6 @@ class DynamicsSettings(TypedDict, total=False):
     latent_size: int
     hidden: int
     layers: int
-    ticks: int
     bend: float
     typical: dict[str, float]
     omega: float
@@ -165,7 +163,7 @@ def _check(dynamics: DynamicsSettings, encoder: EncoderSettings, error: str, sol
     ):
         if not number > 0:
             raise ValueError(f"dynamics.{name} must be positive, not {number}")
-    if dynamics.get("latent_size", 0) < 0 or dynamics.get("ticks", 0) < 0 or encoder.get("hidden", 1) < 1:
+    if dynamics.get("latent_size", 0) < 0 or encoder.get("hidden", 1) < 1:
         raise ValueError(f"sizes may not be negative: dynamics {dynamics}, encoder {encoder}")
 
 
@@ -195,7 +193,7 @@ def build_model(
     reader = ENCODERS[kind](scaling, individual.latent_size, encoder.get("hidden", 64))
     parts = (ERRORS[error](scaling), SolverOptions(**solver))
     if isinstance(field, GatedRecurrence):
-        return LatentRecurrence(reader, individual, field, *parts, ticks=dynamics.get("ticks", 0))
+        return LatentRecurrence(reader, individual, field, *parts)
     if isinstance(field, JumpingField):
         return LatentODERNN(reader, individual, field, *parts)
     return LatentODE(reader, individual, cast(Dynamics, field), *parts)

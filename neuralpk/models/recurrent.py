@@ -11,11 +11,8 @@ from torch import Tensor
 
 from neuralpk.batch import CohortBatch
 from neuralpk.dynamics.recurrent import GatedRecurrence, JumpingField
-from neuralpk.encoders import Encoder
-from neuralpk.models.individual import IndividualParameters
 from neuralpk.models.latent_ode import LatentModel
-from neuralpk.residual_error import ResidualError
-from neuralpk.solve import SolverOptions, Status, Trajectory, solve
+from neuralpk.solve import Status, Trajectory, solve
 from neuralpk.solve.mesh import period_at, sorted_by, theta_at
 from neuralpk.solve.reference import Evaluations
 
@@ -85,6 +82,13 @@ def _wanted(batch: CohortBatch, times: Tensor | None) -> tuple[Tensor, Tensor]:
     return times, torch.full_like(times, _LAST - 1, dtype=torch.int64)
 
 
+def _ticks(batch: CohortBatch) -> Tensor:
+    """The times at which each subject was sampled, each once, ``[subject, tick]``; inf for none."""
+    again = torch.zeros_like(batch.mask)
+    again[:, 1:] = batch.time[:, 1:] == batch.time[:, :-1]
+    return torch.where(batch.mask & ~again, batch.time, torch.inf)
+
+
 def _pick(states: Tensor, at: Tensor) -> Tensor:
     """Of ``states [subject, event, state]`` those of ``at [subject, time]``, ``[subject, time, state]``."""
     return states.gather(1, at[..., None].expand(-1, -1, states.shape[-1]))
@@ -93,10 +97,8 @@ def _pick(states: Tensor, at: Tensor) -> Tensor:
 class LatentRecurrence(LatentModel):
     """A recurrent network instead of an ODE: nothing is solved, h steps from event to event.
 
-    Events are a subject's doses and ticks. Without a regular clock it ticks at the subject's records, once where
-    several stand at one time, as recurrent networks are run over irregular series; then the line depends on when its
-    subject was sampled (not on what was found). On a regular clock it ticks `ticks` times in the longest time that was
-    observed in training, and on at that distance; the line then depends on z and the doses alone, as that of an ODE.
+    Events are a subject's doses and the times of its records, one tick where several stand at one time, as recurrent
+    networks are run over irregular series. So the line depends on when its subject was sampled (not on what was found).
 
     What is wanted at a time is one step more, with nothing given, from the last event before it; it branches off, so
     that no value depends on what else was asked. The value at a record is therefore that of the tick that it makes.
@@ -107,26 +109,13 @@ class LatentRecurrence(LatentModel):
         dynamics: the network.
         error: the residual error.
         options: of a solver; nothing here is solved.
-        ticks: of the regular clock; 0 ticks at the records.
     """
 
     dynamics: GatedRecurrence
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        individual: IndividualParameters,
-        dynamics: GatedRecurrence,
-        error: ResidualError,
-        options: SolverOptions,
-        ticks: int = 0,
-    ) -> None:
-        super().__init__(encoder, individual, dynamics, error, options)
-        self.ticks = ticks
-
     def follow(self, theta: Tensor, batch: CohortBatch, times: Tensor | None) -> Trajectory:
         times, order = _wanted(batch, times)
-        clock = EventClock.of(batch, self.dynamics, self._tick(batch, times))
+        clock = EventClock.of(batch, self.dynamics, _ticks(batch))
         states, since = self._advance(theta, batch, clock)
         last = clock.before(times, order)
         own = theta_at(theta, period_at(batch, times))
@@ -136,16 +125,6 @@ class LatentRecurrence(LatentModel):
         status = torch.where(finite, int(Status.OK), int(Status.NON_FINITE))
         count = Evaluations(self.options.max_evaluations, clock.time.shape[1] + 1)
         return Trajectory(times, branched, own, status, count, "recurrence")
-
-    def _tick(self, batch: CohortBatch, times: Tensor) -> Tensor:
-        """Times of the ticks, ``[subject, tick]``."""
-        if not self.ticks:
-            again = torch.zeros_like(batch.mask)
-            again[:, 1:] = batch.time[:, 1:] == batch.time[:, :-1]
-            return torch.where(batch.mask & ~again, batch.time, torch.inf)
-        every = self.encoder.scaling.time / self.ticks
-        number = int(torch.ceil((times - batch.start[:, None]).max() / every))
-        return batch.start[:, None] + every * torch.arange(1, number + 1, device=times.device)
 
     def _advance(self, theta: Tensor, batch: CohortBatch, clock: EventClock) -> tuple[Tensor, Tensor]:
         """The states after each event, the first before any, ``[subject, event + 1, state]``, and since when."""
