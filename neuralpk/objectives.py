@@ -13,7 +13,7 @@ from neuralpk.batch import CohortBatch
 from neuralpk.encoders import Posterior
 from neuralpk.inference.importance import draw
 from neuralpk.inference.mode import maximise
-from neuralpk.models import LatentODE
+from neuralpk.models import LatentModel
 
 Objective = Literal["mse", "elbo", "iwae"]
 # in units of log p: a proposal need not sit on the top, but from its foot the weights of a sharp posterior are noise
@@ -39,7 +39,7 @@ class Loss:
     failures: Tensor
 
 
-def squared_error(model: LatentODE, batch: CohortBatch) -> Loss:
+def squared_error(model: LatentModel, batch: CohortBatch) -> Loss:
     """``mse``: Σ (y − ŷ)² at z = mean of q(z), each endpoint in its own unit of size."""
     q = model.encoder(batch)
     value, scored, kept = _solved(model, q.mean, batch)
@@ -51,7 +51,7 @@ def squared_error(model: LatentODE, batch: CohortBatch) -> Loss:
     return Loss(fit, nothing, nothing, scored.target.sum(), _lost(batch, kept))
 
 
-def evidence_bound(model: LatentODE, batch: CohortBatch, noise: Tensor | None) -> Loss:
+def evidence_bound(model: LatentModel, batch: CohortBatch, noise: Tensor | None) -> Loss:
     """``elbo``: −E_q[log p(y | z)] + KL(q(z) ‖ p(z)) with one draw of z (Kingma and Welling 2014).
 
     Args:
@@ -65,7 +65,9 @@ def evidence_bound(model: LatentODE, batch: CohortBatch, noise: Tensor | None) -
     return Loss(fit, q.kl()[kept].sum(), torch.zeros_like(fit), scored.target.sum(), _lost(batch, kept))
 
 
-def marginal_likelihood(model: LatentODE, batch: CohortBatch, noise: Tensor, steps: int, dream: Tensor | None) -> Loss:
+def marginal_likelihood(
+    model: LatentModel, batch: CohortBatch, noise: Tensor, steps: int, dream: Tensor | None
+) -> Loss:
     """``iwae``: −log (1/K) Σ_k p(y, z_k)/q(z_k), which for K draws of a good q is −log p(y) (Burda et al. 2016).
 
     q is not the encoder's, which fifty patients do not teach well enough: some steps through the solver take its mean
@@ -94,7 +96,7 @@ def marginal_likelihood(model: LatentODE, batch: CohortBatch, noise: Tensor, ste
 
 
 @torch.no_grad()
-def imagine(model: LatentODE, z: Tensor, noise: Tensor, batch: CohortBatch) -> CohortBatch:
+def imagine(model: LatentModel, z: Tensor, noise: Tensor, batch: CohortBatch) -> CohortBatch:
     """Other patients in the place of those of a batch: drawn by the model, dosed and sampled alike.
 
     Args:
@@ -113,7 +115,7 @@ def _log_q(q: Posterior, z: Tensor) -> Tensor:
     return -(0.5 * scaled.square() + q.sd[:, None].log()).sum(-1)
 
 
-def _solved(model: LatentODE, z: Tensor, batch: CohortBatch) -> tuple[Tensor, CohortBatch, Tensor]:
+def _solved(model: LatentModel, z: Tensor, batch: CohortBatch) -> tuple[Tensor, CohortBatch, Tensor]:
     """Predictions of the subjects that could be solved, their batch, and which they are."""
     prediction = model.predict(z, batch)
     ok = prediction.trajectory.ok

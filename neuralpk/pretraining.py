@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 
-from neuralpk.models import DynamicsSettings, EncoderSettings, LatentODE, build_model
+from neuralpk.models import DynamicsSettings, EncoderSettings, LatentModel, build_model
 from neuralpk.scaling import Scaling
 
 # what a study may decide for itself; the shape of the model is that of the pre-training
@@ -34,7 +34,7 @@ class Pretrained:
     """
 
     settings: Mapping[str, Any]
-    model: LatentODE
+    model: LatentModel
 
     @classmethod
     def read(cls, path: str | Path) -> Pretrained:
@@ -85,7 +85,7 @@ class Pretrained:
             "pretrained": None,
         }
 
-    def start(self, model: LatentODE) -> None:
+    def start(self, model: LatentModel) -> None:
         """Give a model of these hyperparameters the encoder, field, effects, correlations and error that were found,
         and make the weights of the field what is expected of it."""
         model.encoder.load_state_dict(self.model.encoder.state_dict())

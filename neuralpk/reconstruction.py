@@ -20,7 +20,7 @@ from neuralpk.inference import importance
 from neuralpk.inference.joint import given_context
 from neuralpk.inference.mode import maximise, most_probable
 from neuralpk.inference.uncertainty import possible
-from neuralpk.models import LatentODE
+from neuralpk.models import LatentModel
 
 _BAND_STREAM = 1 << 40  # apart from the training steps, whose number is their stream
 _SOLVED_AT_ONCE = 20_000  # subjects × draws: bounds the memory
@@ -73,7 +73,7 @@ class Reconstruction:
         return pd.DataFrame(frame)
 
 
-def evaluation_batch(model: LatentODE, cohort: Cohort, context: int | None = None) -> CohortBatch:
+def evaluation_batch(model: LatentModel, cohort: Cohort, context: int | None = None) -> CohortBatch:
     """A cohort as one batch for a trained model, in its precision and on its device.
 
     Args:
@@ -95,7 +95,7 @@ def evaluation_batch(model: LatentODE, cohort: Cohort, context: int | None = Non
 
 @torch.no_grad()
 def reconstruct(
-    model: LatentODE,
+    model: LatentModel,
     cohort: Cohort,
     times: Sequence[float] | None = None,
     draws: int = 200,
@@ -111,7 +111,7 @@ def reconstruct(
     come from draws around it, weighted by importance, over all the populations that the training data allow.
 
     Args:
-        model: a trained latent ODE.
+        model: a trained latent model.
         cohort: the patients; their truth, where there is one, is not read.
         times: where to draw the lines, on the data's clock; default 200 times over each patient's records.
         draws: draws of z for the 90 % intervals; 0 leaves them out, for a model without a posterior.
@@ -165,7 +165,7 @@ def reconstruct(
     )
 
 
-def _estimate(model: LatentODE, batch: CohortBatch, polish: bool) -> Tensor:
+def _estimate(model: LatentModel, batch: CohortBatch, polish: bool) -> Tensor:
     """Estimate of z, ``[subject, latent]``."""
     mean: Tensor = model.encoder(batch).mean
     if not polish:
@@ -182,7 +182,7 @@ def _estimate(model: LatentODE, batch: CohortBatch, polish: bool) -> Tensor:
 
 
 def _draws(
-    model: LatentODE, batch: CohortBatch, place: Tensor, count: int, seed: int, stream: int, polish: bool
+    model: LatentModel, batch: CohortBatch, place: Tensor, count: int, seed: int, stream: int, polish: bool
 ) -> Tensor:
     """Draws of z, ``[subject, sample, latent]``; NaN for a subject that this model holds for impossible."""
     size = place.shape[1]
@@ -199,7 +199,7 @@ def _draws(
 
 
 def _bands(
-    models: list[LatentODE], drawn: list[Tensor], batch: CohortBatch, grid: Tensor
+    models: list[LatentModel], drawn: list[Tensor], batch: CohortBatch, grid: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """5 % and 95 % quantiles over the draws of z by every model, of the lines and of the parameters: first axis the two
     ends."""
@@ -226,7 +226,7 @@ def _rows(values: Tensor, kept: Tensor, shape: Sequence[int]) -> Tensor:
     return out.index_copy(0, kept, values.reshape(len(kept), *out.shape[1:]))
 
 
-def _parameters(model: LatentODE, z: Tensor, batch: CohortBatch) -> dict[str, Tensor]:
+def _parameters(model: LatentModel, z: Tensor, batch: CohortBatch) -> dict[str, Tensor]:
     """Parameters at the first record by name, with those derived from them, each ``[subject]``."""
     theta = model.individual(z, batch.covariates)
     theta = theta if theta.dim() == 2 else theta[:, 0]

@@ -19,7 +19,7 @@ from neuralpk.cohort import Cohort, FloatArray
 from neuralpk.inference import importance
 from neuralpk.inference.mode import most_probable
 from neuralpk.inference.population import PopulationEstimate, estimate_population
-from neuralpk.models import DynamicsSettings, EncoderSettings, LatentODE, SolverSettings, build_model
+from neuralpk.models import DynamicsSettings, EncoderSettings, LatentModel, SolverSettings, build_model
 from neuralpk.objectives import Loss, Objective, evidence_bound, imagine, marginal_likelihood, squared_error
 from neuralpk.pretraining import Pretrained
 from neuralpk.reconstruction import Reconstruction, evaluation_batch, reconstruct
@@ -94,7 +94,7 @@ class LatentODETask(L.LightningModule):
         self.squares = MeanMetric()
         self.log_squares = MeanMetric()
 
-    def _build(self) -> LatentODE:
+    def _build(self) -> LatentModel:
         h: Any = self.hparams
         model = build_model(
             cast(DynamicsSettings, h["dynamics"] or {}),

@@ -58,6 +58,8 @@ LEARNERS: dict[str, dict[str, Any]] = {
     "mechanistic": {"draws": 20, "epochs": 15},
     "neural": {"draws": 8, "epochs": 12, "solver": {"rtol": 1e-4, "atol": 1e-4}},
     "hybrid": {"draws": 8, "epochs": 12, "solver": {"rtol": 1e-4, "atol": 1e-4}},
+    # no ODE: a recurrent network whose states decay over each gap
+    "gru": {"draws": 8, "epochs": 12, "dynamics": {"field": "gru_decay"}},
 }
 # what is believed before the study: typical values, omega and error log-uniform within these factors of their centres,
 # and the centres themselves off the truth by up to those; so log(omega) is off by .46 (one standard deviation)
@@ -93,7 +95,8 @@ def learn(data: PKDataModule, field: str, seed: int, start: dict[str, Any] | Non
         seed: of its first weights and of its draws.
         start: further settings of a task that starts from a pre-training.
     """
-    settings = dict(LEARNERS[field]) | (start or {"dynamics": PRIOR | {"field": field}})
+    own = {"dynamics": PRIOR | {"field": field} | LEARNERS[field].get("dynamics", {})}
+    settings = LEARNERS[field] | (start or own)
     epochs = settings.pop("epochs")
     L.seed_everything(seed, verbose=False)  # before the networks draw their first weights
     task = LatentODETask(scaling=data.scaling(), objective="iwae", seed=seed, **settings)

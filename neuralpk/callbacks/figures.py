@@ -105,9 +105,10 @@ def population_figures(task: LatentODETask, cohort: Cohort) -> dict[str, Figure]
     omega = individual.log_omega.detach().exp().cpu().double().numpy()
     names = individual.names
     covariates = {key: _first_values(cohort, key) for key in sorted(individual.scaling.covariates)}
-    with torch.no_grad():
-        eta = individual.eta(torch.as_tensor(task.latent(cohort)).to(individual.log_omega)).cpu().double().numpy()
-    figures["eta"] = eta_figure(eta, names, omega, covariates)
+    if names:
+        with torch.no_grad():
+            eta = individual.eta(torch.as_tensor(task.latent(cohort)).to(individual.log_omega)).cpu().double().numpy()
+        figures["eta"] = eta_figure(eta, names, omega, covariates)
     return figures
 
 

@@ -66,7 +66,8 @@ class Report(L.Callback):
             table.add_column(column, justify="right", no_wrap=True)
         for row in frame.to_dict("records"):
             ends = f"{row['LO95']:.3g} to {row['HI95']:.3g}"
-            varies = ["" if np.isnan(row[name]) else f"{row[name]:.0f} %" for name in ("CV", "SHRINKAGE")]
+            varied = [row.get(name, np.nan) for name in ("CV", "SHRINKAGE")]
+            varies = ["" if np.isnan(value) else f"{value:.0f} %" for value in varied]
             table.add_row(row["PARAMETER"], f"{row['ESTIMATE']:.3g}", f"{row['RSE']:.0f} %", ends, *varies)
         self.console.print(table)
         likelihood = f"-2 log-likelihood {-2 * estimate.log_likelihood:.2f} (± {2 * estimate.error:.2f} Monte Carlo)"

@@ -12,7 +12,7 @@ from neuralpk import randomness
 from neuralpk.batch import CohortBatch
 from neuralpk.inference.joint import log_joint
 from neuralpk.inference.mode import Mode
-from neuralpk.models import LatentODE
+from neuralpk.models import LatentModel
 
 # degrees of freedom of the proposal: its tails are heavier than those of any posterior under a normal prior
 _FREEDOM = 6
@@ -67,7 +67,7 @@ def noise(seed: int, stream: int, index: Tensor, draws: int, latent: int, dtype:
     return randomness.normal(seed, stream, index, draws * width).reshape(len(index), draws, width).to(dtype)
 
 
-def draw(model: LatentODE, batch: CohortBatch, mode: Mode, noise: Tensor) -> Draws:
+def draw(model: LatentModel, batch: CohortBatch, mode: Mode, noise: Tensor) -> Draws:
     """Draw from a multivariate t around the mode with the covariance of Laplace's approximation, and weigh.
 
     Args:
@@ -88,7 +88,7 @@ def draw(model: LatentODE, batch: CohortBatch, mode: Mode, noise: Tensor) -> Dra
     return weigh(model, batch, z, log_q)
 
 
-def weigh(model: LatentODE, batch: CohortBatch, z: Tensor, log_q: Tensor) -> Draws:
+def weigh(model: LatentModel, batch: CohortBatch, z: Tensor, log_q: Tensor) -> Draws:
     """Given draws, weighed by the model as it stands."""
     value = log_joint(model, z.flatten(0, 1), batch.repeat(z.shape[1])).reshape(z.shape[:2])
     return Draws(z, log_q, value)

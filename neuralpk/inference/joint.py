@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from neuralpk.batch import CohortBatch
-from neuralpk.models import LatentODE
+from neuralpk.models import LatentModel
 
 # of a prior standard deviation: far above the noise of a solve, far below what bends a line
 _DIFFERENCE = 0.01
@@ -25,7 +25,7 @@ def log_prior(z: Tensor) -> Tensor:
     return -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi))
 
 
-def log_joint(model: LatentODE, z: Tensor, batch: CohortBatch) -> Tensor:
+def log_joint(model: LatentModel, z: Tensor, batch: CohortBatch) -> Tensor:
     """log p(y | z) + log p(z) over the records of ``batch.target``, ``[subject]``; −inf where unsolved."""
     prediction = model.predict(z, batch)
     ok = prediction.trajectory.ok
@@ -37,7 +37,7 @@ def log_joint(model: LatentODE, z: Tensor, batch: CohortBatch) -> Tensor:
     return out.index_copy(0, kept, log_joint(model, z[kept], batch.select(kept))) if len(kept) else out
 
 
-def gradient(model: LatentODE, z: Tensor, batch: CohortBatch) -> tuple[Tensor, Tensor]:
+def gradient(model: LatentModel, z: Tensor, batch: CohortBatch) -> tuple[Tensor, Tensor]:
     """`log_joint` and its exact gradient in z, ``[subject]`` and ``[subject, latent]``."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
@@ -50,7 +50,7 @@ def gradient(model: LatentODE, z: Tensor, batch: CohortBatch) -> tuple[Tensor, T
 
 
 @torch.no_grad()
-def information(model: LatentODE, z: Tensor, batch: CohortBatch) -> Tensor:
+def information(model: LatentModel, z: Tensor, batch: CohortBatch) -> Tensor:
     """Expected curvature of −log p(y, z) (Fisher scoring), ``[subject, latent, latent]``, at least that of the prior::
 
         I + Σ_j i(f_j)·(∂f_j/∂z)(∂f_j/∂z)ᵀ

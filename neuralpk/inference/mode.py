@@ -9,7 +9,7 @@ from torch import Tensor
 
 from neuralpk.batch import CohortBatch
 from neuralpk.inference.joint import given_context, gradient, information
-from neuralpk.models import LatentODE
+from neuralpk.models import LatentModel
 
 # prior standard deviations in one step: a rate that leaps by more may make the system stiff, and slow to be refused
 _FARTHEST = 2.0
@@ -35,13 +35,13 @@ class Mode:
     converged: Tensor
 
 
-def at(model: LatentODE, z: Tensor, batch: CohortBatch) -> Mode:
+def at(model: LatentModel, z: Tensor, batch: CohortBatch) -> Mode:
     """A search that has not begun."""
     value, slope = gradient(model, z, batch)
     return Mode(z.detach(), value, slope, information(model, z, batch), torch.zeros_like(value, dtype=torch.bool))
 
 
-def maximise(model: LatentODE, batch: CohortBatch, start: Tensor, steps: int = 30, tolerance: float = 1e-5) -> Mode:
+def maximise(model: LatentModel, batch: CohortBatch, start: Tensor, steps: int = 30, tolerance: float = 1e-5) -> Mode:
     """Search the maximum of log p(y, z) of every subject by itself, by Fisher scoring with the damping of Levenberg
     (1944) and Marquardt (1963): exact gradients, expected curvature, no step that loses.
 
@@ -110,6 +110,6 @@ def _put(mode: Mode, rows: Tensor, new: Mode, converged: Tensor) -> Mode:
     )
 
 
-def most_probable(model: LatentODE, batch: CohortBatch, start: Tensor) -> Mode:
+def most_probable(model: LatentModel, batch: CohortBatch, start: Tensor) -> Mode:
     """`maximise` to the end, given what the encoder sees; the few who need so many steps are soon alone."""
     return maximise(model, given_context(batch), start, steps=200)

@@ -14,7 +14,7 @@ from neuralpk.inference import importance
 from neuralpk.inference.joint import given_context, log_prior
 from neuralpk.inference.mode import most_probable
 from neuralpk.inference.uncertainty import draw_populations
-from neuralpk.models import Coordinate, LatentODE
+from neuralpk.models import Coordinate, LatentModel
 
 _STREAM = 1 << 46
 _WIDEST = 2.0  # standard deviation, on the log scale, of what the data do not determine at all
@@ -27,7 +27,7 @@ class PopulationEstimate:
     Args:
         rows: of a table, ``pandas.DataFrame(rows)``, one for each parameter: PARAMETER, ESTIMATE, LO95, HI95, RSE (%);
             for one that varies between subjects also CV (%), CV_RSE (%) and SHRINKAGE (%); correlations come last.
-        covariance: of the population's coordinates (`neuralpk.models.LatentODE.coordinates`),
+        covariance: of the population's coordinates (`neuralpk.models.LatentModel.coordinates`),
             ``[coordinate, coordinate]``.
         populations: that the data allow, as distances from the estimate, ``[population, coordinate + weight]``.
         log_likelihood: log p(data), every z integrated out by importance sampling.
@@ -55,7 +55,7 @@ class PopulationEstimate:
         return -2 * self.log_likelihood + math.log(self.observations) * self.parameters
 
 
-def estimate_population(model: LatentODE, batch: CohortBatch, draws: int = 300, seed: int = 0) -> PopulationEstimate:
+def estimate_population(model: LatentModel, batch: CohortBatch, draws: int = 300, seed: int = 0) -> PopulationEstimate:
     """Standard errors, likelihood and shrinkage of the population, from the subjects that it was learned from.
 
     The observed information is the curvature of log p(data) + log p(population), by importance sampling with the
@@ -98,7 +98,7 @@ def estimate_population(model: LatentODE, batch: CohortBatch, draws: int = 300, 
 
 
 def _information(
-    model: LatentODE, batch: CohortBatch, drawn: importance.Draws, coordinates: Sequence[Coordinate]
+    model: LatentModel, batch: CohortBatch, drawn: importance.Draws, coordinates: Sequence[Coordinate]
 ) -> Tensor:
     """Minus the second derivatives of log p(data) + log p(population), ``[coordinate, coordinate]``."""
     individual, n = model.individual, len(model.individual.names)
@@ -136,7 +136,7 @@ def _inverse(information: Tensor) -> Tensor:
     return covariance
 
 
-def _shrinkage(model: LatentODE, z: Tensor) -> Tensor:
+def _shrinkage(model: LatentModel, z: Tensor) -> Tensor:
     """1 − sd(eta)/omega of the estimated random effects, ``[parameter]``."""
     eta = model.individual.eta(z).detach()
     variance = (eta - eta.mean(0)).square().sum(0) / (len(eta) - 1)
@@ -145,7 +145,7 @@ def _shrinkage(model: LatentODE, z: Tensor) -> Tensor:
 
 
 def _correlations(
-    model: LatentODE, coordinates: Sequence[Coordinate], covariance: Tensor
+    model: LatentModel, coordinates: Sequence[Coordinate], covariance: Tensor
 ) -> list[dict[str, str | float]]:
     """Rows of the correlations of the random effects, their errors by the slope of a correlation in its links."""
     individual, linked = model.individual, [k for k, one in enumerate(coordinates) if one.name.startswith("corr ")]
@@ -165,7 +165,7 @@ def _correlations(
 
 
 def _rows(
-    model: LatentODE, coordinates: Sequence[Coordinate], covariance: Tensor, shrinkage: Tensor
+    model: LatentModel, coordinates: Sequence[Coordinate], covariance: Tensor, shrinkage: Tensor
 ) -> list[dict[str, str | float]]:
     sd = {one.name: value for one, value in zip(coordinates, covariance.diagonal().sqrt().tolist(), strict=True)}
     omega = {one.name: math.exp(one.value) for one in coordinates if one.name.startswith("omega ")}

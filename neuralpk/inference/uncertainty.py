@@ -12,13 +12,13 @@ from neuralpk import randomness
 from neuralpk.batch import CohortBatch
 from neuralpk.inference.importance import Draws
 from neuralpk.inference.joint import log_joint
-from neuralpk.models import LatentODE
+from neuralpk.models import LatentModel
 
 _STREAM = 1 << 46
 _POPULATION = 102  # key of the counter-based random numbers of populations
 
 
-def possible(model: LatentODE) -> list[LatentODE]:
+def possible(model: LatentModel) -> list[LatentModel]:
     """The model under each of the populations and weights that the training data allow (``model.populations``); the
     model itself where nothing is known of them."""
     if not bool(model.populations.any()):
@@ -38,7 +38,7 @@ def possible(model: LatentODE) -> list[LatentODE]:
 
 
 def draw_populations(
-    model: LatentODE, batch: CohortBatch, drawn: Draws, covariance: Tensor, seed: int
+    model: LatentModel, batch: CohortBatch, drawn: Draws, covariance: Tensor, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Populations, with the weights of the field, from a normal approximation of their posterior.
 
@@ -82,7 +82,7 @@ def draw_populations(
     )
 
 
-def _scores(model: LatentODE, batch: CohortBatch, drawn: Draws) -> Tensor:
+def _scores(model: LatentModel, batch: CohortBatch, drawn: Draws) -> Tensor:
     """Gradient of log p(y) of every subject in the coordinates and the weights, ``[subject, coordinate + weight]``: the
     mean over its posterior of that of log p(y, z) (Fisher's identity)."""
     coordinates, weights = model.coordinates(), model.uncertain_weights()
@@ -100,7 +100,7 @@ def _scores(model: LatentODE, batch: CohortBatch, drawn: Draws) -> Tensor:
     return torch.stack(rows).double()
 
 
-def _prior_precision(model: LatentODE) -> Tensor:
+def _prior_precision(model: LatentModel) -> Tensor:
     """Of every weight under the prior of the field, ``[weight]``: minus the slope of a slope that is linear."""
     weights: Sequence[Tensor] = model.uncertain_weights()
     with torch.enable_grad():

@@ -9,14 +9,18 @@ from neuralpk.models.build import (
     build_model,
 )
 from neuralpk.models.individual import IndividualParameters
-from neuralpk.models.latent_ode import Coordinate, LatentODE, Prediction
+from neuralpk.models.latent_ode import Coordinate, LatentModel, LatentODE, Prediction
+from neuralpk.models.recurrent import LatentODERNN, LatentRecurrence
 
 __all__ = [
     "Coordinate",
     "DynamicsSettings",
     "EncoderSettings",
     "IndividualParameters",
+    "LatentModel",
     "LatentODE",
+    "LatentODERNN",
+    "LatentRecurrence",
     "Prediction",
     "SolverSettings",
     "build_dynamics",

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict, get_args
+from typing import Literal, TypedDict, cast, get_args
 
 from neuralpk.dynamics import (
     Absorption,
     CompartmentModel,
+    ContinuousTimeRNN,
     Dynamics,
     Elimination,
+    GatedRecurrence,
     HybridDynamics,
+    JumpingField,
     LotkaVolterra,
     NeuralCompartments,
     NeuralField,
+    StateSpace,
 )
+from neuralpk.dynamics.recurrent import Gap
 from neuralpk.encoders import ENCODERS
 from neuralpk.models.individual import IndividualParameters
-from neuralpk.models.latent_ode import LatentODE
+from neuralpk.models.latent_ode import LatentModel, LatentODE
+from neuralpk.models.recurrent import LatentODERNN, LatentRecurrence
 from neuralpk.residual_error import ERRORS
 from neuralpk.scaling import Scaling
 from neuralpk.solve import Engine, Gradient, SolverOptions
 
 System = Literal["compartments", "lotka_volterra"]
-Field = Literal["mechanistic", "neural", "free", "hybrid"]
+Field = Literal["mechanistic", "neural", "free", "hybrid", "gru", "gru_gaps", "gru_decay", "ode_rnn", "ctrnn"]
+
+_GAPS: dict[str, Gap] = {"gru": "ignored", "gru_gaps": "given", "gru_decay": "decay"}
 
 
 class DynamicsSettings(TypedDict, total=False):
@@ -31,9 +39,12 @@ class DynamicsSettings(TypedDict, total=False):
     system: ``compartments`` (pharmacokinetics) or ``lotka_volterra``.
     field: ``mechanistic`` (the equations, with individual parameters from z); ``neural`` (compartments whose rates
         are a network of state and z; for Lotka–Volterra the same as free); ``free`` (dy/dt is a network of state
-        and z); ``hybrid`` (mechanistic plus neural).
+        and z); ``hybrid`` (mechanistic plus neural); or a recurrent network of hidden states: ``gru``, ``gru_gaps``,
+        ``gru_decay`` (steps from event to event), ``ode_rnn`` (an ODE network, doses as steps), ``ctrnn`` (in
+        continuous time).
     compartments, absorption, elimination, transits, lag: as for `CompartmentModel`; `lag` delays doses into the first.
-    latent_size: latent dimensions beside those of the named parameters; by default 4 for a free field, 0 else.
+    latent_size: latent dimensions beside those of the named parameters; by default 0 for a neural or hybrid
+        field of compartments, 4 for other networks.
     hidden, layers: size of its network.
     bend: how far the network of a neural or hybrid field is expected to bend the rates of compartments, by default 0.3.
     typical: starting values of named parameters; those left out are guessed from the data.
@@ -97,12 +108,24 @@ def build_mechanism(settings: DynamicsSettings) -> Dynamics:
     )
 
 
-def build_dynamics(settings: DynamicsSettings, scaling: Scaling) -> Dynamics:
-    """The vector field that the settings name."""
+def _recurrent(field: str, settings: DynamicsSettings, mechanism: Dynamics, scaling: Scaling) -> StateSpace:
+    """The recurrent network that the settings name, with doses and samples where the mechanism has them."""
+    hidden, latent = settings.get("hidden", 32), settings.get("latent_size", 4)
+    where = (mechanism.states, mechanism.endpoints, latent, scaling, hidden)
+    if field == "ode_rnn":
+        dosed = isinstance(mechanism, CompartmentModel)
+        return JumpingField(*where, layers=settings.get("layers", 2), dosed=dosed)
+    return ContinuousTimeRNN(*where) if field == "ctrnn" else GatedRecurrence(*where, gap=_GAPS[field])
+
+
+def build_dynamics(settings: DynamicsSettings, scaling: Scaling) -> StateSpace:
+    """The vector field or recurrent network that the settings name."""
     mechanism = build_mechanism(settings)
     field = settings.get("field", "neural")
     if field == "mechanistic":
         return mechanism
+    if field in (*_GAPS, "ode_rnn", "ctrnn"):
+        return _recurrent(field, settings, mechanism, scaling)
     dosed, correction = isinstance(mechanism, CompartmentModel), field == "hybrid"
     network = {"hidden": settings.get("hidden", 32), "layers": settings.get("layers", 2)}
     learned: Dynamics
@@ -132,7 +155,7 @@ def _check(dynamics: DynamicsSettings, encoder: EncoderSettings, error: str, sol
     ):
         if value not in allowed:
             raise ValueError(f"{name} is one of {', '.join(allowed)}; not {value!r}")
-    learned = dynamics.get("field", "neural") in ("neural", "free")
+    learned = dynamics.get("field", "neural") not in ("mechanistic", "hybrid")
     if learned and (dynamics.get("lag", False) or dynamics.get("elimination", "linear") != "linear"):
         raise ValueError("lag and elimination are of a mechanistic or hybrid field; a learned one has neither")
     for name, number in (
@@ -151,8 +174,8 @@ def _check(dynamics: DynamicsSettings, encoder: EncoderSettings, error: str, sol
 
 def build_model(
     dynamics: DynamicsSettings, encoder: EncoderSettings, error: str, solver: SolverSettings, scaling: Scaling
-) -> LatentODE:
-    """A latent ODE from plain settings.
+) -> LatentModel:
+    """A latent model from plain settings.
 
     Raises:
         ValueError: a setting outside its list, by name.
@@ -169,10 +192,15 @@ def build_model(
         raise ValueError(f"typical names {sorted(unknown)}; this field has {sorted(typical)}")
     latent = len(field.parameter_names) - len(typical)
     effects = dynamics.get("effects")
-    if effects is None and dynamics.get("field", "neural") in ("neural", "free"):
+    if effects is None and dynamics.get("field", "neural") not in ("mechanistic", "hybrid"):
         effects = {name: sorted(scaling.covariates) for name in typical}
     omega, spread = dynamics.get("omega", 0.3), dynamics.get("omega_spread")
     correlated = dynamics.get("correlated", False)
     individual = IndividualParameters(typical | dict(given), latent, scaling, omega, effects, spread, correlated, sure)
     reader = ENCODERS[kind](scaling, individual.latent_size, encoder.get("hidden", 64))
-    return LatentODE(reader, individual, field, ERRORS[error](scaling), SolverOptions(**solver))
+    parts = (ERRORS[error](scaling), SolverOptions(**solver))
+    if isinstance(field, GatedRecurrence):
+        return LatentRecurrence(reader, individual, field, *parts)
+    if isinstance(field, JumpingField):
+        return LatentODERNN(reader, individual, field, *parts)
+    return LatentODE(reader, individual, cast(Dynamics, field), *parts)

@@ -1,7 +1,8 @@
-"""The latent ODE: encode -> individual parameters -> solve -> observe -> compare."""
+"""Encode -> individual parameters -> solve -> observe -> compare: latent models, and the latent ODE among them."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from neuralpk.batch import CohortBatch
-from neuralpk.dynamics import Dynamics
+from neuralpk.dynamics import Dynamics, StateSpace
 from neuralpk.encoders import Encoder
 from neuralpk.models.individual import IndividualParameters
 from neuralpk.residual_error import ResidualError
@@ -48,18 +49,18 @@ class Coordinate(NamedTuple):
         return float(self.tensor.detach().view(-1)[self.place])
 
 
-class LatentODE(nn.Module):
-    """An encoder places each patient in a latent space; an ODE whose field depends on that place draws the line.
+class LatentModel(nn.Module, ABC):
+    """An encoder places each patient in a latent space; states that depend on that place draw the line.
 
     The generative model, with y_ij the j-th value of subject i::
 
-        z_i ~ N(0, I)   theta_i = theta(z_i, covariates_i)   dA/dt = f(t, A, theta_i) with doses
+        z_i ~ N(0, I)   theta_i = theta(z_i, covariates_i)   A = states moved by theta_i and the doses
         y_ij ~ residual error(observe(A(t_ij)))
 
     Args:
         encoder: samples -> q(z).
         individual: z -> theta.
-        dynamics: the field.
+        dynamics: how the states start and are read.
         error: the residual error.
         options: of the solver.
     """
@@ -68,7 +69,7 @@ class LatentODE(nn.Module):
         self,
         encoder: Encoder,
         individual: IndividualParameters,
-        dynamics: Dynamics,
+        dynamics: StateSpace,
         error: ResidualError,
         options: SolverOptions,
     ) -> None:
@@ -117,12 +118,18 @@ class LatentODE(nn.Module):
         """Mean of p(z), the typical patient, ``[subject, latent]``."""
         return self.value_scale.new_zeros((subjects, self.individual.latent_size))
 
+    @abstractmethod
+    def follow(self, theta: Tensor, batch: CohortBatch, times: Tensor | None) -> Trajectory:
+        """The states of patients with parameters ``theta [subject, (period,) parameter]``, as `decode` gives them."""
+
     def decode(self, z: Tensor, batch: CohortBatch, times: Tensor | None = None) -> Trajectory:
         """Solve from z: the states at the records of the batch, or at `times` ``[subject, time]``."""
         self._refuse_unread(batch)
-        theta = self.individual(z, batch.covariates)
-        first = theta if theta.dim() == 2 else theta[:, 0]
-        return solve(self.dynamics, self.dynamics.initial_state(first), theta, batch, times, self.options)
+        return self.follow(self.individual(z, batch.covariates), batch, times)
+
+    def start(self, theta: Tensor) -> Tensor:
+        """The states at the first record, ``[subject, state]``."""
+        return self.dynamics.initial_state(theta if theta.dim() == 2 else theta[:, 0])
 
     def lines(self, z: Tensor, batch: CohortBatch, times: Tensor) -> Tensor:
         """The noise-free value of every endpoint at `times`, ``[subject, time, endpoint]``; NaN where unsolved."""
@@ -150,3 +157,12 @@ class LatentODE(nn.Module):
                 f"subject {', '.join(names)}: an observation of a compartment or endpoint that is not in the model; "
                 f"CMT counts {', '.join(states)} from 1, DVID goes to {endpoints}"
             )
+
+
+class LatentODE(LatentModel):
+    """The latent ODE (Rubanova et al. 2019): the states follow dA/dt = f(t, A, theta_i), with doses as events."""
+
+    dynamics: Dynamics
+
+    def follow(self, theta: Tensor, batch: CohortBatch, times: Tensor | None) -> Trajectory:
+        return solve(self.dynamics, self.start(theta), theta, batch, times, self.options)

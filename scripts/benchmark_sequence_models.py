@@ -1,0 +1,283 @@
+"""Discrete against continuous: recurrent networks and ODEs on the same irregular cohorts, and the order of a step.
+
+Each patient or predator–prey series is observed at a random share of 40 times. All models learn from the same 50 of
+them with the same encoder, objective and number of steps; only ``dynamics.field`` differs. Of new ones they are
+given what was observed in the first half of the time. Scored is the line that they then draw, against the true one:
+in the first half (reconstruction) and in the second (extrapolation), relative root mean square error, mean over
+patients.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from quiet_training import train
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from scipy.integrate import RK45
+from torch import Tensor, nn
+
+from neuralpk.batch import collate
+from neuralpk.cohort import Cohort, FloatArray, Subject
+from neuralpk.datamodules import LotkaVolterraDataModule, PKDataModule
+from neuralpk.datamodules.simulated import SimulatedDataModule
+from neuralpk.dynamics import Dynamics, NeuralField
+from neuralpk.evaluate.metrics import line_rrmse
+from neuralpk.evaluate.style import BLUE, GREEN, ORANGE, VERMILLION, new_figure
+from neuralpk.scaling import Scaling
+from neuralpk.solve import SolverOptions, solve
+from neuralpk.tasks import LatentODETask
+
+POINTS = 40
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gru": ("GRU, counts records", {"field": "gru"}),
+    "gru_gaps": ("GRU with time gaps", {"field": "gru_gaps"}),
+    "gru_decay": ("GRU with decay", {"field": "gru_decay"}),
+    "ode_rnn": ("ODE-RNN", {"field": "ode_rnn", "layers": 1}),
+    "ctrnn": ("continuous-time RNN", {"field": "ctrnn"}),
+    "free": ("neural ODE, free field", {"field": "free"}),
+    "neural": ("neural ODE, compartments", {"field": "neural"}),
+    "mechanistic": ("mechanistic ODE", {"field": "mechanistic"}),
+}
+
+
+# ---- a residual network is Euler's method
+
+
+def residual_network(blocks: nn.Module, h: Tensor, step: float, count: int) -> list[Tensor]:
+    """h_{k+1} = h_k + step·block(h_k), every layer of it."""
+    layers = [h]
+    for _ in range(count):
+        layers.append(layers[-1] + step * blocks(layers[-1]))
+    return layers
+
+
+def residual_difference(count: int = 20, method: str = "euler") -> float:
+    """Largest difference, over all layers, between a residual network and a method's steps with the same weights."""
+    torch.manual_seed(0)
+    field = NeuralField(("h1", "h2", "h3"), (0,), 0, Scaling(), dosed=False, correction=True).double()
+    for weight in field.network.parameters():
+        nn.init.normal_(weight, std=0.3)
+    step, h0 = 1 / count, torch.randn(5, 3, dtype=torch.float64)
+    times = step * torch.arange(count + 1, dtype=torch.float64).expand(5, -1)
+    nobody = collate([Subject(str(k), [0.0, 1.0], [1.0, 1.0]) for k in range(5)], dtype=torch.float64)
+    options = SolverOptions(method=method, step=step * (1 + 1e-9))
+    with torch.no_grad():
+        layers = torch.stack(residual_network(field.network, h0, step, count), dim=1)
+        solved = solve(field, h0, h0[:, :0], nobody, times, options).states
+    return float((layers - solved).abs().max())
+
+
+# ---- error against step size
+
+
+class Growth(Dynamics):
+    """dy/dt = y, so that y(t) = 0.5·e^t from y(0) = 0.5."""
+
+    states = ("y",)
+    parameter_names = ()
+
+    def forward(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
+        return y
+
+
+def step_errors(methods: tuple[str, ...], counts: list[int]) -> dict[str, list[float]]:
+    """|y(1) − 0.5·e| after so many equal steps; Dormand and Prince's from SciPy, whose steps can be held."""
+    one = collate([Subject("1", [0.0, 1.0], [1.0, 1.0])], dtype=torch.float64)
+    y0, end = torch.full((1, 1), 0.5, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+    found: dict[str, list[float]] = {name: [] for name in (*methods, "dopri5")}
+    for count in counts:
+        for name in methods:
+            options = SolverOptions(method=name, step=(1 + 1e-9) / count)
+            found[name].append(abs(float(solve(Growth(), y0, y0[:, :0], one, end, options).states) - 0.5 * np.e))
+        held = RK45(lambda t, y: y, 0.0, [0.5], 1.0, max_step=1 / count, first_step=1 / count, rtol=1e6, atol=1e6)
+        while held.status == "running":
+            held.step()
+        found["dopri5"].append(abs(float(held.y[0]) - 0.5 * np.e))
+    return found
+
+
+def slopes(counts: list[int], errors: dict[str, list[float]]) -> dict[str, float]:
+    """Order of each method: slope of log error over log step from the smallest two steps that rounding leaves alone."""
+    order = {}
+    for name, values in errors.items():
+        k = max(k for k, value in enumerate(values) if value > 1e-12)
+        order[name] = float(np.log(values[k - 1] / values[k]) / np.log(counts[k] / counts[k - 1]))
+    return order
+
+
+def step_figure(counts: list[int], errors: dict[str, list[float]]) -> Figure:
+    """Error over step size, both on logarithmic axes."""
+    figure, ((axes,),) = new_figure(1, 1, width=6.0, height=4.2)
+    looks = {"euler": ("Euler", BLUE), "midpoint": ("midpoint", ORANGE), "rk4": ("Runge–Kutta 4", GREEN)}
+    looks["dopri5"] = ("Dormand–Prince", VERMILLION)
+    for name, order in slopes(counts, errors).items():
+        title, colour = looks[name]
+        axes.loglog(1 / np.array(counts), errors[name], "o-", ms=4, color=colour, label=f"{title}, slope {order:.2f}")
+    axes.set(xlabel="Step size", ylabel="Error of y(1)", title="dy/dt = y, y(0) = 0.5")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+# ---- recurrent networks against ODEs
+
+
+def pharmacokinetics(share: float, seed: int, new: int) -> SimulatedDataModule:
+    """Fifty patients, two compartments, a bolus at 0, 24 and 48 h, 20 % error."""
+    times = np.linspace(1.8, 72.0, POINTS).tolist()
+    return PKDataModule(
+        test_subjects=new,
+        repeats=3,
+        interval=24.0,
+        times=times,
+        samples=round(share * POINTS),
+        grid=[1.8, 72.0, POINTS],
+        context="random",
+        passes_per_epoch=20,
+        seed=seed,
+    )
+
+
+def predator_prey(share: float, seed: int, new: int) -> SimulatedDataModule:
+    """Fifty series of predator and prey, about two turns of the cycle, 10 % error."""
+    times = np.linspace(0.0, 8.0, POINTS).tolist()
+    return LotkaVolterraDataModule(
+        test_subjects=new,
+        times=times,
+        samples=round(share * POINTS),
+        context="random",
+        passes_per_epoch=20,
+        seed=seed,
+    )
+
+
+COHORTS = {"compartments": (pharmacokinetics, "proportional"), "lotka_volterra": (predator_prey, "log_normal")}
+TITLES = {"compartments": "Pharmacokinetics", "lotka_volterra": "Predator and prey"}
+
+
+def first_half(people: Cohort, half: float) -> Cohort:
+    """The same subjects and the times at which they are seen, without what is found after half of the time."""
+    hidden = [dataclasses.replace(s, values=np.where(s.times > half, np.nan, s.values)) for s in people]
+    return dataclasses.replace(people, subjects=tuple(hidden))
+
+
+def run(system: str, model: str, share: float, seed: int, epochs: int, new: int) -> dict[str, Any]:
+    """Learn once and score on new subjects."""
+    make, error = COHORTS[system]
+    data = make(share, seed, new)
+    started = time.perf_counter()
+    L.seed_everything(seed, verbose=False)  # before the networks draw their first weights
+    task = LatentODETask(
+        scaling=data.scaling(),
+        dynamics={"system": system, "omega": 0.3, "hidden": 16, **MODELS[model][1]},
+        solver={"rtol": 1e-4, "atol": 1e-4},
+        error=error,
+        objective="elbo",
+        warmup=0.5,
+        seed=seed,
+    )
+    train(task, data, epochs)
+    seconds = time.perf_counter() - started
+    people = data.part("test")
+    grid = people[0].truth.times
+    half = (grid[0] + grid[-1]) / 2
+    found = task.reconstruct(first_half(people, half), grid.tolist(), draws=0, polish=True).ipred
+    true = np.stack([s.truth.line for s in people])
+    row: dict[str, Any] = {"system": system, "model": model, "share": share, "seed": seed}
+    for name, window in (("reconstruction", grid <= half), ("extrapolation", grid > half)):
+        row[name] = float(np.mean([_error(a[window], b[window]) for a, b in zip(found, true, strict=True)]))
+    return row | {"seconds": round(seconds, 1)}
+
+
+def _error(found: FloatArray, true: FloatArray) -> float:
+    """Relative root mean square error of a subject, mean over its endpoints."""
+    return float(np.mean(line_rrmse(found.T, true.T)))
+
+
+def table(rows: list[dict[str, Any]], system: str) -> list[list[str]]:
+    """Of one system: a row a model, a column a window and share; mean over seeds and range."""
+    shares = sorted({row["share"] for row in rows})
+    lines = []
+    for model, (title, _) in MODELS.items():
+        own = [row for row in rows if row["system"] == system and row["model"] == model]
+        if not own:
+            continue
+        cells = [title]
+        for window in ("reconstruction", "extrapolation"):
+            for share in shares:
+                values = [row[window] for row in own if row["share"] == share]
+                cells.append(f"{np.mean(values):.3f} ({min(values):.2f}–{max(values):.2f})".replace("0.", "."))
+        lines.append(cells)
+    return lines
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Both tables as they stand in the documentation."""
+    shares = [f"{100 * share:.0f} %" for share in sorted({row["share"] for row in rows})]
+    parts = []
+    for system in dict.fromkeys(row["system"] for row in rows):
+        head = [TITLES[system], *(f"reconstruction, {s}" for s in shares), *(f"extrapolation, {s}" for s in shares)]
+        lines = [head, ["---"] * len(head), *table(rows, system)]
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    """Run, print, and rewrite the page of the documentation."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--systems", nargs="+", default=list(COHORTS), choices=list(COHORTS))
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.5])
+    parser.add_argument("--epochs", type=int, default=10, help="of 20 passes over the subjects")
+    parser.add_argument("--new", type=int, default=50, help="subjects to score on")
+    parser.add_argument("--json", type=Path, help="where to write every figure")
+    parser.add_argument("--page", type=Path, help="page of the documentation whose tables and figure are rewritten")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    counts = [2**k for k in range(1, 9)]
+    errors = step_errors(("euler", "midpoint", "rk4"), counts)
+    print(f"residual network and Euler's method, largest difference of any layer: {residual_difference():.1e}")
+    print("order:", ", ".join(f"{name} {order:.2f}" for name, order in slopes(counts, errors).items()))
+    runs = [
+        (system, model, share, seed)
+        for seed in range(options.seeds)
+        for system in options.systems
+        for model in options.models
+        for share in options.shares
+        if (system, model) != ("lotka_volterra", "neural")  # compartments alone have rates
+    ]
+    rows: list[dict[str, Any]] = []
+    for system, model, share, seed in track(runs, "learn and score"):
+        rows.append(run(system, model, share, seed, options.epochs, options.new))
+        if options.json:
+            options.json.write_text(json.dumps({"runs": rows, "steps": counts, "errors": errors}, indent=1))
+    for system in dict.fromkeys(row["system"] for row in rows):
+        printed = Table(title=f"{TITLES[system]}: mean over seeds (smallest–largest)")
+        for column in ("", *(f"{w} {100 * s:.0f} %" for w in ("rec", "ext") for s in options.shares)):
+            printed.add_column(column)
+        for cells in table(rows, system):
+            printed.add_row(*cells)
+        Console(width=180).print(printed)
+    if options.page:
+        begin, end = "<!-- measured -->\n\n", "\n\n<!-- end -->"
+        text = options.page.read_text(encoding="utf-8")
+        before, after = text.split(begin)[0], text.split(end)[1]
+        options.page.write_text(before + begin + markdown(rows) + end + after, encoding="utf-8")
+        step_figure(counts, errors).savefig(options.page.parent / "step_size.png", dpi=130)
+
+
+if __name__ == "__main__":
+    main()
