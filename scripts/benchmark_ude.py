@@ -34,7 +34,7 @@ TRUTH = {"alpha": 1.3, "beta": 0.9, "gamma": 1.8, "delta": 0.8, "prey0": 0.44249
 MISSING = {"prey: x·y": -TRUTH["beta"], "predator: x·y": TRUTH["delta"]}
 FREE = ("prey0", "predator0")
 LIBRARY = Library(("x", "y"), degree=5, sines=True)
-EXACT = SolverOptions(rtol=1e-10, atol=1e-12)
+EXACT = SolverOptions(rtol=1e-7, atol=1e-9)
 
 
 def batch_of(values: np.ndarray) -> CohortBatch:

@@ -54,6 +54,12 @@ def learned():
     return batch, learn_correction(LotkaVolterra(), only_linear(batch), batch, FREE, steps=25)
 
 
+@pytest.fixture(scope="module")
+def equations(learned):
+    batch, hybrid = learned
+    return discover(hybrid.hybrid, hybrid.theta, batch, LIBRARY, FREE)
+
+
 def test_a_library_writes_its_terms_and_evaluates_them():
     library = Library(("x", "y"), degree=2)
     assert library.terms == ("1", "x", "y", "x²", "x·y", "y²", "sin(x)", "sin(y)")
@@ -137,7 +143,7 @@ def test_the_criterion_charges_for_terms_and_for_the_choice_among_them():
 
 
 def test_a_refit_finds_the_least_squares_and_its_errors_are_those_of_repeated_studies():
-    batch = predator_and_prey(0.01, range(40))
+    batch = predator_and_prey(0.01, range(20))
     dynamics = TermDynamics(LotkaVolterra(), LIBRARY)
     theta = torch.cat([only_linear(batch), torch.zeros(len(batch), 2 * len(LIBRARY.terms), dtype=torch.float64)], 1)
     xy, p = LIBRARY.terms.index("x·y"), 6
@@ -155,7 +161,7 @@ def test_a_refit_finds_the_least_squares_and_its_errors_are_those_of_repeated_st
     # an information of the design, known beforehand: 0.38 and 1.70 % of beta and gamma at 1 % noise
     torch.testing.assert_close(sd.mean(0), torch.tensor([0.0038 * 0.9, 0.0170 * 0.8]).double(), rtol=0.1, atol=0.0)
     z = (found - torch.tensor([-0.9, 0.8], dtype=torch.float64)) / sd
-    assert 0.75 < float(z.square().mean().sqrt()) < 1.3  # 80 numbers: 1 give or take 0.08
+    assert 0.65 < float(z.square().mean().sqrt()) < 1.4  # 40 numbers: 1 give or take 0.11
 
 
 def test_an_equation_that_cannot_be_solved_loses_to_every_other():
@@ -164,16 +170,14 @@ def test_an_equation_that_cannot_be_solved_loses_to_every_other():
     theta = torch.cat([only_linear(batch), torch.zeros(2, 2 * len(LIBRARY.terms), dtype=torch.float64)], 1)
     cube = 6 + LIBRARY.terms.index("x³")
     theta[0, cube] = 50.0  # explodes before the first sample
-    fit = minimise(
-        dynamics, theta, unit_ways(theta.shape[1], torch.tensor([[cube], [cube]])), batch, magnitudes(dynamics, batch)
-    )
+    ways, few = unit_ways(theta.shape[1], torch.tensor([[cube], [cube]])), SolverOptions(max_evaluations=100)
+    fit = minimise(dynamics, theta, ways, batch, magnitudes(dynamics, batch), options=few)
     assert float(fit.squares[0]) == float("inf")
     assert np.isfinite(float(fit.squares[1]))
 
 
-def test_the_terms_of_predator_and_prey_are_found_again(learned):
-    batch, hybrid = learned
-    for found in discover(hybrid.hybrid, hybrid.theta, batch, LIBRARY, FREE):
+def test_the_terms_of_predator_and_prey_are_found_again(equations):
+    for found in equations:
         assert found.terms == {"prey": ("x·y",), "predator": ("x·y",)}
         for name, true in (("prey: x·y", -0.9), ("predator: x·y", 0.8), ("prey0", 0.44249296)):
             value, sd = found.estimates[name]
@@ -199,11 +203,11 @@ def test_the_network_learns_the_correction_where_the_data_are(learned):
     assert float((hybrid.squares / 62).sqrt().max()) < 0.03
 
 
-def test_series_do_not_disturb_each_other(learned):
+def test_series_do_not_disturb_each_other(learned, equations):
     batch, hybrid = learned
     first = torch.tensor([0])
     alone = discover(hybrid.hybrid, hybrid.theta[first], batch.select(first), LIBRARY, FREE)[0]
-    together = discover(hybrid.hybrid, hybrid.theta, batch, LIBRARY, FREE)[0]
+    together = equations[0]
     assert alone.terms == together.terms
     for name, (value, sd) in alone.estimates.items():
         assert together.estimates[name] == pytest.approx((value, sd), rel=1e-4)

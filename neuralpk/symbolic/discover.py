@@ -54,6 +54,7 @@ def discover(
     for _ in range(rounds):
         if not search.go_on():
             break
+    search.polish()
     return [search.equations(k) for k in range(len(batch))]
 
 
@@ -97,15 +98,16 @@ class _Search:
         size = (supports >= 0).sum(-1)
         records = self.records[rows, None].expand_as(size)
         score = criterion(fit.squares.view(size.shape), records, size, self.coefficients)
-        two, place = score.topk(2, dim=1, largest=False)
-        best, own = place[:, 0], torch.arange(len(rows))
-        improved = two[:, 0] < self.score[rows] - 1e-3
+        lowest, best = score.min(1)
+        own = torch.arange(len(rows))
+        improved = lowest < self.score[rows] - 1e-3
         found = supports[own, best]
         fresh = improved & (found != self.support[rows]).any(1)
         theta = fit.theta.view(*size.shape, -1)[own, best]
         at = rows[improved]
-        self.theta[at], self.support[at], self.score[at] = theta[improved], found[improved], two[improved, 0]
-        self.lead[rows] = two[:, 1] - two[:, 0]
+        self.theta[at], self.support[at], self.score[at] = theta[improved], found[improved], lowest[improved]
+        others = (supports != self.support[rows][:, None]).any(-1)
+        self.lead[rows] = score.where(others, torch.inf).amin(1) - self.score[rows]
         self.open, self.begun = rows[fresh], True
         return bool(len(self.open))
 
@@ -153,13 +155,23 @@ class _Search:
         mechanism[..., self.free] += shift
         return support, torch.cat([mechanism, coefficients], dim=-1)
 
-    def _refit(self, rows: Tensor, supports: Tensor, starts: Tensor) -> Fit:
+    def _refit(self, rows: Tensor, supports: Tensor, starts: Tensor, steps: int = 5) -> Fit:
         sets = supports.shape[1]
         places = torch.where(supports >= 0, supports + self.plain.sizes[0], -1).flatten(0, 1)
         free = torch.cat([places, self.free.expand(len(places), -1)], dim=1)
         ways = unit_ways(starts.shape[-1], free)
-        batch = self.batch.select(rows).repeat(sets)
-        return minimise(self.plain, starts.flatten(0, 1), ways, batch, self.scale[rows].repeat_interleave(sets, dim=0))
+        batch, scale = self.batch.select(rows).repeat(sets), self.scale[rows].repeat_interleave(sets, dim=0)
+        # enough to tell the sets apart; the winner is polished at the end
+        return minimise(self.plain, starts.flatten(0, 1), ways, batch, scale, steps=steps)
+
+    def polish(self) -> None:
+        """Go on with the winners until nothing is gained."""
+        rows = torch.arange(len(self.theta))
+        fit = self._refit(rows, self.support[:, None], self.theta[:, None], steps=15)
+        gain = criterion(fit.squares, self.records, (self.support >= 0).sum(1), self.coefficients) - self.score
+        well = torch.isfinite(gain)
+        self.theta = torch.where(well[:, None], fit.theta, self.theta)
+        self.score, self.lead = self.score + gain.where(well, 0.0), self.lead - gain.where(well, 0.0)
 
     def equations(self, row: int) -> Equations:
         """The result of one series.

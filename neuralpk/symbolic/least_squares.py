@@ -68,7 +68,7 @@ def minimise(
     batch: CohortBatch,
     scale: Tensor,
     prior: Tensor | None = None,
-    steps: int = 10,
+    steps: int = 15,
     tolerance: float = 1e-4,
     options: SolverOptions = OPTIONS,
 ) -> Fit:
