@@ -22,7 +22,7 @@ from neuralpk.symbolic.sparse import best_subsets, criterion, without
 LIBRARY = Library(("x", "y"), degree=3)
 TRUTH = torch.tensor([[1.3, 0.9, 1.8, 0.8, 0.44249296, 4.6280594]], dtype=torch.float64)
 FREE = ("prey0", "predator0")
-EXACT, TIGHT = SolverOptions(rtol=1e-10, atol=1e-12), SolverOptions(rtol=1e-8, atol=1e-10)
+EXACT, TIGHT = SolverOptions(rtol=1e-10, atol=1e-12), SolverOptions(rtol=1e-6, atol=1e-8)
 TIMES = np.linspace(0.0, 3.0, 31)
 
 
@@ -74,9 +74,9 @@ def test_a_library_writes_its_terms_and_evaluates_them():
 
 
 def test_slopes_of_a_prediction_are_those_of_differences():
-    times = np.array([0.0, 0.4, 1.0])
+    times = np.array([0.0, 0.2, 0.5])
     batch = collate([Subject("1", times, np.ones(3), endpoints=np.array([1, 2, 1]))], dtype=torch.float64)
-    network = OwnNetwork(("prey", "predator"), torch.tensor([0.5, 1.0]), 3.0, hidden=3)
+    network = OwnNetwork(("prey", "predator"), torch.tensor([0.5, 1.0]), 3.0, hidden=2)
     dynamics = TermDynamics(LotkaVolterra(), Library(("x", "y"), degree=1), network)
     theta = torch.cat([TRUTH[0], 0.3 * torch.randn(len(dynamics.parameter_names) - 6, dtype=torch.float64)])[None]
     # a direction for every kind of parameter: a rate, an initial state, a weight, the share, a coefficient
@@ -85,10 +85,10 @@ def test_slopes_of_a_prediction_are_those_of_differences():
     _, slopes, ok = predict_with_slopes(dynamics, theta, ways, batch, TIGHT)
     assert bool(ok.all())
     for k, place in enumerate(places):
-        h = 1e-4 * torch.eye(theta.shape[1], dtype=torch.float64)[place]
+        h = 1e-3 * torch.eye(theta.shape[1], dtype=torch.float64)[place]
         ends = [predict_with_slopes(dynamics, theta + s * h, ways, batch, TIGHT)[0] for s in (1, -1)]
         # second order in h, and the solver's own error over h
-        torch.testing.assert_close(slopes[..., k], (ends[0] - ends[1]) / 2e-4, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(slopes[..., k], (ends[0] - ends[1]) / 2e-3, rtol=1e-3, atol=1e-4)
 
 
 def test_slopes_of_a_dosed_patient_are_those_of_differences():
@@ -100,9 +100,9 @@ def test_slopes_of_a_dosed_patient_are_those_of_differences():
     _, slopes, _ = predict_with_slopes(model, theta, ways, batch, TIGHT)
     for k in range(3):
         h = torch.zeros_like(theta)
-        h[0, k] = 1e-4
+        h[0, k] = 1e-3
         ends = [predict_with_slopes(model, theta + s * h, ways, batch, TIGHT)[0] for s in (1, -1)]
-        torch.testing.assert_close(slopes[..., k], (ends[0] - ends[1]) / 2e-4, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(slopes[..., k], (ends[0] - ends[1]) / 2e-3, rtol=1e-3, atol=1e-4)
 
 
 def test_pairs_are_searched_in_full_and_triples_nearly():
@@ -170,7 +170,7 @@ def test_an_equation_that_cannot_be_solved_loses_to_every_other():
     theta = torch.cat([only_linear(batch), torch.zeros(2, 2 * len(LIBRARY.terms), dtype=torch.float64)], 1)
     cube = 6 + LIBRARY.terms.index("x³")
     theta[0, cube] = 50.0  # explodes before the first sample
-    ways, few = unit_ways(theta.shape[1], torch.tensor([[cube], [cube]])), SolverOptions(max_evaluations=100)
+    ways, few = unit_ways(theta.shape[1], torch.tensor([[cube], [cube]])), SolverOptions(max_evaluations=150)
     fit = minimise(dynamics, theta, ways, batch, magnitudes(dynamics, batch), options=few)
     assert float(fit.squares[0]) == float("inf")
     assert np.isfinite(float(fit.squares[1]))
