@@ -17,7 +17,7 @@ FLOORS = (
     {"datasets", "encoders", "solve"},
     {"simulate", "models"},
     {"inference", "published", "pretraining"},
-    {"objectives", "reconstruction"},
+    {"objectives", "reconstruction", "symbolic"},
     {"tasks", "datamodules", "evaluate"},
     {"callbacks"},
     {"cli"},
