@@ -58,8 +58,8 @@ LEARNERS: dict[str, dict[str, Any]] = {
     "mechanistic": {"draws": 20, "epochs": 15},
     "neural": {"draws": 8, "epochs": 12, "solver": {"rtol": 1e-4, "atol": 1e-4}},
     "hybrid": {"draws": 8, "epochs": 12, "solver": {"rtol": 1e-4, "atol": 1e-4}},
-    # no ODE: a recurrent network whose states decay over each gap
-    "gru": {"draws": 8, "epochs": 12, "dynamics": {"field": "gru_decay"}},
+    # no ODE: a recurrent network that is told how long each gap was
+    "gru": {"draws": 8, "epochs": 12, "dynamics": {"field": "gru_gaps"}},
 }
 # what is believed before the study: typical values, omega and error log-uniform within these factors of their centres,
 # and the centres themselves off the truth by up to those; so log(omega) is off by .46 (one standard deviation)

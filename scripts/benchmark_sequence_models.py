@@ -216,7 +216,8 @@ def table(rows: list[dict[str, Any]], system: str) -> list[list[str]]:
         for window in ("reconstruction", "extrapolation"):
             for share in shares:
                 values = [row[window] for row in own if row["share"] == share]
-                cells.append(f"{np.mean(values):.3f} ({min(values):.2f}–{max(values):.2f})".replace("0.", "."))
+                spread = f" ({min(values):.2f}–{max(values):.2f})" if len(values) > 1 else ""
+                cells.append(f"{np.mean(values):.3f}{spread}".replace("0.", ".") if values else "–")
         lines.append(cells)
     return lines
 
