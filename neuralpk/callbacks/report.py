@@ -45,7 +45,7 @@ class Report(L.Callback):
         folder.mkdir(parents=True, exist_ok=True)
         callback = trainer.checkpoint_callback
         last = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
-        if task.objective == "iwae":
+        if task.objective == "iwae" and task.model.individual.learned:
             self._population(data, task, folder)
             if last:
                 _keep_uncertainty(task, last)

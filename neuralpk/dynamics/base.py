@@ -23,6 +23,7 @@ class Dynamics(nn.Module, ABC):
         endpoints: the state at which each endpoint (DVID 1, 2, …) is observed, counted from 0.
         autonomous: whether f reads nothing of t, so that a steady state under repeated doses exists.
         linear: whether f(t, y, theta) = K(theta)·y, with K given by ``rate_matrix``.
+        penalised: whether ``penalty`` holds something against the field.
     """
 
     states: tuple[str, ...]
@@ -30,6 +31,7 @@ class Dynamics(nn.Module, ABC):
     endpoints: tuple[int, ...] = (0,)
     autonomous: bool = True
     linear: bool = False
+    penalised: bool = False
 
     @abstractmethod
     def forward(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
@@ -64,6 +66,10 @@ class Dynamics(nn.Module, ABC):
         """Fraction of a dose that arrives, ``[..., state]``; None for all of it."""
         return None
 
+    def dose_unit(self, theta: Tensor) -> Tensor | None:
+        """What a unit of a dose that arrives adds to each state, ``[..., state]``; None where states are amounts."""
+        return None
+
     def derived(self, theta: Tensor) -> dict[str, Tensor]:
         """Other parameters that follow from theta and are reported beside it, each ``[...]``."""
         return {}
@@ -71,6 +77,17 @@ class Dynamics(nn.Module, ABC):
     def log_prior(self) -> Tensor | float:
         """log p(weights) up to a constant: what is believed of a learned field before it has seen data."""
         return 0.0
+
+    def penalty(self, t: Tensor, y: Tensor, theta: Tensor, mask: Tensor) -> Tensor | None:
+        """What a training holds against the field along its lines, ``[subject]``; None for nothing.
+
+        Args:
+            t: ``[subject, time]``.
+            y: ``[subject, time, state]``.
+            theta: ``[subject, time, parameter]``.
+            mask: which times count, bool ``[subject, time]``.
+        """
+        return None
 
     def guess(self, scaling: Scaling) -> dict[str, float]:
         """Positive starting values of the mechanistic parameters for data of this magnitude, by name."""

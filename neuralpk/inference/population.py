@@ -114,7 +114,7 @@ def spread(
         seed: of the populations.
         count: of populations.
     """
-    if not bool(model.uncertainty.any()):
+    if not bool(model.uncertainty.any()) or not model.individual.learned:
         return drawn
     individual, dtype, n = model.individual, drawn.z.dtype, len(model.individual.names)
     values, vectors = torch.linalg.eigh(model.uncertainty.double())

@@ -24,30 +24,39 @@ class IndividualParameters(nn.Module):
         typical: first guess of each named parameter, in the order of the field.
         latent: number of further latent dimensions, for a neural field.
         scaling: for the covariates.
-        omega: first guess of the standard deviation of every eta.
+        omega: first guess of the standard deviation of eta, of every parameter or by name (0.3 where left out).
         effects: parameter to the names of the covariates that act on it; on the further dimensions all of them act.
         omega_spread: standard deviation of log(omega) around its first guess before any data are seen; None for a flat
             prior, and with it maximum likelihood. Of a few patients with a few samples each the most likely omega of a
             parameter that they hardly determine is 0, which nobody believes.
 
+        learned: whether typical values and omega are learned; else they stay, as the prior of every subject by itself.
+
     Raises:
-        ValueError: an effect that names no parameter or covariate.
+        ValueError: an effect that names no parameter or covariate, or an omega of no parameter.
     """
 
     active: Tensor
+    log_omega_guess: Tensor
 
     def __init__(
         self,
         typical: Mapping[str, float],
         latent: int,
         scaling: Scaling,
-        omega: float = 0.3,
+        omega: float | Mapping[str, float] = 0.3,
         effects: Mapping[str, list[str]] | None = None,
         omega_spread: float | None = None,
+        learned: bool = True,
     ) -> None:
         super().__init__()
         self.names = tuple(typical)
-        self.omega_guess, self.omega_spread = float(omega), omega_spread
+        self.omega_spread, self.learned = omega_spread, learned
+        by_name = (
+            dict.fromkeys(typical, 0.3) | dict(omega) if isinstance(omega, Mapping) else dict.fromkeys(typical, omega)
+        )
+        if set(by_name) - set(typical):
+            raise ValueError(f"omega names {sorted(set(by_name) - set(typical))}; the parameters are {self.names}")
         self.scaling = scaling
         self.latent_size = len(typical) + latent
         covariates = sorted(scaling.covariates)
@@ -59,7 +68,11 @@ class IndividualParameters(nn.Module):
                 raise ValueError(f"{sorted(unknown)} are no parameters ({self.names}) or covariates ({covariates})")
             active[self.names.index(parameter), [covariates.index(name) for name in acting]] = True
         self.log_typical = nn.Parameter(torch.tensor(list(typical.values()), dtype=torch.get_default_dtype()).log())
-        self.log_omega = nn.Parameter(torch.full((len(typical),), float(omega)).log())
+        guess = torch.tensor(list(by_name.values()), dtype=torch.get_default_dtype()).log()
+        self.log_omega = nn.Parameter(guess.clone())
+        self.register_buffer("log_omega_guess", guess, persistent=False)
+        self.log_typical.requires_grad_(learned)
+        self.log_omega.requires_grad_(learned)
         self.effects = nn.Parameter(torch.zeros(active.shape))
         self.register_buffer("active", active, persistent=False)
 
@@ -96,9 +109,9 @@ class IndividualParameters(nn.Module):
 
     def log_prior(self) -> Tensor:
         """log p(omega) up to a constant, a scalar; 0 where it is flat."""
-        if self.omega_spread is None:
+        if self.omega_spread is None or not self.learned:
             return self.log_omega.new_zeros(())
-        distance = (self.log_omega - math.log(self.omega_guess)) / self.omega_spread
+        distance = (self.log_omega - self.log_omega_guess) / self.omega_spread
         return -0.5 * distance.square().sum()
 
     def forward(self, z: Tensor, covariates: Tensor) -> Tensor:
