@@ -25,7 +25,6 @@ class FeatureField(Dynamics):
         hidden: width of the hidden layer.
         bend: standard deviation of the slope before any data are seen, in sizes of the state over the span of the data.
         correction: the slope alone; a mechanism says how the states start and are read.
-        seed: of the hidden layer.
     """
 
     inner: Tensor
@@ -41,17 +40,15 @@ class FeatureField(Dynamics):
         hidden: int = 16,
         bend: float = 1.0,
         correction: bool = False,
-        seed: int = 0,
     ) -> None:
         super().__init__()
         self.states, self.endpoints, self.bend = states, endpoints, bend
         own = () if correction else tuple(f"{state}0" for state in states)
         self.own = len(own)
         self.parameter_names = (*own, *latent_names(len(states) * (hidden + 1)))
-        generator = torch.Generator().manual_seed(seed)
-        self.register_buffer("inner", torch.randn((hidden, len(states)), generator=generator))
+        self.register_buffer("inner", torch.randn((hidden, len(states))))
         # bends lie over the states that occur, which are of order one and positive
-        centre = 2.0 * torch.rand((hidden, len(states)), generator=generator)
+        centre = 2.0 * torch.rand((hidden, len(states)))
         self.register_buffer("shift", -(self.inner * centre).sum(1))
         self.register_buffer("time_scale", torch.tensor(scaling.time))
         self.register_buffer("state_scale", torch.tensor(observed_sizes(self, scaling)))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.func import jvp
+from torch.autograd.functional import jvp
 
 from neuralpk.dynamics.base import Dynamics
 from neuralpk.dynamics.perceptron import Perceptron
@@ -93,7 +93,7 @@ class HybridDynamics(Dynamics):
         for k in range(own.shape[-1]):
             step = torch.zeros_like(own)
             step[:, k] = own[:, k]
-            slope, column = jvp(lambda p: self.mechanistic(clock, place, p), (own,), (step,))  # type: ignore[misc]
+            slope, column = jvp(lambda p: self.mechanistic(clock, place, p), own, step)
             columns.append(column)
         return slope.reshape(y.shape), torch.stack(columns, dim=-1).reshape(*y.shape, -1)
 
