@@ -207,8 +207,8 @@ def train(data, dynamics, steps, rate=0.02, solver=None):
 
 
 def test_epidemics_are_learned():
-    data = SIRDataModule(subjects=10, samples=8, error_sd={"a": 0.005, "b": 0.05})
-    model, losses = train(data, {"system": "sir", "field": "mechanistic"}, 60)
+    data = SIRDataModule(subjects=20, samples=8, error_sd={"a": 0.005, "b": 0.05})
+    model, losses = train(data, {"system": "sir", "field": "mechanistic"}, 60, solver={"rtol": 1e-2, "atol": 1e-3})
     assert losses[-1] < 0.1 * losses[0], losses[::10]
     typical = dict(zip(model.individual.names, model.individual.log_typical.exp().tolist(), strict=True))
     assert typical["b"] / typical["k"] == pytest.approx(2.5, rel=0.3)

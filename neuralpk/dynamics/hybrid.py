@@ -93,7 +93,7 @@ class HybridDynamics(Dynamics):
         for k in range(own.shape[-1]):
             step = torch.zeros_like(own)
             step[:, k] = own[:, k]
-            slope, column = jvp(lambda p: self.mechanistic(clock, place, p), own, step)
+            slope, column = jvp(lambda p: self.mechanistic(clock, place, p), own, step)  # type: ignore[no-untyped-call]
             columns.append(column)
         return slope.reshape(y.shape), torch.stack(columns, dim=-1).reshape(*y.shape, -1)
 
