@@ -40,7 +40,7 @@ MODELS: dict[str, DynamicsSettings] = {
     "augmented": PRIOR | KNOWN | OWN | {"field": "hybrid", "bend": 2.0},
     "neural": PRIOR | OWN | {"field": "free", "bend": 20.0, "typical": STARTS, "omega": 1.0},
 }
-SOLVER = {"engine": "torchdiffeq", "gradient": "backprop", "method": "rk4", "step": 0.5}
+SOLVER = {"engine": "torchdiffeq", "gradient": "backprop", "method": "rk4", "step": 0.25}
 
 
 def fit(model: LatentODE, batch: CohortBatch, seed: int, rounds: int = 6) -> tuple[Mode, importance.Draws]:
