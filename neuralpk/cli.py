@@ -19,7 +19,7 @@ from rich.progress import track
 
 from neuralpk.callbacks import Dashboard, Report
 from neuralpk.callbacks.figures import save_panels
-from neuralpk.datamodules import CohortDataModule, LotkaVolterraDataModule, PKDataModule
+from neuralpk.datamodules import CohortDataModule, LotkaVolterraDataModule, PKDataModule, SIRDataModule
 from neuralpk.published import read_population
 from neuralpk.reconstruction import Reconstruction
 from neuralpk.reconstruction import reconstruct as reconstruct_cohort
@@ -179,7 +179,7 @@ def trainer_defaults() -> dict[str, object]:
     }
 
 
-def simulate(data: PKDataModule | LotkaVolterraDataModule, out: Path) -> None:
+def simulate(data: PKDataModule | LotkaVolterraDataModule | SIRDataModule, out: Path) -> None:
     """Write a simulated cohort as an event table, part by part: it may be larger than the memory.
 
     Args:

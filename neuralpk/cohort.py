@@ -223,6 +223,12 @@ class Cohort(Sequence[Subject]):
         """Names of the covariates, sorted: the order of the covariate axis."""
         return tuple(sorted(self.subjects[0].covariates)) if self.subjects else ()
 
+    def hidden_from(self, time: float) -> Cohort:
+        """The cohort with every value from a time on as not measured; a prediction is still wanted there."""
+        values = [np.where(subject.times < time, subject.values, np.nan) for subject in self.subjects]
+        pairs = zip(self.subjects, values, strict=True)
+        return dataclasses.replace(self, subjects=tuple(dataclasses.replace(s, values=v) for s, v in pairs))
+
     def with_covariates(self, names: Sequence[str]) -> Cohort:
         """The cohort with some of its covariates only.
 

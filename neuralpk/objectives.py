@@ -13,7 +13,7 @@ from neuralpk.batch import CohortBatch
 from neuralpk.encoders import Posterior
 from neuralpk.inference.importance import draw
 from neuralpk.inference.mode import maximise
-from neuralpk.models import LatentModel
+from neuralpk.models import LatentModel, Prediction
 
 Objective = Literal["mse", "elbo", "iwae"]
 # in units of log p: a proposal need not sit on the top, but from its foot the weights of a sharp posterior are noise
@@ -28,6 +28,7 @@ class Loss:
         fit: sum of squared, scaled errors (``mse``), of −log p(y | z) (``elbo``) or of −log p(y) (``iwae``).
         kl: sum of KL(q(z) ‖ N(0, I)), of ``elbo`` alone.
         encoder: what teaches the encoder beside them, of ``iwae`` alone.
+        penalty: sum of what the field holds against its lines (`neuralpk.dynamics.Dynamics.penalty`).
         observations: number of scored observations.
         failures: number of subjects that could not be solved; they are in none of the sums.
     """
@@ -35,6 +36,7 @@ class Loss:
     fit: Tensor
     kl: Tensor
     encoder: Tensor
+    penalty: Tensor
     observations: Tensor
     failures: Tensor
 
@@ -42,13 +44,13 @@ class Loss:
 def squared_error(model: LatentModel, batch: CohortBatch) -> Loss:
     """``mse``: Σ (y − ŷ)² at z = mean of q(z), each endpoint in its own unit of size."""
     q = model.encoder(batch)
-    value, scored, kept = _solved(model, q.mean, batch)
+    line, scored, kept = _solved(model, q.mean, batch)
     # a censored value only says on which side of its limit the line should be
-    error = (value - scored.value) / model.value_scale[scored.endpoint]
+    error = (line.value - scored.value) / model.value_scale[scored.endpoint]
     error = torch.where(scored.censored * error < 0, 0.0, error)
     fit = torch.where(scored.target, error, 0.0).square().sum()
     nothing = torch.zeros_like(fit)
-    return Loss(fit, nothing, nothing, scored.target.sum(), _lost(batch, kept))
+    return Loss(fit, nothing, nothing, model.penalty(line, scored), scored.target.sum(), _lost(batch, kept))
 
 
 def evidence_bound(model: LatentModel, batch: CohortBatch, noise: Tensor | None) -> Loss:
@@ -60,9 +62,9 @@ def evidence_bound(model: LatentModel, batch: CohortBatch, noise: Tensor | None)
         noise: standard normal, ``[subject, latent]``; None takes z at the mean of q.
     """
     q = model.encoder(batch)
-    value, scored, kept = _solved(model, q.mean if noise is None else q.mean + q.sd * noise, batch)
-    fit = -model.error.log_likelihood(scored, value).sum()
-    return Loss(fit, q.kl()[kept].sum(), torch.zeros_like(fit), scored.target.sum(), _lost(batch, kept))
+    line, scored, kept = _solved(model, q.mean if noise is None else q.mean + q.sd * noise, batch)
+    fit, held = -model.error.log_likelihood(scored, line.value).sum(), model.penalty(line, scored)
+    return Loss(fit, q.kl()[kept].sum(), torch.zeros_like(fit), held, scored.target.sum(), _lost(batch, kept))
 
 
 def marginal_likelihood(
@@ -84,7 +86,8 @@ def marginal_likelihood(
     """
     q = model.encoder(batch)
     known = dataclasses.replace(batch, target=batch.context | batch.target)
-    draws = draw(model, known, maximise(model, known, q.mean, steps, _NEAR), noise)
+    mode = maximise(model, known, q.mean, steps, _NEAR)
+    draws = draw(model, known, mode, noise)
     kept = torch.isfinite(draws.log_weight).any(1).nonzero()[:, 0]
     fit = -draws.log_likelihood[kept].sum()
     taught = (draws.weight[kept] * -_log_q(q, draws.z)[kept]).sum()
@@ -92,7 +95,12 @@ def marginal_likelihood(
         size = q.mean.shape[1]
         imagined = imagine(model, dream[:, :size], dream[:, size:], batch)
         taught = taught - _log_q(model.encoder(imagined), dream[:, None, :size]).sum()
-    return Loss(fit, torch.zeros_like(fit), taught, known.target[kept].sum(), _lost(batch, kept))
+    nothing = torch.zeros_like(fit)
+    held = nothing
+    if model.dynamics.penalised:  # at the most probable place
+        line, own, _ = _solved(model, mode.z, known)
+        held = model.penalty(line, own)
+    return Loss(fit, nothing, taught, held, known.target[kept].sum(), _lost(batch, kept))
 
 
 @torch.no_grad()
@@ -115,16 +123,16 @@ def _log_q(q: Posterior, z: Tensor) -> Tensor:
     return -(0.5 * scaled.square() + q.sd[:, None].log()).sum(-1)
 
 
-def _solved(model: LatentModel, z: Tensor, batch: CohortBatch) -> tuple[Tensor, CohortBatch, Tensor]:
+def _solved(model: LatentModel, z: Tensor, batch: CohortBatch) -> tuple[Prediction, CohortBatch, Tensor]:
     """Predictions of the subjects that could be solved, their batch, and which they are."""
     prediction = model.predict(z, batch)
     ok = prediction.trajectory.ok
     kept = ok.nonzero()[:, 0]
     if bool(ok.all()):
-        return prediction.value, batch, kept
+        return prediction, batch, kept
     # rows are left out, not masked: the derivative of a masked NaN is still NaN
     part = batch.select(kept)
-    return model.predict(z[kept], part).value, part, kept
+    return model.predict(z[kept], part), part, kept
 
 
 def _lost(batch: CohortBatch, kept: Tensor) -> Tensor:

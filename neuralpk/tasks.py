@@ -167,7 +167,7 @@ class LatentODETask(L.LightningModule):
         # every batch carries the share of the prior that its subjects have in an epoch of them
         known = 0.0 if self.objective == "mse" else self.model.log_prior()
         prior = known * len(batch) / self.model.encoder.scaling.subjects
-        total = (loss.fit + weight * loss.kl + loss.encoder - prior) / share
+        total = (loss.fit + weight * loss.kl + loss.encoder + loss.penalty - prior) / share
         self._refuse(total, failures, batch)
         count = max(int(loss.observations), 1)
         for name, value, of in (
@@ -175,6 +175,7 @@ class LatentODETask(L.LightningModule):
             ("fit", loss.fit / count, count),
             ("kl", loss.kl / count, count),
             ("encoder", loss.encoder / count, count),
+            ("penalty", loss.penalty / count, count),
             ("failures", sums[1], 1),
         ):
             if stage == "train":

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
-from neuralpk.callbacks.figures import first_seen, fit_figures, make_panels, quantity_of
+from neuralpk.callbacks.figures import first_seen, fit_figures, make_panels, phase_figure, quantity_of
 from neuralpk.datamodules import CohortDataModule
 from neuralpk.evaluate.plots import individual_panels
 from neuralpk.evaluate.population_plots import latent_space
@@ -87,6 +87,8 @@ class Dashboard(L.Callback):
             name = "individual fits" if result.ipred.shape[2] == 1 else f"individual fits/endpoint {endpoint + 1}"
             panels = make_panels(shown, result, endpoint, first_seen(data))
             figures[name] = individual_panels(panels, cohort.units, shared=False, quantity=quantity_of(cohort))
+        if result.ipred.shape[2] == 2 and not any(subject.doses for subject in cohort):
+            figures["phase plane"] = phase_figure(shown, result)
         figures |= fit_figures(task, data, cohort)
         mean = task.latent(cohort, first_seen(data))
         figures["latent space"] = latent_space(mean)

@@ -13,9 +13,10 @@ from neuralpk.cohort import Cohort, FloatArray, Subject
 from neuralpk.datamodules import CohortDataModule
 from neuralpk.evaluate.metrics import auc_relative_error, interpolate, line_rrmse
 from neuralpk.evaluate.parameter_plots import eta_figure
-from neuralpk.evaluate.plots import Panel, goodness_of_fit, individual_panels
+from neuralpk.evaluate.plots import Panel, goodness_of_fit, individual_panels, phase_plane
 from neuralpk.evaluate.population_plots import npde_figure, vpc_figure
 from neuralpk.evaluate.simulation_checks import npde, prediction_corrected, vpc, vpc_bins
+from neuralpk.evaluate.style import with_unit
 from neuralpk.reconstruction import Reconstruction
 from neuralpk.tasks import LatentODETask
 
@@ -63,6 +64,17 @@ def save_panels(cohort: Cohort, result: Reconstruction, folder: Path, seen: int 
         panels = make_panels(cohort, result, endpoint, seen)
         individual_panels(panels, cohort.units, shared=False, quantity=quantity_of(cohort)).savefig(path, dpi=130)
         yield path
+
+
+def phase_figure(cohort: Cohort, result: Reconstruction) -> Figure:
+    """The two states of the first subjects against each other, with what was measured of the first."""
+    lines = {f"IPRED {name}": result.ipred[k] for k, name in enumerate(cohort.ids[:3])}
+    first = cohort[0]
+    own = [first.endpoints == endpoint for endpoint in (1, 2)]
+    together = np.intersect1d(*(first.times[at] for at in own))
+    pairs = [first.values[at][np.searchsorted(first.times[at], together)] for at in own]
+    unit = cohort.units.value
+    return phase_plane(lines, np.column_stack(pairs), (with_unit("State 1", unit), with_unit("State 2", unit)))
 
 
 def fit_figures(task: LatentODETask, data: CohortDataModule, cohort: Cohort) -> dict[str, Figure]:

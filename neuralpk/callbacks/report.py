@@ -46,7 +46,7 @@ class Report(L.Callback):
         self.console.print(f"This model was {task.track}")
         callback = trainer.checkpoint_callback
         last = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
-        if task.objective == "iwae":
+        if task.objective == "iwae" and task.model.individual.learned:
             self._population(data, task, folder)
             if last:
                 _keep_populations(task, last)

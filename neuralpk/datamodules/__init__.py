@@ -2,7 +2,7 @@
 
 from neuralpk.datamodules.base import CohortDataModule
 from neuralpk.datamodules.batches import BatchDataset, Context, GlobalBatchSampler, choose_context
-from neuralpk.datamodules.simulated import LotkaVolterraDataModule, PKDataModule, SimulatedDataModule
+from neuralpk.datamodules.simulated import LotkaVolterraDataModule, PKDataModule, SimulatedDataModule, SIRDataModule
 from neuralpk.datamodules.table import TableDataModule
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "GlobalBatchSampler",
     "LotkaVolterraDataModule",
     "PKDataModule",
+    "SIRDataModule",
     "SimulatedDataModule",
     "TableDataModule",
     "choose_context",

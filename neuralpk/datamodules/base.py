@@ -33,6 +33,8 @@ class CohortDataModule(L.LightningDataModule, ABC):
         context: which observations the encoder sees in training: ``all``, ``random`` or ``first`` (`choose_context`).
         evaluation_context: the same in validation and test.
         context_size: how many observations ``first`` means.
+        forecast: time from which on, on the data's clock, values are for the test alone, which shows the encoder what
+            lies before and scores them; None for no forecast.
         num_workers: processes that prepare batches.
         seed: of the cohort, its split and its batches.
     """
@@ -46,6 +48,7 @@ class CohortDataModule(L.LightningDataModule, ABC):
         context: Context = "all",
         evaluation_context: Context = "all",
         context_size: int = 3,
+        forecast: float | None = None,
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
@@ -66,6 +69,7 @@ class CohortDataModule(L.LightningDataModule, ABC):
         self.context: Context = context
         self.evaluation_context: Context = evaluation_context
         self.context_size = context_size
+        self.forecast = forecast
         self.num_workers = num_workers
         self.seed = seed
         self._parts: dict[Part, Cohort] | None = None
@@ -106,6 +110,9 @@ class CohortDataModule(L.LightningDataModule, ABC):
         """Subjects of one part; made once and kept."""
         if self._parts is None:
             self._parts = self.split(self.make_cohort())
+            if self.forecast is not None:
+                for name in ("train", "val"):
+                    self._parts[name] = self._parts[name].hidden_from(self.forecast)
         return self._parts[name]
 
     def scaling(self) -> dict[str, Any]:
@@ -134,7 +141,7 @@ class CohortDataModule(L.LightningDataModule, ABC):
             devices,
         )
         return ResumableLoader(
-            BatchDataset(cohort, context, self.context_size, self.seed),
+            BatchDataset(cohort, context, self.context_size, self.seed, self.forecast if part == "test" else None),
             batch_size=None,
             sampler=sampler,
             collate_fn=as_is,  # type: ignore[arg-type]  # a batch, since batch_size is None

@@ -39,17 +39,22 @@ def choose_context(batch: CohortBatch, context: Context, size: int, seed: int, s
 
 
 class BatchDataset(Dataset[CohortBatch]):
-    """Whole batches of a cohort, asked for by (stream, subjects)."""
+    """Whole batches of a cohort, asked for by (stream, subjects); with a `forecast` only what lies before that time is
+    seen, and what follows is scored."""
 
-    def __init__(self, cohort: Cohort, context: Context, size: int, seed: int) -> None:
-        self.context, self.size, self.seed = context, size, seed
+    def __init__(self, cohort: Cohort, context: Context, size: int, seed: int, forecast: float | None = None) -> None:
+        self.context, self.size, self.seed, self.forecast = context, size, seed, forecast
         self.whole = collate(cohort) if len(cohort) else None  # once: a batch is then a choice of rows
 
     def __getitem__(self, request: tuple[int, list[int]]) -> CohortBatch:
         stream, subjects = request
         assert self.whole is not None
         batch = self.whole.select(torch.tensor(subjects)).trimmed()
-        return choose_context(batch, self.context, self.size, self.seed, stream)
+        batch = choose_context(batch, self.context, self.size, self.seed, stream)
+        if self.forecast is None:
+            return batch
+        before = batch.time < self.forecast
+        return dataclasses.replace(batch, context=batch.context & before, target=batch.observed & ~before)
 
     def __len__(self) -> int:
         return 0 if self.whole is None else len(self.whole)

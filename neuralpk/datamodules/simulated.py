@@ -11,7 +11,7 @@ import pandas as pd
 
 from neuralpk.cohort import Cohort, Dose, Units
 from neuralpk.datamodules.base import CohortDataModule, Part
-from neuralpk.dynamics import Absorption, CompartmentModel, Dynamics, Elimination, LotkaVolterra
+from neuralpk.dynamics import SIR, Absorption, CompartmentModel, Dynamics, Elimination, LotkaVolterra
 from neuralpk.residual_error import ERRORS, ResidualError
 from neuralpk.simulate import (
     Design,
@@ -214,6 +214,7 @@ class LotkaVolterraDataModule(SimulatedDataModule):
         omega: standard deviation of eta of each, or the full covariance matrix.
         times: candidate observation times.
         samples: how many each series keeps at random; null keeps all.
+        crowding: the prey limit themselves, with a further parameter kappa (`LotkaVolterra`).
         error: additive, proportional, combined or log_normal.
         error_sd: its standard deviations, for prey and predator alike.
         options: of `CohortDataModule`.
@@ -227,16 +228,53 @@ class LotkaVolterraDataModule(SimulatedDataModule):
         omega: dict[str, float] | list[list[float]] | None = None,
         times: list[float] | None = None,
         samples: int | None = 12,
+        crowding: bool = False,
         error: str = "log_normal",
         error_sd: dict[str, float] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(subjects, test_subjects, error, error_sd or {"b": 0.1}, **options)
-        self.dynamics = LotkaVolterra()
+        self.dynamics = LotkaVolterra(crowding=crowding)
         self.units = Units(time="", amount="", value="")
         typical = typical or {
             "alpha": 1.3, "beta": 0.9, "gamma": 1.8, "delta": 0.8, "prey0": 1.5, "predator0": 1.5,
-        }  # fmt: skip
+        } | ({"kappa": 0.2} if crowding else {})  # fmt: skip
         self.population = Population(typical, dict.fromkeys(typical, 0.15) if omega is None else omega)
         times = times or np.linspace(0.0, 8.0, 33).tolist()
+        self.design = Design(((),), tuple(times), samples, endpoints=(1, 2))
+
+
+class SIRDataModule(SimulatedDataModule):
+    """A simulated cohort of epidemics, each with its own rates, read as shares of the population.
+
+    Args:
+        subjects: number of epidemics.
+        test_subjects: further epidemics for the test.
+        typical: typical value of b, k (per time unit) and i0.
+        omega: standard deviation of eta of each, or the full covariance matrix.
+        times: candidate observation times.
+        samples: how many each epidemic keeps at random; null keeps all.
+        error: additive, proportional, combined or log_normal.
+        error_sd: its standard deviations, for the infected and the recovered alike.
+        options: of `CohortDataModule`.
+    """
+
+    def __init__(
+        self,
+        subjects: int = 50,
+        test_subjects: int = 0,
+        typical: dict[str, float] | None = None,
+        omega: dict[str, float] | list[list[float]] | None = None,
+        times: list[float] | None = None,
+        samples: int | None = 12,
+        error: str = "combined",
+        error_sd: dict[str, float] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(subjects, test_subjects, error, error_sd or {"a": 0.005, "b": 0.1}, **options)
+        self.dynamics = SIR()
+        self.units = Units(time="day", amount="", value="")
+        typical = typical or {"b": 0.5, "k": 0.2, "i0": 0.01}
+        self.population = Population(typical, dict.fromkeys(typical, 0.25) if omega is None else omega)
+        times = times or np.linspace(1.0, 60.0, 60).tolist()
         self.design = Design(((),), tuple(times), samples, endpoints=(1, 2))

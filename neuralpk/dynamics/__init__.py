@@ -1,21 +1,27 @@
 """Dynamics: dy/dt = f(t, y, theta)."""
 
 from neuralpk.dynamics.base import Dynamics, StateSpace
-from neuralpk.dynamics.compartment import Absorption, CompartmentModel, Compartments, Elimination
+from neuralpk.dynamics.compartment import Absorption, CompartmentModel, Compartments, ConcentrationModel, Elimination
+from neuralpk.dynamics.features import FeatureField
+from neuralpk.dynamics.fixed import FixedParameters
 from neuralpk.dynamics.hybrid import HybridDynamics
 from neuralpk.dynamics.neural import NeuralCompartments, NeuralField
 from neuralpk.dynamics.perceptron import Activation, Perceptron
-from neuralpk.dynamics.population import LotkaVolterra
+from neuralpk.dynamics.population import SIR, LotkaVolterra
 from neuralpk.dynamics.recurrent import ContinuousTimeRNN, GatedRecurrence, JumpingField
 
 __all__ = [
+    "SIR",
     "Absorption",
     "Activation",
     "CompartmentModel",
     "Compartments",
+    "ConcentrationModel",
     "ContinuousTimeRNN",
     "Dynamics",
     "Elimination",
+    "FeatureField",
+    "FixedParameters",
     "GatedRecurrence",
     "HybridDynamics",
     "JumpingField",

@@ -20,11 +20,13 @@ class StateSpace(nn.Module):
         states: names of the components of y.
         parameter_names: names of the components of theta.
         endpoints: the state at which each endpoint (DVID 1, 2, …) is observed, counted from 0.
+        penalised: whether ``penalty`` holds something against the field.
     """
 
     states: tuple[str, ...]
     parameter_names: tuple[str, ...]
     endpoints: tuple[int, ...] = (0,)
+    penalised: bool = False
 
     def named(self, theta: Tensor) -> dict[str, Tensor]:
         """The parameters by name, each ``[...]`` for a theta ``[..., parameter]``."""
@@ -48,6 +50,17 @@ class StateSpace(nn.Module):
 
     def believe_weights(self) -> None:
         """From now on expect, before any data, the weights that the field has now, rather than none."""
+
+    def penalty(self, t: Tensor, y: Tensor, theta: Tensor, mask: Tensor) -> Tensor | None:
+        """What a training holds against the field along its lines, ``[subject]``; None for nothing.
+
+        Args:
+            t: ``[subject, time]``.
+            y: ``[subject, time, state]``.
+            theta: ``[subject, time, parameter]``.
+            mask: which times count, bool ``[subject, time]``.
+        """
+        return None
 
     def guess(self, scaling: Scaling) -> dict[str, float]:
         """Positive starting values of the mechanistic parameters for data of this magnitude, by name."""
@@ -86,6 +99,10 @@ class Dynamics(StateSpace, ABC):
 
     def bioavailability(self, theta: Tensor) -> Tensor | None:
         """Fraction of a dose that arrives, ``[..., state]``; None for all of it."""
+        return None
+
+    def dose_unit(self, theta: Tensor) -> Tensor | None:
+        """What a unit of a dose that arrives adds to each state, ``[..., state]``; None where states are amounts."""
         return None
 
     def rate_matrix(self, theta: Tensor) -> Tensor:

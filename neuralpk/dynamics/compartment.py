@@ -194,3 +194,38 @@ class CompartmentModel(Compartments):
         all_ |= {"V3": volume, "KA": 4 * rate, "KTR": 8 * rate, "VMAX": scaling.value[0] * volume * rate}
         all_ |= {"KM": scaling.value[0], "CLR": 0.7, "KCL": rate, "LAG": 0.01 * scaling.time, "F": 0.9}
         return {name: all_[name] for name in self.parameter_names}
+
+
+class ConcentrationModel(Compartments):
+    """Two compartments in concentrations and rate constants (B. Maurel's talk, 2025)::
+
+        dC_c/dt = input/V1 − k_e·C_c − k_cp·C_c + k_pc·C_p        dC_p/dt = k_cp·C_c − k_pc·C_p
+
+    The same lines as `CompartmentModel` of two compartments with CL = k_e·V1, Q = k_cp·V1, V2 = V1·k_cp/k_pc; C_p is
+    the amount in the periphery over V1. Parameters: k_e, k_cp, k_pc (1/h) and V1 (L). Doses are amounts.
+    """
+
+    linear = True
+
+    def __init__(self) -> None:
+        states = ("central", "peripheral")
+        super().__init__(states, mammillary_flows(states))
+        self.parameter_names = ("k_e", "k_cp", "k_pc", "V1")
+
+    def rates(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
+        return theta[..., :3]
+
+    def rate_matrix(self, theta: Tensor) -> Tensor:
+        return self._matrix(theta[..., :3])
+
+    def dose_unit(self, theta: Tensor) -> Tensor:
+        return (1.0 / theta[..., 3:]).expand(*theta.shape[:-1], len(self.states))
+
+    def derived(self, theta: Tensor) -> dict[str, Tensor]:
+        """The clearances and the peripheral volume: CL, Q, V2."""
+        k_e, k_cp, k_pc, volume = theta.unbind(-1)
+        return {"CL": k_e * volume, "Q": k_cp * volume, "V2": volume * k_cp / k_pc}
+
+    def guess(self, scaling: Scaling) -> dict[str, float]:
+        rates = dict.fromkeys(("k_e", "k_cp", "k_pc"), 4.0 / scaling.time)  # as for `CompartmentModel`
+        return rates | {"V1": scaling.amount / scaling.value[0]}

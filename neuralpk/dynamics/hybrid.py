@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
+from torch.autograd.functional import jvp
 
 from neuralpk.dynamics.base import Dynamics
 from neuralpk.dynamics.perceptron import Perceptron
@@ -20,17 +22,19 @@ class HybridDynamics(Dynamics):
     Args:
         mechanistic: the known part.
         correction: the learned part, on the same states.
+        overlap: weight of `penalty`.
 
     Raises:
         ValueError: the parts differ in their states.
     """
 
-    def __init__(self, mechanistic: Dynamics, correction: Dynamics) -> None:
+    def __init__(self, mechanistic: Dynamics, correction: Dynamics, overlap: float = 0.0) -> None:
         super().__init__()
         if mechanistic.states != correction.states:
             raise ValueError(f"states differ: mechanism {mechanistic.states}, correction {correction.states}")
         self.mechanistic = mechanistic
         self.correction = correction
+        self.overlap, self.penalised = overlap, overlap > 0
         self.states = mechanistic.states
         self.parameter_names = (*mechanistic.parameter_names, *correction.parameter_names)
         self.endpoints = mechanistic.endpoints
@@ -58,6 +62,44 @@ class HybridDynamics(Dynamics):
     def believe_weights(self) -> None:
         self.correction.believe_weights()
 
+    def penalty(self, t: Tensor, y: Tensor, theta: Tensor, mask: Tensor) -> Tensor | None:
+        """What the correction does that the mechanism could do with other parameters.
+
+        Along the line of a subject, the correction c is projected on the span of the mechanism's own sensitivities
+        ∂f/∂log theta; with every state in units of the mechanism's slope (root mean square over the line)::
+
+            penalty = overlap/2 · Σ_times |P·c|² / states
+
+        Its gradient reaches the correction alone. What is left of the correction is held by the prior of its weights.
+        """
+        if not self.penalised:
+            return None
+        known, latent = self._split(theta)
+        known, y, on = known.detach(), y.detach(), mask[..., None].to(y.dtype)
+        with torch.no_grad():
+            slope, directions = self._sensitivities(t, y, known)
+            size = ((slope * on).square().sum(1) / on.sum(1).clamp(min=1.0)).sqrt().clamp(min=1e-12)
+            directions = (directions / size[:, None, :, None] * on[..., None]).flatten(1, 2)
+            # turned into an orthonormal base; a direction that is none of its own is left out
+            left, strength, _ = torch.linalg.svd(directions, full_matrices=False)
+            base = left * (strength > 1e-4 * strength[:, :1].clamp(min=1e-12))[:, None]
+        learned = self.correction(t.flatten(), y.flatten(0, 1), latent.flatten(0, 1)).reshape(y.shape)
+        within = ((learned / size[:, None] * on).flatten(1)[:, None] @ base)[:, 0]
+        held: Tensor = 0.5 * self.overlap * within.square().sum(-1) / len(self.states)
+        return held
+
+    def _sensitivities(self, t: Tensor, y: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """The mechanism's slope ``[subject, time, state]`` and its derivatives in the logarithms of its parameters,
+        ``[subject, time, state, parameter]``."""
+        clock, place, own = t.flatten(), y.flatten(0, 1), theta.flatten(0, 1)
+        columns = []
+        for k in range(own.shape[-1]):
+            step = torch.zeros_like(own)
+            step[:, k] = own[:, k]
+            slope, column = jvp(lambda p: self.mechanistic(clock, place, p), own, step)  # type: ignore[no-untyped-call]
+            columns.append(column)
+        return slope.reshape(y.shape), torch.stack(columns, dim=-1).reshape(*y.shape, -1)
+
     def initial_state(self, theta: Tensor) -> Tensor:
         return self.mechanistic.initial_state(self._split(theta)[0])
 
@@ -69,6 +111,9 @@ class HybridDynamics(Dynamics):
 
     def bioavailability(self, theta: Tensor) -> Tensor | None:
         return self.mechanistic.bioavailability(self._split(theta)[0])
+
+    def dose_unit(self, theta: Tensor) -> Tensor | None:
+        return self.mechanistic.dose_unit(self._split(theta)[0])
 
     def derived(self, theta: Tensor) -> dict[str, Tensor]:
         return self.mechanistic.derived(self._split(theta)[0])

@@ -65,18 +65,22 @@ class NeuralCompartments(Compartments):
     and central has a way out. Endpoint 1 is the concentration A_central/base_V1.
 
     Args:
-        states: central and what surrounds it, as for `mammillary_flows`.
+        states: central and what surrounds it, as for `mammillary_flows`; any other states with their `flows`.
         latent_size: latent dimensions beside those of the base rates and of the volume.
         scaling: magnitudes of the data, from which the guesses of the base rates come.
         hidden: width of the network.
         layers: number of hidden layers.
         correction: the flows alone, starting a hundred times slower; a mechanism says what is read.
         bend: size of x before any data are seen (`log_prior`): 0.3 expects rates to change by a third.
+        flows: pairs (source, destination); None for those of `mammillary_flows`.
+        unit: of the states, in which the network sees them; None for the typical dose.
+        time: the network also reads the time.
     """
 
     reference: Tensor
     amount_scale: Tensor
     believed: Tensor  # mean of the prior of the network's weights; 0 until something was learned elsewhere
+    time_scale: Tensor
 
     def __init__(
         self,
@@ -87,23 +91,27 @@ class NeuralCompartments(Compartments):
         layers: int = 2,
         correction: bool = False,
         bend: float = 0.3,
+        flows: tuple[tuple[str, str | None], ...] | None = None,
+        unit: float | None = None,
+        time: bool = False,
     ) -> None:
-        flows = mammillary_flows(states)
+        flows = mammillary_flows(states) if flows is None else flows
         super().__init__(states, flows)
-        self.correction, self.bend = correction, bend
+        self.correction, self.bend, self.autonomous = correction, bend, not time
         self.rate_names = tuple(f"base_{a}_{b or 'out'}" for a, b in flows)
         volume = () if correction else ("base_V1",)
         self.parameter_names = (*self.rate_names, *volume, *latent_names(latent_size))
         self.latent_size = latent_size
-        self.endpoints = (states.index("central"),)
-        self.network = mlp(len(states) + len(flows) + latent_size, hidden, layers, len(flows))
+        self.endpoints = (states.index("central") if "central" in states else 0,)
+        self.network = mlp(len(states) + time + len(flows) + latent_size, hidden, layers, len(flows))
         # a network that starts at zero leaves the base rates as they are: the field begins as a compartment model
         for weight in self.network[-1].parameters():
             nn.init.zeros_(weight)
         guess = self.guess(scaling)
         self.register_buffer("reference", torch.tensor([guess[name] for name in self.rate_names]))
-        self.register_buffer("amount_scale", torch.tensor(scaling.amount))
         self.register_buffer("believed", torch.zeros_like(nn.utils.parameters_to_vector(self.network.parameters())))
+        self.register_buffer("amount_scale", torch.tensor(scaling.amount if unit is None else unit))
+        self.register_buffer("time_scale", torch.tensor(scaling.time))
 
     def log_prior(self) -> Tensor:
         return log_weights(self.network, self.bend, self.believed if bool(self.believed.any()) else None)
@@ -115,12 +123,15 @@ class NeuralCompartments(Compartments):
         n = len(self.rate_names)
         base, latent = theta[..., :n], theta[..., theta.shape[-1] - self.latent_size :]
         amount = torch.log1p((y / self.amount_scale).clamp(min=0.0))
-        x = self.network(torch.cat([amount, torch.log(base / self.reference), latent], dim=-1))
+        clock = [] if self.autonomous else [(t / self.time_scale)[..., None]]
+        x = self.network(torch.cat([amount, *clock, torch.log(base / self.reference), latent], dim=-1))
         # bounded, so that no step of the training can make the system arbitrarily stiff
         rates: Tensor = base * torch.exp(5.0 * torch.tanh(x / 5.0))
         return rates
 
-    def perceptron(self, theta: Tensor) -> Perceptron:
+    def perceptron(self, theta: Tensor) -> Perceptron | None:
+        if not self.autonomous:
+            return None
         n, states = len(self.rate_names), len(self.states)
         base, latent = theta[..., :n], theta[..., theta.shape[-1] - self.latent_size :]
         (first, *weights), (bias, *biases) = _linear_layers(self.network)
@@ -149,8 +160,15 @@ class NeuralCompartments(Compartments):
         return rates if self.correction else rates | {"base_V1": scaling.amount / scaling.value[0]}
 
 
+def observed_sizes(dynamics: Dynamics, scaling: Scaling) -> list[float]:
+    """Size of every state that is read as it is: of its own endpoint, or of the first where it has none."""
+    read = dict(zip(dynamics.endpoints, scaling.value, strict=False))
+    return [read.get(k, scaling.value[0]) for k in range(len(dynamics.states))]
+
+
 class NeuralField(Dynamics):
-    """The plain neural differential equation, dy/dt = network(y, z): nothing is known but the data.
+    """The plain neural differential equation, dy/dt = network(y, z) or network(t, y, z): nothing is known but the data
+    (Chen et al. 2018).
 
     Dosed, the states start empty, doses jump into them and an assay reads y/base_V1. Not dosed, the states start at
     positive values of each subject's own (``prey0``, …) and are read as they are.
@@ -164,6 +182,8 @@ class NeuralField(Dynamics):
         hidden: width of the network.
         layers: number of hidden layers.
         correction: the slope alone; a mechanism says how the states start and are read.
+        bend: size of the network's output before any data are seen (`log_prior`); None for a flat prior.
+        time: the network also reads the time.
     """
 
     time_scale: Tensor
@@ -179,15 +199,17 @@ class NeuralField(Dynamics):
         hidden: int = 32,
         layers: int = 2,
         correction: bool = False,
+        bend: float | None = None,
+        time: bool = False,
     ) -> None:
         super().__init__()
         self.states = states
         self.endpoints = endpoints
-        self.dosed = dosed
+        self.dosed, self.bend, self.autonomous = dosed, bend, not time
         own = () if correction else ("base_V1",) if dosed else tuple(f"{state}0" for state in states)
         self.own = len(own)
         self.parameter_names = (*own, *latent_names(latent_size))
-        self.network = mlp(len(states) + latent_size, hidden, layers, len(states))
+        self.network = mlp(len(states) + time + latent_size, hidden, layers, len(states))
         # at rest first: a random field may carry the states away before it has learned anything
         for weight in self.network[-1].parameters():
             nn.init.zeros_(weight)
@@ -195,16 +217,19 @@ class NeuralField(Dynamics):
         self.register_buffer("state_scale", torch.tensor(self._scale(scaling)))
 
     def _scale(self, scaling: Scaling) -> list[float]:
-        if self.dosed:
-            return [scaling.amount] * len(self.states)
-        read = dict(zip(self.endpoints, scaling.value, strict=False))
-        return [read.get(k, scaling.value[0]) for k in range(len(self.states))]
+        return [scaling.amount] * len(self.states) if self.dosed else observed_sizes(self, scaling)
 
     def forward(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
-        slope: Tensor = self.network(torch.cat([y / self.state_scale, theta[..., self.own :]], dim=-1))
+        clock = [] if self.autonomous else [(t / self.time_scale)[..., None]]
+        slope: Tensor = self.network(torch.cat([y / self.state_scale, *clock, theta[..., self.own :]], dim=-1))
         return slope * self.state_scale / self.time_scale
 
-    def perceptron(self, theta: Tensor) -> Perceptron:
+    def log_prior(self) -> Tensor | float:
+        return 0.0 if self.bend is None else log_weights(self.network, self.bend)
+
+    def perceptron(self, theta: Tensor) -> Perceptron | None:
+        if not self.autonomous:
+            return None
         states, slope = len(self.states), self.state_scale / self.time_scale
         (first, *weights), (bias, *biases) = _linear_layers(self.network)
         shift = torch.nn.functional.linear(theta[..., self.own :], first[:, states:], bias)

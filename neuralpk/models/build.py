@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict, cast, get_args
+from typing import Any, Literal, TypedDict, cast, get_args
 
 from neuralpk.dynamics import (
+    SIR,
     Absorption,
     CompartmentModel,
+    Compartments,
+    ConcentrationModel,
     ContinuousTimeRNN,
     Dynamics,
     Elimination,
+    FeatureField,
+    FixedParameters,
     GatedRecurrence,
     HybridDynamics,
     JumpingField,
@@ -27,7 +32,7 @@ from neuralpk.residual_error import ERRORS
 from neuralpk.scaling import Scaling
 from neuralpk.solve import Engine, Gradient, SolverOptions
 
-System = Literal["compartments", "lotka_volterra"]
+System = Literal["compartments", "concentrations", "lotka_volterra", "sir"]
 Field = Literal["mechanistic", "neural", "free", "hybrid", "gru", "gru_gaps", "gru_decay", "ode_rnn", "ctrnn"]
 
 _GAPS: dict[str, Gap] = {"gru": "ignored", "gru_gaps": "given", "gru_decay": "decay"}
@@ -36,19 +41,29 @@ _GAPS: dict[str, Gap] = {"gru": "ignored", "gru_gaps": "given", "gru_decay": "de
 class DynamicsSettings(TypedDict, total=False):
     """The vector field.
 
-    system: ``compartments`` (pharmacokinetics) or ``lotka_volterra``.
+    system: ``compartments`` (pharmacokinetics, amounts), ``concentrations`` (two compartments with k_e, k_cp, k_pc),
+        ``lotka_volterra`` or ``sir``.
     field: ``mechanistic`` (the equations, with individual parameters from z); ``neural`` (compartments whose rates
-        are a network of state and z; for Lotka–Volterra the same as free); ``free`` (dy/dt is a network of state
-        and z); ``hybrid`` (mechanistic plus neural); or a recurrent network of hidden states: ``gru``, ``gru_gaps``,
-        ``gru_decay`` (steps from event to event), ``ode_rnn`` (an ODE network, doses as steps), ``ctrnn`` (in
-        continuous time).
+        are a network of state and z; without compartments the same as free); ``free`` (dy/dt is a network of state
+        and z); ``hybrid`` (mechanistic plus neural, as flows where the mechanism has flows); or a recurrent network of
+        hidden states: ``gru``, ``gru_gaps``, ``gru_decay`` (steps from event to event), ``ode_rnn`` (an ODE network,
+        doses as steps), ``ctrnn`` (in continuous time).
     compartments, absorption, elimination, transits, lag: as for `CompartmentModel`; `lag` delays doses into the first.
+    interaction, crowding: as for `LotkaVolterra`.
+    fixed: parameters of the mechanism that are known, by name.
     latent_size: latent dimensions beside those of the named parameters; by default 0 for a neural or hybrid
         field of compartments, 4 for other networks.
     hidden, layers: size of its network.
-    bend: how far the network of a neural or hybrid field is expected to bend the rates of compartments, by default 0.3.
+    bend: how far the network of a neural or hybrid field is expected to bend the rates of compartments, by default 0.3;
+        of a free field how large its slope is expected to be, by default anything, of its correction 1.
+    time: a learned part also reads the time.
+    weights: ``shared``, or ``own`` for a network whose weights are the latent of the series (`FeatureField`).
+    flows: pairs (source, destination) between which a correction may move something, beside those of the mechanism.
+    overlap: weight of the penalty of a correction that does what the mechanism could do (`HybridDynamics.penalty`).
     typical: starting values of named parameters; those left out are guessed from the data.
-    omega: starting value of the standard deviation of every eta.
+    omega: starting value of the standard deviation of eta, of every parameter or by name.
+    population: ``learned``; or ``fixed``, which leaves typical and omega as they are, the prior of a Bayesian fit of
+        every series by itself.
     omega_spread: of log(omega) around it in a weak prior; none is left out.
     typical_spread: likewise of log(typical) around the starting values, by name; parameters left out have none.
     correlated: whether the random effects of named parameters are (a full Omega); by default they are independent.
@@ -63,12 +78,20 @@ class DynamicsSettings(TypedDict, total=False):
     elimination: Elimination
     transits: int
     lag: bool
+    interaction: bool
+    crowding: bool
+    fixed: dict[str, float]
     latent_size: int
     hidden: int
     layers: int
     bend: float
+    time: bool
+    weights: Literal["shared", "own"]
+    flows: list[list[str]]
+    overlap: float
     typical: dict[str, float]
-    omega: float
+    omega: float | dict[str, float]
+    population: Literal["learned", "fixed"]
     omega_spread: float
     typical_spread: dict[str, float]
     correlated: bool
@@ -96,8 +119,13 @@ class SolverSettings(TypedDict, total=False):
 
 def build_mechanism(settings: DynamicsSettings) -> Dynamics:
     """The mechanistic equations that the settings name."""
-    if settings.get("system", "compartments") == "lotka_volterra":
-        return LotkaVolterra()
+    system = settings.get("system", "compartments")
+    if system == "lotka_volterra":
+        return LotkaVolterra(settings.get("interaction", True), settings.get("crowding", False))
+    if system == "sir":
+        return SIR()
+    if system == "concentrations":
+        return ConcentrationModel()
     absorption = settings.get("absorption", "none")
     return CompartmentModel(
         settings.get("compartments", 2),
@@ -120,24 +148,43 @@ def _recurrent(field: str, settings: DynamicsSettings, mechanism: Dynamics, scal
 
 def build_dynamics(settings: DynamicsSettings, scaling: Scaling) -> StateSpace:
     """The vector field or recurrent network that the settings name."""
-    mechanism = build_mechanism(settings)
-    field = settings.get("field", "neural")
+    mechanism, field = build_mechanism(settings), settings.get("field", "neural")
     if field == "mechanistic":
-        return mechanism
+        return _with_fixed(mechanism, settings)
     if field in (*_GAPS, "ode_rnn", "ctrnn"):
         return _recurrent(field, settings, mechanism, scaling)
-    dosed, correction = isinstance(mechanism, CompartmentModel), field == "hybrid"
-    network = {"hidden": settings.get("hidden", 32), "layers": settings.get("layers", 2)}
-    learned: Dynamics
-    if dosed and field != "free":
-        latent = settings.get("latent_size", 0)
-        learned = NeuralCompartments(
-            mechanism.states, latent, scaling, correction=correction, bend=settings.get("bend", 0.3), **network
+    learned = _learned(mechanism, settings, scaling)
+    if field != "hybrid":
+        return learned
+    return HybridDynamics(_with_fixed(mechanism, settings), learned, settings.get("overlap", 0.0))
+
+
+def _with_fixed(mechanism: Dynamics, settings: DynamicsSettings) -> Dynamics:
+    fixed = settings.get("fixed", {})
+    return FixedParameters(mechanism, fixed) if fixed else mechanism
+
+
+def _learned(mechanism: Dynamics, settings: DynamicsSettings, scaling: Scaling) -> Dynamics:
+    """The neural part: flows where the mechanism has flows, else a slope."""
+    field, states = settings.get("field", "neural"), mechanism.states
+    correction, dosed = field == "hybrid", isinstance(mechanism, CompartmentModel)
+    network: Any = {"scaling": scaling, "correction": correction}
+    if settings.get("weights", "shared") == "own":
+        width, spread = settings.get("hidden", 16), settings.get("bend", 1.0)
+        return FeatureField(states, mechanism.endpoints, hidden=width, bend=spread, **network)
+    network |= {"hidden": settings.get("hidden", 32), "layers": settings.get("layers", 2)}
+    network |= {"time": settings.get("time", False)}
+    if isinstance(mechanism, Compartments) and (correction or (dosed and field != "free")):
+        return NeuralCompartments(
+            states,
+            settings.get("latent_size", 0),
+            bend=settings.get("bend", 0.3),
+            flows=(*mechanism.flows, *((a, b) for a, b in settings.get("flows", []))),
+            unit=None if dosed else scaling.value[0],
+            **network,
         )
-    else:
-        latent, endpoints = settings.get("latent_size", 4), mechanism.endpoints
-        learned = NeuralField(mechanism.states, endpoints, latent, scaling, dosed, correction=correction, **network)
-    return HybridDynamics(mechanism, learned) if correction else learned
+    bend = settings.get("bend", 1.0) if correction else settings.get("bend")
+    return NeuralField(states, mechanism.endpoints, settings.get("latent_size", 4), dosed=dosed, bend=bend, **network)
 
 
 def _check(dynamics: DynamicsSettings, encoder: EncoderSettings, error: str, solver: SolverSettings) -> None:
@@ -152,6 +199,8 @@ def _check(dynamics: DynamicsSettings, encoder: EncoderSettings, error: str, sol
         ("encoder.kind", encoder.get("kind", "set"), tuple(ENCODERS)),
         ("dynamics.system", dynamics.get("system", "compartments"), get_args(System)),
         ("dynamics.field", dynamics.get("field", "neural"), get_args(Field)),
+        ("dynamics.weights", dynamics.get("weights", "shared"), ("shared", "own")),
+        ("dynamics.population", dynamics.get("population", "learned"), ("learned", "fixed")),
     ):
         if value not in allowed:
             raise ValueError(f"{name} is one of {', '.join(allowed)}; not {value!r}")
@@ -159,12 +208,12 @@ def _check(dynamics: DynamicsSettings, encoder: EncoderSettings, error: str, sol
     if learned and (dynamics.get("lag", False) or dynamics.get("elimination", "linear") != "linear"):
         raise ValueError("lag and elimination are of a mechanistic or hybrid field; a learned one has neither")
     for name, number in (
-        ("omega", dynamics.get("omega", 1)),
         ("omega_spread", dynamics.get("omega_spread", 1)),
         ("hidden", dynamics.get("hidden", 1)),
         ("layers", dynamics.get("layers", 1)),
         *dynamics.get("typical", {}).items(),
         *dynamics.get("typical_spread", {}).items(),
+        *(omega.items() if isinstance(omega := dynamics.get("omega", 1), dict) else [("omega", omega)]),
     ):
         if not number > 0:
             raise ValueError(f"dynamics.{name} must be positive, not {number}")
@@ -195,8 +244,10 @@ def build_model(
     if effects is None and dynamics.get("field", "neural") not in ("mechanistic", "hybrid"):
         effects = {name: sorted(scaling.covariates) for name in typical}
     omega, spread = dynamics.get("omega", 0.3), dynamics.get("omega_spread")
-    correlated = dynamics.get("correlated", False)
-    individual = IndividualParameters(typical | dict(given), latent, scaling, omega, effects, spread, correlated, sure)
+    correlated, learned = dynamics.get("correlated", False), dynamics.get("population", "learned") == "learned"
+    individual = IndividualParameters(
+        typical | dict(given), latent, scaling, omega, effects, spread, correlated, sure, learned
+    )
     reader = ENCODERS[kind](scaling, individual.latent_size, encoder.get("hidden", 64))
     parts = (ERRORS[error](scaling), SolverOptions(**solver))
     if isinstance(field, GatedRecurrence):

@@ -25,7 +25,7 @@ class IndividualParameters(nn.Module):
         typical: first guess of each named parameter, in the order of the field.
         latent: number of further latent dimensions, for a neural field.
         scaling: for the covariates.
-        omega: first guess of the standard deviation of every eta.
+        omega: first guess of the standard deviation of eta, of every parameter or by name (0.3 where left out).
         effects: parameter to the names of the covariates that act on it; on the further dimensions all of them act.
         omega_spread: standard deviation of log(omega) around its first guess before any data are seen; None for a flat
             prior, and with it maximum likelihood. Of a few patients with a few samples each the most likely omega of a
@@ -35,27 +35,36 @@ class IndividualParameters(nn.Module):
         typical_spread: standard deviation of log(typical) around its first guess, by name; parameters left out have a
             flat prior.
 
+        learned: whether typical values and omega are learned; else they stay, as the prior of every subject by itself.
+
     Raises:
-        ValueError: an effect that names no parameter or covariate.
+        ValueError: an effect that names no parameter or covariate, or an omega of no parameter.
     """
 
     active: Tensor
+    log_omega_guess: Tensor
 
     def __init__(
         self,
         typical: Mapping[str, float],
         latent: int,
         scaling: Scaling,
-        omega: float = 0.3,
+        omega: float | Mapping[str, float] = 0.3,
         effects: Mapping[str, list[str]] | None = None,
         omega_spread: float | None = None,
         correlated: bool = False,
         typical_spread: Mapping[str, float] | None = None,
+        learned: bool = True,
     ) -> None:
         super().__init__()
         self.names = tuple(typical)
-        self.omega_guess, self.omega_spread = float(omega), omega_spread
+        self.omega_spread, self.learned = omega_spread, learned
         self.typical_guess, self.typical_spread = dict(typical), dict(typical_spread or {})
+        by_name = (
+            dict.fromkeys(typical, 0.3) | dict(omega) if isinstance(omega, Mapping) else dict.fromkeys(typical, omega)
+        )
+        if set(by_name) - set(typical):
+            raise ValueError(f"omega names {sorted(set(by_name) - set(typical))}; the parameters are {self.names}")
         self.scaling = scaling
         self.latent_size = len(typical) + latent
         covariates = sorted(scaling.covariates)
@@ -67,9 +76,14 @@ class IndividualParameters(nn.Module):
                 raise ValueError(f"{sorted(unknown)} are no parameters ({self.names}) or covariates ({covariates})")
             active[self.names.index(parameter), [covariates.index(name) for name in acting]] = True
         self.log_typical = nn.Parameter(torch.tensor(list(typical.values()), dtype=torch.get_default_dtype()).log())
-        self.log_omega = nn.Parameter(torch.full((len(typical),), float(omega)).log())
         pairs = len(typical) * (len(typical) - 1) // 2
         self.links = nn.Parameter(torch.zeros(pairs if correlated else 0))
+        guess = torch.tensor(list(by_name.values()), dtype=torch.get_default_dtype()).log()
+        self.log_omega = nn.Parameter(guess.clone())
+        self.register_buffer("log_omega_guess", guess, persistent=False)
+        self.log_typical.requires_grad_(learned)
+        self.log_omega.requires_grad_(learned)
+        self.links.requires_grad_(learned)
         self.effects = nn.Parameter(torch.zeros(active.shape))
         self.register_buffer("active", active, persistent=False)
 
@@ -159,11 +173,13 @@ class IndividualParameters(nn.Module):
     def log_prior(self) -> Tensor:
         """log p(typical, Omega) up to a constant, a scalar; 0 where it is flat."""
         total = self.log_omega.new_zeros(())
+        if not self.learned:
+            return total
         for name, spread in self.typical_spread.items():
             distance = self.log_typical[self.names.index(name)] - math.log(self.typical_guess[name])
             total = total - 0.5 * (distance / spread) ** 2
         if self.omega_spread is not None:
-            distance = (self.log_omega - math.log(self.omega_guess)) / self.omega_spread
+            distance = (self.log_omega - self.log_omega_guess) / self.omega_spread
             total = total - 0.5 * (distance.square().sum() + self.links.square().sum())
         return total
 

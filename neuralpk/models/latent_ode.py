@@ -93,9 +93,11 @@ class LatentModel(nn.Module, ABC):
     def coordinates(self) -> list[Coordinate]:
         """The numbers that describe the population: log typical values, Omega, covariate effects, log error."""
         individual = self.individual
-        found = [Coordinate(name, individual.log_typical, k) for k, name in enumerate(individual.names)]
-        found += [Coordinate(f"omega {name}", individual.log_omega, k) for k, name in enumerate(individual.names)]
-        found += [Coordinate(f"corr {a}~{b}", individual.links, k) for k, (a, b) in enumerate(individual.pairs())]
+        named = individual.names if individual.learned else ()
+        found = [Coordinate(name, individual.log_typical, k) for k, name in enumerate(named)]
+        found += [Coordinate(f"omega {name}", individual.log_omega, k) for k, name in enumerate(named)]
+        pairs = individual.pairs() if individual.learned else []
+        found += [Coordinate(f"corr {a}~{b}", individual.links, k) for k, (a, b) in enumerate(pairs)]
         acting = individual.active[: len(individual.names)].nonzero().tolist()
         covariates = sorted(individual.scaling.covariates)
         found += [
@@ -113,6 +115,13 @@ class LatentModel(nn.Module, ABC):
     def log_prior(self) -> Tensor:
         """log p(weights of the field, omega) up to a constant, a scalar."""
         return self.individual.log_prior() + self.dynamics.log_prior()
+
+    def penalty(self, prediction: Prediction, batch: CohortBatch) -> Tensor:
+        """What the field holds against its lines at the records that count, a scalar sum over subjects."""
+        trajectory = prediction.trajectory
+        since = trajectory.times - batch.start[:, None]
+        held = self.dynamics.penalty(since, trajectory.states, trajectory.theta, batch.target)
+        return self.value_scale.new_zeros(()) if held is None else held.sum()
 
     def prior_mean(self, subjects: int) -> Tensor:
         """Mean of p(z), the typical patient, ``[subject, latent]``."""

@@ -102,11 +102,12 @@ def dose_inputs(dynamics: Dynamics, theta: Tensor, batch: CohortBatch) -> Inputs
     by_duration = amount / torch.where(given_duration, batch.dose_duration, 1.0)
     rate = torch.where(given_rate, batch.dose_rate, torch.where(given_duration, by_duration, 0.0))
     start = batch.dose_time + lag
+    unit = _of_compartment(dynamics.dose_unit(at_dose), compartment, 1.0)
     return Inputs(
         start=start,
         end=start + duration,
-        amount=torch.where(infused, 0.0, amount),
-        rate=rate,
+        amount=torch.where(infused, 0.0, amount) * unit,
+        rate=rate * unit,
         compartment=compartment,
         order=batch.dose_row,
         record=batch.dose_time,

@@ -31,7 +31,8 @@ def criterion(squares: Tensor, records: Tensor, size: Tensor, terms: int) -> Ten
 def without(columns: Tensor, nuisance: Tensor) -> Tensor:
     """What of some columns ``[problem, record, column]`` other columns cannot explain."""
     base, _ = torch.linalg.qr(nuisance)
-    return columns - base @ (base.mT @ columns)
+    left: Tensor = columns - base @ (base.mT @ columns)
+    return left
 
 
 def best_subsets(design: Tensor, target: Tensor, most: int, width: int) -> list[tuple[Tensor, Tensor, Tensor]]:

@@ -1,0 +1,183 @@
+"""Hare and lynx of the Hudson Bay: fitted to 1900 to 1914, forecast for 1915 to 1920, by several models.
+
+Every model is fitted to its one series in the way of Bayes: the parameters have wide priors, and so have the weights of
+a network; the residual error is the likeliest one. Scored are the twelve values of the forecast: root mean square of
+log(median/value), continuous ranked probability score of the forecast (thousand pelts), and how many of them its 90 %
+band covers. `--parameters` fits Lotka–Volterra to all years and prints its posterior.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from neuralpk import datasets, randomness
+from neuralpk.batch import CohortBatch
+from neuralpk.evaluate.metrics import coverage, crps_ensemble, log_rmse
+from neuralpk.inference import importance
+from neuralpk.inference.mode import Mode, maximise
+from neuralpk.models import DynamicsSettings, LatentODE, build_model
+from neuralpk.reconstruction import evaluation_batch
+from neuralpk.scaling import Scaling
+
+FORECAST, YEARS, DRAWS = 1915, range(1900, 1921), 1000
+STARTS = {"prey0": 20.0, "predator0": 10.0}
+RATES = {"alpha": 0.8, "beta": 0.04, "gamma": 0.8, "delta": 0.04}
+SPREAD = {"alpha": 0.5, "beta": 1.0, "gamma": 0.5, "delta": 1.0, "prey0": 1.0, "predator0": 1.0}
+PRIOR: DynamicsSettings = {"system": "lotka_volterra", "population": "fixed"}
+KNOWN: DynamicsSettings = {"typical": RATES | STARTS, "omega": SPREAD}
+OWN: DynamicsSettings = {"weights": "own", "hidden": 16}
+# a model is the field of one series; its forecasts are draws [draw, year, species]
+MODELS: dict[str, DynamicsSettings] = {
+    "Lotka–Volterra": PRIOR | KNOWN | {"field": "mechanistic"},
+    "augmented": PRIOR | KNOWN | OWN | {"field": "hybrid", "bend": 2.0},
+    "neural": PRIOR | OWN | {"field": "free", "bend": 20.0, "typical": STARTS, "omega": 1.0},
+}
+SOLVER = {"engine": "torchdiffeq", "gradient": "backprop", "method": "rk4", "step": 0.25}
+
+
+def fit(model: LatentODE, batch: CohortBatch, seed: int, rounds: int = 6) -> tuple[Mode, importance.Draws]:
+    """Posterior of the series given the records of ``batch.target``, at the likeliest residual error.
+
+    The first search looks at ever more years, since a line over all of them has no slope to follow from afar. The error
+    is then found by the EM algorithm: given the weighted draws, its square is the mean square of the residuals.
+    """
+    z = torch.zeros((1, model.individual.latent_size), dtype=batch.time.dtype)
+    for last in (1903, 1906, 1910, YEARS[-1]):
+        mode = maximise(model, dataclasses.replace(batch, target=batch.target & (batch.time <= last)), z, steps=40)
+        z = mode.z
+    for k in range(rounds):
+        noise = importance.noise(seed, k, batch.index, DRAWS, z.shape[1], z.dtype)
+        with torch.no_grad():
+            draws = importance.draw(model, batch, mode, noise)
+            value = model.predict(draws.z[0], batch.repeat(DRAWS)).value
+            square = draws.weight[0] @ model.error.standardise(value, batch.value, batch.endpoint).nan_to_num().square()
+            for endpoint in (0, 1):
+                own = batch.target[0] & (batch.endpoint[0] == endpoint)
+                model.error.log_sd["b"][endpoint] += 0.5 * square[own].mean().log()
+        mode = maximise(model, batch, mode.z, steps=15)
+    noise = importance.noise(seed, rounds, batch.index, DRAWS, z.shape[1], z.dtype)
+    with torch.no_grad():
+        return mode, importance.draw(model, batch, mode, noise)
+
+
+def start(settings: DynamicsSettings, seed: int) -> tuple[LatentODE, CohortBatch]:
+    """The model before any data but their magnitudes in the years of the fit, and the whole series."""
+    torch.manual_seed(seed)
+    series = datasets.hare_lynx()
+    model = build_model(settings, {}, "log_normal", SOLVER, Scaling.of(series.hidden_from(FORECAST))).double()
+    return model, evaluation_batch(model, series)
+
+
+def forecast(settings: DynamicsSettings, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Draws of what would be measured ``[draw, year, species]``, what was ``[year, species]``, and the effective number
+    of draws."""
+    model, batch = start(settings, seed)
+    _, draws = fit(model, dataclasses.replace(batch, target=batch.target & (batch.time < FORECAST)), seed)
+    z = draws.resample(DRAWS)[0]
+    many = batch.repeat(DRAWS)
+    with torch.no_grad():
+        noise = randomness.normal(seed, 1 << 20, torch.arange(DRAWS), batch.time.shape[1])
+        value = model.error.simulate(model.predict(z, many).value, many.endpoint, noise)
+    solved = value[value.isfinite().all(1)]
+    return solved.reshape(len(solved), -1, 2).numpy(), batch.value.reshape(-1, 2).numpy(), float(draws.effective[0])
+
+
+def parameters(seed: int) -> dict[str, tuple[float, float]]:
+    """Posterior mean and standard deviation of the parameters of Lotka–Volterra, given all years."""
+    model, batch = start(MODELS["Lotka–Volterra"], seed)
+    _, draws = fit(model, batch, seed)
+    with torch.no_grad():
+        theta = model.individual(draws.z[0], batch.covariates.repeat(DRAWS, 1, 1))
+    mean = draws.weight[0] @ theta
+    sd = (draws.weight[0] @ (theta - mean).square()).sqrt()
+    found = {name: (float(m), float(s)) for name, m, s in zip(model.individual.names, mean, sd, strict=True)}
+    errors = model.error.parameters_by_name()["b"].tolist()
+    return found | {f"sigma_{name}": (error, 0.0) for name, error in zip(("hare", "lynx"), errors, strict=True)}
+
+
+def score(values: np.ndarray, observed: np.ndarray) -> dict[str, float]:
+    """Of the years of the forecast."""
+    ahead = np.array(YEARS) >= FORECAST
+    values, observed = values[:, ahead], observed[ahead]
+    low, median, high = np.quantile(values, (0.05, 0.5, 0.95), axis=0)
+    every = np.ones(observed.shape, bool)
+    return {
+        "log_rmse": log_rmse(median, observed, every),
+        "crps": float(crps_ensemble(values, observed).mean()),
+        "coverage": coverage(low, high, observed, every),
+    }
+
+
+def draw_figure(bands: dict[str, np.ndarray], observed: np.ndarray, path: Path) -> None:
+    """Median and 90 % band of each model's first seed beside what was measured."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        2, len(bands), figsize=(4.0 * len(bands), 5.6), sharex=True, sharey="row", squeeze=False
+    )
+    for column, (name, values) in zip(axes.T, bands.items(), strict=True):
+        low, median, high = np.quantile(values, (0.05, 0.5, 0.95), axis=0)
+        for k, (panel, animal) in enumerate(zip(column, ("Hare", "Lynx"), strict=True)):
+            panel.fill_between(YEARS, low[:, k], high[:, k], color="#0072B2", alpha=0.2, lw=0, label="90 % band")
+            panel.plot(YEARS, median[:, k], color="#0072B2", lw=1.8, label="median")
+            panel.plot(YEARS, observed[:, k], "o", color="black", ms=4, label="pelts")
+            panel.axvline(FORECAST - 0.5, color="grey", ls="--", lw=1)
+            panel.set(yscale="log", ylim=(2, 300), ylabel=f"{animal} (thousand pelts)" if panel in axes[:, 0] else "")
+            panel.set_xticks(range(1900, 1921, 5))
+            panel.spines[["top", "right"]].set_visible(False)
+        column[0].set_title(name)
+        column[1].set_xlabel("Year")
+    axes[0, 0].legend(frameon=False, fontsize=9, loc="upper right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    """Fit, forecast, score and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--seeds", type=int, default=3, help="of draws, and of the first layer of a network")
+    parser.add_argument("--parameters", action="store_true")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--figure", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    console, rows, bands = Console(width=100), [], {}
+    if options.parameters:
+        for name, (mean, sd) in parameters(0).items():
+            console.print(f"{name:12} {mean:.4g} ± {sd:.2g}")
+        return
+    for name in options.models:
+        for seed in track(range(options.seeds), name):
+            began = time.process_time()
+            values, observed, effective = forecast(MODELS[name], seed)
+            bands.setdefault(name, values)
+            row = {"model": name, "seed": seed} | score(values, observed)
+            rows.append(row | {"effective": effective, "seconds": round(time.process_time() - began, 1)})
+    table = Table(title=f"Forecast of {FORECAST} to {YEARS[-1]}, mean over {options.seeds} seeds (lowest to highest)")
+    for column in ("model", "RMSE of logs", "CRPS", "covered by 90 %", "effective draws"):
+        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
+    for name in options.models:
+        own = [row for row in rows if row["model"] == name]
+        cells = []
+        for key, form in (("log_rmse", ".3f"), ("crps", ".2f"), ("coverage", ".0%"), ("effective", ".0f")):
+            found = [row[key] for row in own]
+            cells.append(f"{np.mean(found):{form}} ({min(found):{form}} to {max(found):{form}})")
+        table.add_row(name, *cells)
+    console.print(table)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+    if options.figure:
+        draw_figure(bands, observed, options.figure)
+
+
+if __name__ == "__main__":
+    main()
