@@ -24,8 +24,9 @@ def criterion(squares: Tensor, records: Tensor, size: Tensor, terms: int) -> Ten
         size: k.
         terms: p.
     """
-    charge: Tensor = torch.log(records) + 2 * math.log(terms)
-    return records * torch.log(squares / records) + size * charge
+    charge = torch.log(records) + 2 * math.log(terms)
+    total: Tensor = records * torch.log(squares / records) + size * charge
+    return total
 
 
 def without(columns: Tensor, nuisance: Tensor) -> Tensor:
