@@ -25,14 +25,14 @@ def criterion(squares: Tensor, records: Tensor, size: Tensor, terms: int) -> Ten
         terms: p.
     """
     charge = torch.log(records) + 2 * math.log(terms)
-    total: Tensor = records * torch.log(squares / records) + size * charge
-    return total
+    return records * torch.log(squares / records) + size * charge
 
 
 def without(columns: Tensor, nuisance: Tensor) -> Tensor:
     """What of some columns ``[problem, record, column]`` other columns cannot explain."""
     base, _ = torch.linalg.qr(nuisance)
-    return columns - base @ (base.mT @ columns)
+    rest: Tensor = columns - base @ (base.mT @ columns)
+    return rest
 
 
 def best_subsets(design: Tensor, target: Tensor, most: int, width: int) -> list[tuple[Tensor, Tensor, Tensor]]:
