@@ -195,7 +195,7 @@ def test_settings_reach_the_model():
         ({"error": "gaussian"}, "error is one of"),
         ({"encoder": {"kind": "mlp"}}, r"encoder\.kind is one of"),
         ({"solver": {"method": "lsoda"}}, "method"),
-        ({"dynamics": {"system": "sir"}}, r"dynamics\.system is one of"),
+        ({"dynamics": {"system": "weather"}}, r"dynamics\.system is one of"),
         ({"dynamics": {"field": "magic"}}, r"dynamics\.field is one of"),
         ({"dynamics": {"compartments": 4}}, "compartments must be"),
         ({"dynamics": {"absorption": "zero_order"}}, "absorption is one of"),

@@ -22,8 +22,9 @@ def test_python_blocks_run(block, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_blocks_of_the_documentation_run(page):
+    names = {"__name__": "docs"}  # a block goes on from the one before
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
-        exec(compile(block, page.name, "exec"), {"__name__": "docs"})
+        exec(compile(block, page.name, "exec"), names)
 
 
 def test_presets_named_are_those_that_exist():

@@ -64,7 +64,7 @@ def correction_maps(
         for panel, (label, field) in zip(row, fields.items(), strict=True):
             drawn = panel.contourf(x, y, field[..., state], levels, cmap="RdBu_r", extend="both")
             _data(panel, x, y, covered, path, observed)
-            panel.set_title(label if state == 0 else "")
+            panel.set_title(label if state == 0 else "", fontsize=TEXT)
         bar = figure.colorbar(
             drawn, ax=list(row), shrink=0.9, aspect=25, ticks=[-reach, -reach / 2, 0, reach / 2, reach]
         )
@@ -87,8 +87,8 @@ def _data(
     veil[covered, 3] = 0.0
     half = (x[1] - x[0]) / 2, (y[1] - y[0]) / 2
     extent = (x[0] - half[0], x[-1] + half[0], y[0] - half[1], y[-1] + half[1])
-    panel.imshow(veil, origin="lower", extent=extent, aspect="auto", interpolation="nearest")
-    panel.contour(x, y, covered, [0.5], colors=GREY, linewidths=0.8, linestyles="--")
+    panel.imshow(veil, origin="lower", extent=extent, aspect="auto", interpolation="nearest", zorder=1.5)
+    panel.contour(x, y, covered, [0.5], colors=GREY, linewidths=0.8, linestyles="--", zorder=1.6)
     panel.plot([], [], color=GREY, lw=0.8, ls="--", label="region that the data covered")
     panel.plot(path[:, 0], path[:, 1], color=BLACK, lw=1.2, label="fitted line")
     panel.plot(

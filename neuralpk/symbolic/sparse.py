@@ -24,15 +24,15 @@ def criterion(squares: Tensor, records: Tensor, size: Tensor, terms: int) -> Ten
         size: k.
         terms: p.
     """
-    charge: Tensor = torch.log(records) + 2 * math.log(terms)
+    charge = torch.log(records) + 2 * math.log(terms)
     return records * torch.log(squares / records) + size * charge
 
 
 def without(columns: Tensor, nuisance: Tensor) -> Tensor:
     """What of some columns ``[problem, record, column]`` other columns cannot explain."""
     base, _ = torch.linalg.qr(nuisance)
-    left: Tensor = columns - base @ (base.mT @ columns)
-    return left
+    rest: Tensor = columns - base @ (base.mT @ columns)
+    return rest
 
 
 def best_subsets(design: Tensor, target: Tensor, most: int, width: int) -> list[tuple[Tensor, Tensor, Tensor]]:
