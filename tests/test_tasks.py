@@ -402,7 +402,7 @@ def test_a_measured_table_trains_and_leaves_one_out() -> None:
         ({"encoder": {"kind": "mlp"}}, "encoder.kind is one of"),
         ({"dynamics": {"typical": {"KA": 1.0}}}, "typical names"),
         ({"dynamics": {"field": "magic"}}, "field is one of"),
-        ({"dynamics": {"system": "sir"}}, "system is one of"),
+        ({"dynamics": {"system": "weather"}}, "system is one of"),
         ({"objective": "map"}, "objective is one of"),
         ({"solver": {"rtol": -1.0}}, "tolerances must be positive"),
     ],

@@ -43,6 +43,7 @@ class IndividualParameters(nn.Module):
 
     active: Tensor
     log_omega_guess: Tensor
+    links: Tensor
 
     def __init__(
         self,
@@ -76,14 +77,16 @@ class IndividualParameters(nn.Module):
                 raise ValueError(f"{sorted(unknown)} are no parameters ({self.names}) or covariates ({covariates})")
             active[self.names.index(parameter), [covariates.index(name) for name in acting]] = True
         self.log_typical = nn.Parameter(torch.tensor(list(typical.values()), dtype=torch.get_default_dtype()).log())
-        pairs = len(typical) * (len(typical) - 1) // 2
-        self.links = nn.Parameter(torch.zeros(pairs if correlated else 0))
+        if correlated:
+            pairs = len(typical) * (len(typical) - 1) // 2
+            self.links = nn.Parameter(torch.zeros(pairs), requires_grad=learned)
+        else:  # no parameter that never gets a gradient, for which several devices would wait
+            self.register_buffer("links", torch.zeros(0), persistent=False)
         guess = torch.tensor(list(by_name.values()), dtype=torch.get_default_dtype()).log()
         self.log_omega = nn.Parameter(guess.clone())
         self.register_buffer("log_omega_guess", guess, persistent=False)
         self.log_typical.requires_grad_(learned)
         self.log_omega.requires_grad_(learned)
-        self.links.requires_grad_(learned)
         self.effects = nn.Parameter(torch.zeros(active.shape))
         self.register_buffer("active", active, persistent=False)
 

@@ -40,7 +40,7 @@ class Coordinate(NamedTuple):
     """One number of the population: its name, the tensor that holds it, its place in it."""
 
     name: str
-    tensor: nn.Parameter
+    tensor: Tensor
     place: int
 
     @property
