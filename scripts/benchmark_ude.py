@@ -25,7 +25,6 @@ from neuralpk.dynamics import LotkaVolterra
 from neuralpk.evaluate.correction_plots import correction_maps
 from neuralpk.solve import SolverOptions, solve
 from neuralpk.symbolic import Equations, Learned, Library, discover, learn_correction
-from neuralpk.symbolic.sparse import best_subsets, criterion
 
 NOISE = (0.001, 0.005, 0.01, 0.025, 0.05)
 MARK = dict(zip(NOISE, (75, 72, 58, 29, 18), strict=True))  # of 100 seeds, the published figures
@@ -59,12 +58,12 @@ def simulate(noise: float, seeds: range) -> CohortBatch:
     return batch_of(clean + noise * clean.mean(0) * np.stack(draws))
 
 
-def learn(batch: CohortBatch, steps: int = 25) -> Learned:
+def learn(batch: CohortBatch) -> Learned:
     """The first stage: x' = alpha·x + network, y' = −delta·y + network; it starts where the series does."""
     known = {**dict.fromkeys(TRUTH, 0.0), "alpha": TRUTH["alpha"], "gamma": TRUTH["gamma"]}
     theta = torch.tensor([list(known.values())], dtype=torch.float64).repeat(len(batch), 1)
     theta[:, 4:] = batch.value[:, :2]
-    return learn_correction(LotkaVolterra(), theta, batch, FREE, steps=steps)
+    return learn_correction(LotkaVolterra(), theta, batch, FREE, steps=25)
 
 
 def right(found: list[Equations]) -> list[Equations]:
@@ -90,39 +89,7 @@ def errors(equations: list[Equations]) -> dict[str, float | None]:
     }
 
 
-def pointwise(learned: Learned, batch: CohortBatch) -> int:
-    """Without the differential equation: terms regressed on the values of the correction along the fitted line."""
-    states = torch.as_tensor(line(learned.hybrid, learned.theta, TIMES))
-    correction = learned.hybrid.correction
-    weights = learned.theta[:, None, -len(correction.parameter_names) :].expand(-1, len(TIMES), -1)
-    with torch.no_grad():
-        target = correction(torch.zeros(()), states, weights)
-    design, correct = LIBRARY.values(states), torch.ones(len(batch), dtype=torch.bool)
-    records = torch.full((len(batch), 1), float(len(TIMES)), dtype=torch.float64)
-    for state in range(2):
-        best, chosen = torch.full((len(batch),), torch.inf), torch.zeros(len(batch), dtype=torch.bool)
-        for subset, _, squares in best_subsets(design, target[..., state], 4, 64):
-            size = torch.tensor(subset.shape[-1])
-            score = criterion(squares[:, :1], records, size, 2 * len(LIBRARY.terms))[:, 0]
-            xy = subset.shape[-1] == 1 and LIBRARY.terms.index("x·y")
-            is_right = (subset[:, 0] == xy).all(1) if subset.shape[-1] == 1 else torch.zeros_like(chosen)
-            best, chosen = torch.minimum(best, score), torch.where(score < best, is_right, chosen)
-        correct &= chosen
-    return int(correct.sum())
-
-
-def stages(learned: Learned, batch: CohortBatch) -> dict[str, int]:
-    """How many seeds each stage recovers alone."""
-    idle = learn(batch, steps=0)
-    return {
-        "pointwise": pointwise(learned, batch),
-        "linearised": len(right(discover(learned.hybrid, learned.theta, batch, LIBRARY, FREE, refits=2, rounds=1))),
-        "one_round": len(right(discover(learned.hybrid, learned.theta, batch, LIBRARY, FREE, rounds=1))),
-        "without_network": len(right(discover(idle.hybrid, idle.theta, batch, LIBRARY, FREE))),
-    }
-
-
-def run(noise: float, seeds: range, each_stage: bool) -> dict[str, Any]:
+def run(noise: float, seeds: range) -> dict[str, Any]:
     """All seeds of one level of noise."""
     started = time.perf_counter()
     batch = simulate(noise, seeds)
@@ -132,7 +99,7 @@ def run(noise: float, seeds: range, each_stage: bool) -> dict[str, Any]:
     recovered = right(found)
     row = {"noise": noise, "recovered": len(recovered), "tried": len(found), **errors(recovered)}
     row |= {"seconds": round(seconds, 1), "example": found[0].text(("1.3·x", "−1.8·y"))}
-    return row | (stages(learned, batch) if each_stage else {})
+    return row
 
 
 def draw(noise: float, seed: int, path: Path) -> None:
@@ -182,14 +149,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--first", type=int, default=0, help="first seed of the noise")
     parser.add_argument("--noise", nargs="+", type=float, default=list(NOISE), help="share of each species' mean")
-    parser.add_argument("--stages", action="store_true", help="also what each stage recovers alone")
     parser.add_argument("--json", type=Path, help="where to write every figure")
     parser.add_argument("--figure", type=Path, help="where to draw the correction of the first seed at 1 %% noise")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     for noise in track(options.noise, "learn and discover"):
-        rows.append(run(noise, range(options.first, options.first + options.seeds), options.stages))
+        rows.append(run(noise, range(options.first, options.first + options.seeds)))
         if options.json:
             options.json.write_text(json.dumps(rows, indent=1))
     if options.figure:
