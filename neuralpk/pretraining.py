@@ -94,4 +94,4 @@ class Pretrained:
         with torch.no_grad():
             model.individual.effects.copy_(self.model.individual.effects)
             model.individual.links.copy_(self.model.individual.links)
-            model.dynamics.believe_weights()
+            model.dynamics.centre_prior()

@@ -64,7 +64,7 @@ def test_correlated_random_effects_have_the_covariance_that_was_asked_for_and_co
     torch.testing.assert_close(factor @ factor.T, expected)
     torch.testing.assert_close(model.correlations(), torch.tensor([-0.6], dtype=torch.float64))
     z = torch.tensor([[0.7, -1.3]], dtype=torch.float64)
-    back, log_volume = model.standard(model.eta(z))
+    back, log_volume = model.standardise(model.eta(z))
     torch.testing.assert_close(back, z)
     torch.testing.assert_close(log_volume, -torch.logdet(factor))
     theta = model(z, torch.zeros(1, 1, 0, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""Simulated cohorts: pharmacokinetics, and predator and prey."""
+"""Simulated cohorts: pharmacokinetics, predator and prey, epidemics."""
 
 from __future__ import annotations
 
@@ -204,6 +204,11 @@ def _population_prior(factors: dict[str, float]) -> PopulationPrior:
     return PopulationPrior(**factors)
 
 
+def _two_endpoints(times: list[float], samples: int | None) -> Design:
+    """Nobody is dosed, and both endpoints are seen at every time that is kept."""
+    return Design(((),), tuple(times), samples, endpoints=(1, 2))
+
+
 class LotkaVolterraDataModule(SimulatedDataModule):
     """A simulated cohort of predator–prey series, each with its own rates and starting densities.
 
@@ -240,8 +245,7 @@ class LotkaVolterraDataModule(SimulatedDataModule):
             "alpha": 1.3, "beta": 0.9, "gamma": 1.8, "delta": 0.8, "prey0": 1.5, "predator0": 1.5,
         } | ({"kappa": 0.2} if crowding else {})  # fmt: skip
         self.population = Population(typical, dict.fromkeys(typical, 0.15) if omega is None else omega)
-        times = times or np.linspace(0.0, 8.0, 33).tolist()
-        self.design = Design(((),), tuple(times), samples, endpoints=(1, 2))
+        self.design = _two_endpoints(times or np.linspace(0.0, 8.0, 33).tolist(), samples)
 
 
 class SIRDataModule(SimulatedDataModule):
@@ -276,5 +280,4 @@ class SIRDataModule(SimulatedDataModule):
         self.units = Units(time="day", amount="", value="")
         typical = typical or {"b": 0.5, "k": 0.2, "i0": 0.01}
         self.population = Population(typical, dict.fromkeys(typical, 0.25) if omega is None else omega)
-        times = times or np.linspace(1.0, 60.0, 60).tolist()
-        self.design = Design(((),), tuple(times), samples, endpoints=(1, 2))
+        self.design = _two_endpoints(times or np.linspace(1.0, 60.0, 60).tolist(), samples)

@@ -48,7 +48,7 @@ class StateSpace(nn.Module):
         """log p(weights) up to a constant: what is believed of a learned field before it has seen data."""
         return 0.0
 
-    def believe_weights(self) -> None:
+    def centre_prior(self) -> None:
         """From now on expect, before any data, the weights that the field has now, rather than none."""
 
     def penalty(self, t: Tensor, y: Tensor, theta: Tensor, mask: Tensor) -> Tensor | None:

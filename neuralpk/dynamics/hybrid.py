@@ -59,8 +59,8 @@ class HybridDynamics(Dynamics):
     def log_prior(self) -> Tensor | float:
         return self.mechanistic.log_prior() + self.correction.log_prior()
 
-    def believe_weights(self) -> None:
-        self.correction.believe_weights()
+    def centre_prior(self) -> None:
+        self.correction.centre_prior()
 
     def penalty(self, t: Tensor, y: Tensor, theta: Tensor, mask: Tensor) -> Tensor | None:
         """What the correction does that the mechanism could do with other parameters.

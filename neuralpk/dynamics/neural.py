@@ -79,7 +79,7 @@ class NeuralCompartments(Compartments):
 
     reference: Tensor
     amount_scale: Tensor
-    believed: Tensor  # mean of the prior of the network's weights; 0 until something was learned elsewhere
+    prior_weights: Tensor  # mean of the prior of the network's weights; 0 until something was learned elsewhere
     time_scale: Tensor
 
     def __init__(
@@ -109,15 +109,17 @@ class NeuralCompartments(Compartments):
             nn.init.zeros_(weight)
         guess = self.guess(scaling)
         self.register_buffer("reference", torch.tensor([guess[name] for name in self.rate_names]))
-        self.register_buffer("believed", torch.zeros_like(nn.utils.parameters_to_vector(self.network.parameters())))
+        self.register_buffer(
+            "prior_weights", torch.zeros_like(nn.utils.parameters_to_vector(self.network.parameters()))
+        )
         self.register_buffer("amount_scale", torch.tensor(scaling.amount if unit is None else unit))
         self.register_buffer("time_scale", torch.tensor(scaling.time))
 
     def log_prior(self) -> Tensor:
-        return log_weights(self.network, self.bend, self.believed if bool(self.believed.any()) else None)
+        return log_weights(self.network, self.bend, self.prior_weights if bool(self.prior_weights.any()) else None)
 
-    def believe_weights(self) -> None:
-        self.believed.copy_(nn.utils.parameters_to_vector(self.network.parameters()).detach())
+    def centre_prior(self) -> None:
+        self.prior_weights.copy_(nn.utils.parameters_to_vector(self.network.parameters()).detach())
 
     def rates(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
         n = len(self.rate_names)

@@ -16,40 +16,42 @@ from neuralpk.scaling import Scaling
 Gap = Literal["ignored", "given", "decay"]
 
 
-class Hidden(nn.Module):
-    """Both ends of a recurrent network: h0 = tanh(lift(z)), and what an assay reads in h, positive by construction::
+class HiddenStates(StateSpace):
+    """Hidden states h between both ends of a recurrent network; what an assay reads is positive by construction::
 
-        value = size · exp(8·tanh(readout(h)/8))
+        h0 = tanh(lift(z))        value = size · exp(8·tanh(readout(h)/8))
 
     Args:
-        states: how many hidden states.
+        named: names of the compartments into which doses may go; the first hidden states have these names.
         endpoints: the state at which each endpoint is observed.
         latent_size: dimension of z.
-        scaling: the size of each endpoint's values.
+        scaling: magnitudes of the data.
+        hidden: number of hidden states, at least as many as named.
     """
 
     size: Tensor
+    amount: Tensor
+    time: Tensor
 
-    def __init__(self, states: int, endpoints: tuple[int, ...], latent_size: int, scaling: Scaling) -> None:
+    def __init__(
+        self, named: tuple[str, ...], endpoints: tuple[int, ...], latent_size: int, scaling: Scaling, hidden: int
+    ) -> None:
         super().__init__()
-        self.lift = nn.Linear(latent_size, states)
-        self.readout = nn.Linear(states, states)
+        self.states = (*named, *(f"h{k}" for k in range(len(named) + 1, hidden + 1)))
+        self.endpoints, self.parameter_names = endpoints, latent_names(latent_size)
+        n = len(self.states)
+        self.lift, self.readout = nn.Linear(latent_size, n), nn.Linear(n, n)
         size = dict(zip(endpoints, scaling.value, strict=False))
-        self.register_buffer("size", torch.tensor([size.get(k, scaling.value[0]) for k in range(states)]))
+        self.register_buffer("size", torch.tensor([size.get(k, scaling.value[0]) for k in range(n)]))
+        self.register_buffer("amount", torch.tensor(scaling.amount))
+        self.register_buffer("time", torch.tensor(scaling.time))
 
-    def start(self, theta: Tensor) -> Tensor:
-        """h0, ``[subject, state]``."""
+    def initial_state(self, theta: Tensor) -> Tensor:
         return torch.tanh(self.lift(theta))
 
-    def read(self, h: Tensor) -> Tensor:
-        """``[..., state]``."""
-        value: Tensor = self.size * torch.exp(8.0 * torch.tanh(self.readout(h) / 8.0))
+    def observe(self, y: Tensor, theta: Tensor) -> Tensor:
+        value: Tensor = self.size * torch.exp(8.0 * torch.tanh(self.readout(y) / 8.0))
         return value
-
-
-def hidden_names(named: tuple[str, ...], hidden: int) -> tuple[str, ...]:
-    """As many hidden states as asked for; the first have the names of the compartments that doses and samples name."""
-    return (*named, *(f"h{k}" for k in range(len(named) + 1, hidden + 1)))
 
 
 def on_log_scale(share: Tensor, smallest: float) -> Tensor:
@@ -57,7 +59,7 @@ def on_log_scale(share: Tensor, smallest: float) -> Tensor:
     return torch.log1p(share / smallest) / math.log1p(1.0 / smallest)
 
 
-class GatedRecurrence(StateSpace):
+class GatedRecurrence(HiddenStates):
     """A gated recurrent unit (GRU; Cho et al. 2014) that steps from event to event of a subject's clock::
 
         h_k = GRU(carried over the gap to event k: h_{k−1};  dose, its compartment and duration, gap, z)
@@ -77,9 +79,6 @@ class GatedRecurrence(StateSpace):
         gap: what it knows of time.
     """
 
-    amount: Tensor
-    time: Tensor
-
     def __init__(
         self,
         named: tuple[str, ...],
@@ -89,23 +88,12 @@ class GatedRecurrence(StateSpace):
         hidden: int = 32,
         gap: Gap = "ignored",
     ) -> None:
-        super().__init__()
-        self.states = hidden_names(named, hidden)
-        self.endpoints, self.parameter_names = endpoints, latent_names(latent_size)
+        super().__init__(named, endpoints, latent_size, scaling, hidden)
         self.inlets, self.gap = len(named), gap
-        self.hidden = Hidden(len(self.states), endpoints, latent_size, scaling)
         inputs = len(named) + 1 + latent_size + (2 if gap == "given" else 0)
         self.cell = nn.GRUCell(inputs, len(self.states))
         if gap == "decay":
             self.log_decay = nn.Parameter(torch.linspace(0.0, math.log(100.0), len(self.states)))
-        self.register_buffer("amount", torch.tensor(scaling.amount))
-        self.register_buffer("time", torch.tensor(scaling.time))
-
-    def initial_state(self, theta: Tensor) -> Tensor:
-        return self.hidden.start(theta)
-
-    def observe(self, y: Tensor, theta: Tensor) -> Tensor:
-        return self.hidden.read(y)
 
     def given(self, amount: Tensor, compartment: Tensor, duration: Tensor) -> Tensor:
         """A dose as the cell sees it, ``[..., compartment + 1]``; nothing is given where the amount is 0."""
@@ -173,7 +161,7 @@ class JumpingField(StateSpace):
         return self.doses.observe(y, theta)
 
 
-class ContinuousTimeRNN(Dynamics):
+class ContinuousTimeRNN(HiddenStates, Dynamics):
     """A recurrent network in continuous time (Funahashi and Nakamura 1993), doses as jumps of its states::
 
         τ·dh/dt = −h + tanh(W·h + U·z + b)        A = amount·h
@@ -186,27 +174,14 @@ class ContinuousTimeRNN(Dynamics):
         hidden: number of hidden states.
     """
 
-    amount: Tensor
-    time: Tensor
-
     def __init__(
-        self,
-        named: tuple[str, ...],
-        endpoints: tuple[int, ...],
-        latent_size: int,
-        scaling: Scaling,
-        hidden: int = 32,
+        self, named: tuple[str, ...], endpoints: tuple[int, ...], latent_size: int, scaling: Scaling, hidden: int = 32
     ) -> None:
-        super().__init__()
-        self.states = hidden_names(named, hidden)
-        self.endpoints, self.parameter_names = endpoints, latent_names(latent_size)
+        super().__init__(named, endpoints, latent_size, scaling, hidden)
         n = len(self.states)
-        self.hidden = Hidden(n, endpoints, latent_size, scaling)
         self.recurrent, self.latent = nn.Linear(n, n, bias=False), nn.Linear(latent_size, n)
         # from the whole span of the data down to a thirtieth of it
         self.log_rate = nn.Parameter(torch.linspace(0.0, math.log(30.0), n))
-        self.register_buffer("amount", torch.tensor(scaling.amount))
-        self.register_buffer("time", torch.tensor(scaling.time))
 
     def _rate(self) -> Tensor:
         return self.log_rate.exp() / self.time
@@ -223,7 +198,7 @@ class ContinuousTimeRNN(Dynamics):
         return Perceptron(self.latent(theta), weights, (torch.zeros_like(rate),), "tanh", matrix=matrix)
 
     def initial_state(self, theta: Tensor) -> Tensor:
-        return self.amount * self.hidden.start(theta)
+        return self.amount * super().initial_state(theta)
 
     def observe(self, y: Tensor, theta: Tensor) -> Tensor:
-        return self.hidden.read(y / self.amount)
+        return super().observe(y / self.amount, theta)

@@ -113,7 +113,7 @@ def _information(
     tensors = list({id(one.tensor): one.tensor for one in coordinates}.values())
     with torch.enable_grad():
         centre = individual.log_typical + (individual.effects[:n] * acting * covariates[:, None]).sum(-1)
-        named, log_volume = individual.standard(log_theta - centre[:, None])
+        named, log_volume = individual.standardise(log_theta - centre[:, None])
         z = torch.cat([named, drawn.z[..., n:]], dim=-1)
         fit = model.error.log_likelihood(batch, value.nan_to_num(1.0)).sum(-1).T
         weight = fit + log_prior(z) + log_volume - drawn.log_q + unsolved

@@ -164,7 +164,7 @@ class IndividualParameters(nn.Module):
         eta: Tensor = self.log_omega.exp() * (standard @ self._unit_factor().T if len(self.links) else standard)
         return eta
 
-    def standard(self, eta: Tensor) -> tuple[Tensor, Tensor]:
+    def standardise(self, eta: Tensor) -> tuple[Tensor, Tensor]:
         """The named part of z behind random effects, ``[..., parameter]``, and log |dz/deta|, a scalar."""
         scaled, volume = eta / self.log_omega.exp(), -self.log_omega.sum()
         if not len(self.links):
