@@ -7,6 +7,9 @@ parameters, importance-weighted intervals) with the true model in place of a lea
 Track "own": learned from the fifty patients only. Track "pretrained": first from 4,000 simulated patients, each of a
 population of its own, around centres that are wrong by factors drawn for each seed; then used as it is, and tuned to
 the fifty.
+
+Track "limit" learns nothing: what the fifty patients' data can tell at best of their population, and what that makes of
+the errors.
 """
 
 import argparse
@@ -31,8 +34,10 @@ from rich.table import Table
 from neuralpk.cohort import Cohort
 from neuralpk.datamodules import PKDataModule
 from neuralpk.evaluate.metrics import auc_relative_error, coverage, line_rrmse
+from neuralpk.inference.population import estimate_population
+from neuralpk.inference.uncertainty import possible
 from neuralpk.models import LatentODE, build_model
-from neuralpk.reconstruction import Reconstruction, reconstruct
+from neuralpk.reconstruction import Reconstruction, evaluation_batch, reconstruct
 from neuralpk.scaling import Scaling
 from neuralpk.tasks import LatentODETask
 
@@ -68,6 +73,8 @@ CENTRES = {"typical": 2.0, "omega": 1.5, "error": 1.5}
 BELIEVED_OMEGA_SPREAD = 0.5
 PRETRAINING_PATIENTS, PRETRAINING_OMEGA = 4_000, 0.7
 PRETRAINING: dict[str, Any] = {"objective": "iwae", "draws": 8, "refine": 5, "learning_rate": 0.002}
+# for what fifty patients can tell: draws of each one's z, and populations that they may be taken for
+INFORMATION_DRAWS, LIMIT_POPULATIONS = 1_000, 8
 
 
 def cohort(name: str, samples: int, new: int, seed: int) -> PKDataModule:
@@ -190,6 +197,31 @@ def scores(result: Reconstruction, people: Cohort) -> dict[str, float]:
     return out
 
 
+def limit(samples: int, new: int, seed: int) -> list[dict[str, Any]]:
+    """What fifty patients can tell: errors of someone who knows the linear model but takes its population from them.
+
+    That population is off the truth by a draw of the normal law whose precision is the information in the fifty
+    patients' data at the truth; root of the mean square over such populations.
+    """
+    data = cohort("linear", samples, new, seed)
+    people, both = data.part("test"), np.concatenate([TIMES, LATER]).tolist()
+    oracle = known_model(data, "linear", TYPICAL)
+    ideal = scores(reconstruct(oracle, people, both, 0, polish=True), people)
+    oracle.requires_grad_(True)
+    estimate = estimate_population(oracle, evaluation_batch(oracle, data.part("train")), INFORMATION_DRAWS, seed)
+    oracle.populations.copy_(estimate.populations)
+    others = [
+        scores(reconstruct(one, people, both, 0, polish=True), people) for one in possible(oracle)[:LIMIT_POPULATIONS]
+    ]
+    row: dict[str, Any] = {"cohort": "linear", "track": "limit", "learned": "nothing; at the truth", "field": "known"}
+    row |= {"n_obs": samples, "subjects": "new", "seed": seed, "seconds": 0.0}
+    for name, value in ideal.items():
+        if "rmse" in name:
+            row[f"oracle_{name}"] = value
+            row[name] = math.sqrt(np.mean([other[name] ** 2 for other in others]))
+    return [row]
+
+
 def learners(data: PKDataModule, field: str, seed: int, source: Path | None) -> dict[str, tuple[LatentODETask, float]]:
     """What is scored, by its track: a task and the seconds that it took to learn from the fifty patients."""
     started = time.perf_counter()
@@ -276,7 +308,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--fields", nargs="+", default=["mechanistic", "neural", "hybrid"], choices=list(LEARNERS))
     parser.add_argument("--samples", nargs="+", type=int, default=[19, 8, 6, 4, 3])
-    parser.add_argument("--tracks", nargs="+", default=["own"], choices=["own", "pretrained"])
+    parser.add_argument("--tracks", nargs="+", default=["own"], choices=["own", "pretrained", "limit"])
     parser.add_argument("--cohorts", nargs="+", default=["linear"], choices=list(COHORTS))
     parser.add_argument("--new", type=int, default=1000, help="new patients")
     parser.add_argument("--draws", type=int, default=100, help="for the intervals")
@@ -286,16 +318,24 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     seeds = range(options.seeds)
-    sources = [(which, field, seed) for which in options.tracks for field in options.fields for seed in seeds]
+    sources = [
+        (which, field, seed)
+        for which in options.tracks
+        for field in (["known"] if which == "limit" else options.fields)
+        for seed in seeds
+    ]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for which, field, seed in track(sources, "learn and score"):
             source = Path(folder) / "pretrained.ckpt" if which == "pretrained" else None
             if source:
                 pretrain(field, seed, source)
-            for name in options.cohorts:
+            for name in ["linear"] if which == "limit" else options.cohorts:
                 for samples in options.samples:
-                    rows += run(name, field, samples, options.new, seed, options.draws, source)
+                    if which == "limit":
+                        rows += limit(samples, options.new, seed)
+                    else:
+                        rows += run(name, field, samples, options.new, seed, options.draws, source)
                     if options.json:
                         options.json.write_text(json.dumps(rows, indent=1))
     show(rows)

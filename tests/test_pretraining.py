@@ -212,13 +212,16 @@ def test_the_report_says_which_track(pretrained, tmp_path, monkeypatch, capsys) 
         report = Report(subjects=2)
         report.console = Console(file=io.StringIO(), width=300)
         trainer = quiet(max_epochs=1, default_root_dir=tmp_path / name, callbacks=[report])
-        monkeypatch.setattr(report, "_checks", lambda *_: None)  # figures, which say nothing of it
+        monkeypatch.setattr("neuralpk.callbacks.report.population_figures", lambda *_: {})  # they say nothing of it
         trainer.fit(task, data)
         tracks[name] = task.track
         printed = " ".join(report.console.file.getvalue().split())  # however its lines were broken
         assert printed.count(task.track) == 2
         table = pd.read_csv(tmp_path / name / "population.csv")
         assert set(table["TRACK"]) == {task.track}
+        foretold = pd.read_csv(tmp_path / name / "calibration.csv")
+        assert 0 < foretold["crps"].item() < foretold["absolute"].item()
+        assert f"CRPS {foretold['crps'].item():.3g} mg/L" in printed
     assert tracks["own"] == "learned from the study's own 6 patients only"
     assert tracks["tuned"] == (
         "pre-trained on 40 simulated patients of populations within a factor 3 of CL 4, V1 70 (omega within 2, "

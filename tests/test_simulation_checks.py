@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from neuralpk.evaluate.simulation_checks import npde, prediction_corrected, vpc, vpc_bins
+from neuralpk.evaluate.simulation_checks import calibration, npde, prediction_corrected, vpc, vpc_bins
 
 SUBJECTS, SAMPLES = 200, 1000
 CLOCK = np.array([0.5, 1.0, 2.0, 4.0, 8.0, 12.0])
@@ -48,6 +48,18 @@ def test_npde_detects_a_variance_twice_too_small(right):
     observed = simulate(rng, omega=0.3 * np.sqrt(2), sigma=0.1 * np.sqrt(2), samples=1)[0]
     error = npde(observed, simulated, WHO)
     assert error.std() > 1 + 5 / np.sqrt(2 * len(error))  # five standard errors
+
+
+def test_calibration_tells_the_right_model_from_one_that_is_too_sure(right):
+    observed, simulated = right
+    found = calibration(observed, simulated, WHO)
+    # values of a subject hang together: 200 subjects, four standard errors of a share of .9
+    assert abs(found.cover90 - 0.9) < 4 * np.sqrt(0.09 / SUBJECTS)
+    assert (found.observations, found.npde_sd) == (len(observed), pytest.approx(1.0, abs=0.1))
+    sure = calibration(observed, simulate(np.random.default_rng(2), omega=0.15, sigma=0.05), WHO)
+    assert sure.cover90 < 0.75
+    assert sure.npde_sd > 1.5
+    assert found.crps < sure.crps < found.absolute
 
 
 def test_npde_detects_a_biased_model(right):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from neuralpk.cohort import Cohort, FloatArray, Subject
 from neuralpk.datamodules import CohortDataModule
@@ -89,8 +91,18 @@ def fit_figures(task: LatentODETask, data: CohortDataModule, cohort: Cohort) -> 
     return figures
 
 
-def population_figures(task: LatentODETask, cohort: Cohort) -> dict[str, Figure]:
-    """Does a study simulated from the population look like the one that was measured?
+class MeasuredAgain(NamedTuple):
+    """What was measured at one endpoint, and what studies like this one would measure under the population."""
+
+    subject: NDArray[Any]
+    time: FloatArray
+    observed: FloatArray
+    pred: FloatArray
+    simulated: FloatArray  # [sample, observation]
+
+
+def measured_again(task: LatentODETask, cohort: Cohort) -> dict[int, MeasuredAgain]:
+    """Simulate a study anew, by endpoint.
 
     Left out: censored values, which are limits, and those where nothing is predicted, as before a dose.
     """
@@ -98,21 +110,27 @@ def population_figures(task: LatentODETask, cohort: Cohort) -> dict[str, Figure]
     censored = np.concatenate([subject.censored[subject.observed] != 0 for subject in cohort])
     kept = ~censored & (table["PRED"] > 0).to_numpy()
     simulated = task.replicates(cohort)
-    figures = {}
+    studies = {}
     for endpoint in sorted(table["DVID"].unique()):
         of = (table["DVID"] == endpoint).to_numpy() & kept
-        name = f" {endpoint}" if table["DVID"].nunique() > 1 else ""
-        time, dv, pred = (table[column].to_numpy()[of] for column in ("TIME", "DV", "PRED"))
+        subject, time, observed, pred = (table[column].to_numpy()[of] for column in ("ID", "TIME", "DV", "PRED"))
+        studies[int(endpoint)] = MeasuredAgain(subject, time, observed, pred, simulated[:, of])
+    return studies
+
+
+def population_figures(task: LatentODETask, cohort: Cohort, studies: Mapping[int, MeasuredAgain]) -> dict[str, Figure]:
+    """Does a study simulated from the population look like the one that was measured?"""
+    figures = {}
+    for endpoint, (subject, time, dv, pred, simulated) in studies.items():
+        name = f" {endpoint}" if len(studies) > 1 else ""
         bins = vpc_bins(time)
         # doses differ between subjects: only relative to what is predicted for them are their values of one kind
-        observed, corrected = prediction_corrected(time, dv, simulated[:, of], pred, bins)
+        observed, corrected = prediction_corrected(time, dv, simulated, pred, bins)
         check = vpc(time, observed, corrected, bins)
         figures[f"vpc{name}"] = vpc_figure(
             check, time, observed, cohort.units, quantity=f"Prediction-corrected {quantity_of(cohort).lower()}"
         )
-        figures[f"npde{name}"] = npde_figure(
-            time, pred, npde(dv, simulated[:, of], table["ID"].to_numpy()[of]), cohort.units
-        )
+        figures[f"npde{name}"] = npde_figure(time, pred, npde(dv, simulated, subject), cohort.units)
     individual = task.model.individual
     omega = individual.log_omega.detach().exp().cpu().double().numpy()
     names = individual.names

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import lightning as L
@@ -12,8 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from neuralpk.callbacks.dashboard import parts_of, writers_of
-from neuralpk.callbacks.figures import first_seen, line_errors, population_figures, save_panels
+from neuralpk.callbacks.figures import (
+    MeasuredAgain,
+    first_seen,
+    line_errors,
+    measured_again,
+    population_figures,
+    save_panels,
+)
 from neuralpk.datamodules import CohortDataModule
+from neuralpk.evaluate.simulation_checks import calibration
 from neuralpk.tasks import LatentODETask
 
 
@@ -77,14 +87,29 @@ class Report(L.Callback):
         self.console.print(f"{likelihood}{criteria}; table: {folder / 'population.csv'}")
 
     def _checks(self, trainer: L.Trainer, data: CohortDataModule, task: LatentODETask, folder: Path) -> None:
-        """Visual predictive check, npde and random effects of the training subjects, beside the checkpoints and in
-        TensorBoard."""
-        figures = population_figures(task, data.part("train"))
+        """Calibration of the population, visual predictive check, npde and random effects of the training subjects,
+        beside the checkpoints and in TensorBoard."""
+        cohort = data.part("train")
+        studies = measured_again(task, cohort)
+        self._calibration(studies, cohort.units.value, folder)
+        figures = population_figures(task, cohort, studies)
         for name, figure in figures.items():
             figure.savefig(folder / f"{name.replace(' ', '_')}.png", dpi=130)
             for writer in writers_of(trainer):
                 writer.add_figure(f"population/{name}", figure, trainer.global_step)
         self.console.print(f"Checks of the population: {', '.join(figures)}, beside it")
+
+    def _calibration(self, studies: Mapping[int, MeasuredAgain], unit: str, folder: Path) -> None:
+        found = {dvid: calibration(own.observed, own.simulated, own.subject) for dvid, own in studies.items()}
+        rows = [{"DVID": dvid} | asdict(one) for dvid, one in found.items()]
+        pd.DataFrame(rows).to_csv(folder / "calibration.csv", index=False)
+        for dvid, one in found.items():
+            endpoint = f", endpoint {dvid}" if len(found) > 1 else ""
+            self.console.print(
+                f"Simulated anew from the population, {one.observations} values{endpoint}: {100 * one.cover90:.0f} % "
+                f"within their 90 % intervals, CRPS {one.crps:.3g} {unit} (absolute error of the medians "
+                f"{one.absolute:.3g}), npde mean {one.npde_mean:+.2f}, sd {one.npde_sd:.2f}"
+            )
 
     def _errors(self, data: CohortDataModule, task: LatentODETask) -> None:
         for name, cohort in (("the patients it learned from", data.part("train")), ("new patients", data.part("test"))):

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuralpk.cohort import FloatArray
+from neuralpk.evaluate.metrics import coverage, crps_ensemble
 
 IntArray = NDArray[np.int64]
 
@@ -42,6 +43,41 @@ class VPC:
     lower: FloatArray
     median: FloatArray
     upper: FloatArray
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How well simulations foretell what was measured.
+
+    Args:
+        observations: how many were foretold.
+        cover90: share of them between the 5 % and the 95 % quantile of their simulations; 0.9 is right.
+        crps: mean continuous ranked probability score of the simulations, value unit; lower is better.
+        absolute: mean absolute error of their medians, the score of a forecast without spread.
+        npde_mean: of the `npde`, 0 under the right model.
+        npde_sd: likewise, 1 under the right model.
+    """
+
+    observations: int
+    cover90: float
+    crps: float
+    absolute: float
+    npde_mean: float
+    npde_sd: float
+
+
+def calibration(observed: FloatArray, simulated: FloatArray, subject: NDArray[Any]) -> Calibration:
+    """Score simulations of a study against its data; arguments and errors as of `npde`."""
+    errors = npde(observed, simulated, subject)
+    low, median, high = np.quantile(simulated, [0.05, 0.5, 0.95], axis=0)
+    return Calibration(
+        len(observed),
+        coverage(low, high, observed, np.ones(observed.shape, bool)),
+        float(crps_ensemble(simulated, observed).mean()),
+        float(np.abs(median - observed).mean()),
+        float(errors.mean()),
+        float(errors.std()),
+    )
 
 
 def vpc_bins(times: FloatArray, count: int = 8) -> FloatArray:
