@@ -92,6 +92,11 @@ def evaluation_batch(model: LatentODE, cohort: Cohort, context: int | None = Non
     return dataclasses.replace(batch, context=batch.context & (batch.context.long().cumsum(1) <= context))
 
 
+def unseen(batch: CohortBatch) -> CohortBatch:
+    """A batch of whose samples nobody was told: for predictions from the population alone."""
+    return dataclasses.replace(batch, context=torch.zeros_like(batch.context))
+
+
 @torch.no_grad()
 def reconstruct(
     model: LatentODE,
@@ -134,11 +139,11 @@ def reconstruct(
         z, drawn = _posterior(model, own, draws, seed, polish)
         places.append(z)
         if draws:
-            bands.append(_bands(model, drawn, own, grid[part]))
+            bands.append(_bands(model, drawn, own, grid[part], seed))
     place = torch.cat(places)
     lines = []
-    for z in (model.prior_mean(len(batch)), place):
-        trajectory = model.decode(z, batch, grid)
+    for z, known in ((model.prior_mean(len(batch)), unseen(batch)), (place, batch)):
+        trajectory = model.decode(z, known, grid)
         trajectory.check(batch.ids, model.options)
         lines.append(model.read(trajectory))
     pred, ipred = lines
@@ -183,12 +188,14 @@ def _posterior(model: LatentODE, batch: CohortBatch, draws: int, seed: int, poli
     return mode.z, weighed.resample(draws)
 
 
-def _bands(model: LatentODE, z: Tensor, batch: CohortBatch, grid: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def _bands(
+    model: LatentODE, z: Tensor, batch: CohortBatch, grid: Tensor, seed: int
+) -> tuple[Tensor, dict[str, Tensor]]:
     """5 % and 95 % quantiles over draws of z, of the lines and of the parameters: first axis the two ends."""
     count, drawn = z.shape[1], z.flatten(0, 1)
     repeated = batch.repeat(count)
     ends = torch.tensor([0.05, 0.95], dtype=z.dtype, device=z.device)
-    trajectory = model.decode(drawn, repeated, grid.repeat_interleave(count, dim=0))
+    trajectory = model.draw(drawn, repeated, grid.repeat_interleave(count, dim=0), seed)
     trajectory.check(repeated.ids, model.options)  # a band without its failed draws would be too narrow
     line = model.read(trajectory)
     own = _parameters(model, drawn, repeated)

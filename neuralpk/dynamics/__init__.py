@@ -6,6 +6,12 @@ from neuralpk.dynamics.hybrid import HybridDynamics
 from neuralpk.dynamics.neural import NeuralCompartments, NeuralField
 from neuralpk.dynamics.perceptron import Activation, Perceptron
 from neuralpk.dynamics.population import LotkaVolterra
+from neuralpk.dynamics.stochastic import (
+    FluctuatingClearance,
+    OrnsteinUhlenbeck,
+    StochasticDynamics,
+    StochasticLotkaVolterra,
+)
 
 __all__ = [
     "Absorption",
@@ -14,9 +20,13 @@ __all__ = [
     "Compartments",
     "Dynamics",
     "Elimination",
+    "FluctuatingClearance",
     "HybridDynamics",
     "LotkaVolterra",
     "NeuralCompartments",
     "NeuralField",
+    "OrnsteinUhlenbeck",
     "Perceptron",
+    "StochasticDynamics",
+    "StochasticLotkaVolterra",
 ]

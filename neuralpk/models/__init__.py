@@ -10,6 +10,7 @@ from neuralpk.models.build import (
 )
 from neuralpk.models.individual import IndividualParameters
 from neuralpk.models.latent_ode import Coordinate, LatentODE, Prediction
+from neuralpk.models.latent_sde import LatentSDE
 
 __all__ = [
     "Coordinate",
@@ -17,6 +18,7 @@ __all__ = [
     "EncoderSettings",
     "IndividualParameters",
     "LatentODE",
+    "LatentSDE",
     "Prediction",
     "SolverSettings",
     "build_dynamics",

@@ -9,26 +9,31 @@ from neuralpk.dynamics import (
     CompartmentModel,
     Dynamics,
     Elimination,
+    FluctuatingClearance,
     HybridDynamics,
     LotkaVolterra,
     NeuralCompartments,
     NeuralField,
+    OrnsteinUhlenbeck,
+    StochasticDynamics,
+    StochasticLotkaVolterra,
 )
-from neuralpk.encoders import ENCODERS
+from neuralpk.encoders import ENCODERS, RecurrentEncoder
 from neuralpk.models.individual import IndividualParameters
 from neuralpk.models.latent_ode import LatentODE
+from neuralpk.models.latent_sde import LatentSDE
 from neuralpk.residual_error import ERRORS
 from neuralpk.scaling import Scaling
 from neuralpk.solve import Engine, Gradient, SolverOptions
 
-System = Literal["compartments", "lotka_volterra"]
+System = Literal["compartments", "lotka_volterra", "ornstein_uhlenbeck"]
 Field = Literal["mechanistic", "neural", "free", "hybrid"]
 
 
 class DynamicsSettings(TypedDict, total=False):
     """The vector field.
 
-    system: ``compartments`` (pharmacokinetics) or ``lotka_volterra``.
+    system: ``compartments`` (pharmacokinetics), ``lotka_volterra`` or ``ornstein_uhlenbeck``.
     field: ``mechanistic`` (the equations, with individual parameters from z); ``neural`` (compartments whose rates
         are a network of state and z; for Lotka–Volterra the same as free); ``free`` (dy/dt is a network of state
         and z); ``hybrid`` (mechanistic plus neural).
@@ -36,6 +41,9 @@ class DynamicsSettings(TypedDict, total=False):
     latent_size: latent dimensions beside those of the named parameters; by default 4 for a free field, 0 else.
     hidden, layers: size of its network.
     bend: how far the network of a neural or hybrid field is expected to bend the rates of compartments, by default 0.3.
+    noise: starting value of sigma of a stochastic mechanistic field, per square root of time: a fluctuating clearance
+        of compartments, multiplicative noise of Lotka–Volterra (`neuralpk.dynamics.StochasticDynamics`); left out,
+        the field has none. The model is then a latent SDE, with a recurrent encoder.
     typical: starting values of named parameters; those left out are guessed from the data.
     omega: starting value of the standard deviation of every eta.
     omega_spread: of log(omega) around it in a weak prior; none is left out.
@@ -54,6 +62,7 @@ class DynamicsSettings(TypedDict, total=False):
     hidden: int
     layers: int
     bend: float
+    noise: float
     typical: dict[str, float]
     omega: float
     omega_spread: float
@@ -95,8 +104,10 @@ def build_mechanism(settings: DynamicsSettings) -> Dynamics:
 
 def build_dynamics(settings: DynamicsSettings, scaling: Scaling) -> Dynamics:
     """The vector field that the settings name."""
-    mechanism = build_mechanism(settings)
     field = settings.get("field", "neural")
+    if "noise" in settings:
+        return _build_stochastic(settings, scaling)
+    mechanism = build_mechanism(settings)
     if field == "mechanistic":
         return mechanism
     dosed, correction = isinstance(mechanism, CompartmentModel), field == "hybrid"
@@ -111,6 +122,16 @@ def build_dynamics(settings: DynamicsSettings, scaling: Scaling) -> Dynamics:
         latent, endpoints = settings.get("latent_size", 4), mechanism.endpoints
         learned = NeuralField(mechanism.states, endpoints, latent, scaling, dosed, correction=correction, **network)
     return HybridDynamics(mechanism, learned) if correction else learned
+
+
+def _build_stochastic(settings: DynamicsSettings, scaling: Scaling) -> StochasticDynamics:
+    system, sigma = settings.get("system", "compartments"), settings["noise"]
+    if system == "ornstein_uhlenbeck":
+        return OrnsteinUhlenbeck(sigma)
+    mechanism = build_mechanism(settings)
+    if isinstance(mechanism, CompartmentModel):
+        return FluctuatingClearance(mechanism, sigma, 4.0 / scaling.time)
+    return StochasticLotkaVolterra(sigma)
 
 
 def _check(dynamics: DynamicsSettings, encoder: EncoderSettings, error: str, solver: SolverSettings) -> None:
@@ -131,9 +152,15 @@ def _check(dynamics: DynamicsSettings, encoder: EncoderSettings, error: str, sol
     learned = dynamics.get("field", "neural") in ("neural", "free")
     if learned and (dynamics.get("lag", False) or dynamics.get("elimination", "linear") != "linear"):
         raise ValueError("lag and elimination are of a mechanistic or hybrid field; a learned one has neither")
+    stochastic = "noise" in dynamics
+    if stochastic and (dynamics.get("field") != "mechanistic" or encoder.get("kind") != "recurrent"):
+        raise ValueError("noise is of a mechanistic field with a recurrent encoder: set dynamics.field, encoder.kind")
+    if dynamics.get("system") == "ornstein_uhlenbeck" and not stochastic:
+        raise ValueError("an Ornstein–Uhlenbeck process has noise: set dynamics.noise")
     for name, number in (
         ("omega", dynamics.get("omega", 1)),
         ("omega_spread", dynamics.get("omega_spread", 1)),
+        ("noise", dynamics.get("noise", 1)),
         ("hidden", dynamics.get("hidden", 1)),
         ("layers", dynamics.get("layers", 1)),
         *dynamics.get("typical", {}).items(),
@@ -147,7 +174,7 @@ def _check(dynamics: DynamicsSettings, encoder: EncoderSettings, error: str, sol
 def build_model(
     dynamics: DynamicsSettings, encoder: EncoderSettings, error: str, solver: SolverSettings, scaling: Scaling
 ) -> LatentODE:
-    """A latent ODE from plain settings.
+    """A latent ODE, or with noise a latent SDE, from plain settings.
 
     Raises:
         ValueError: a setting outside its list, by name.
@@ -168,4 +195,7 @@ def build_model(
     omega, spread = dynamics.get("omega", 0.3), dynamics.get("omega_spread")
     individual = IndividualParameters(typical | dict(given), latent, scaling, omega, effects, spread)
     reader = ENCODERS[kind](scaling, individual.latent_size, encoder.get("hidden", 64))
-    return LatentODE(reader, individual, field, ERRORS[error](scaling), SolverOptions(**solver))
+    options = SolverOptions(**solver)
+    if isinstance(field, StochasticDynamics) and isinstance(reader, RecurrentEncoder):
+        return LatentSDE(reader, individual, field, ERRORS[error](scaling), options, dynamics.get("hidden", 32))
+    return LatentODE(reader, individual, field, ERRORS[error](scaling), options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class Trajectory:
         status: how each subject ended, a `Status`, integer ``[subject]``.
         count: evaluations of the field for all subjects at once (torchdiffeq, whose adjoint adds to them when it goes
             backwards), or for a subject on average (runge_kutta).
-        engine: what solved it.
+        engine: what solved it; torchsde for the paths of a stochastic dynamics.
     """
 
     times: Tensor
@@ -36,7 +37,7 @@ class Trajectory:
     theta: Tensor
     status: Tensor
     count: Evaluations
-    engine: Engine
+    engine: Engine | Literal["torchsde"]
 
     @property
     def ok(self) -> Tensor:
