@@ -21,7 +21,7 @@ from neuralpk.solve import Noise, SolverOptions, Trajectory, solve, solve_paths
 
 # streams of the counter-based random numbers: what each draw of a subject is for
 _ETA, _COVARIATES, _DOSES, _TIMES, _JITTER, _RESIDUAL, _PATH = range(7)
-_STEPS = 1000  # of a path between the first and the last time of a design
+_STEPS = 400  # of a path between the first and the last time of a design
 
 
 def omega_from_cv(percent: float) -> float:

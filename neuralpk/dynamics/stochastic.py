@@ -116,7 +116,8 @@ class StochasticLotkaVolterra(StochasticDynamics):
 
     def forward(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
         density = y.exp()
-        return self.mechanism(t, density, theta) / density - 0.5 * (2 * self.log_sigma).exp()
+        growth: Tensor = self.mechanism(t, density, theta) / density
+        return growth - 0.5 * (2 * self.log_sigma).exp()
 
     def initial_state(self, theta: Tensor) -> Tensor:
         return self.mechanism.initial_state(theta).log()

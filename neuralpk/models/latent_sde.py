@@ -78,11 +78,11 @@ class LatentSDE(LatentODE):
     ) -> None:
         super().__init__(encoder, individual, dynamics, error, options)
         states, endpoints = len(dynamics.states), len(dynamics.endpoints)
-        self.network = mlp(2 * states + 4 * endpoints + encoder.cell.hidden_size, hidden, 2, len(dynamics.noisy))
-        for weight in self.network[-1].parameters():
-            nn.init.zeros_(weight)
-        # u = gain·e/(1 + rate·span): with rate = gain² the pull of a Brownian bridge towards a sample e residual
-        # standard deviations away. Where an endpoint has no noise of its own, the pull is learned
+        self.network = mlp(2 * states + 4 * endpoints + encoder.cell.hidden_size, hidden, 2, 2 * len(dynamics.noisy))
+        nn.init.zeros_(self.network[-1].weight)
+        nn.init.zeros_(self.network[-1].bias)
+        # of a Brownian bridge towards a sample that is e residual standard deviations away, with rate = (g/sd)²:
+        # u = sqrt(rate)·e/(1 + rate·span). Where an endpoint has no noise of its own, the gain is learned from 0
         own = [[float(state == noisy) for state in dynamics.endpoints] for noisy in dynamics.noisy]
         rate = 40.0 / encoder.scaling.time
         self.gain = nn.Parameter(rate**0.5 * torch.tensor(own))
@@ -132,7 +132,7 @@ class LatentSDE(LatentODE):
         return solve_paths(self.dynamics, start, theta, batch, times, self.options, noise, guide)
 
     def _guide(self, batch: CohortBatch, summaries: Tensor) -> Guide:
-        """u for the samples of a batch, of which `summaries` ``[subject, observation, hidden]`` knows the later ones."""
+        """u for the samples of a batch; `summaries`, ``[subject, observation, hidden]``, know the later ones."""
         endpoints = len(self.dynamics.endpoints)
         clock = batch.time - batch.start[:, None]
         of = torch.arange(endpoints, device=batch.device)
@@ -147,19 +147,26 @@ class LatentSDE(LatentODE):
             columns = (torch.where(there, when, t[:, None]), batch.value.gather(1, which), there.to(t.dtype), summary)
             return torch.cat(columns, dim=1)
 
-        def pull(t: Tensor, y: Tensor, theta: Tensor, drift: Tensor, context: Tensor) -> Tensor:
+        def pull(
+            t: Tensor, h: Tensor, y: Tensor, theta: Tensor, drift: Tensor, context: Tensor
+        ) -> tuple[Tensor, Tensor]:
             when, value, there = context[:, : 3 * endpoints].chunk(3, dim=1)
             span = (when - t[:, None]).clamp(min=0.0)
             error = torch.stack(
                 [self._distance(k, value[:, k], y, theta, drift, span[:, k : k + 1]) for k in range(endpoints)], dim=1
             )
             error = there * error.clamp(-_FARTHEST, _FARTHEST)
-            bridge = error / (1.0 + self.log_rate.exp() * span)
+            rate = self.log_rate.exp()
+            bridge = error / (1.0 + rate * span)
+            known = there / (1.0 + rate * (span - h[:, None]).clamp(min=0.0))
             time = self.encoder.scaling.time
             features = [y / self.state_scale, drift * time / self.state_scale / 10.0, error, bridge]
             features += [torch.log(span / time + 1e-2), there, context[:, 3 * endpoints :]]
-            u: Tensor = bridge @ self.gain.T + self.network(torch.cat(features, dim=1))
-            return u * there.amax(1, keepdim=True)
+            learned, bent = self.network(torch.cat(features, dim=1)).chunk(2, dim=1)
+            guided = there.amax(1, keepdim=True)
+            u = bridge @ self.gain.T + learned
+            information = known @ self.gain.square().T * torch.exp(bent.clamp(-3.0, 3.0))
+            return u * guided, information * guided
 
         return Guide(ahead, pull)
 

@@ -1,4 +1,4 @@
-"""Solving dy/dt = f(t, y, theta), with or without noise, for many subjects, each on its own clock, with doses as events."""
+"""Solving dy/dt = f(t, y, theta), with noise or without: each subject on its own clock, with doses as events."""
 
 from neuralpk.solve.interface import Trajectory, solve
 from neuralpk.solve.options import Engine, Gradient, SolveError, SolverOptions, Status

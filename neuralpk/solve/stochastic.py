@@ -1,8 +1,8 @@
 """Stochastic differential equations: torchsde between the nodes of every subject's clock.
 
 torchsde asks for one grid of times for all. So stretch j of all subjects is solved together on s in [0, 1], each with
-its own length h_j, dY = h_j·f ds + sqrt(h_j)·g dB, and padding is a stretch of length 0. Every subject's clock has a node
-wherever it would have stepped, so that a stretch is one step, and a path depends on no batch mate.
+its own length h_j, dY = h_j·f ds + sqrt(h_j)·g dB, and padding is a stretch of length 0. Every subject's clock has a
+node wherever it would have stepped, so that a stretch is one step, and a path depends on no batch mate.
 """
 
 from __future__ import annotations
@@ -39,26 +39,28 @@ class Noise(NamedTuple):
 
 @dataclass(frozen=True)
 class Guide:
-    """What makes an approximate posterior of paths of a prior one: drift f + g·u in the place of f.
+    """What makes an approximate posterior of paths of a prior one: on a step of length h the increment of W is normal
+    with mean u·h and variance h/(1 + h·information), which for small steps is a drift f + g·u in the place of f.
 
     Args:
         ahead: time since the first record, ``[subject]`` -> what the guide is told on the stretch that begins then,
             ``[subject, context]``.
-        pull: t, y, theta, f and that context at the begin of a step -> u on that step, ``[subject, noise]``.
+        pull: t, h, y, theta, f and that context at the begin of a step -> u and information on that step, each
+            ``[subject, noise]``.
     """
 
     ahead: Callable[[Tensor], Tensor]
-    pull: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+    pull: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Paths(Trajectory):
-    """A path of every subject, and how far its law is from the prior's (Girsanov).
+    """A path of every subject, and how far its law is from the prior's.
 
     Args:
-        kl: ½∫|u|² dt, whose mean over paths is KL(posterior ‖ prior), ``[subject]``.
+        kl: what the path adds to KL(posterior ‖ prior), ½∫|u|² dt for small steps (Girsanov), ``[subject]``.
         log_ratio: log of the density of the path under the posterior to that under the prior,
-            ∫u dW + ½∫|u|² dt, ``[subject]``.
+            ∫u dW + ½∫|u|² dt for small steps; its mean is that of `kl`, ``[subject]``.
     """
 
     kl: Tensor
@@ -127,7 +129,7 @@ class _Stretch(torch.nn.Module):
     def _f_and_g(self, s: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
         states, noises = len(self.dynamics.states), len(self.noisy)
         own = len(self.dynamics.parameter_names)
-        *parts, pull = carried.split([states, own, states, 1, 1, noises], dim=1)
+        *parts, pull = torch.split(carried, [states, own, states, 1, 1, noises], dim=1)
         start, h = parts[3:]
         size = self.dynamics.diffusion((start + s * h)[:, 0], parts[1])
         slope = self.drift(s, *parts).index_add(1, self.noisy, size * pull)
@@ -188,13 +190,13 @@ def solve_paths(
             parts = stretch.carry(y, theta_at(theta, mesh.period[:, node - 1 : node])[:, 0], mesh, node - 1)
             start, h = (part[:, 0] for part in parts[3:])
             increment = y.new_zeros((len(y), len(dynamics.noisy))) if motion is None else motion[:, node - 1]
-            u = torch.zeros_like(increment)
+            shift = torch.zeros_like(increment)
             if guide is not None:
                 drift = stretch.drift(y.new_zeros(()), *parts)
-                u = guide.pull(start, y, parts[1], drift, guide.ahead(start.detach()))
-            kl = kl + 0.5 * h * u.square().sum(1)
-            log_ratio = log_ratio + h.sqrt() * (u * increment).sum(1) + 0.5 * h * u.square().sum(1)
-            y = _step(stretch, torch.cat([*parts, u], dim=1), increment, options)
+                u, information = guide.pull(start, h, y, parts[1], drift, guide.ahead(start.detach()))
+                shift, cost, ratio = _shifted(u, information, increment, h[:, None])
+                kl, log_ratio = kl + cost, log_ratio + ratio
+            y = _step(stretch, torch.cat([*parts, shift], dim=1), increment, options)
         y = torch.where(mesh.reset[:, node, None], 0.0, y) + mesh.jump[:, node]
         states.append(y)
     wanted = mesh.wanted[:, : times.shape[1], None].expand(-1, -1, y0.shape[1])
@@ -203,6 +205,18 @@ def solve_paths(
     count = Evaluations(options.max_evaluations, len(states) - 1)
     own = theta_at(theta, period_at(batch, times))
     return Paths(times, found, own, ended, count, "torchsde", kl, log_ratio)
+
+
+def _shifted(u: Tensor, information: Tensor, unit: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What a guide makes of an increment of W over a step, given in units of its square root: the pull that does so,
+    and what the step adds to `Paths.kl` and `Paths.log_ratio`."""
+    precision = 1.0 + h * information
+    sd = precision.rsqrt()
+    length = torch.where(h > 0, h, 1.0).sqrt()
+    moved = h.sqrt() * u + sd * unit
+    cost = 0.5 * (h * u.square() + sd.square() - 1.0 + precision.log()).sum(1)
+    ratio = 0.5 * (moved.square() - unit.square() + precision.log()).sum(1)
+    return u + (sd - 1.0) * unit / length, cost, ratio
 
 
 def _merged(mesh: Mesh) -> Mesh:
