@@ -28,12 +28,14 @@ class Weighed:
         log_likelihood: log p(y | z, path) of the scored records.
         log_ratio_z: log q(z) − log p(z).
         kl_z: KL(q(z) ‖ p(z)) of each subject once, ``[subject]``.
+        value: what the assays read along each path, ``[subject, observation]``.
         paths: the paths, with their own KL and log ratio.
     """
 
     log_likelihood: Tensor
     log_ratio_z: Tensor
     kl_z: Tensor
+    value: Tensor
     paths: Paths
 
     @property
@@ -119,7 +121,7 @@ class LatentSDE(LatentODE):
         z = z.flatten(0, 1)
         paths = self._paths(z, repeated, None, noise, summaries.repeat_interleave(samples, dim=0))
         value = self.at_records(z, repeated, paths).value
-        return Weighed(self.error.log_likelihood(repeated, value).sum(1), log_ratio, q.kl(), paths)
+        return Weighed(self.error.log_likelihood(repeated, value).sum(1), log_ratio, q.kl(), value, paths)
 
     def _paths(
         self, z: Tensor, batch: CohortBatch, times: Tensor | None, noise: Noise | None, summaries: Tensor
