@@ -78,8 +78,8 @@ def trained(system: str, stochastic: bool, data: CohortDataModule, epochs: int, 
         task = LatentODETask(dynamics=settings | noise, encoder=encoder, solver=solver, draws=4, **options)
     else:
         accuracy = {"rtol": 1e-4, "atol": 1e-4}
-        task = LatentODETask(dynamics=settings, objective="iwae", draws=8, refine=2, solver=accuracy, **options)
-    train(task, data, epochs if stochastic else max(1, epochs // 2))
+        task = LatentODETask(dynamics=settings, warmup=0.5, solver=accuracy, **options)
+    train(task, data, epochs)
     return task.eval()
 
 
@@ -131,6 +131,7 @@ def compare(system: str, seed: int, epochs: int) -> tuple[dict, dict[str, Latent
         start = time.perf_counter()
         tasks[name] = trained(system, name == "stochastic", data, epochs, seed)
         row[f"{name}_seconds"] = round(time.perf_counter() - start, 1)
+        Console().print(f"{system}, seed {seed}, {name}: {row[f'{name}_seconds']} s")
         row |= {f"{name}_{key}": value for key, value in scores(tasks[name], batch, seed).items()}
     row |= {name: float(value.detach()) for name, value in tasks["stochastic"].model.dynamics.noise.items()}
     row["error"] = float(tasks["stochastic"].model.error.parameters_by_name()["b"].mean())
@@ -271,10 +272,10 @@ def main() -> None:
         for system in options.systems:
             row, tasks, batch = compare(system, seed, options.epochs)
             rows.append(row)
+            if options.json:
+                options.json.write_text(json.dumps(rows, indent=1))
             if options.docs and system == "predator and prey" and seed == 0:
                 draw_figure(tasks, batch, options.docs.with_name("sde.png"), seed)
-        if options.json:
-            options.json.write_text(json.dumps(rows, indent=1))
         printed = Table(title=f"seed {seed}", show_header=False)
         for row in rows[-1 - len(options.systems) :]:
             for name, value in row.items():
