@@ -134,7 +134,7 @@ def compare(system: str, seed: int, epochs: int) -> tuple[dict, dict[str, Latent
         Console().print(f"{system}, seed {seed}, {name}: {row[f'{name}_seconds']} s")
         row |= {f"{name}_{key}": value for key, value in scores(tasks[name], batch, seed).items()}
     row |= {name: float(value.detach()) for name, value in tasks["stochastic"].model.dynamics.noise.items()}
-    row["error"] = float(tasks["stochastic"].model.error.parameters_by_name()["b"].mean())
+    row["error"] = float(tasks["stochastic"].model.error.parameters_by_name()["b"].detach().mean())
     return row, tasks, batch
 
 

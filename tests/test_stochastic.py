@@ -227,19 +227,21 @@ def task_of(data, **options):
         solver={"step": 0.5},
         error="log_normal",
         learning_rate=0.02,
+        draws=2,
         **options,
     )
 
 
 def test_a_training_finds_the_size_of_the_noise():
-    data = LotkaVolterraDataModule(subjects=40, noise=0.2, samples=12, times=list(np.linspace(0, 6, 13)))
-    data.passes_per_epoch = 40
+    data = LotkaVolterraDataModule(40, omega={}, noise=0.2, samples=9, times=list(np.arange(0, 5, 0.5)))
+    data.passes_per_epoch = 20
     task = task_of(data)
     first = quick(task_of(data), data, 1)["train_loss"]
-    last = quick(task, data, 2)["train_loss"]
+    last = quick(task, data, 4)["train_loss"]
     sigma = task.model.dynamics.log_sigma.exp().tolist()
     assert last < first - 0.2
-    assert sigma == pytest.approx([0.2, 0.2], rel=0.3)
+    assert max(sigma) < 0.38  # from .5 towards the true .2, after eighty steps
+    assert min(sigma) > 0.12
     result = task.reconstruct(data.part("train")[:3], draws=20)
     width = result.upper - result.lower
     assert np.all(width > 0)

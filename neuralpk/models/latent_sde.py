@@ -81,8 +81,8 @@ class LatentSDE(LatentODE):
         super().__init__(encoder, individual, dynamics, error, options)
         states, endpoints = len(dynamics.states), len(dynamics.endpoints)
         self.network = mlp(2 * states + 4 * endpoints + encoder.cell.hidden_size, hidden, 2, 2 * len(dynamics.noisy))
-        nn.init.zeros_(self.network[-1].weight)
-        nn.init.zeros_(self.network[-1].bias)
+        for weight in self.network[-1].parameters():
+            nn.init.zeros_(weight)
         # of a Brownian bridge towards a sample that is e residual standard deviations away, with rate = (g/sd)²:
         # u = sqrt(rate)·e/(1 + rate·span). Where an endpoint has no noise of its own, the gain is learned from 0
         own = [[float(state == noisy) for state in dynamics.endpoints] for noisy in dynamics.noisy]
