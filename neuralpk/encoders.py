@@ -109,9 +109,17 @@ class EvidenceEncoder(Encoder):
     def read(self, features: Tensor, context: Tensor) -> Tensor:
         """Turn the samples into ``[subject, observation, hidden]``; only those of the context may matter."""
 
-    def forward(self, batch: CohortBatch) -> Posterior:
+    def summaries(self, batch: CohortBatch) -> Tensor:
+        """What `read` makes of the samples of the context, ``[subject, observation, hidden]``."""
         features = torch.where(batch.context[..., None], sample_features(batch, self.scaling), 0.0)
-        log_precision, value = self.evidence(self.read(features, batch.context)).chunk(2, dim=-1)
+        return self.read(features, batch.context)
+
+    def forward(self, batch: CohortBatch) -> Posterior:
+        return self.weigh(self.summaries(batch), batch)
+
+    def weigh(self, summaries: Tensor, batch: CohortBatch) -> Posterior:
+        """The evidence of the `summaries` against the prior."""
+        log_precision, value = self.evidence(summaries).chunk(2, dim=-1)
         precision = torch.where(batch.context[..., None], nn.functional.softplus(log_precision), 0.0)
         total = 1.0 + precision.sum(1)
         mean = (precision * value).sum(1) / total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,7 +14,8 @@ from neuralpk.batch import CohortBatch
 from neuralpk.encoders import Posterior
 from neuralpk.inference.importance import draw
 from neuralpk.inference.mode import maximise
-from neuralpk.models import LatentModel, Prediction
+from neuralpk.models import LatentModel, LatentSDE, Prediction
+from neuralpk.solve import Noise
 
 Objective = Literal["mse", "elbo", "iwae"]
 # in units of log p: a proposal need not sit on the top, but from its foot the weights of a sharp posterior are noise
@@ -65,6 +67,33 @@ def evidence_bound(model: LatentModel, batch: CohortBatch, noise: Tensor | None)
     line, scored, kept = _solved(model, q.mean if noise is None else q.mean + q.sd * noise, batch)
     fit, held = -model.error.log_likelihood(scored, line.value).sum(), model.penalty(line, scored)
     return Loss(fit, q.kl()[kept].sum(), torch.zeros_like(fit), held, scored.target.sum(), _lost(batch, kept))
+
+
+def path_bound(model: LatentSDE, batch: CohortBatch, normal: Tensor, noise: Noise) -> Loss:
+    """``elbo`` of a latent SDE: −E_q[log p(y | z, path)] + KL(q(z) ‖ p(z)) + ½ E_q ∫|u|² dt (Li et al. 2020).
+
+    With several draws of (z, path) the bound is the tighter one of Burda et al. (2016), −log of the mean of their
+    weights; it stands in `fit` then.
+
+    Args:
+        model: what is trained.
+        batch: ``context`` is read by the posterior, ``target`` is scored.
+        normal: standard normal, ``[subject, sample, latent]``.
+        noise: the Brownian motions.
+
+    Raises:
+        neuralpk.solve.SolveError: a path that left the range of numbers.
+    """
+    samples = normal.shape[1]
+    drawn = model.weigh(batch, normal, noise)
+    drawn.paths.check(batch.repeat(samples).ids, model.options)
+    lost = torch.zeros((), dtype=torch.int64, device=batch.device)
+    count, nothing = batch.target.sum(), normal.new_zeros(())
+    if samples == 1:
+        kl = drawn.kl_z.sum() + drawn.paths.kl.sum()
+        return Loss(-drawn.log_likelihood.sum(), kl, nothing, nothing, count, lost)
+    weight = drawn.log_weight.reshape(len(batch), samples)
+    return Loss(-(weight.logsumexp(1) - math.log(samples)).sum(), nothing, nothing, nothing, count, lost)
 
 
 def marginal_likelihood(

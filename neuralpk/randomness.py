@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer: the increment of splitmix64
+_HALVINGS = 10  # of a cell of a Brownian motion
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
@@ -38,12 +39,58 @@ def uniform(seed: int, stream: int, subject: Tensor, size: int) -> Tensor:
         ``[subject, size]``, a pure function of the arguments row by row.
     """
     position = torch.arange(size, device=subject.device, dtype=torch.int64)
-    key = _mix(_mix(torch.tensor(seed, device=subject.device) + _GOLDEN) + stream * 2 + 1)
-    bits = _mix(_mix(key + subject[:, None] * _GOLDEN) + position * _GOLDEN)
-    # 52 bits, which leave room for a half: with it neither 0 nor 1 occurs and the normal quantile stays finite
-    return (_shift(bits, 12).double() + 0.5) / 2**52
+    return _uniform_at(seed, stream, subject[:, None], position)
 
 
 def normal(seed: int, stream: int, subject: Tensor, size: int) -> Tensor:
     """Standard normal numbers, float64, ``[subject, size]``; arguments as for `uniform`."""
-    return math.sqrt(2.0) * torch.erfinv(2.0 * uniform(seed, stream, subject, size) - 1.0)
+    return _quantile(uniform(seed, stream, subject, size))
+
+
+def brownian(seed: int, stream: int, subject: Tensor, times: Tensor, channels: int, cell: float) -> Tensor:
+    """A Brownian motion of every subject, read at any times: a path is a function of the seed and the subject alone.
+
+    The path is drawn at the multiples of `cell`, and between them by halving (Lévy's construction), down to a
+    thousandth of it; what else is asked for, and in which batch, changes nothing.
+
+    Args:
+        seed: seed of the experiment.
+        stream: what the path is for.
+        subject: integer key of each subject, ``[subject]``.
+        times: 0 or later, ``[subject, time]``.
+        channels: how many independent motions each subject has.
+        cell: about the time between two readings.
+
+    Returns:
+        W with W(0) = 0 and variance t, float64, ``[subject, time, channel]``.
+    """
+    place = (times.double() / cell)[..., None]
+    whole = place.floor().long()
+    channel = torch.arange(channels, device=subject.device)
+
+    def drawn(cells: Tensor, node: Tensor | int) -> Tensor:
+        position = ((cells << _HALVINGS) + node) * channels + channel
+        return _quantile(_uniform_at(seed, stream, subject[:, None, None], position))
+
+    cells = torch.arange(int(whole.max()) + 1, device=subject.device)[None, :, None]
+    walk = torch.nn.functional.pad(math.sqrt(cell) * drawn(cells, 0).cumsum(1), (0, 0, 1, 0))
+    left, right = (walk.gather(1, (whole + k).expand(-1, -1, channels)) for k in (0, 1))
+    rest, node, width = place - whole, torch.ones_like(whole), cell
+    for _ in range(_HALVINGS):
+        middle = (left + right) / 2 + math.sqrt(width / 4) * drawn(whole, node)
+        later = rest >= 0.5
+        left, right = torch.where(later, middle, left), torch.where(later, right, middle)
+        rest, node, width = 2 * rest - later.double(), 2 * node + later.long(), width / 2
+    return left + (right - left) * rest
+
+
+def _uniform_at(seed: int, stream: int, subject: Tensor, position: Tensor) -> Tensor:
+    key = _mix(_mix(torch.tensor(seed, device=subject.device) + _GOLDEN) + stream * 2 + 1)
+    bits = _mix(_mix(key + subject * _GOLDEN) + position * _GOLDEN)
+    # 52 bits, which leave room for a half: with it neither 0 nor 1 occurs and the normal quantile stays finite
+    return (_shift(bits, 12).double() + 0.5) / 2**52
+
+
+def _quantile(u: Tensor) -> Tensor:
+    """Of the standard normal distribution."""
+    return math.sqrt(2.0) * torch.erfinv(2.0 * u - 1.0)

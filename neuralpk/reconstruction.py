@@ -93,6 +93,11 @@ def evaluation_batch(model: LatentModel, cohort: Cohort, context: int | None = N
     return dataclasses.replace(batch, context=batch.context & (batch.context.long().cumsum(1) <= context))
 
 
+def unseen(batch: CohortBatch) -> CohortBatch:
+    """A batch of whose samples nobody was told: for predictions from the population alone."""
+    return dataclasses.replace(batch, context=torch.zeros_like(batch.context))
+
+
 @torch.no_grad()
 def reconstruct(
     model: LatentModel,
@@ -138,11 +143,11 @@ def reconstruct(
         if draws:
             count = -(-draws // len(models))
             drawn = [_draws(one, own, z, count, seed, _BAND_STREAM + k, polish) for k, one in enumerate(models)]
-            bands.append(_bands(models, drawn, own, grid[part]))
+            bands.append(_bands(models, drawn, own, grid[part], seed))
     place = torch.cat(places)
     lines = []
-    for z in (model.prior_mean(len(batch)), place):
-        trajectory = model.decode(z, batch, grid)
+    for z, known in ((model.prior_mean(len(batch)), unseen(batch)), (place, batch)):
+        trajectory = model.decode(z, known, grid)
         trajectory.check(batch.ids, model.options)
         lines.append(model.read(trajectory))
     pred, ipred = lines
@@ -199,7 +204,7 @@ def _draws(
 
 
 def _bands(
-    models: list[LatentModel], drawn: list[Tensor], batch: CohortBatch, grid: Tensor
+    models: list[LatentModel], drawn: list[Tensor], batch: CohortBatch, grid: Tensor, seed: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """5 % and 95 % quantiles over the draws of z by every model, of the lines and of the parameters: first axis the two
     ends."""
@@ -208,7 +213,7 @@ def _bands(
         kept = torch.isfinite(z).all(2).all(1).nonzero()[:, 0]
         repeated = batch.select(kept).repeat(z.shape[1])
         flat = z[kept].flatten(0, 1)
-        trajectory = model.decode(flat, repeated, grid[kept].repeat_interleave(z.shape[1], dim=0))
+        trajectory = model.draw(flat, repeated, grid[kept].repeat_interleave(z.shape[1], dim=0), seed)
         trajectory.check(repeated.ids, model.options)  # a band without its failed draws would be too narrow
         line, own = model.read(trajectory), _parameters(model, flat, repeated)
         lines.append(_rows(line, kept, z.shape[:2]))

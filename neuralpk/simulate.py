@@ -15,12 +15,13 @@ from torch import Tensor
 from neuralpk import randomness
 from neuralpk.batch import CohortBatch, TruthBatch, collate
 from neuralpk.cohort import Cohort, Dose, FloatArray, Subject, Truth, Units
-from neuralpk.dynamics import Dynamics
+from neuralpk.dynamics import Dynamics, StochasticDynamics
 from neuralpk.residual_error import ResidualError
-from neuralpk.solve import SolverOptions, solve
+from neuralpk.solve import Noise, SolverOptions, Trajectory, solve, solve_paths
 
 # streams of the counter-based random numbers: what each draw of a subject is for
-_ETA, _COVARIATES, _DOSES, _TIMES, _JITTER, _RESIDUAL, _POPULATION = range(7)
+_ETA, _COVARIATES, _DOSES, _TIMES, _JITTER, _RESIDUAL, _POPULATION, _PATH = range(8)
+_STEPS = 400  # of a path between the first and the last time of a design
 
 
 def omega_from_cv(percent: float) -> float:
@@ -228,7 +229,7 @@ def simulate_batches(
         covariates = population.draw_covariates(seed, index)
         theta = population.draw(seed, index, covariates)[:, order]
         batch = _planned(design, arms, index, covariates, *design.draw_times(seed, index))
-        observed, truth = _noise_free(dynamics, theta, batch, design, line)
+        observed, truth = _without_error(dynamics, theta, batch, design, seed, line)
         *_, noisier = population.prior.draw(seed, index, len(population.typical))
         noise = noisier * randomness.normal(seed, _RESIDUAL, index, observed.shape[1])
         values = torch.where(batch.mask, error.simulate(observed, batch.endpoint, noise), 0.0)
@@ -293,16 +294,14 @@ def _planned(
     )
 
 
-def _noise_free(
-    dynamics: Dynamics, theta: Tensor, batch: CohortBatch, design: Design, line: bool
+def _without_error(
+    dynamics: Dynamics, theta: Tensor, batch: CohortBatch, design: Design, seed: int, line: bool
 ) -> tuple[Tensor, TruthBatch]:
     """What every sample would read without error, ``[subject, observation]``, and the truth."""
     grid = torch.as_tensor(design.true_times() if line else design.true_times()[:0]).expand(len(batch), -1)
-    options = SolverOptions(rtol=1e-8, atol=1e-10, gradient="backprop")
     with torch.no_grad():
         times = torch.cat([batch.time, torch.maximum(grid, batch.start[:, None])], dim=1)
-        solution = solve(dynamics, dynamics.initial_state(theta), theta, batch, times, options)
-        solution.check(batch.ids, options)
+        solution = _solved(dynamics, theta, batch, times, design, seed)
         read = dynamics.observe(solution.states, solution.theta)
         named = dict(zip(dynamics.parameter_names, theta.unbind(1), strict=True)) | dynamics.derived(theta)
     n = batch.time.shape[1]
@@ -310,6 +309,21 @@ def _noise_free(
     observed = read[:, :n].gather(2, state[..., None])[..., 0]
     lines = read[:, n:][..., [dynamics.endpoints[e - 1] for e in sorted(set(design.endpoints))]]
     return observed, TruthBatch(grid, lines, named)
+
+
+def _solved(
+    dynamics: Dynamics, theta: Tensor, batch: CohortBatch, times: Tensor, design: Design, seed: int
+) -> Trajectory:
+    start = dynamics.initial_state(theta)
+    if isinstance(dynamics, StochasticDynamics):
+        planned = design.true_times()
+        options = SolverOptions(step=float(planned[-1] - planned[0]) / _STEPS)
+        solution: Trajectory = solve_paths(dynamics, start, theta, batch, times, options, Noise(seed, _PATH))
+    else:
+        options = SolverOptions(rtol=1e-8, atol=1e-10, gradient="backprop")
+        solution = solve(dynamics, start, theta, batch, times, options)
+    solution.check(batch.ids, options)
+    return solution
 
 
 def _subjects(batch: CohortBatch, design: Design, covariates: Sequence[str]) -> Iterator[Subject]:

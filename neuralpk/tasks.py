@@ -19,12 +19,27 @@ from neuralpk.cohort import Cohort, FloatArray
 from neuralpk.inference import importance
 from neuralpk.inference.mode import most_probable
 from neuralpk.inference.population import PopulationEstimate, estimate_population
-from neuralpk.models import DynamicsSettings, EncoderSettings, LatentModel, SolverSettings, build_model
-from neuralpk.objectives import Loss, Objective, evidence_bound, imagine, marginal_likelihood, squared_error
+from neuralpk.models import (
+    DynamicsSettings,
+    EncoderSettings,
+    LatentModel,
+    LatentSDE,
+    SolverSettings,
+    build_model,
+)
+from neuralpk.objectives import (
+    Loss,
+    Objective,
+    evidence_bound,
+    imagine,
+    marginal_likelihood,
+    path_bound,
+    squared_error,
+)
 from neuralpk.pretraining import Pretrained
-from neuralpk.reconstruction import Reconstruction, evaluation_batch, reconstruct
+from neuralpk.reconstruction import Reconstruction, evaluation_batch, reconstruct, unseen
 from neuralpk.scaling import Scaling
-from neuralpk.solve import SolveError
+from neuralpk.solve import Noise, SolveError
 from neuralpk.tables import read_table
 
 # typical values have far to go, and at the pace of a network's weights the encoder would learn to make up for them
@@ -49,7 +64,8 @@ class LatentODETask(L.LightningModule):
         solver: the solver (`neuralpk.models.SolverSettings`).
         error: residual error: ``additive``, ``proportional``, ``combined`` or ``log_normal``.
         objective: ``mse``, ``elbo`` or ``iwae`` (`neuralpk.objectives`).
-        draws: of z for each subject and step, of ``iwae``.
+        draws: of z for each subject and step, of ``iwae``; of (z, path) of a latent SDE, where more than one make the
+            bound of ``elbo`` tighter (`neuralpk.objectives.path_bound`).
         refine: most steps through the solver from the encoder's place to the most probable one, of ``iwae``.
         learning_rate: largest learning rate of Adam in a one-cycle schedule (Smith and Topin 2019), for the networks;
             typical values, variability and residual error take five times it.
@@ -90,6 +106,8 @@ class LatentODETask(L.LightningModule):
             self.hparams.update(source.tuned(self.hparams))
             self.model = self._build()
             source.start(self.model)
+        if isinstance(self.model, LatentSDE) and objective != "elbo":
+            raise ValueError(f"a dynamics with noise is learned by objective 'elbo', not {objective!r}")
         self._tallies: dict[str, Tensor] = {}
         self.squares = MeanMetric()
         self.log_squares = MeanMetric()
@@ -141,6 +159,10 @@ class LatentODETask(L.LightningModule):
         if self.objective == "mse":
             return squared_error(self.model, batch)
         size, step, dtype = self.model.individual.latent_size, self.global_step, batch.time.dtype
+        if isinstance(self.model, LatentSDE):
+            stream = _NOISE_STREAM + step if self.training else _EVALUATION_STREAM
+            normal = randomness.normal(self.seed, stream, batch.index, self.draws * size).to(dtype)
+            return path_bound(self.model, batch, normal.reshape(-1, self.draws, size), Noise(self.seed, stream))
         if self.objective == "elbo":
             drawn = randomness.normal(self.seed, _NOISE_STREAM + step, batch.index, size) if self.training else None
             return evidence_bound(self.model, batch, None if drawn is None else drawn.to(dtype))
@@ -252,6 +274,9 @@ class LatentODETask(L.LightningModule):
         self._shared_step(batch, stage)
         place = self.place(batch)
         prediction = self.model.predict(place, batch)
+        if isinstance(self.model, LatentSDE):
+            for name, value in self.model.dynamics.noise.items():
+                self._log(f"{stage}_{name}", value.detach(), 1)
         self._log(f"{stage}_evaluations", float(prediction.trajectory.count.total), 1)
         # a censored record holds a limit, not a value
         scored = batch.target & (batch.censored == 0) & prediction.trajectory.ok[:, None]
@@ -300,7 +325,7 @@ class LatentODETask(L.LightningModule):
     def predict_step(self, batch: CohortBatch, batch_idx: int) -> pd.DataFrame:
         """ID, TIME, DVID, DV, PRED and IPRED of every record."""
         ipred = self(batch)
-        pred = self.model.predict(self.model.prior_mean(len(batch)), batch).value
+        pred = self.model.predict(self.model.prior_mean(len(batch)), unseen(batch)).value
         row, column = batch.mask.nonzero(as_tuple=True)
         observed = torch.where(batch.observed, batch.value, torch.nan)
         columns = {"TIME": batch.time, "DVID": batch.endpoint + 1, "DV": observed, "PRED": pred, "IPRED": ipred}

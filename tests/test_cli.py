@@ -18,7 +18,7 @@ from neuralpk.tasks import LatentODETask
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 FEWER = {"two_compartment": ["--data.subjects", "3", "--data.test_subjects", "2"]}
-FEWER |= dict.fromkeys(("lotka_volterra", "lotka_volterra_augmented", "sir"), FEWER["two_compartment"])
+FEWER |= dict.fromkeys(("lotka_volterra", "lotka_volterra_augmented", "sir", "latent_sde"), FEWER["two_compartment"])
 TINY = [
     *("--data.subjects", "4", "--data.test_subjects", "0", "--data.passes_per_epoch", "1"),
     *("--model.dynamics.field", "mechanistic", "--model.solver.engine", "auto", "--trainer.max_epochs", "1"),

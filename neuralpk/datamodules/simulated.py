@@ -11,7 +11,16 @@ import pandas as pd
 
 from neuralpk.cohort import Cohort, Dose, Units
 from neuralpk.datamodules.base import CohortDataModule, Part
-from neuralpk.dynamics import SIR, Absorption, CompartmentModel, Dynamics, Elimination, LotkaVolterra
+from neuralpk.dynamics import (
+    SIR,
+    Absorption,
+    CompartmentModel,
+    Dynamics,
+    Elimination,
+    FluctuatingClearance,
+    LotkaVolterra,
+    StochasticLotkaVolterra,
+)
 from neuralpk.residual_error import ERRORS, ResidualError
 from neuralpk.simulate import (
     Design,
@@ -108,6 +117,8 @@ class PKDataModule(SimulatedDataModule):
         error: additive, proportional, combined or log_normal.
         error_sd: its standard deviations, a (mg/L) and b.
         lloq: lower limit of quantification, mg/L.
+        noise: sigma of a clearance that wanders within each patient (`FluctuatingClearance`), 1/√h; null for none.
+        reversion: rate at which it comes back, 1/h.
         options: of `CohortDataModule`.
     """
 
@@ -139,11 +150,14 @@ class PKDataModule(SimulatedDataModule):
         error: str = "proportional",
         error_sd: dict[str, float] | None = None,
         lloq: float | None = None,
+        noise: float | None = None,
+        reversion: float = 0.05,
         **options: Any,
     ) -> None:
         super().__init__(subjects, test_subjects, error, error_sd or {"b": 0.2}, **options)
         inlet = "central" if absorption == "none" else "depot"
-        self.dynamics = CompartmentModel(compartments, absorption, elimination, transits, lag=inlet if lag else None)
+        mechanism = CompartmentModel(compartments, absorption, elimination, transits, lag=inlet if lag else None)
+        self.dynamics = mechanism if noise is None else FluctuatingClearance(mechanism, noise, reversion)
         self.units = Units()
         if cv is not None and omega is not None:
             raise ValueError("give the variability as cv or as omega, not both")
@@ -222,6 +236,7 @@ class LotkaVolterraDataModule(SimulatedDataModule):
         crowding: the prey limit themselves, with a further parameter kappa (`LotkaVolterra`).
         error: additive, proportional, combined or log_normal.
         error_sd: its standard deviations, for prey and predator alike.
+        noise: sigma of a noise on each growth rate (`StochasticLotkaVolterra`), per square root of time; null for none.
         options: of `CohortDataModule`.
     """
 
@@ -236,10 +251,13 @@ class LotkaVolterraDataModule(SimulatedDataModule):
         crowding: bool = False,
         error: str = "log_normal",
         error_sd: dict[str, float] | None = None,
+        noise: float | None = None,
         **options: Any,
     ) -> None:
         super().__init__(subjects, test_subjects, error, error_sd or {"b": 0.1}, **options)
-        self.dynamics = LotkaVolterra(crowding=crowding)
+        if noise is not None and crowding:
+            raise ValueError("crowding and noise together are not there: leave one out")
+        self.dynamics = LotkaVolterra(crowding=crowding) if noise is None else StochasticLotkaVolterra(noise)
         self.units = Units(time="", amount="", value="")
         typical = typical or {
             "alpha": 1.3, "beta": 0.9, "gamma": 1.8, "delta": 0.8, "prey0": 1.5, "predator0": 1.5,

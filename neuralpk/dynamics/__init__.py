@@ -9,6 +9,12 @@ from neuralpk.dynamics.neural import NeuralCompartments, NeuralField
 from neuralpk.dynamics.perceptron import Activation, Perceptron
 from neuralpk.dynamics.population import SIR, LotkaVolterra
 from neuralpk.dynamics.recurrent import ContinuousTimeRNN, GatedRecurrence, JumpingField
+from neuralpk.dynamics.stochastic import (
+    FluctuatingClearance,
+    OrnsteinUhlenbeck,
+    StochasticDynamics,
+    StochasticLotkaVolterra,
+)
 
 __all__ = [
     "SIR",
@@ -22,12 +28,16 @@ __all__ = [
     "Elimination",
     "FeatureField",
     "FixedParameters",
+    "FluctuatingClearance",
     "GatedRecurrence",
     "HybridDynamics",
     "JumpingField",
     "LotkaVolterra",
     "NeuralCompartments",
     "NeuralField",
+    "OrnsteinUhlenbeck",
     "Perceptron",
     "StateSpace",
+    "StochasticDynamics",
+    "StochasticLotkaVolterra",
 ]

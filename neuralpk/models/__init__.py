@@ -10,6 +10,7 @@ from neuralpk.models.build import (
 )
 from neuralpk.models.individual import IndividualParameters
 from neuralpk.models.latent_ode import Coordinate, LatentModel, LatentODE, Prediction
+from neuralpk.models.latent_sde import LatentSDE
 from neuralpk.models.recurrent import LatentODERNN, LatentRecurrence
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "LatentODE",
     "LatentODERNN",
     "LatentRecurrence",
+    "LatentSDE",
     "Prediction",
     "SolverSettings",
     "build_dynamics",

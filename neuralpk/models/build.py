@@ -15,24 +15,29 @@ from neuralpk.dynamics import (
     Elimination,
     FeatureField,
     FixedParameters,
+    FluctuatingClearance,
     GatedRecurrence,
     HybridDynamics,
     JumpingField,
     LotkaVolterra,
     NeuralCompartments,
     NeuralField,
+    OrnsteinUhlenbeck,
     StateSpace,
+    StochasticDynamics,
+    StochasticLotkaVolterra,
 )
 from neuralpk.dynamics.recurrent import Gap
-from neuralpk.encoders import ENCODERS
+from neuralpk.encoders import ENCODERS, RecurrentEncoder
 from neuralpk.models.individual import IndividualParameters
 from neuralpk.models.latent_ode import LatentModel, LatentODE
+from neuralpk.models.latent_sde import LatentSDE
 from neuralpk.models.recurrent import LatentODERNN, LatentRecurrence
 from neuralpk.residual_error import ERRORS
 from neuralpk.scaling import Scaling
 from neuralpk.solve import Engine, Gradient, SolverOptions
 
-System = Literal["compartments", "concentrations", "lotka_volterra", "sir"]
+System = Literal["compartments", "concentrations", "lotka_volterra", "sir", "ornstein_uhlenbeck"]
 Field = Literal["mechanistic", "neural", "free", "hybrid", "gru", "gru_gaps", "gru_decay", "ode_rnn", "ctrnn"]
 
 _GAPS: dict[str, Gap] = {"gru": "ignored", "gru_gaps": "given", "gru_decay": "decay"}
@@ -42,7 +47,7 @@ class DynamicsSettings(TypedDict, total=False):
     """The vector field.
 
     system: ``compartments`` (pharmacokinetics, amounts), ``concentrations`` (two compartments with k_e, k_cp, k_pc),
-        ``lotka_volterra`` or ``sir``.
+        ``lotka_volterra``, ``sir`` or ``ornstein_uhlenbeck``.
     field: ``mechanistic`` (the equations, with individual parameters from z); ``neural`` (compartments whose rates
         are a network of state and z; without compartments the same as free); ``free`` (dy/dt is a network of state
         and z); ``hybrid`` (mechanistic plus neural, as flows where the mechanism has flows); or a recurrent network of
@@ -60,6 +65,9 @@ class DynamicsSettings(TypedDict, total=False):
     weights: ``shared``, or ``own`` for a network whose weights are the latent of the series (`FeatureField`).
     flows: pairs (source, destination) between which a correction may move something, beside those of the mechanism.
     overlap: weight of the penalty of a correction that does what the mechanism could do (`HybridDynamics.penalty`).
+    noise: starting value of sigma of a stochastic mechanistic field, per square root of time: a fluctuating clearance
+        of compartments, multiplicative noise of Lotka–Volterra (`neuralpk.dynamics.StochasticDynamics`); left out,
+        the field has none. The model is then a latent SDE, with a recurrent encoder.
     typical: starting values of named parameters; those left out are guessed from the data.
     omega: starting value of the standard deviation of eta, of every parameter or by name.
     population: ``learned``; or ``fixed``, which leaves typical and omega as they are, the prior of a Bayesian fit of
@@ -89,6 +97,7 @@ class DynamicsSettings(TypedDict, total=False):
     weights: Literal["shared", "own"]
     flows: list[list[str]]
     overlap: float
+    noise: float
     typical: dict[str, float]
     omega: float | dict[str, float]
     population: Literal["learned", "fixed"]
@@ -148,7 +157,10 @@ def _recurrent(field: str, settings: DynamicsSettings, mechanism: Dynamics, scal
 
 def build_dynamics(settings: DynamicsSettings, scaling: Scaling) -> StateSpace:
     """The vector field or recurrent network that the settings name."""
-    mechanism, field = build_mechanism(settings), settings.get("field", "neural")
+    field = settings.get("field", "neural")
+    if "noise" in settings:
+        return _build_stochastic(settings, scaling)
+    mechanism = build_mechanism(settings)
     if field == "mechanistic":
         return _with_fixed(mechanism, settings)
     if field in (*_GAPS, "ode_rnn", "ctrnn"):
@@ -187,6 +199,16 @@ def _learned(mechanism: Dynamics, settings: DynamicsSettings, scaling: Scaling) 
     return NeuralField(states, mechanism.endpoints, settings.get("latent_size", 4), dosed=dosed, bend=bend, **network)
 
 
+def _build_stochastic(settings: DynamicsSettings, scaling: Scaling) -> StochasticDynamics:
+    system, sigma = settings.get("system", "compartments"), settings["noise"]
+    if system == "ornstein_uhlenbeck":
+        return OrnsteinUhlenbeck(sigma)
+    mechanism = build_mechanism(settings)
+    if isinstance(mechanism, CompartmentModel):
+        return FluctuatingClearance(mechanism, sigma, 4.0 / scaling.time)
+    return StochasticLotkaVolterra(sigma)
+
+
 def _check(dynamics: DynamicsSettings, encoder: EncoderSettings, error: str, solver: SolverSettings) -> None:
     """Refuse settings outside their lists: a misspelt one would quietly train something else."""
     groups = (("dynamics", dynamics, DynamicsSettings), ("encoder", encoder, EncoderSettings))
@@ -207,8 +229,14 @@ def _check(dynamics: DynamicsSettings, encoder: EncoderSettings, error: str, sol
     learned = dynamics.get("field", "neural") not in ("mechanistic", "hybrid")
     if learned and (dynamics.get("lag", False) or dynamics.get("elimination", "linear") != "linear"):
         raise ValueError("lag and elimination are of a mechanistic or hybrid field; a learned one has neither")
+    stochastic = "noise" in dynamics
+    if stochastic and (dynamics.get("field") != "mechanistic" or encoder.get("kind") != "recurrent"):
+        raise ValueError("noise is of a mechanistic field with a recurrent encoder: set dynamics.field, encoder.kind")
+    if dynamics.get("system") == "ornstein_uhlenbeck" and not stochastic:
+        raise ValueError("an Ornstein–Uhlenbeck process has noise: set dynamics.noise")
     for name, number in (
         ("omega_spread", dynamics.get("omega_spread", 1)),
+        ("noise", dynamics.get("noise", 1)),
         ("hidden", dynamics.get("hidden", 1)),
         ("layers", dynamics.get("layers", 1)),
         *dynamics.get("typical", {}).items(),
@@ -254,4 +282,6 @@ def build_model(
         return LatentRecurrence(reader, individual, field, *parts)
     if isinstance(field, JumpingField):
         return LatentODERNN(reader, individual, field, *parts)
+    if isinstance(field, StochasticDynamics) and isinstance(reader, RecurrentEncoder):
+        return LatentSDE(reader, individual, field, *parts, dynamics.get("hidden", 32))
     return LatentODE(reader, individual, cast(Dynamics, field), *parts)

@@ -140,6 +140,10 @@ class LatentModel(nn.Module, ABC):
         """The states at the first record, ``[subject, state]``."""
         return self.dynamics.initial_state(theta if theta.dim() == 2 else theta[:, 0])
 
+    def draw(self, z: Tensor, batch: CohortBatch, times: Tensor | None, seed: int) -> Trajectory:
+        """As `decode`, with whatever else than z is random drawn by the seed: here nothing."""
+        return self.decode(z, batch, times)
+
     def lines(self, z: Tensor, batch: CohortBatch, times: Tensor) -> Tensor:
         """The noise-free value of every endpoint at `times`, ``[subject, time, endpoint]``; NaN where unsolved."""
         return self.read(self.decode(z, batch, times))
@@ -150,7 +154,10 @@ class LatentModel(nn.Module, ABC):
 
     def predict(self, z: Tensor, batch: CohortBatch) -> Prediction:
         """The noise-free value of every record, NaN for a subject that could not be solved."""
-        trajectory = self.decode(z, batch)
+        return self.at_records(z, batch, self.decode(z, batch))
+
+    def at_records(self, z: Tensor, batch: CohortBatch, trajectory: Trajectory) -> Prediction:
+        """What the assays read at the records, of a solution there."""
         read = self.dynamics.observe(trajectory.states, trajectory.theta)
         of_endpoint = torch.tensor(self.dynamics.endpoints, device=batch.device)[batch.endpoint]
         state = torch.where(batch.compartment < 0, of_endpoint, batch.compartment)

@@ -1,6 +1,19 @@
-"""Solving dy/dt = f(t, y, theta) for many subjects, each on its own clock, with doses as events."""
+"""Solving dy/dt = f(t, y, theta), with noise or without: each subject on its own clock, with doses as events."""
 
 from neuralpk.solve.interface import Trajectory, solve
 from neuralpk.solve.options import Engine, Gradient, SolveError, SolverOptions, Status
+from neuralpk.solve.stochastic import Guide, Noise, Paths, solve_paths
 
-__all__ = ["Engine", "Gradient", "SolveError", "SolverOptions", "Status", "Trajectory", "solve"]
+__all__ = [
+    "Engine",
+    "Gradient",
+    "Guide",
+    "Noise",
+    "Paths",
+    "SolveError",
+    "SolverOptions",
+    "Status",
+    "Trajectory",
+    "solve",
+    "solve_paths",
+]

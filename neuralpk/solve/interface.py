@@ -29,7 +29,8 @@ class Trajectory:
         status: how each subject ended, a `Status`, integer ``[subject]``.
         count: evaluations of the field for all subjects at once (torchdiffeq, whose adjoint adds to them when it goes
             backwards), or for a subject on average (runge_kutta).
-        engine: what solved it; ``recurrence`` where a network stepped.
+        engine: what solved it; ``recurrence`` where a network stepped, ``torchsde`` for the paths of a stochastic
+            dynamics.
     """
 
     times: Tensor
@@ -37,7 +38,7 @@ class Trajectory:
     theta: Tensor
     status: Tensor
     count: Evaluations
-    engine: Engine | Literal["recurrence"]
+    engine: Engine | Literal["recurrence", "torchsde"]
 
     @property
     def ok(self) -> Tensor:
