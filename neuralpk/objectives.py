@@ -72,8 +72,8 @@ def evidence_bound(model: LatentModel, batch: CohortBatch, noise: Tensor | None)
 def path_bound(model: LatentSDE, batch: CohortBatch, normal: Tensor, noise: Noise) -> Loss:
     """``elbo`` of a latent SDE: −E_q[log p(y | z, path)] + KL(q(z) ‖ p(z)) + ½ E_q ∫|u|² dt (Li et al. 2020).
 
-    With several draws of (z, path) the bound is the tighter one of Burda et al. (2016), −log of the mean of their
-    weights; it stands in `fit` then.
+    With several draws of (z, path), which are selected on their way, the bound is the tighter one of Maddison et al.
+    (2017), −log of the mean of their weights; it stands in `fit` then.
 
     Args:
         model: what is trained.
@@ -92,7 +92,7 @@ def path_bound(model: LatentSDE, batch: CohortBatch, normal: Tensor, noise: Nois
     if samples == 1:
         kl = drawn.kl_z.sum() + drawn.paths.kl.sum()
         return Loss(-drawn.log_likelihood.sum(), kl, nothing, nothing, count, lost)
-    weight = drawn.log_weight.reshape(len(batch), samples)
+    weight = drawn.paths.log_weight.reshape(len(batch), samples)
     return Loss(-(weight.logsumexp(1) - math.log(samples)).sum(), nothing, nothing, nothing, count, lost)
 
 

@@ -154,15 +154,17 @@ class LatentModel(nn.Module, ABC):
 
     def predict(self, z: Tensor, batch: CohortBatch) -> Prediction:
         """The noise-free value of every record, NaN for a subject that could not be solved."""
-        return self.at_records(z, batch, self.decode(z, batch))
+        trajectory = self.decode(z, batch)
+        value = self.recorded(trajectory.states, trajectory.theta, batch)
+        return Prediction(z, trajectory.theta[:, 0], value, trajectory)
 
-    def at_records(self, z: Tensor, batch: CohortBatch, trajectory: Trajectory) -> Prediction:
-        """What the assays read at the records, of a solution there."""
-        read = self.dynamics.observe(trajectory.states, trajectory.theta)
+    def recorded(self, states: Tensor, theta: Tensor, batch: CohortBatch) -> Tensor:
+        """What the assay of every record reads, ``[subject, observation]``, of the states and parameters there,
+        ``[subject, observation, ...]``."""
+        read = self.dynamics.observe(states, theta)
         of_endpoint = torch.tensor(self.dynamics.endpoints, device=batch.device)[batch.endpoint]
         state = torch.where(batch.compartment < 0, of_endpoint, batch.compartment)
-        value = read.gather(-1, state[..., None])[..., 0]
-        return Prediction(z, trajectory.theta[:, 0], value, trajectory)
+        return read.gather(-1, state[..., None])[..., 0]
 
     def _refuse_unread(self, batch: CohortBatch) -> None:
         states, endpoints = self.dynamics.states, len(self.dynamics.endpoints)

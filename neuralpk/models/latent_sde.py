@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from neuralpk.encoders import RecurrentEncoder
 from neuralpk.models.individual import IndividualParameters
 from neuralpk.models.latent_ode import LatentODE
 from neuralpk.residual_error import ResidualError
-from neuralpk.solve import Guide, Noise, Paths, SolverOptions, solve_paths
+from neuralpk.solve import Guide, Noise, Paths, Selection, SolverOptions, solve_paths
 
 _FARTHEST = 6.0  # residual standard deviations: a sample further off than this pulls no harder
 _DRAW_STREAM = 1 << 48  # of the paths of `draw`, apart from those of a training
@@ -26,22 +27,15 @@ class Weighed:
 
     Args:
         log_likelihood: log p(y | z, path) of the scored records.
-        log_ratio_z: log q(z) − log p(z).
         kl_z: KL(q(z) ‖ p(z)) of each subject once, ``[subject]``.
         value: what the assays read along each path, ``[subject, observation]``.
-        paths: the paths, with their own KL and log ratio.
+        paths: the paths, with their own KL; the mean of exp(``paths.log_weight``) over the draws of a subject is p(y).
     """
 
     log_likelihood: Tensor
-    log_ratio_z: Tensor
     kl_z: Tensor
     value: Tensor
     paths: Paths
-
-    @property
-    def log_weight(self) -> Tensor:
-        """log p(y, z, path)/q(z, path): the mean of its exponential is p(y), ``[subject]``."""
-        return self.log_likelihood - self.log_ratio_z - self.paths.log_ratio
 
 
 class LatentSDE(LatentODE):
@@ -102,7 +96,8 @@ class LatentSDE(LatentODE):
         return self._paths(z, batch, times, Noise(seed, _DRAW_STREAM), self.encoder.summaries(batch))
 
     def weigh(self, batch: CohortBatch, normal: Tensor, noise: Noise) -> Weighed:
-        """Draw z and a path of every subject from the posterior, and weigh them.
+        """Draw z and a path of every subject from the posterior, and weigh them; where few of a subject's draws would
+        carry all the weight, they are selected at its samples (`neuralpk.solve.stochastic.Selection`).
 
         Args:
             batch: ``context`` is read by the posterior, ``target`` is scored.
@@ -116,22 +111,36 @@ class LatentSDE(LatentODE):
         summaries = self.encoder.summaries(batch)
         q = self.encoder.weigh(summaries, batch)
         z = q.mean[:, None] + q.sd[:, None] * normal
-        log_ratio = (0.5 * z.square() - 0.5 * normal.square() - q.sd.log()[:, None]).sum(-1).flatten()
+        log_weight = (0.5 * normal.square() - 0.5 * z.square() + q.sd.log()[:, None]).sum(-1).flatten()
         repeated = batch.repeat(samples)
         z = z.flatten(0, 1)
-        paths = self._paths(z, repeated, None, noise, summaries.repeat_interleave(samples, dim=0))
-        value = self.at_records(z, repeated, paths).value
-        return Weighed(self.error.log_likelihood(repeated, value).sum(1), log_ratio, q.kl(), value, paths)
+
+        def fit(y: Tensor, theta: Tensor, here: Tensor) -> Tensor:
+            width = here.shape[1]
+            value = self.recorded(y[:, None].expand(-1, width, -1), theta[:, None].expand(-1, width, -1), repeated)
+            part = dataclasses.replace(repeated, target=repeated.target & here)
+            return self.error.log_likelihood(part, value).sum(1)
+
+        selection = Selection(samples, log_weight, fit)
+        paths = self._paths(z, repeated, None, noise, summaries.repeat_interleave(samples, dim=0), selection)
+        value = self.recorded(paths.states, paths.theta, repeated)
+        return Weighed(self.error.log_likelihood(repeated, value).sum(1), q.kl(), value, paths)
 
     def _paths(
-        self, z: Tensor, batch: CohortBatch, times: Tensor | None, noise: Noise | None, summaries: Tensor
+        self,
+        z: Tensor,
+        batch: CohortBatch,
+        times: Tensor | None,
+        noise: Noise | None,
+        summaries: Tensor,
+        selection: Selection | None = None,
     ) -> Paths:
         self._refuse_unread(batch)
         theta = self.individual(z, batch.covariates)
         first = theta if theta.dim() == 2 else theta[:, 0]
         guide = self._guide(batch, summaries)
         start = self.dynamics.initial_state(first)
-        return solve_paths(self.dynamics, start, theta, batch, times, self.options, noise, guide)
+        return solve_paths(self.dynamics, start, theta, batch, times, self.options, noise, guide, selection)
 
     def _guide(self, batch: CohortBatch, summaries: Tensor) -> Guide:
         """u for the samples of a batch; `summaries`, ``[subject, observation, hidden]``, know the later ones."""

@@ -2,7 +2,7 @@
 
 from neuralpk.solve.interface import Trajectory, solve
 from neuralpk.solve.options import Engine, Gradient, SolveError, SolverOptions, Status
-from neuralpk.solve.stochastic import Guide, Noise, Paths, solve_paths
+from neuralpk.solve.stochastic import Guide, Noise, Paths, Selection, solve_paths
 
 __all__ = [
     "Engine",
@@ -10,6 +10,7 @@ __all__ = [
     "Guide",
     "Noise",
     "Paths",
+    "Selection",
     "SolveError",
     "SolverOptions",
     "Status",

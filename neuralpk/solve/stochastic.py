@@ -7,6 +7,7 @@ node wherever it would have stepped, so that a stretch is one step, and a path d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -54,17 +55,35 @@ class Guide:
 
 
 @dataclass(frozen=True)
+class Selection:
+    """Draws of a subject compete wherever something was measured (a particle filter; Gordon et al. 1993): those that
+    fit well are continued several times, others not at all, as soon as few of them carry all the weight.
+
+    Args:
+        draws: how many each subject has; they stand in the batch one after the other.
+        log_weight: of each before its path begins, ``[subject]``.
+        fit: states, theta, and which records were made there ``[subject, observation]`` -> log p of these records,
+            ``[subject]``.
+    """
+
+    draws: int
+    log_weight: Tensor
+    fit: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class Paths(Trajectory):
     """A path of every subject, and how far its law is from the prior's.
 
     Args:
         kl: what the path adds to KL(posterior ‖ prior), ½∫|u|² dt for small steps (Girsanov), ``[subject]``.
-        log_ratio: log of the density of the path under the posterior to that under the prior,
-            ∫u dW + ½∫|u|² dt for small steps; its mean is that of `kl`, ``[subject]``.
+        log_weight: log of the density of the path under the prior to that under the posterior, −∫u dW − ½∫|u|² dt for
+            small steps; its mean is that of −`kl`. With a selection also what was weighed before and the fit, and the
+            mean of exp(log_weight) over the draws of a subject is an estimate of p(y) without bias, ``[subject]``.
     """
 
     kl: Tensor
-    log_ratio: Tensor
+    log_weight: Tensor
 
 
 class _Increment(torchsde.BaseBrownian):  # type: ignore[misc]
@@ -147,6 +166,7 @@ def solve_paths(
     options: SolverOptions | None = None,
     noise: Noise | None = None,
     guide: Guide | None = None,
+    selection: Selection | None = None,
 ) -> Paths:
     """Solve dY = f dt + g dW for every subject of a batch, each on its own clock, with its doses as jumps.
 
@@ -163,6 +183,8 @@ def solve_paths(
         options: step, gradient.
         noise: the Brownian motions; None takes W = 0, the path that the drift alone would take.
         guide: of an approximate posterior; None solves the dynamics itself.
+        selection: among the draws of each subject, at the records of the batch; None lets each go its way. As usual its
+            own slope is left out of the gradient, whose variance it would ruin (Maddison et al. 2017).
 
     Raises:
         ValueError: a steady-state dose; a drift that closes over a tensor (adjoint only).
@@ -184,7 +206,9 @@ def solve_paths(
     mesh = _merged(build_mesh(batch, inputs, len(dynamics.states), torch.cat([times, clock], dim=1), order, None, True))
     motion = None if noise is None else _motion(noise, dynamics, batch, mesh, step)
     stretch = _Stretch(dynamics)
-    y, states, kl, log_ratio = y0, [], y0.new_zeros(len(y0)), y0.new_zeros(len(y0))
+    y, states, parents, kl = y0, [], [], y0.new_zeros(len(y0))
+    log_weight = kl if selection is None else selection.log_weight
+    recorded = mesh.wanted[:, : times.shape[1]]
     for node in range(mesh.times.shape[1]):
         if node > 0:
             parts = stretch.carry(y, theta_at(theta, mesh.period[:, node - 1 : node])[:, 0], mesh, node - 1)
@@ -195,21 +219,55 @@ def solve_paths(
                 drift = stretch.drift(y.new_zeros(()), *parts)
                 u, information = guide.pull(start, h, y, parts[1], drift, guide.ahead(start.detach()))
                 shift, cost, ratio = _shifted(u, information, increment, h[:, None])
-                kl, log_ratio = kl + cost, log_ratio + ratio
+                kl, log_weight = kl + cost, log_weight - ratio
             y = _step(stretch, torch.cat([*parts, shift], dim=1), increment, options)
         y = torch.where(mesh.reset[:, node, None], 0.0, y) + mesh.jump[:, node]
         states.append(y)
-    wanted = mesh.wanted[:, : times.shape[1], None].expand(-1, -1, y0.shape[1])
-    found = torch.stack(states, dim=1).gather(1, wanted)
+        here = recorded == node
+        parent = None
+        if selection is not None and bool(here.any()):
+            log_weight = log_weight + selection.fit(y, theta_at(theta, mesh.period[:, node : node + 1])[:, 0], here)
+            parent, log_weight = _selected(log_weight, selection.draws, noise, batch.index, node)
+        if parent is not None:
+            y, theta, kl = y[parent], theta[parent], kl[parent]
+        parents.append(parent)
+    found = torch.stack(_traced(states, parents), dim=1).gather(1, recorded[..., None].expand(-1, -1, y0.shape[1]))
     ended = torch.where(torch.isfinite(y.detach().sum(1)), int(Status.OK), int(Status.NON_FINITE))
     count = Evaluations(options.max_evaluations, len(states) - 1)
     own = theta_at(theta, period_at(batch, times))
-    return Paths(times, found, own, ended, count, "torchsde", kl, log_ratio)
+    return Paths(times, found, own, ended, count, "torchsde", kl, log_weight)
+
+
+def _selected(
+    log_weight: Tensor, draws: int, noise: Noise | None, index: Tensor, node: int
+) -> tuple[Tensor | None, Tensor]:
+    """Which row every row continues, None for each its own, and the weights after that: where less than half of a
+    subject's draws are effective (Kong 1992), by systematic resampling (Kitagawa 1996)."""
+    own = log_weight.reshape(-1, draws)
+    share = own.detach().double().softmax(1)
+    few = 2.0 / share.square().sum(1, keepdim=True) < draws
+    if noise is None or not bool(few.any()):
+        return None, log_weight
+    place = torch.arange(draws, device=own.device)
+    offset = randomness.uniform(noise.seed, noise.stream, index[::draws], node + 1)[:, node:]
+    chosen = torch.searchsorted(share.cumsum(1), (place + offset) / draws).clamp(max=draws - 1)
+    chosen = torch.where(few, chosen, place) + draws * torch.arange(len(own), device=own.device)[:, None]
+    mean = own.logsumexp(1, keepdim=True) - math.log(draws)
+    return chosen.flatten(), torch.where(few, mean, own).flatten()
+
+
+def _traced(states: list[Tensor], parents: list[Tensor | None]) -> list[Tensor]:
+    """The states of every row and of those that it descends from, node by node."""
+    line, found = torch.arange(len(states[0]), device=states[0].device), []
+    for state, parent in zip(reversed(states), reversed(parents), strict=True):
+        line = line if parent is None else parent[line]
+        found.append(state[line])
+    return found[::-1]
 
 
 def _shifted(u: Tensor, information: Tensor, unit: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What a guide makes of an increment of W over a step, given in units of its square root: the pull that does so,
-    and what the step adds to `Paths.kl` and `Paths.log_ratio`."""
+    and what the step adds to `Paths.kl` and takes from `Paths.log_weight`."""
     precision = 1.0 + h * information
     sd = precision.rsqrt()
     length = torch.where(h > 0, h, 1.0).sqrt()
