@@ -2,9 +2,9 @@
 
 An Ornstein–Uhlenbeck cohort is held against its closed form. On predators and prey with noise, and on patients whose
 clearance fluctuates, the latent SDE stands beside the deterministic model of that mechanism; both learn from the same
-subjects. Every new subject shows a part of its samples, chosen at random, from one to all; the others are scored by 500
-draws of the posterior predictive distribution: the continuous ranked probability score of the logarithm, in standard
-deviations of the residual error, and how many the 90 % band covers.
+subjects. Every new subject shows a part of its samples, chosen at random, from one to all; the others are scored by
+1,000 draws of the posterior predictive distribution: the continuous ranked probability score of the logarithm, in
+standard deviations of the residual error, and how many the 90 % band covers.
 
     python scripts/benchmark_sde.py --seeds 3 --json sde.json --docs docs/sde.md
 """
@@ -44,7 +44,7 @@ from neuralpk.simulate import Design, Population, simulate_cohort
 from neuralpk.solve import Noise, SolverOptions
 from neuralpk.tasks import LatentODETask
 
-DRAWS = 500
+DRAWS = 1000
 FILTERS = 10  # independent ones, whose spread is the Monte-Carlo error of a likelihood
 ERROR = 0.1  # of the logarithm, in both cohorts
 SYSTEMS = {
@@ -55,13 +55,13 @@ SEEN, DRAWN, RESIDUAL = 11, 12, 13  # streams of the random numbers
 
 
 def cohort_of(system: str, seed: int) -> CohortDataModule:
-    """Hundred replicates of one experiment, or forty patients; and forty others to score on."""
+    """Hundred replicates of one experiment, or forty patients; and a hundred others to score on."""
     common = {"error": "log_normal", "error_sd": {"b": ERROR}, "passes_per_epoch": 10, "seed": seed}
     if system == "predator and prey":
         times = np.linspace(0, 8, 17).tolist()
-        return LotkaVolterraDataModule(100, 40, omega={}, times=times, samples=12, noise=0.25, **common)
+        return LotkaVolterraDataModule(100, 100, omega={}, times=times, samples=12, noise=0.25, **common)
     return PKDataModule(
-        40, 40, compartments=1, typical={"CL": 4.0, "V1": 40.0}, cv={"CL": 20.0, "V1": 20.0}, doses=[100.0],
+        40, 100, compartments=1, typical={"CL": 4.0, "V1": 40.0}, cv={"CL": 20.0, "V1": 20.0}, doses=[100.0],
         repeats=6, interval=12.0, times=np.arange(2.0, 73.0, 2.0).tolist(), samples=16, noise=0.15,
         reversion=0.1, **common,
     )  # fmt: skip
@@ -262,7 +262,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--epochs", type=int, default=20, help="of 10 steps, of the SDE; the deterministic model has half"
+        "--epochs", type=int, default=12, help="of 10 steps"
     )
     parser.add_argument("--systems", nargs="*", default=list(SYSTEMS))
     parser.add_argument("--json", type=Path)
