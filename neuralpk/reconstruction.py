@@ -26,6 +26,7 @@ _BAND_STREAM = 1 << 40  # apart from the training steps, whose number is their s
 _SOLVED_AT_ONCE = 20_000  # subjects × draws: bounds the memory
 _WEIGHED = 5  # weighted draws for each one that is kept
 _NEARBY = 2  # steps from the most probable place of one population to that of another
+_MOST_SILENT = 0.1  # of the populations: fewer may fail to draw a subject's lines
 
 
 @dataclass(frozen=True)
@@ -207,17 +208,22 @@ def _bands(
     models: list[LatentModel], drawn: list[Tensor], batch: CohortBatch, grid: Tensor, seed: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """5 % and 95 % quantiles over the draws of z by every model, of the lines and of the parameters: first axis the two
-    ends."""
-    lines, parameters = [], []
+    ends. Where a model cannot draw all its lines of a subject, the others speak for it, unless there are too few."""
+    lines, parameters, silent = [], [], torch.zeros(len(batch), device=batch.device)
     for model, z in zip(models, drawn, strict=True):
         kept = torch.isfinite(z).all(2).all(1).nonzero()[:, 0]
         repeated = batch.select(kept).repeat(z.shape[1])
         flat = z[kept].flatten(0, 1)
         trajectory = model.draw(flat, repeated, grid[kept].repeat_interleave(z.shape[1], dim=0), seed)
-        trajectory.check(repeated.ids, model.options)  # a band without its failed draws would be too narrow
-        line, own = model.read(trajectory), _parameters(model, flat, repeated)
-        lines.append(_rows(line, kept, z.shape[:2]))
-        parameters.append({name: _rows(value, kept, z.shape[:2]) for name, value in own.items()})
+        # without its failed draws alone a band would be too narrow
+        solved = trajectory.ok.reshape(len(kept), -1).all(1)
+        silent[kept[~solved]] += 1
+        if bool((silent > _MOST_SILENT * len(models)).any()):
+            trajectory.check(repeated.ids, model.options)
+        rows = solved.repeat_interleave(z.shape[1])
+        line, own = model.read(trajectory)[rows], _parameters(model, flat, repeated)
+        lines.append(_rows(line, kept[solved], z.shape[:2]))
+        parameters.append({name: _rows(value[rows], kept[solved], z.shape[:2]) for name, value in own.items()})
     ends = torch.tensor([0.05, 0.95], dtype=grid.dtype, device=grid.device)
     quantiles = {
         name: torch.cat([own[name] for own in parameters], 1).nanquantile(ends, dim=1) for name in parameters[0]

@@ -261,9 +261,7 @@ def main() -> None:
     """Run everything, print the rows, write what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument(
-        "--epochs", type=int, default=12, help="of 10 steps"
-    )
+    parser.add_argument("--epochs", type=int, default=12, help="of 10 steps")
     parser.add_argument("--systems", nargs="*", default=list(SYSTEMS))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--docs", type=Path, help="page whose tables and figure are made anew")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -15,9 +16,10 @@ from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.inference import importance, uncertainty
 from neuralpk.inference.mode import most_probable
 from neuralpk.inference.uncertainty import possible
-from neuralpk.models import build_model
+from neuralpk.models import LatentODE, build_model
 from neuralpk.reconstruction import Reconstruction, reconstruct
 from neuralpk.scaling import Scaling
+from neuralpk.solve import SolveError, Trajectory
 
 
 def unseen() -> Cohort:
@@ -107,3 +109,26 @@ def test_a_population_under_which_a_patient_is_impossible_has_no_say() -> None:
     model.populations[1:, 1] = 1e-6
     result = reconstruct(model, unseen(), [4.0], draws=320, polish=True)
     assert np.isfinite(result.upper).all()
+
+
+@pytest.mark.parametrize("failing", [3, 4])
+def test_a_few_populations_may_fail_to_draw_a_line(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = quadrature.model(quadrature.cohort(2))
+    model.populations[:, 1] = 1e-6
+    solved, calls = LatentODE.draw, []
+
+    def draw(self: LatentODE, *arguments: object) -> Trajectory:
+        calls.append(None)
+        found = solved(self, *arguments)
+        lost = len(calls) <= failing
+        states = torch.where(torch.tensor(lost), torch.nan, found.states)
+        return dataclasses.replace(found, states=states, status=found.status + 2 * lost)
+
+    monkeypatch.setattr(LatentODE, "draw", draw)
+    if failing > 3:  # a tenth of 32
+        with pytest.raises(SolveError, match="10 of 10 subjects not solved"):
+            reconstruct(model, unseen(), [4.0], draws=320, polish=True)
+    else:
+        result = reconstruct(model, unseen(), [4.0], draws=320, polish=True)
+        assert np.isfinite(result.upper).all()
+        assert len(calls) == 32
