@@ -212,3 +212,54 @@ def test_epidemics_are_learned():
     assert losses[-1] < 0.3 * losses[0], losses[::10]
     typical = dict(zip(model.individual.names, model.individual.log_typical.exp().tolist(), strict=True))
     assert typical["b"] / typical["k"] == pytest.approx(2.5, rel=0.3)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_plain_neural_equation_learns_slopes_that_change_in_time(count):
+    times = torch.linspace(0.0, 6.0, 13)
+    batch = collate(Cohort(tuple(Subject(str(k), times.tolist(), [1.0] * 13) for k in range(count))))
+    start = 2.0 + 0.4 * torch.arange(float(count))
+    lines = start[:, None] + torch.sin(times)  # y' = cos t, which no function of y alone can be
+    errors = {}
+    for time in (True, False):
+        torch.manual_seed(0)
+        field = NeuralField(("y",), (0,), 0, Scaling(6.0, 1.0, (2.0,)), dosed=False, hidden=16, time=time)
+        optimizer = torch.optim.Adam(field.parameters(), lr=0.03)
+        for _ in range(90):
+            found = solve(field, start[:, None], start[:, None], batch, options=SolverOptions(rtol=1e-3, atol=1e-4))
+            error = (found.states[..., 0] - lines).square().mean()
+            optimizer.zero_grad()
+            error.backward()
+            optimizer.step()
+        errors[time] = float(error.detach())
+    assert errors[True] < 0.02, errors
+    assert errors[False] > 0.1, errors
+
+
+@pytest.mark.slow
+def test_an_augmented_predator_and_prey_learn_what_the_equations_leave_out():
+    truth, known = LotkaVolterra(crowding=True), {"alpha": 1.3, "beta": 0.9, "gamma": 1.8, "delta": 0.8}
+    names = (*LotkaVolterra().parameter_names, "kappa")
+    theta = torch.tensor([[1.3, 0.9, 1.8, 0.8, 1.5, 1.5, 0.3]])[:, [names.index(n) for n in truth.parameter_names]]
+    times = torch.linspace(0.0, 8.0, 33)
+    batch = collate(Cohort((Subject("1", times.tolist(), [1.0] * 33),)))
+    lines = solve(truth, truth.initial_state(theta), theta, batch).states.detach()
+    mechanism = FixedParameters(LotkaVolterra(), known)
+    torch.manual_seed(0)
+    learned = NeuralField(
+        mechanism.states, (0, 1), 0, Scaling(8.0, 1.0, (2.0, 2.0)), dosed=False, correction=True, hidden=16
+    )
+    hybrid, own, errors = HybridDynamics(mechanism, learned), torch.tensor([[1.5, 1.5]]), []
+    optimizer = torch.optim.Adam(hybrid.parameters(), lr=0.01)
+    for _ in range(150):
+        found = solve(hybrid, own, own, batch, options=SolverOptions(rtol=1e-3, atol=1e-4))
+        error = (found.states - lines).square().mean()  # the talk's loss, over states and times
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+        errors.append(float(error.detach()))
+    assert errors[-1] < 0.05 * errors[0], errors[::20]
+    # what it learned is the missing term, where the data were
+    found = learned(times.new_zeros(33), lines[0], times.new_zeros((33, 0))).detach()
+    missing = -0.3 * lines[0, :, 0] ** 2
+    assert float((found[:, 0] - missing).square().mean()) < 0.2 * float(missing.square().mean())
