@@ -279,6 +279,8 @@ def test_a_training_finds_the_size_of_the_noise():
         ({"encoder": {"kind": "set"}}, "recurrent encoder"),
         ({"dynamics": {"field": "neural", "noise": 0.1}}, "mechanistic field"),
         ({"dynamics": {"system": "ornstein_uhlenbeck", "field": "mechanistic"}}, "has noise"),
+        ({"dynamics": {"field": "mechanistic", "noise": 0.1, "system": "sir"}}, "noise is there for"),
+        ({"dynamics": {"field": "mechanistic", "noise": 0.1, "crowding": True}}, "noise is there for"),
         ({"dynamics": {"field": "mechanistic", "noise": -0.1}}, "noise must be positive"),
         ({"objective": "mse"}, "objective 'elbo'"),
     ],

@@ -232,6 +232,12 @@ def _check(dynamics: DynamicsSettings, encoder: EncoderSettings, error: str, sol
     stochastic = "noise" in dynamics
     if stochastic and (dynamics.get("field") != "mechanistic" or encoder.get("kind") != "recurrent"):
         raise ValueError("noise is of a mechanistic field with a recurrent encoder: set dynamics.field, encoder.kind")
+    unread = {"interaction", "crowding", "fixed"} & set(dynamics) if stochastic else set()
+    if stochastic and (unread or dynamics.get("system", "compartments") in ("concentrations", "sir")):
+        raise ValueError(
+            "noise is there for compartments, lotka_volterra and ornstein_uhlenbeck, without interaction, crowding or "
+            "fixed: leave it out"
+        )
     if dynamics.get("system") == "ornstein_uhlenbeck" and not stochastic:
         raise ValueError("an Ornstein–Uhlenbeck process has noise: set dynamics.noise")
     for name, number in (

@@ -122,10 +122,10 @@ class _Stretch(torch.nn.Module):
 
     sde_type, noise_type = "stratonovich", "diagonal"
 
-    def __init__(self, dynamics: StochasticDynamics) -> None:
+    def __init__(self, dynamics: StochasticDynamics, device: torch.device) -> None:
         super().__init__()
         self.dynamics = dynamics
-        self.noisy = torch.tensor(dynamics.noisy)
+        self.noisy = torch.tensor(dynamics.noisy, device=device)
         self.last: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
 
     def carry(self, y: Tensor, own: Tensor, mesh: Mesh, node: int) -> tuple[Tensor, ...]:
@@ -205,7 +205,7 @@ def solve_paths(
     inputs = dose_inputs(dynamics, theta, batch)
     mesh = _merged(build_mesh(batch, inputs, len(dynamics.states), torch.cat([times, clock], dim=1), order, None, True))
     motion = None if noise is None else _motion(noise, dynamics, batch, mesh, step)
-    stretch = _Stretch(dynamics)
+    stretch = _Stretch(dynamics, y0.device)
     y, states, parents, kl = y0, [], [], y0.new_zeros(len(y0))
     log_weight = kl if selection is None else selection.log_weight
     recorded = mesh.wanted[:, : times.shape[1]]
