@@ -47,6 +47,22 @@ def normal(seed: int, stream: int, subject: Tensor, size: int) -> Tensor:
     return _quantile(uniform(seed, stream, subject, size))
 
 
+def systematic(weight: Tensor, count: int, offset: Tensor | float = 0.5) -> Tensor:
+    """Which of weighted draws stand for all of them, by systematic resampling (Kitagawa 1996).
+
+    Args:
+        weight: 0 or more, ``[subject, sample]``.
+        count: how many are to stand for them, all with the same weight.
+        offset: in [0, 1), ``[subject, 1]`` or the same for all; uniform, it leaves means without bias.
+
+    Returns:
+        Their places, integer ``[subject, count]``.
+    """
+    ends = weight.double().cumsum(1)
+    at = (torch.arange(count, device=ends.device) + offset) / count * ends[:, -1:]
+    return torch.searchsorted(ends, at).clamp(max=weight.shape[1] - 1)
+
+
 def brownian(seed: int, stream: int, subject: Tensor, times: Tensor, channels: int, cell: float) -> Tensor:
     """A Brownian motion of every subject, read at any times: a path is a function of the seed and the subject alone.
 

@@ -13,6 +13,7 @@ the errors.
 """
 
 import argparse
+import itertools
 import json
 import logging
 import math
@@ -197,7 +198,7 @@ def scores(result: Reconstruction, people: Cohort) -> dict[str, float]:
     return out
 
 
-def limit(samples: int, new: int, seed: int) -> list[dict[str, Any]]:
+def limit(samples: int, new: int, seed: int) -> dict[str, Any]:
     """What fifty patients can tell: errors of someone who knows the linear model but takes its population from them.
 
     That population is off the truth by a draw of the normal law whose precision is the information in the fifty
@@ -219,7 +220,7 @@ def limit(samples: int, new: int, seed: int) -> list[dict[str, Any]]:
         if "rmse" in name:
             row[f"oracle_{name}"] = value
             row[name] = math.sqrt(np.mean([other[name] ** 2 for other in others]))
-    return [row]
+    return row
 
 
 def learners(data: PKDataModule, field: str, seed: int, source: Path | None) -> dict[str, tuple[LatentODETask, float]]:
@@ -318,26 +319,25 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     seeds = range(options.seeds)
-    sources = [
-        (which, field, seed)
-        for which in options.tracks
-        for field in (["known"] if which == "limit" else options.fields)
-        for seed in seeds
-    ]
+    learned = [which for which in options.tracks if which != "limit"]
+    sources = [(which, field, seed) for which in learned for field in options.fields for seed in seeds]
     rows: list[dict[str, Any]] = []
+
+    def keep(more: list[dict[str, Any]]) -> None:
+        rows.extend(more)
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=1))
+
+    if "limit" in options.tracks:
+        for samples, seed in track(list(itertools.product(options.samples, seeds)), "what the data can tell"):
+            keep([limit(samples, options.new, seed)])
     with tempfile.TemporaryDirectory() as folder:
         for which, field, seed in track(sources, "learn and score"):
             source = Path(folder) / "pretrained.ckpt" if which == "pretrained" else None
             if source:
                 pretrain(field, seed, source)
-            for name in ["linear"] if which == "limit" else options.cohorts:
-                for samples in options.samples:
-                    if which == "limit":
-                        rows += limit(samples, options.new, seed)
-                    else:
-                        rows += run(name, field, samples, options.new, seed, options.draws, source)
-                    if options.json:
-                        options.json.write_text(json.dumps(rows, indent=1))
+            for name, samples in itertools.product(options.cohorts, options.samples):
+                keep(run(name, field, samples, options.new, seed, options.draws, source))
     show(rows)
 
 

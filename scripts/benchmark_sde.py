@@ -6,7 +6,7 @@ subjects. Every new subject shows a part of its samples, chosen at random, from 
 1,000 draws of the posterior predictive distribution: the continuous ranked probability score of the logarithm, in
 standard deviations of the residual error, and how many the 90 % band covers.
 
-    python scripts/benchmark_sde.py --seeds 3 --json sde.json --docs docs/sde.md
+    python scripts/benchmark_sde.py --seeds 3 --json sde.json --page docs/sde.md
 """
 
 import argparse
@@ -47,9 +47,14 @@ from neuralpk.tasks import LatentODETask
 DRAWS = 1000
 FILTERS = 10  # independent ones, whose spread is the Monte-Carlo error of a likelihood
 ERROR = 0.1  # of the logarithm, in both cohorts
+# settings of the dynamics and of the solver, and the noise that is true
 SYSTEMS = {
-    "predator and prey": ({"system": "lotka_volterra"}, {"step": 0.25}, {"sigma_log_prey": 0.25}),
-    "fluctuating clearance": ({"compartments": 1}, {"step": 2.0}, {"sigma_log_clearance": 0.15}),
+    "predator and prey": (
+        {"system": "lotka_volterra"},
+        {"step": 0.25},
+        {"sigma_log_prey": 0.25, "sigma_log_predator": 0.25},
+    ),
+    "fluctuating clearance": ({"compartments": 1}, {"step": 2.0}, {"sigma_log_clearance": 0.15, "reversion": 0.1}),
 }
 SEEN, DRAWN, RESIDUAL = 11, 12, 13  # streams of the random numbers
 
@@ -91,8 +96,7 @@ def foreseen(task: LatentODETask, batch: CohortBatch, seed: int) -> FloatArray:
     if isinstance(model, LatentSDE):
         normal = randomness.normal(seed, DRAWN, batch.index, DRAWS * size).reshape(n, DRAWS, size).to(batch.time.dtype)
         drawn = model.weigh(dataclasses.replace(batch, target=batch.context), normal, Noise(seed, DRAWN))
-        weight = drawn.paths.log_weight.reshape(n, DRAWS).softmax(1)
-        chosen = resampled(weight)
+        chosen = randomness.systematic(drawn.paths.log_weight.reshape(n, DRAWS).softmax(1), DRAWS)
         value = drawn.value.reshape(n, DRAWS, -1).gather(1, chosen[..., None].expand(-1, -1, batch.time.shape[1]))
     else:
         mode = most_probable(model, batch, model.encoder(batch).mean)
@@ -102,15 +106,6 @@ def foreseen(task: LatentODETask, batch: CohortBatch, seed: int) -> FloatArray:
     error = randomness.normal(seed, RESIDUAL, batch.index, value[0].numel()).reshape(value.shape).to(value.dtype)
     endpoint = batch.endpoint[:, None].expand_as(value)
     return model.error.simulate(value, endpoint, error).transpose(0, 1).double().numpy()
-
-
-def resampled(weight: torch.Tensor) -> torch.Tensor:
-    """Which draws stand for the weights, by systematic resampling, ``[subject, sample]``."""
-    count = weight.shape[1]
-    at = (torch.arange(count, dtype=weight.dtype) + 0.5) / count
-    cumulated = weight.cumsum(1)
-    cumulated[:, -1] = 1.0
-    return torch.searchsorted(cumulated, at.expand(len(weight), -1).contiguous()).clamp(max=count - 1)
 
 
 def scores(task: LatentODETask, batch: CohortBatch, seed: int) -> dict[str, float]:
@@ -243,10 +238,7 @@ def table_of(rows: list[dict]) -> str:
             ]
             lines.append(f"| {system}, {len(own)} seeds | {' | '.join(crps + cover)} |")
     lines += ["", "| size of the noise | true | found |", "|---|---|---|"]
-    for system, names in (
-        ("predator and prey", {"sigma_log_prey": 0.25, "sigma_log_predator": 0.25}),
-        ("fluctuating clearance", {"sigma_log_clearance": 0.15, "reversion": 0.1}),
-    ):
+    for system, (_, _, names) in SYSTEMS.items():
         own = [row for row in rows if row["system"] == system]
         lines += [f"| {name} | {true} | {spread([row[name] for row in own])} |" for name, true in names.items() if own]
     return "\n".join(lines)
@@ -264,7 +256,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12, help="of 10 steps")
     parser.add_argument("--systems", nargs="*", default=list(SYSTEMS))
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--docs", type=Path, help="page whose tables and figure are made anew")
+    parser.add_argument("--page", type=Path, help="page whose tables and figure are made anew")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -277,18 +269,18 @@ def main() -> None:
             rows.append(row)
             if options.json:
                 options.json.write_text(json.dumps(rows, indent=1))
-            if options.docs and system == "predator and prey" and seed == 0:
-                draw_figure(tasks, batch, options.docs.with_name("sde.png"), seed)
+            if options.page and system == "predator and prey" and seed == 0:
+                draw_figure(tasks, batch, options.page.with_name("sde.png"), seed)
         printed = Table(title=f"seed {seed}", show_header=False)
         for row in rows[-1 - len(options.systems) :]:
             for name, value in row.items():
                 printed.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
         Console(width=100).print(printed)
-    if options.docs:
-        head, _, rest = options.docs.read_text(encoding="utf-8").partition("<!-- measured -->")
+    if options.page:
+        head, _, rest = options.page.read_text(encoding="utf-8").partition("<!-- measured -->")
         tail = rest.partition("<!-- end -->")[2]
         page = f"{head}<!-- measured -->\n{table_of(rows)}\n<!-- end -->{tail}"
-        options.docs.write_text(page, encoding="utf-8")
+        options.page.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

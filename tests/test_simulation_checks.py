@@ -52,11 +52,12 @@ def test_npde_detects_a_variance_twice_too_small(right):
 
 def test_calibration_tells_the_right_model_from_one_that_is_too_sure(right):
     observed, simulated = right
-    found = calibration(observed, simulated, WHO)
+    found = calibration(observed, simulated, npde(observed, simulated, WHO))
     # values of a subject hang together: 200 subjects, four standard errors of a share of .9
     assert abs(found.cover90 - 0.9) < 4 * np.sqrt(0.09 / SUBJECTS)
     assert (found.observations, found.npde_sd) == (len(observed), pytest.approx(1.0, abs=0.1))
-    sure = calibration(observed, simulate(np.random.default_rng(2), omega=0.15, sigma=0.05), WHO)
+    narrow = simulate(np.random.default_rng(2), omega=0.15, sigma=0.05)
+    sure = calibration(observed, narrow, npde(observed, narrow, WHO))
     assert sure.cover90 < 0.75
     assert sure.npde_sd > 1.5
     assert found.crps < sure.crps < found.absolute

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from neuralpk.cohort import Cohort, FloatArray, Subject
 from neuralpk.datamodules import CohortDataModule
@@ -94,11 +93,11 @@ def fit_figures(task: LatentODETask, data: CohortDataModule, cohort: Cohort) -> 
 class MeasuredAgain(NamedTuple):
     """What was measured at one endpoint, and what studies like this one would measure under the population."""
 
-    subject: NDArray[Any]
     time: FloatArray
     observed: FloatArray
     pred: FloatArray
     simulated: FloatArray  # [sample, observation]
+    npde: FloatArray
 
 
 def measured_again(task: LatentODETask, cohort: Cohort) -> dict[int, MeasuredAgain]:
@@ -114,14 +113,15 @@ def measured_again(task: LatentODETask, cohort: Cohort) -> dict[int, MeasuredAga
     for endpoint in sorted(table["DVID"].unique()):
         of = (table["DVID"] == endpoint).to_numpy() & kept
         subject, time, observed, pred = (table[column].to_numpy()[of] for column in ("ID", "TIME", "DV", "PRED"))
-        studies[int(endpoint)] = MeasuredAgain(subject, time, observed, pred, simulated[:, of])
+        errors = npde(observed, simulated[:, of], subject)
+        studies[int(endpoint)] = MeasuredAgain(time, observed, pred, simulated[:, of], errors)
     return studies
 
 
 def population_figures(task: LatentODETask, cohort: Cohort, studies: Mapping[int, MeasuredAgain]) -> dict[str, Figure]:
     """Does a study simulated from the population look like the one that was measured?"""
     figures = {}
-    for endpoint, (subject, time, dv, pred, simulated) in studies.items():
+    for endpoint, (time, dv, pred, simulated, errors) in studies.items():
         name = f" {endpoint}" if len(studies) > 1 else ""
         bins = vpc_bins(time)
         # doses differ between subjects: only relative to what is predicted for them are their values of one kind
@@ -130,7 +130,7 @@ def population_figures(task: LatentODETask, cohort: Cohort, studies: Mapping[int
         figures[f"vpc{name}"] = vpc_figure(
             check, time, observed, cohort.units, quantity=f"Prediction-corrected {quantity_of(cohort).lower()}"
         )
-        figures[f"npde{name}"] = npde_figure(time, pred, npde(dv, simulated, subject), cohort.units)
+        figures[f"npde{name}"] = npde_figure(time, pred, errors, cohort.units)
     individual = task.model.individual
     omega = individual.log_omega.detach().exp().cpu().double().numpy()
     names = individual.names

@@ -100,7 +100,7 @@ class Report(L.Callback):
         self.console.print(f"Checks of the population: {', '.join(figures)}, beside it")
 
     def _calibration(self, studies: Mapping[int, MeasuredAgain], unit: str, folder: Path) -> None:
-        found = {dvid: calibration(own.observed, own.simulated, own.subject) for dvid, own in studies.items()}
+        found = {dvid: calibration(own.observed, own.simulated, own.npde) for dvid, own in studies.items()}
         rows = [{"DVID": dvid} | asdict(one) for dvid, one in found.items()]
         pd.DataFrame(rows).to_csv(folder / "calibration.csv", index=False)
         for dvid, one in found.items():

@@ -66,9 +66,17 @@ class Calibration:
     npde_sd: float
 
 
-def calibration(observed: FloatArray, simulated: FloatArray, subject: NDArray[Any]) -> Calibration:
-    """Score simulations of a study against its data; arguments and errors as of `npde`."""
-    errors = npde(observed, simulated, subject)
+def calibration(observed: FloatArray, simulated: FloatArray, errors: FloatArray) -> Calibration:
+    """Score simulations of a study against its data.
+
+    Args:
+        observed: value unit, ``[observation]``.
+        simulated: likewise, ``[sample, observation]``.
+        errors: `npde` of both, ``[observation]``.
+
+    Raises:
+        ValueError: shapes that do not fit; no observation.
+    """
     low, median, high = np.quantile(simulated, [0.05, 0.5, 0.95], axis=0)
     return Calibration(
         len(observed),

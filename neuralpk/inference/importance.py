@@ -54,10 +54,8 @@ class Draws:
         return 1.0 / self.weight.square().sum(1)
 
     def resample(self, count: int) -> Tensor:
-        """`count` draws of equal weight, ``[subject, count, latent]``, by systematic resampling (Kitagawa 1996)."""
-        ends = self.weight.double().cumsum(1)
-        at = (torch.arange(count, device=ends.device) + 0.5) / count * ends[:, -1:]
-        chosen = torch.searchsorted(ends, at).clamp(max=ends.shape[1] - 1)
+        """`count` draws of equal weight, ``[subject, count, latent]``."""
+        chosen = randomness.systematic(self.weight, count)
         return self.z.gather(1, chosen[..., None].expand(-1, -1, self.z.shape[2]))
 
 

@@ -242,7 +242,7 @@ def _selected(
     log_weight: Tensor, draws: int, noise: Noise | None, index: Tensor, node: int
 ) -> tuple[Tensor | None, Tensor]:
     """Which row every row continues, None for each its own, and the weights after that: where less than half of a
-    subject's draws are effective (Kong 1992), by systematic resampling (Kitagawa 1996)."""
+    subject's draws are effective (Kong 1992), they are resampled."""
     own = log_weight.reshape(-1, draws)
     share = own.detach().double().softmax(1)
     few = 2.0 / share.square().sum(1, keepdim=True) < draws
@@ -250,8 +250,10 @@ def _selected(
         return None, log_weight
     place = torch.arange(draws, device=own.device)
     offset = randomness.uniform(noise.seed, noise.stream, index[::draws], node + 1)[:, node:]
-    chosen = torch.searchsorted(share.cumsum(1), (place + offset) / draws).clamp(max=draws - 1)
-    chosen = torch.where(few, chosen, place) + draws * torch.arange(len(own), device=own.device)[:, None]
+    chosen = (
+        torch.where(few, randomness.systematic(share, draws, offset), place)
+        + draws * torch.arange(len(own), device=own.device)[:, None]
+    )
     mean = own.logsumexp(1, keepdim=True) - math.log(draws)
     return chosen.flatten(), torch.where(few, mean, own).flatten()
 
