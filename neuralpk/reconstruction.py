@@ -17,6 +17,7 @@ from neuralpk import randomness
 from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Cohort, FloatArray, Subject
 from neuralpk.inference import importance
+from neuralpk.inference.interval import interval
 from neuralpk.inference.joint import given_context
 from neuralpk.inference.mode import maximise, most_probable
 from neuralpk.inference.uncertainty import possible
@@ -207,8 +208,8 @@ def _draws(
 def _bands(
     models: list[LatentModel], drawn: list[Tensor], batch: CohortBatch, grid: Tensor, seed: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """5 % and 95 % quantiles over the draws of z by every model, of the lines and of the parameters: first axis the two
-    ends. Where a model cannot draw all its lines of a subject, the others speak for it, unless there are too few."""
+    """90 % intervals over the draws of z by every model, of the lines and of the parameters: first axis the two ends.
+    Where a model cannot draw all its lines of a subject, the others speak for it, unless there are too few."""
     lines, parameters, silent = [], [], torch.zeros(len(batch), device=batch.device)
     for model, z in zip(models, drawn, strict=True):
         kept = torch.isfinite(z).all(2).all(1).nonzero()[:, 0]
@@ -224,11 +225,8 @@ def _bands(
         line, own = model.read(trajectory)[rows], _parameters(model, flat, repeated)
         lines.append(_rows(line, kept[solved], z.shape[:2]))
         parameters.append({name: _rows(value[rows], kept[solved], z.shape[:2]) for name, value in own.items()})
-    ends = torch.tensor([0.05, 0.95], dtype=grid.dtype, device=grid.device)
-    quantiles = {
-        name: torch.cat([own[name] for own in parameters], 1).nanquantile(ends, dim=1) for name in parameters[0]
-    }
-    return torch.cat(lines, dim=1).nanquantile(ends, dim=1), quantiles
+    ends = {name: interval(torch.cat([own[name] for own in parameters], dim=1)) for name in parameters[0]}
+    return interval(torch.cat(lines, dim=1)), ends
 
 
 def _rows(values: Tensor, kept: Tensor, shape: Sequence[int]) -> Tensor:

@@ -37,6 +37,7 @@ from neuralpk.datamodules.base import CohortDataModule
 from neuralpk.dynamics import CompartmentModel
 from neuralpk.encoders import PriorEncoder
 from neuralpk.inference import importance
+from neuralpk.inference.interval import interval
 from neuralpk.inference.joint import given_context
 from neuralpk.inference.mode import Mode, most_probable
 from neuralpk.models import IndividualParameters, LatentODE
@@ -292,10 +293,7 @@ def by_draws(model: LatentODE, people: Cohort, draws: int, seed: int, unbiased: 
     """
     lines, weights = posterior(model, people, draws, seed)
     area = areas(lines, people)
-    order = area.argsort(1)
-    mass = np.take_along_axis(weights, order, 1).cumsum(1)
-    ranked = np.take_along_axis(area, order, 1)
-    ends = np.stack([[np.interp(end, m, a) for m, a in zip(mass, ranked, strict=True)] for end in (0.05, 0.95)])
+    ends = interval(torch.as_tensor(area), torch.as_tensor(weights)).numpy()
     first, second = (weights / area).sum(1), (weights / area**2).sum(1)
     best = (first / second) ** (1 - unbiased) * first**-unbiased
     return Estimate(best, ends, (weights[..., None] * lines).sum(1))
