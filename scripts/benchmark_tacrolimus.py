@@ -127,12 +127,12 @@ def simulate(scenario: int, subjects: int, seed: int, typical_only: bool = False
         law["HT"] = RANGE
         effects = effects | {("CL", "HT"): STEEPNESS}
     halves = []
-    for p, interval in sorted(INTERVAL.items()):
-        last = (REPEATS - 1) * interval
+    for p, every in sorted(INTERVAL.items()):
+        last = (REPEATS - 1) * every
         design = Design(
-            regimens=tuple((Dose(0.0, amount, interval=interval, additional=REPEATS - 1),) for amount in DOSES),
+            regimens=tuple((Dose(0.0, amount, interval=every, additional=REPEATS - 1),) for amount in DOSES),
             times=tuple(last + t for t in SAMPLED),
-            grid=tuple((last + interval * POINTS).tolist()),
+            grid=tuple((last + every * POINTS).tolist()),
         )
         people = simulate_cohort(
             dynamics(scenario),
@@ -267,8 +267,8 @@ def by_formula(train: Cohort, test: Cohort) -> Estimate:
         np.stack([[1.0, *s.values, s.covariates["DOSE"] / 1000, s.covariates["CYP"]] for s in people])
         for people in (train, test)
     )
-    for interval in INTERVAL.values():
-        own, new = intervals(train) == interval, intervals(test) == interval
+    for every in INTERVAL.values():
+        own, new = intervals(train) == every, intervals(test) == every
         weighted = told[own] / known[own, None]
         area[new] = asked[new] @ np.linalg.lstsq(weighted, np.ones(len(weighted)), rcond=None)[0]
     return Estimate(area)
@@ -304,8 +304,8 @@ def recalibrated(estimate: Estimate, people: Cohort, known: Estimate, patients: 
     average."""
     ratio = known.area / areas(true_lines(patients), patients)
     factor = np.empty(len(people))
-    for interval in INTERVAL.values():
-        factor[intervals(people) == interval] = 1 / ratio[intervals(patients) == interval].mean()
+    for every in INTERVAL.values():
+        factor[intervals(people) == every] = 1 / ratio[intervals(patients) == every].mean()
     assert estimate.ends is not None and estimate.lines is not None
     return Estimate(estimate.area * factor, estimate.ends * factor, estimate.lines * factor[:, None])
 
