@@ -1,0 +1,103 @@
+"""How long does it take to place a patient: by the encoder at once, by the most probable parameters, with intervals?
+
+Patients of two compartments after an IV bolus with 8 samples each, one thread. By the encoder: z, parameters and line
+at 200 times of 1,000 patients in one batch, for a mechanistic and a neural field. Most probable (MAP): 10,000 patients
+through the solver, each until no step gains anything, under the true population; with 90 % intervals: 1,000 of them,
+from 100 draws each.
+"""
+
+import argparse
+import json
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from quiet_training import train
+from rich.console import Console
+from rich.table import Table
+
+from neuralpk.cohort import Cohort
+from neuralpk.datamodules import PKDataModule
+from neuralpk.published import PublishedPopulation
+from neuralpk.reconstruction import reconstruct
+from neuralpk.tasks import LatentODETask
+
+PLACED, SEARCHED, DRAWS = 1_000, 10_000, 100
+TRUTH = {
+    "dynamics": {"compartments": 2},
+    "typical": {"CL": 4.0, "V1": 70.0, "Q": 4.0, "V2": 50.0},
+    "omega": dict.fromkeys(("CL", "V1", "Q", "V2"), 0.3),
+    "error": "proportional",
+    "error_sd": {"b": 0.2},
+}
+TIMES = np.linspace(0.25, 72.0, 200).tolist()
+
+
+def patients(count: int) -> Cohort:
+    """To be placed."""
+    return PKDataModule(subjects=50, test_subjects=count, samples=8, grid=[0.25, 72.0, 2]).part("test")
+
+
+def trained(field: str) -> LatentODETask:
+    """A model after a short training: its answers are not judged here, only how long they take."""
+    data = PKDataModule(subjects=50, samples=8, context="random")
+    L.seed_everything(0, verbose=False)
+    task = LatentODETask(scaling=data.scaling(), dynamics={"field": field}, objective="iwae", draws=8)
+    train(task, data, 20)
+    return task.eval()
+
+
+def seconds(work: Callable[[], object], repeats: int) -> float:
+    """Median of several runs, after one that compiles what has to be compiled."""
+    found = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - began)
+    return float(np.median(found[1:]))
+
+
+def measure(repeats: int) -> list[dict[str, float | int | str]]:
+    """Every way on its patients."""
+    rows: list[dict[str, float | int | str]] = []
+
+    def add(way: str, count: int, work: Callable[[], object]) -> None:
+        rows.append({"way": way, "patients": count, "seconds": seconds(work, repeats)})
+
+    people = patients(PLACED)
+    for field in ("mechanistic", "neural"):
+        task = trained(field)
+        add(f"encoder, {field} field", PLACED, lambda task=task: task.reconstruct(people, TIMES, 0, polish=False))
+    many = patients(SEARCHED)
+    known = PublishedPopulation.from_plain(TRUTH).model(many)
+    add("most probable", SEARCHED, lambda: reconstruct(known, many, [0.25, 72.0], 0, polish=True))
+    add("most probable, intervals", PLACED, lambda: reconstruct(known, people, TIMES, DRAWS, polish=True))
+    return rows
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3, help="the median of which is printed")
+    parser.add_argument("--json", type=Path, help="where to write every figure")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    rows = measure(options.repeats)
+    table = Table("way", "patients", "s", "ms a patient")
+    for row in rows:
+        each = 1e3 * float(row["seconds"]) / int(row["patients"])
+        table.add_row(str(row["way"]), str(row["patients"]), f"{row['seconds']:.2f}", f"{each:.2f}")
+    Console().print(table)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
