@@ -53,6 +53,16 @@ FIELDS = {
         CompartmentModel(2), NeuralField(STATES, (0,), 2, SCALING, hidden=8, layers=layers, correction=True)
     ),
 }
+# the time is there one more state of the kernel
+IN_TIME = {
+    "field in time": lambda layers: NeuralField(STATES, (0,), 2, SCALING, hidden=20, layers=layers, time=True),
+    "compartments in time": lambda layers: NeuralCompartments(
+        ("depot", *STATES), 1, SCALING, hidden=16, layers=layers, time=True
+    ),
+    "hybrid in time": lambda layers: HybridDynamics(
+        CompartmentModel(2), NeuralCompartments(STATES, 1, SCALING, hidden=8, layers=layers, correction=True, time=True)
+    ),
+}
 
 
 def theta_for(dynamics, n, dtype=torch.float64, periods=None):
@@ -77,9 +87,9 @@ def gradients(dynamics, theta, people, options, mask=None):
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-@pytest.mark.parametrize("kind", FIELDS)
+@pytest.mark.parametrize("kind", [*FIELDS, *IN_TIME])
 def test_the_fused_kernel_gives_the_states_and_gradients_of_the_reference(kind, layers):
-    dynamics = random_weights(FIELDS[kind](layers).double())
+    dynamics = random_weights((FIELDS | IN_TIME)[kind](layers).double())
     theta = theta_for(dynamics, len(PEOPLE))
     assert dynamics.perceptron(theta) is not None
     found, found_gradients = gradients(dynamics, theta, PEOPLE, TIGHT)

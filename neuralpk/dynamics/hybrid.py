@@ -54,7 +54,10 @@ class HybridDynamics(Dynamics):
         learned = self.correction.perceptron(latent)
         if learned is None or learned.matrix is not None or not self.mechanistic.linear:
             return None
-        return replace(learned, matrix=self.mechanistic.rate_matrix(known))
+        matrix = self.mechanistic.rate_matrix(known)
+        if learned.clock is not None:  # of the time the mechanism knows nothing
+            matrix = torch.nn.functional.pad(matrix, (0, 1, 0, 1))
+        return replace(learned, matrix=matrix)
 
     def log_prior(self) -> Tensor | float:
         return self.mechanistic.log_prior() + self.correction.log_prior()

@@ -74,7 +74,7 @@ class NeuralCompartments(Compartments):
         bend: size of x before any data are seen (`log_prior`): 0.3 expects rates to change by a third.
         flows: pairs (source, destination); None for those of `mammillary_flows`.
         unit: of the states, in which the network sees them; None for the typical dose.
-        time: the network also reads the time.
+        time: the network also reads the time, as log(1 + t/time).
     """
 
     reference: Tensor
@@ -125,23 +125,23 @@ class NeuralCompartments(Compartments):
         n = len(self.rate_names)
         base, latent = theta[..., :n], theta[..., theta.shape[-1] - self.latent_size :]
         amount = torch.log1p((y / self.amount_scale).clamp(min=0.0))
-        clock = [] if self.autonomous else [(t / self.time_scale)[..., None]]
+        clock = [] if self.autonomous else [torch.log1p(t / self.time_scale)[..., None]]
         x = self.network(torch.cat([amount, *clock, torch.log(base / self.reference), latent], dim=-1))
         # bounded, so that no step of the training can make the system arbitrarily stiff
         rates: Tensor = base * torch.exp(5.0 * torch.tanh(x / 5.0))
         return rates
 
-    def perceptron(self, theta: Tensor) -> Perceptron | None:
-        if not self.autonomous:
-            return None
-        n, states = len(self.rate_names), len(self.states)
+    def perceptron(self, theta: Tensor) -> Perceptron:
+        n, states = len(self.rate_names), len(self.states) + (not self.autonomous)
         base, latent = theta[..., :n], theta[..., theta.shape[-1] - self.latent_size :]
         (first, *weights), (bias, *biases) = _linear_layers(self.network)
         constant = torch.cat([torch.log(base / self.reference), latent], dim=-1)
         shift = torch.nn.functional.linear(constant, first[:, states:], bias)
         flows = [(self.states.index(a), -1 if b is None else self.states.index(b)) for a, b in self.flows]
         weights = [first[:, :states], *weights]
-        return Perceptron(shift, (*weights,), (*biases,), "silu", self.amount_scale, None, base, (*flows,))
+        # the kernel takes the logarithm of all that it reads in the unit of an amount
+        clock = None if self.autonomous else self.amount_scale / self.time_scale
+        return Perceptron(shift, (*weights,), (*biases,), "silu", self.amount_scale, None, base, (*flows,), clock)
 
     def observe(self, y: Tensor, theta: Tensor) -> Tensor:
         return y / self.named(theta)["base_V1"][..., None]
@@ -229,15 +229,20 @@ class NeuralField(Dynamics):
     def log_prior(self) -> Tensor | float:
         return 0.0 if self.bend is None else log_weights(self.network, self.bend)
 
-    def perceptron(self, theta: Tensor) -> Perceptron | None:
-        if not self.autonomous:
-            return None
-        states, slope = len(self.states), self.state_scale / self.time_scale
+    def perceptron(self, theta: Tensor) -> Perceptron:
+        scale, slope = self.state_scale, self.state_scale / self.time_scale
+        clock = None
+        if not self.autonomous:  # the time is a component of which the network's slope is 0
+            clock = 1.0 / self.time_scale
+            scale, slope = torch.cat([scale, scale.new_ones(1)]), torch.cat([slope, slope.new_zeros(1)])
         (first, *weights), (bias, *biases) = _linear_layers(self.network)
-        shift = torch.nn.functional.linear(theta[..., self.own :], first[:, states:], bias)
+        last, end = weights[-1], biases[-1]
+        if clock is not None:
+            last, end = torch.nn.functional.pad(last, (0, 0, 0, 1)), torch.nn.functional.pad(end, (0, 1))
+        shift = torch.nn.functional.linear(theta[..., self.own :], first[:, len(scale) :], bias)
         # the scales of the state go into the first and the last layer
-        weights = [first[:, :states] / self.state_scale, *weights[:-1], slope[:, None] * weights[-1]]
-        return Perceptron(shift, (*weights,), (*biases[:-1], slope * biases[-1]), "silu")
+        weights = [first[:, : len(scale)] / scale, *weights[:-1], slope[:, None] * last]
+        return Perceptron(shift, (*weights,), (*biases[:-1], slope * end), "silu", clock=clock)
 
     def initial_state(self, theta: Tensor) -> Tensor:
         return super().initial_state(theta) if self.dosed else theta[..., : self.own]

@@ -20,6 +20,8 @@ class Perceptron:
     enters the first layer once a solve and not once an evaluation. The head is x itself, or flows between compartments
     of rate base_f·exp(5·tanh(x_f/5)).
 
+    A field that also reads the time has it as a last component of y, `clock` times the time since the first record.
+
     Args:
         shift: of the first layer, ``[subject, hidden]`` (or ``[subject, period, hidden]``, and so the other two).
         weights: of each layer, ``[hidden, state]``, ``[hidden, hidden]``, …, ``[output, hidden]``.
@@ -29,6 +31,7 @@ class Perceptron:
         matrix: ``[subject, state, state]``; None for none.
         base: base rate of every flow, ``[subject, flow]``; None for the head x.
         flows: source and destination of every flow, -1 for out of the system.
+        clock: how fast the component that is the time grows, a number; None where the field reads no time.
     """
 
     shift: Tensor
@@ -39,3 +42,4 @@ class Perceptron:
     matrix: Tensor | None = None
     base: Tensor | None = None
     flows: tuple[tuple[int, int], ...] = ()
+    clock: Tensor | None = None

@@ -46,6 +46,16 @@ class Mesh:
         return Mesh(**{f.name: getattr(self, f.name)[subjects] for f in dataclasses.fields(self)})
 
 
+def with_clock(mesh: Mesh, rate: Tensor) -> Mesh:
+    """The same clocks with the time as one more state: it grows at a constant rate, and no reset takes it back."""
+    started = torch.zeros_like(mesh.reset)
+    started[:, 0] = True
+    now = torch.where(mesh.reset | started, rate * mesh.times, 0.0)
+    jump = torch.cat([mesh.jump, now[..., None]], dim=-1)
+    entering = torch.cat([mesh.input, rate.expand(*mesh.times.shape, 1)], dim=-1)
+    return dataclasses.replace(mesh, jump=jump, input=entering)
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What enters the compartments: boluses and infusions as they act, with lag and bioavailability applied.
