@@ -19,6 +19,7 @@ FLOORS = (
     {"simulate", "models"},
     {"inference", "published", "pretraining"},
     {"objectives", "reconstruction", "symbolic"},
+    {"prediction"},
     {"tasks", "datamodules", "evaluate"},
     {"callbacks"},
     {"cli"},
