@@ -19,6 +19,7 @@ from neuralpk.cohort import Cohort, FloatArray
 from neuralpk.inference.population import PopulationEstimate, estimate_population
 from neuralpk.models import DynamicsSettings, EncoderSettings, LatentModel, SolverSettings, build_model
 from neuralpk.objectives import Criterion, Loss, Objective
+from neuralpk.origin import Origin
 from neuralpk.pretraining import Pretrained
 from neuralpk.reconstruction import Reconstruction, evaluation_batch, reconstruct
 from neuralpk.scaling import Scaling
@@ -103,7 +104,7 @@ class LatentODETask(L.LightningModule):
         from its pre-training; the length of the schedule of the learning rate from this training, which may be longer
         than the one that was saved."""
         saved = checkpoint["hyper_parameters"]
-        tuned = bool(Scaling.from_plain(saved["scaling"]).pretraining)
+        tuned = bool(Origin.from_plain(saved["scaling"]).pretraining)
         taken = {name: saved[name] for name in ("scaling", *(("dynamics", "encoder", "error") if tuned else ()))}
         if any(self.hparams[name] != value for name, value in taken.items()):
             self.hparams.update(taken)
@@ -115,7 +116,7 @@ class LatentODETask(L.LightningModule):
     @property
     def track(self) -> str:
         """What the model has learned from, in words: the study's own patients only, or others before them."""
-        return Scaling.from_plain(self.hparams["scaling"]).track
+        return Origin.from_plain(self.hparams["scaling"]).track
 
     def place(self, batch: CohortBatch) -> Tensor:
         """Each subject's z given the context, ``[subject, latent]``: where the encoder puts it or, trained by ``iwae``,

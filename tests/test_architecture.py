@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "neuralpk"
 
 # units of one floor do not know each other; those of the first four build on each other in this order
 FLOORS = (
-    {"randomness", "rows"},
+    {"origin", "randomness", "rows"},
     {"cohort"},
     {"scaling", "batch"},
     {"dynamics", "residual_error"},
