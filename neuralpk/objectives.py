@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from neuralpk import randomness
 from neuralpk.batch import CohortBatch
 from neuralpk.encoders import Posterior
-from neuralpk.inference.importance import draw
+from neuralpk.inference import importance
 from neuralpk.inference.mode import maximise
 from neuralpk.models import LatentModel, LatentSDE, Prediction
 from neuralpk.solve import Noise
@@ -20,6 +21,9 @@ from neuralpk.solve import Noise
 Objective = Literal["mse", "elbo", "iwae"]
 # in units of log p: a proposal need not sit on the top, but from its foot the weights of a sharp posterior are noise
 _NEAR = 0.01
+_NOISE_STREAM = 1 << 42  # apart from the streams of the simulation and of the batches, whose seed may be the same
+_DREAM_STREAM = 1 << 44
+_EVALUATION_STREAM = 1 << 45
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,60 @@ class Loss:
     penalty: Tensor
     observations: Tensor
     failures: Tensor
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """An objective with the random numbers that a training draws for it.
+
+    Args:
+        objective: ``mse``, ``elbo`` or ``iwae``.
+        draws: of z for each subject and step, of ``iwae``; of (z, path) of a latent SDE.
+        refine: most steps through the solver from the encoder's place to the most probable one, of ``iwae``.
+        seed: of the draws.
+
+    Raises:
+        ValueError: an objective that is none of them; no draw.
+    """
+
+    objective: Objective
+    draws: int
+    refine: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.objective not in get_args(Objective):
+            raise ValueError(f"objective is one of {', '.join(get_args(Objective))}; not {self.objective!r}")
+        if self.draws < 1 or self.refine < 0:
+            raise ValueError(f"draws must be 1 or more and refine 0 or more, got {self.draws} and {self.refine}")
+
+    def check(self, model: LatentModel) -> None:
+        """Refuse a model that this objective cannot teach.
+
+        Raises:
+            ValueError: noise, and another objective than ``elbo``.
+        """
+        if model.noise and self.objective != "elbo":
+            raise ValueError(f"a dynamics with noise is learned by objective 'elbo', not {self.objective!r}")
+
+    def loss(self, model: LatentModel, batch: CohortBatch, step: int | None) -> Loss:
+        """The loss of a batch at a step of the training; None for an evaluation, which is the same at any time."""
+        if self.objective == "mse":
+            return squared_error(model, batch)
+        size = model.individual.latent_size
+        stream = _EVALUATION_STREAM if step is None else _NOISE_STREAM + step
+        if isinstance(model, LatentSDE):
+            normal = self._normal(stream, batch, self.draws * size)
+            return path_bound(model, batch, normal.reshape(-1, self.draws, size), Noise(self.seed, stream))
+        if self.objective == "elbo":
+            return evidence_bound(model, batch, None if step is None else self._normal(stream, batch, size))
+        noise = importance.noise(self.seed, stream, batch.index, self.draws, size, batch.time.dtype)
+        dream = None if step is None else self._normal(_DREAM_STREAM + step, batch, size + batch.time.shape[1])
+        return marginal_likelihood(model, batch, noise, self.refine, dream)
+
+    def _normal(self, stream: int, batch: CohortBatch, count: int) -> Tensor:
+        """Standard normal numbers, ``[subject, count]``."""
+        return randomness.normal(self.seed, stream, batch.index, count).to(batch.time.dtype)
 
 
 def squared_error(model: LatentModel, batch: CohortBatch) -> Loss:
@@ -116,7 +174,7 @@ def marginal_likelihood(
     q = model.encoder(batch)
     known = dataclasses.replace(batch, target=batch.context | batch.target)
     mode = maximise(model, known, q.mean, steps, _NEAR)
-    draws = draw(model, known, mode, noise)
+    draws = importance.draw(model, known, mode, noise)
     kept = torch.isfinite(draws.log_weight).any(1).nonzero()[:, 0]
     fit = -draws.log_likelihood[kept].sum()
     taught = (draws.weight[kept] * -_log_q(q, draws.z)[kept]).sum()

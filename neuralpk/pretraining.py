@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 
 from neuralpk.models import DynamicsSettings, EncoderSettings, LatentModel, build_model
+from neuralpk.origin import Origin
 from neuralpk.scaling import Scaling
 
 # what a study may decide for itself; the shape of the model is that of the pre-training
@@ -78,10 +79,11 @@ class Pretrained:
         }
         shape = {name: self.settings[name] for name in _SHAPE}
         # the magnitudes in which the networks have learned to read, and the number of those who now teach
-        scaling = source._replace(subjects=study.subjects, populations="", pretraining=source.pretrained)
+        scaling = source._replace(subjects=study.subjects).plain()
+        origin = {"pretraining": Origin.from_plain(self.settings["scaling"]).described}
         return shape | {
             "dynamics": (self.settings["dynamics"] or {}) | asked | believed,
-            "scaling": scaling.plain(),
+            "scaling": scaling | origin,
             "pretrained": None,
         }
 

@@ -22,8 +22,6 @@ class Scaling(NamedTuple):
         covariates: name to (centre, spread, positive): a positive covariate enters as log(c/centre), the others as
             c − centre, both over their spread.
         subjects: how many there are, against whom a prior over the population has to weigh.
-        populations: the prior over populations that simulated subjects come from, in words; empty for a study.
-        pretraining: what a model was pre-trained on before it saw these subjects, in words; empty for nothing.
     """
 
     time: float = 1.0
@@ -31,24 +29,6 @@ class Scaling(NamedTuple):
     value: tuple[float, ...] = (1.0,)
     covariates: Mapping[str, tuple[float, float, bool]] = {}
     subjects: int = 1
-    populations: str = ""
-    pretraining: str = ""
-
-    @property
-    def track(self) -> str:
-        """What a model of these subjects has learned from, for a report."""
-        if self.populations:
-            return f"pre-trained on {self.pretrained}, tuned to no study"
-        if self.pretraining:
-            return f"pre-trained on {self.pretraining}, then tuned to the study's {self.subjects} patients"
-        return f"learned from the study's own {self.subjects} patients only"
-
-    @property
-    def pretrained(self) -> str:
-        """These subjects in words, where a study is to start from them."""
-        if self.populations:
-            return f"{self.subjects} simulated patients of {self.populations}"
-        return f"{self.subjects} patients of another study"
 
     @classmethod
     def of(cls, cohort: Cohort) -> Scaling:
@@ -78,15 +58,13 @@ class Scaling(NamedTuple):
             return cls()
         covariates = {k: (float(c), float(s), bool(p)) for k, (c, s, p) in plain.get("covariates", {}).items()}
         value, subjects = tuple(map(float, plain["value"])), int(plain.get("subjects", 1))
-        words = [str(plain.get(name, "")) for name in ("populations", "pretraining")]
-        return cls(float(plain["time"]), float(plain["amount"]), value, covariates, subjects, *words)
+        return cls(float(plain["time"]), float(plain["amount"]), value, covariates, subjects)
 
     def plain(self) -> dict[str, Any]:
         """As a dictionary of numbers and lists."""
         covariates = {name: list(row) for name, row in self.covariates.items()}
         magnitudes = {"time": self.time, "amount": self.amount, "value": list(self.value)}
-        words = {"populations": self.populations, "pretraining": self.pretraining}
-        return magnitudes | {"covariates": covariates, "subjects": self.subjects} | words
+        return magnitudes | {"covariates": covariates, "subjects": self.subjects}
 
     def standardise(self, covariates: Tensor) -> Tensor:
         """Covariates as they enter a model, ``[..., covariate]``, in the order of their names."""

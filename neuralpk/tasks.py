@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -13,42 +13,21 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from neuralpk import randomness
+from neuralpk import prediction
 from neuralpk.batch import CohortBatch
 from neuralpk.cohort import Cohort, FloatArray
-from neuralpk.inference import importance
-from neuralpk.inference.mode import most_probable
 from neuralpk.inference.population import PopulationEstimate, estimate_population
-from neuralpk.models import (
-    DynamicsSettings,
-    EncoderSettings,
-    LatentModel,
-    LatentSDE,
-    SolverSettings,
-    build_model,
-)
-from neuralpk.objectives import (
-    Loss,
-    Objective,
-    evidence_bound,
-    imagine,
-    marginal_likelihood,
-    path_bound,
-    squared_error,
-)
+from neuralpk.models import DynamicsSettings, EncoderSettings, LatentModel, SolverSettings, build_model
+from neuralpk.objectives import Criterion, Loss, Objective
+from neuralpk.origin import Origin
 from neuralpk.pretraining import Pretrained
-from neuralpk.reconstruction import Reconstruction, evaluation_batch, reconstruct, unseen
+from neuralpk.reconstruction import Reconstruction, evaluation_batch, reconstruct
 from neuralpk.scaling import Scaling
-from neuralpk.solve import Noise, SolveError
+from neuralpk.solve import SolveError
 from neuralpk.tables import read_table
 
 # typical values have far to go, and at the pace of a network's weights the encoder would learn to make up for them
 _POPULATION_SPEED = 5.0
-_NOISE_STREAM = 1 << 42  # apart from the streams of the simulation and of the batches, whose seed may be the same
-_DREAM_STREAM = 1 << 44
-_EVALUATION_STREAM = 1 << 45
-_REPLICATE_STREAM = 1 << 47
-_SOLVED_AT_ONCE = 20_000  # subjects × studies: bounds the memory
 _MOST_FAILURES = 0.05  # of a batch: a few unsolved subjects are left out and counted, more stop the training
 
 
@@ -91,12 +70,8 @@ class LatentODETask(L.LightningModule):
         pretrained: str | None = None,
     ) -> None:
         super().__init__()
-        if objective not in get_args(Objective):
-            raise ValueError(f"objective is one of {', '.join(get_args(Objective))}; not {objective!r}")
-        if draws < 1 or refine < 0:
-            raise ValueError(f"draws must be 1 or more and refine 0 or more, got {draws} and {refine}")
+        self.criterion = Criterion(objective, draws, refine, seed)
         self.save_hyperparameters()
-        self.draws, self.refine = draws, refine
         self.objective: Objective = objective
         self.learning_rate, self.warmup, self.seed = learning_rate, warmup, seed
         if pretrained is None:
@@ -106,8 +81,7 @@ class LatentODETask(L.LightningModule):
             self.hparams.update(source.tuned(self.hparams))
             self.model = self._build()
             source.start(self.model)
-        if isinstance(self.model, LatentSDE) and objective != "elbo":
-            raise ValueError(f"a dynamics with noise is learned by objective 'elbo', not {objective!r}")
+        self.criterion.check(self.model)
         self._tallies: dict[str, Tensor] = {}
         self.squares = MeanMetric()
         self.log_squares = MeanMetric()
@@ -130,7 +104,7 @@ class LatentODETask(L.LightningModule):
         from its pre-training; the length of the schedule of the learning rate from this training, which may be longer
         than the one that was saved."""
         saved = checkpoint["hyper_parameters"]
-        tuned = bool(Scaling.from_plain(saved["scaling"]).pretraining)
+        tuned = bool(Origin.from_plain(saved["scaling"]).pretraining)
         taken = {name: saved[name] for name in ("scaling", *(("dynamics", "encoder", "error") if tuned else ()))}
         if any(self.hparams[name] != value for name, value in taken.items()):
             self.hparams.update(taken)
@@ -142,13 +116,12 @@ class LatentODETask(L.LightningModule):
     @property
     def track(self) -> str:
         """What the model has learned from, in words: the study's own patients only, or others before them."""
-        return Scaling.from_plain(self.hparams["scaling"]).track
+        return Origin.from_plain(self.hparams["scaling"]).track
 
     def place(self, batch: CohortBatch) -> Tensor:
         """Each subject's z given the context, ``[subject, latent]``: where the encoder puts it or, trained by ``iwae``,
         the most probable one (MAP, the empirical Bayes estimate), found from there."""
-        mean = self.model.encoder(batch).mean
-        return most_probable(self.model, batch, mean).z if self.objective == "iwae" else mean
+        return prediction.place(self.model, batch, polish=self.objective == "iwae")
 
     def forward(self, batch: CohortBatch) -> Tensor:
         """The noise-free value of every record at the subject's `place`, ``[subject, observation]``."""
@@ -156,22 +129,7 @@ class LatentODETask(L.LightningModule):
         return value
 
     def _loss(self, batch: CohortBatch) -> Loss:
-        if self.objective == "mse":
-            return squared_error(self.model, batch)
-        size, step, dtype = self.model.individual.latent_size, self.global_step, batch.time.dtype
-        if isinstance(self.model, LatentSDE):
-            stream = _NOISE_STREAM + step if self.training else _EVALUATION_STREAM
-            normal = randomness.normal(self.seed, stream, batch.index, self.draws * size).to(dtype)
-            return path_bound(self.model, batch, normal.reshape(-1, self.draws, size), Noise(self.seed, stream))
-        if self.objective == "elbo":
-            drawn = randomness.normal(self.seed, _NOISE_STREAM + step, batch.index, size) if self.training else None
-            return evidence_bound(self.model, batch, None if drawn is None else drawn.to(dtype))
-        stream = _NOISE_STREAM + step if self.training else _EVALUATION_STREAM
-        noise = importance.noise(self.seed, stream, batch.index, self.draws, size, dtype)
-        dream = None
-        if self.training:
-            dream = randomness.normal(self.seed, _DREAM_STREAM + step, batch.index, size + batch.time.shape[1])
-        return marginal_likelihood(self.model, batch, noise, self.refine, None if dream is None else dream.to(dtype))
+        return self.criterion.loss(self.model, batch, self.global_step if self.training else None)
 
     def _kl_weight(self) -> float:
         steps = self.trainer.estimated_stepping_batches
@@ -273,21 +231,17 @@ class LatentODETask(L.LightningModule):
     def _evaluate(self, batch: CohortBatch, stage: str) -> None:
         self._shared_step(batch, stage)
         place = self.place(batch)
-        prediction = self.model.predict(place, batch)
-        if isinstance(self.model, LatentSDE):
-            for name, value in self.model.dynamics.noise.items():
-                self._log(f"{stage}_{name}", value.detach(), 1)
-        self._log(f"{stage}_evaluations", float(prediction.trajectory.count.total), 1)
+        predicted = self.model.predict(place, batch)
+        for name, value in self.model.noise.items():
+            self._log(f"{stage}_{name}", value.detach(), 1)
+        self._log(f"{stage}_evaluations", float(predicted.trajectory.count.total), 1)
         # a censored record holds a limit, not a value
-        scored = batch.target & (batch.censored == 0) & prediction.trajectory.ok[:, None]
-        self.squares.update((prediction.value - batch.value)[scored].square())
-        positive = scored & (batch.value > 0) & (prediction.value > 0)
-        self.log_squares.update((prediction.value / batch.value)[positive].log().square())
+        scored = batch.target & (batch.censored == 0) & predicted.trajectory.ok[:, None]
+        self.squares.update((predicted.value - batch.value)[scored].square())
+        positive = scored & (batch.value > 0) & (predicted.value > 0)
+        self.log_squares.update((predicted.value / batch.value)[positive].log().square())
         if batch.truth is not None:
-            # a subject's clock starts at its first record, and so does its true line
-            lines = self.model.lines(place, batch, torch.maximum(batch.truth.times, batch.start[:, None]))
-            wide = (lines - batch.truth.line).square().mean(1).sqrt() / batch.truth.line.square().mean(1).sqrt()
-            self._log(f"{stage}_line_rrmse", wide.nanmean(), len(batch))
+            self._log(f"{stage}_line_rrmse", prediction.line_error(self.model, batch, place), len(batch))
 
     def _finish(self, stage: str) -> None:
         for name, metric in (("rmse", self.squares), ("log_rmse", self.log_squares)):
@@ -324,13 +278,7 @@ class LatentODETask(L.LightningModule):
 
     def predict_step(self, batch: CohortBatch, batch_idx: int) -> pd.DataFrame:
         """ID, TIME, DVID, DV, PRED and IPRED of every record."""
-        ipred = self(batch)
-        pred = self.model.predict(self.model.prior_mean(len(batch)), unseen(batch)).value
-        row, column = batch.mask.nonzero(as_tuple=True)
-        observed = torch.where(batch.observed, batch.value, torch.nan)
-        columns = {"TIME": batch.time, "DVID": batch.endpoint + 1, "DV": observed, "PRED": pred, "IPRED": ipred}
-        frame = {"ID": np.asarray(batch.ids)[row.cpu().numpy()]}
-        return pd.DataFrame(frame | {name: values[row, column].cpu().numpy() for name, values in columns.items()})
+        return prediction.tabulate(self.model, batch, self(batch))
 
     def configure_optimizers(self) -> Any:
         """Adam, with a one-cycle schedule where the number of steps is known and at least ten."""
@@ -414,28 +362,14 @@ class LatentODETask(L.LightningModule):
         Returns:
             ``[sample, observation]``, in the order of the rows of `residuals`.
         """
-        batch = evaluation_batch(self.model, cohort)
-        size, width = self.model.individual.latent_size, batch.time.shape[1]
-        noise = randomness.normal(self.seed, _REPLICATE_STREAM, batch.index, samples * (size + width))
-        noise = noise.reshape(len(batch), samples, -1).to(batch.time.dtype)
-        values = []
-        for part in torch.split(noise, max(1, _SOLVED_AT_ONCE // len(batch)), dim=1):
-            drawn = part.flatten(0, 1)
-            imagined = imagine(self.model, drawn[:, :size], drawn[:, size:], batch.repeat(part.shape[1]))
-            values.append(imagined.value.reshape(len(batch), part.shape[1], width).transpose(0, 1))
-        return np.asarray(torch.cat(values)[:, batch.observed].cpu().double().numpy(), np.float64)
+        return prediction.replicates(self.model, evaluation_batch(self.model, cohort), samples, self.seed)
 
     @torch.no_grad()
     def residuals(self, cohort: Cohort, context: int | None = None) -> pd.DataFrame:
         """ID, TIME, DVID, DV, PRED, IPRED and IWRES of every measured value, as `predict_step` with `reconstruct`'s
         arguments."""
         batch = evaluation_batch(self.model, cohort, context)
-        table = self.predict_step(batch, 0)
-        iwres = self.model.error.standardise(batch.value, self(batch), batch.endpoint)
-        # a squared error knows no standard deviation, and a censored record no value
-        known = (batch.censored == 0) & (self.objective != "mse")
-        table["IWRES"] = torch.where(known, iwres, torch.nan)[batch.mask].cpu().numpy()
-        return table[table["DV"].notna()]
+        return prediction.residuals(self.model, batch, self(batch), known=self.objective != "mse")
 
     @torch.no_grad()
     def latent(self, cohort: Cohort, context: int | None = None) -> FloatArray:

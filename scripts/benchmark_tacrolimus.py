@@ -39,10 +39,11 @@ from neuralpk.encoders import PriorEncoder
 from neuralpk.inference import importance
 from neuralpk.inference.interval import interval
 from neuralpk.inference.joint import given_context
-from neuralpk.inference.mode import Mode, most_probable
+from neuralpk.inference.mode import most_probable
 from neuralpk.models import IndividualParameters, LatentODE
 from neuralpk.reconstruction import evaluation_batch
 from neuralpk.residual_error import CombinedError
+from neuralpk.rows import select
 from neuralpk.scaling import Scaling
 from neuralpk.simulate import Design, Population, simulate_cohort
 from neuralpk.solve import SolverOptions
@@ -200,9 +201,8 @@ def posterior(model: LatentODE, people: Cohort, draws: int, seed: int) -> tuple[
         own = batch.select(part)
         z, weight = mode.z[part, None], torch.ones(len(own), 1)
         if draws:
-            here = Mode(*(getattr(mode, field.name)[part] for field in dataclasses.fields(mode)))
             noise = importance.noise(seed, _STREAM, own.index, draws, z.shape[2], z.dtype)
-            drawn = importance.draw(model, own, here, noise)
+            drawn = importance.draw(model, own, select(mode, part), noise)
             z, weight = drawn.z, drawn.weight
         count = z.shape[1]
         line = model.lines(z.flatten(0, 1), own.repeat(count), nodes[part].repeat_interleave(count, dim=0))

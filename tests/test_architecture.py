@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "neuralpk"
 
 # units of one floor do not know each other; those of the first four build on each other in this order
 FLOORS = (
-    {"randomness"},
+    {"origin", "randomness", "rows"},
     {"cohort"},
     {"scaling", "batch"},
     {"dynamics", "residual_error"},
@@ -19,6 +19,7 @@ FLOORS = (
     {"simulate", "models"},
     {"inference", "published", "pretraining"},
     {"objectives", "reconstruction", "symbolic"},
+    {"prediction"},
     {"tasks", "datamodules", "evaluate"},
     {"callbacks"},
     {"cli"},

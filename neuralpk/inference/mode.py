@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from neuralpk.batch import CohortBatch
 from neuralpk.inference.joint import given_context, gradient, information
 from neuralpk.models import LatentModel
+from neuralpk.rows import choose, put, select
 
 # prior standard deviations in one step: a rate that leaps by more may make the system stiff, and slow to be refused
 _FARTHEST = 2.0
@@ -62,7 +63,7 @@ def maximise(model: LatentModel, batch: CohortBatch, start: Tensor, steps: int =
         if not len(left):
             break
         every = len(left) == len(batch)
-        here = found if every else _rows(found, left)
+        here = found if every else select(found, left)
         own = batch if every else batch.select(left)
         matrix = here.precision
         damped = matrix + torch.diag_embed(damping[left, None] * matrix.diagonal(dim1=1, dim2=2))
@@ -81,33 +82,8 @@ def maximise(model: LatentModel, batch: CohortBatch, start: Tensor, steps: int =
         wider = (10 * damping[left]).clamp(min=1e-2, max=1e8)
         damping[left] = torch.where(short, wider, torch.where(fair, 0.1 * damping[left], damping[left]))
         done = promise < tolerance
-        found = _put(found, left, _choose(better, trial, here), done)
+        found = put(found, left, replace(choose(better, trial, here), converged=done))
     return found
-
-
-def _rows(mode: Mode, rows: Tensor) -> Mode:
-    return Mode(mode.z[rows], mode.log_joint[rows], mode.slope[rows], mode.precision[rows], mode.converged[rows])
-
-
-def _choose(which: Tensor, a: Mode, b: Mode) -> Mode:
-    row, matrix = which[:, None], which[:, None, None]
-    return Mode(
-        torch.where(row, a.z, b.z),
-        torch.where(which, a.log_joint, b.log_joint),
-        torch.where(row, a.slope, b.slope),
-        torch.where(matrix, a.precision, b.precision),
-        b.converged,
-    )
-
-
-def _put(mode: Mode, rows: Tensor, new: Mode, converged: Tensor) -> Mode:
-    return Mode(
-        mode.z.index_copy(0, rows, new.z),
-        mode.log_joint.index_copy(0, rows, new.log_joint),
-        mode.slope.index_copy(0, rows, new.slope),
-        mode.precision.index_copy(0, rows, new.precision),
-        mode.converged.index_copy(0, rows, converged),
-    )
 
 
 def most_probable(model: LatentModel, batch: CohortBatch, start: Tensor) -> Mode:

@@ -108,6 +108,11 @@ class LatentModel(nn.Module, ABC):
             found += [Coordinate(name if len(sd) == 1 else f"{name}{k + 1}", sd, k) for k in range(len(sd))]
         return found
 
+    @property
+    def noise(self) -> dict[str, Tensor]:
+        """What the noise of the states is like, by name, each a scalar; empty where nothing but z is random."""
+        return {}
+
     def uncertain_weights(self) -> list[nn.Parameter]:
         """Weights of the field, where something is believed of them before there are data (`Dynamics.log_prior`)."""
         return list(self.dynamics.parameters()) if isinstance(self.dynamics.log_prior(), Tensor) else []

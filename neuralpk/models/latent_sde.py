@@ -87,6 +87,10 @@ class LatentSDE(LatentODE):
 
     state_scale: Tensor
 
+    @property
+    def noise(self) -> dict[str, Tensor]:
+        return self.dynamics.noise
+
     def decode(self, z: Tensor, batch: CohortBatch, times: Tensor | None = None) -> Paths:
         """The posterior's own line: the path that the drift f + g·u takes from z where the noise is 0."""
         return self._paths(z, batch, times, None, self.encoder.summaries(batch))

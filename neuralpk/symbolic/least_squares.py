@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from neuralpk.batch import CohortBatch
 from neuralpk.dynamics import Dynamics
+from neuralpk.rows import choose, put, select
 from neuralpk.solve import SolverOptions
 from neuralpk.symbolic.sensitivity import predict_with_slopes
 
@@ -34,12 +35,6 @@ class Fit:
     slopes: Tensor
     squares: Tensor
     converged: Tensor
-
-    def rows(self, which: Tensor) -> Fit:
-        """Some of the rows."""
-        return Fit(
-            self.theta[which], self.residual[which], self.slopes[which], self.squares[which], self.converged[which]
-        )
 
 
 def evaluate(
@@ -96,7 +91,7 @@ def minimise(
         left = (~found.converged).nonzero()[:, 0]
         if not len(left):
             break
-        here, own = found.rows(left), ways[left]
+        here, own = select(found, left), ways[left]
         moved = ((here.theta - first[left])[:, None] @ own)[:, 0]
         # the prior is worth so many records, whatever the noise: its weight follows the residuals
         weight = pull * (here.squares / records[left])[:, None]
@@ -113,26 +108,5 @@ def minimise(
         promise = (step * slope).sum(1)
         damping[left] = torch.where(better, 0.2 * damping[left], 5.0 * damping[left]).clamp(1e-10, 1e10)
         done = (promise <= tolerance * before) | (damping[left] >= 1e10)
-        found = _put(found, left, _choose(better, trial, here), done)
+        found = put(found, left, replace(choose(better, trial, here), converged=done))
     return found
-
-
-def _choose(which: Tensor, a: Fit, b: Fit) -> Fit:
-    row = which[:, None]
-    return Fit(
-        torch.where(row, a.theta, b.theta),
-        torch.where(row, a.residual, b.residual),
-        torch.where(row[..., None], a.slopes, b.slopes),
-        torch.where(which, a.squares, b.squares),
-        b.converged,
-    )
-
-
-def _put(fit: Fit, rows: Tensor, new: Fit, converged: Tensor) -> Fit:
-    return Fit(
-        fit.theta.index_copy(0, rows, new.theta),
-        fit.residual.index_copy(0, rows, new.residual),
-        fit.slopes.index_copy(0, rows, new.slopes),
-        fit.squares.index_copy(0, rows, new.squares),
-        fit.converged.index_copy(0, rows, converged),
-    )
