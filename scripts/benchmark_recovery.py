@@ -20,7 +20,6 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +62,12 @@ PRIOR = {"compartments": 2, "omega": 0.4, "omega_spread": 0.7}
 LEARNERS: dict[str, dict[str, Any]] = {
     "mechanistic": {"draws": 20, "epochs": 15},
     "neural": {"draws": 8, "epochs": 12, "solver": {"rtol": 1e-4, "atol": 1e-4}},
+    "neural in time": {
+        "draws": 8,
+        "epochs": 12,
+        "solver": {"rtol": 1e-4, "atol": 1e-4},
+        "dynamics": {"field": "neural", "time": True},
+    },
     "hybrid": {"draws": 8, "epochs": 12, "solver": {"rtol": 1e-4, "atol": 1e-4}},
     # no ODE: a recurrent network that is told how long each gap was
     "gru": {"draws": 8, "epochs": 12, "dynamics": {"field": "gru_gaps"}},
@@ -137,26 +142,12 @@ def pretrain(field: str, seed: int, path: Path) -> LatentODETask:
     )
     L.seed_everything(seed, verbose=False)
     # the centres are known to whoever simulates; one patient differs from another by population and by omega
-    start = {"typical": _named(field, data.population.typical), "omega": PRETRAINING_OMEGA}
-    settings = {name: value for name, value in LEARNERS[field].items() if name != "epochs"} | PRETRAINING
-    task = LatentODETask(
-        scaling=data.scaling(), dynamics={"field": field, "compartments": 2} | start, seed=seed, **settings
-    )
+    start = {"typical": dict(data.population.typical), "omega": PRETRAINING_OMEGA}
+    settings = {name: value for name, value in LEARNERS[field].items() if name not in ("epochs", "dynamics")}
+    dynamics = {"field": field, "compartments": 2} | LEARNERS[field].get("dynamics", {}) | start
+    task = LatentODETask(scaling=data.scaling(), dynamics=dynamics, seed=seed, **settings | PRETRAINING)
     train(task, data, 1).save_checkpoint(path)
     return task
-
-
-def _named(field: str, typical: Mapping[str, float]) -> dict[str, float]:
-    """The parameters of a field at a typical value of CL, V1, Q and V2."""
-    if field != "neural":
-        return dict(typical)
-    clearance, volume, flow, peripheral = (typical[name] for name in ("CL", "V1", "Q", "V2"))
-    return {
-        "base_central_out": clearance / volume,
-        "base_central_peripheral": flow / volume,
-        "base_peripheral_central": flow / peripheral,
-        "base_V1": volume,
-    }
 
 
 def known_model(data: PKDataModule, elimination: str, typical: dict[str, float]) -> LatentODE:
@@ -307,6 +298,7 @@ def main() -> None:
     """Run the protocol and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--fields", nargs="+", default=["mechanistic", "neural", "hybrid"], choices=list(LEARNERS))
     parser.add_argument("--samples", nargs="+", type=int, default=[19, 8, 6, 4, 3])
     parser.add_argument("--tracks", nargs="+", default=["own"], choices=["own", "pretrained", "limit"])
@@ -318,7 +310,7 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    seeds = range(options.seeds)
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
     learned = [which for which in options.tracks if which != "limit"]
     sources = [(which, field, seed) for which in learned for field in options.fields for seed in seeds]
     rows: list[dict[str, Any]] = []

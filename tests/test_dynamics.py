@@ -8,7 +8,14 @@ import torch
 from closed_forms import KA, PARAMETERS, rate_matrix
 from scipy import stats
 
-from neuralpk.dynamics import CompartmentModel, HybridDynamics, LotkaVolterra, NeuralCompartments, NeuralField
+from neuralpk.dynamics import (
+    CompartmentModel,
+    HybridDynamics,
+    LotkaVolterra,
+    NeuralCompartments,
+    NeuralField,
+    RateConstants,
+)
 from neuralpk.dynamics.neural import log_weights, mlp
 from neuralpk.scaling import Scaling
 
@@ -106,10 +113,10 @@ def with_random_weights(model, std):
 
 @pytest.mark.parametrize("std", [0.1, 1.0, 10.0])
 def test_learned_rates_are_positive_and_bounded_whatever_the_weights(std):
-    model = with_random_weights(NeuralCompartments(("depot", "central", "peripheral"), 3, SCALING), std)
+    model = with_random_weights(NeuralCompartments(CompartmentModel(2, "first_order"), 3, SCALING), std)
     t, y, theta = random_point(model, 200)
     theta[:, -3:] = 3 * torch.randn(200, 3, dtype=torch.float64)
-    bend = (model.rates(t, 100 * y, theta) / theta[:, :4]).log()
+    bend = (model.rates(t, 100 * y, theta) / model.base.rates(t, y, theta[:, :5])).log()
     assert (bend.abs() <= 5.0 + 1e-12).all()  # exp(5·tanh)
     assert bend.std(0).min() > 0.01 * std, "no network at work"
     empty = torch.zeros_like(y)
@@ -122,31 +129,50 @@ def test_learned_rates_are_positive_and_bounded_whatever_the_weights(std):
     assert (model(t, y, theta).sum(1) <= 0).all()
 
 
-def test_a_new_neural_field_is_the_compartment_model_of_its_base_rates():
-    known = CompartmentModel(2, "first_order").double()
-    model = NeuralCompartments(known.states, 2, SCALING).double()
+def test_a_new_neural_field_is_the_compartment_model_that_it_bends():
+    known = CompartmentModel(2, "first_order", lag="depot", bioavailability="depot").double()
+    model = NeuralCompartments(known, 2, SCALING).double()
     t, y, theta = random_point(known)
-    micro = known.derived(theta) | known.named(theta)
-    z = torch.randn(2, len(y), dtype=torch.float64)
-    own = torch.stack([*(micro[name] for name in ("k10", "k12", "k21", "KA", "V1")), *z], dim=-1)
+    own = torch.cat([theta, torch.randn(len(y), 2, dtype=torch.float64)], dim=1)
     torch.testing.assert_close(model(t, y, own), known(t, y, theta), rtol=1e-12, atol=1e-12)
-    centre = known.central
-    torch.testing.assert_close(model.observe(y, own)[:, centre], known.observe(y, theta)[:, centre])
-    # it starts where a compartment model starts, and as a correction a hundred times slower and without a volume
-    guess, names = model.guess(SCALING), ("base_central_out", "base_depot_central", "base_V1")
+    for found, expected in (
+        (model.observe(y, own), known.observe(y, theta)),
+        (model.lag(own), known.lag(theta)),
+        (model.bioavailability(own), known.bioavailability(theta)),
+    ):
+        torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0)
+    assert model.guess(SCALING) == known.guess(SCALING)
+    assert model.parameter_names == (*known.parameter_names, "z1", "z2")
+    derived = known.derived(theta)
+    assert {name: value.tolist() for name, value in model.derived(own).items()} == pytest.approx(
+        {name: pytest.approx(value.tolist()) for name, value in derived.items()}
+    )
+
+
+def test_a_correction_starts_a_hundred_times_slower_than_a_compartment_model():
+    known = CompartmentModel(2, "first_order").double()
     like = known.guess(SCALING)
-    assert [guess[name] for name in names] == pytest.approx([like["CL"] / like["V1"], like["KA"], like["V1"]])
-    correction = NeuralCompartments(known.states, 2, SCALING, correction=True)
-    rates = {name: value / 100 for name, value in guess.items() if name != "base_V1"}
-    assert correction.guess(SCALING) == pytest.approx(rates)
-    assert correction.parameter_names == (*rates, "z1", "z2")
+    correction = RateConstants(known.states, known.flows).double()
+    slow = correction.guess(SCALING)
+    names = ("base_central_out", "base_depot_central")
+    assert [100 * slow[name] for name in names] == pytest.approx([like["CL"] / like["V1"], like["KA"]])
+    t, y, theta = random_point(correction)
+    expected = torch.einsum("sij,sj->si", correction.rate_matrix(theta), y)
+    torch.testing.assert_close(correction(t, y, theta), expected)
+
+
+def test_only_what_is_linear_has_rates_to_bend():
+    with pytest.raises(ValueError, match=r"rate constants of linear compartments"):
+        NeuralCompartments(CompartmentModel(2, elimination="michaelis_menten"), 0, SCALING)
 
 
 @pytest.mark.parametrize("learned", [NeuralCompartments, NeuralField])
 def test_a_hybrid_is_the_sum_of_its_parts(learned):
     known = CompartmentModel(2, "first_order", lag="depot").double()
-    more = {"endpoints": (1,)} if learned is NeuralField else {}
-    part = learned(known.states, latent_size=2, scaling=SCALING, correction=True, **more)
+    if learned is NeuralField:
+        part = NeuralField(known.states, (1,), 2, SCALING, correction=True)
+    else:
+        part = NeuralCompartments(RateConstants(known.states, known.flows), 2, SCALING)
     correction = with_random_weights(part, 0.5)
     hybrid = HybridDynamics(known, correction)
     t, y, theta = random_point(hybrid)
@@ -164,7 +190,7 @@ def test_a_hybrid_is_the_sum_of_its_parts(learned):
 
 def test_parts_of_a_hybrid_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"states differ"):
-        HybridDynamics(CompartmentModel(2), NeuralCompartments(("central",), 2, SCALING))
+        HybridDynamics(CompartmentModel(2), NeuralCompartments(CompartmentModel(1), 2, SCALING))
 
 
 def test_a_dynamics_that_is_not_linear_has_no_rate_matrix():
@@ -203,8 +229,8 @@ def test_the_slope_of_a_neural_field_depends_on_state_and_z_alone_in_whatever_un
 
 @pytest.mark.parametrize("absorption", ["none", "first_order"])
 def test_rate_constants_of_learned_compartments_are_the_slopes_near_the_empty_state(absorption):
-    states = CompartmentModel(2, absorption).states
-    model = with_random_weights(NeuralCompartments(states, 1, SCALING), 0.5)
+    known = CompartmentModel(2, absorption)
+    states, model = known.states, with_random_weights(NeuralCompartments(known, 1, SCALING), 0.5)
     t, _, theta = random_point(model, 3)
     derived = model.derived(theta)
     assert set(derived) == {"k10", "k12", "k21"}
@@ -235,7 +261,7 @@ def test_the_prior_of_a_network_is_that_of_independent_normal_weights():
         expected.append(density)
     # up to a constant
     assert found[1] - found[0] == pytest.approx(expected[1] - expected[0], rel=1e-12)
-    field = with_random_weights(NeuralCompartments(("central", "peripheral"), 1, SCALING, bend=bend), 0.5)
+    field = with_random_weights(NeuralCompartments(CompartmentModel(2), 1, SCALING, bend=bend), 0.5)
     torch.testing.assert_close(field.log_prior(), log_weights(field.network, bend), rtol=0.0, atol=0.0)
     hybrid = HybridDynamics(CompartmentModel(2), field)
     torch.testing.assert_close(hybrid.log_prior(), field.log_prior(), rtol=0.0, atol=0.0)

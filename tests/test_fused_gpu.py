@@ -13,7 +13,14 @@ pytest.importorskip(
 
 from neuralpk.batch import collate
 from neuralpk.cohort import Dose, Subject
-from neuralpk.dynamics import CompartmentModel, HybridDynamics, NeuralCompartments, NeuralField, Perceptron
+from neuralpk.dynamics import (
+    CompartmentModel,
+    HybridDynamics,
+    NeuralCompartments,
+    NeuralField,
+    Perceptron,
+    RateConstants,
+)
 from neuralpk.scaling import Scaling
 from neuralpk.solve import SolverOptions, fused_cpu, fused_gpu, runge_kutta
 from neuralpk.solve.mesh import Mesh, build_mesh, dose_inputs
@@ -53,12 +60,13 @@ def neural_field():
 
 
 def neural_compartments():
-    return NeuralCompartments(STATES, 2, SCALING, hidden=12, layers=1)
+    return NeuralCompartments(CompartmentModel(1, "first_order"), 2, SCALING, hidden=12, layers=1)
 
 
 def hybrid():
-    correction = NeuralCompartments(STATES, 2, SCALING, hidden=8, layers=2, correction=True)
-    return HybridDynamics(CompartmentModel(1, "first_order"), correction)
+    mechanism = CompartmentModel(1, "first_order")
+    correction = NeuralCompartments(RateConstants(STATES, mechanism.flows), 2, SCALING, hidden=8, layers=2)
+    return HybridDynamics(mechanism, correction)
 
 
 def problem(model, people=PEOPLE):

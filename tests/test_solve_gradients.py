@@ -243,7 +243,7 @@ SCALING = Scaling(24.0, 100.0, (3.0,), {"WT": (70.0, 0.2, True)})
 def test_every_weight_of_a_neural_field_has_the_gradient_of_backprop_and_finite_differences(kind):
     states = ("depot", "central")
     if kind == "compartments":
-        model = NeuralCompartments(states, 2, SCALING, hidden=4, layers=1).double()
+        model = NeuralCompartments(CompartmentModel(1, "first_order"), 2, SCALING, hidden=4, layers=1).double()
     else:
         model = NeuralField(states, (1,), 2, SCALING, hidden=4, layers=1).double()
     for p in model.parameters():

@@ -10,7 +10,16 @@ from scipy.integrate import solve_ivp
 import neuralpk
 from neuralpk.batch import collate
 from neuralpk.cohort import Dose, Subject
-from neuralpk.dynamics import CompartmentModel, Dynamics, HybridDynamics, NeuralCompartments, NeuralField, Perceptron
+from neuralpk.dynamics import (
+    CompartmentModel,
+    Dynamics,
+    HybridDynamics,
+    NeuralCompartments,
+    NeuralField,
+    Perceptron,
+    RateConstants,
+)
+from neuralpk.dynamics.compartment import mammillary_flows
 from neuralpk.scaling import Scaling
 from neuralpk.solve import SolverOptions, Status, fused_cpu, runge_kutta, solve
 from neuralpk.solve.compiled import linear, order, perceptron
@@ -43,11 +52,13 @@ def random_weights(dynamics, seed=0, scale=0.4):
 
 
 STATES = ("central", "peripheral")
+ABSORBED = CompartmentModel(2, "first_order")
+CORRECTION = RateConstants(STATES, mammillary_flows(STATES))
 FIELDS = {
     "field": lambda layers: NeuralField(STATES, (0,), 2, SCALING, hidden=20, layers=layers),
-    "compartments": lambda layers: NeuralCompartments(("depot", *STATES), 1, SCALING, hidden=16, layers=layers),
+    "compartments": lambda layers: NeuralCompartments(ABSORBED, 1, SCALING, hidden=16, layers=layers),
     "hybrid": lambda layers: HybridDynamics(
-        CompartmentModel(2), NeuralCompartments(STATES, 1, SCALING, hidden=8, layers=layers, correction=True)
+        CompartmentModel(2), NeuralCompartments(CORRECTION, 1, SCALING, hidden=8, layers=layers)
     ),
     "hybrid of a field": lambda layers: HybridDynamics(
         CompartmentModel(2), NeuralField(STATES, (0,), 2, SCALING, hidden=8, layers=layers, correction=True)
@@ -57,10 +68,10 @@ FIELDS = {
 IN_TIME = {
     "field in time": lambda layers: NeuralField(STATES, (0,), 2, SCALING, hidden=20, layers=layers, time=True),
     "compartments in time": lambda layers: NeuralCompartments(
-        ("depot", *STATES), 1, SCALING, hidden=16, layers=layers, time=True
+        ABSORBED, 1, SCALING, hidden=16, layers=layers, time=True
     ),
     "hybrid in time": lambda layers: HybridDynamics(
-        CompartmentModel(2), NeuralCompartments(STATES, 1, SCALING, hidden=8, layers=layers, correction=True, time=True)
+        CompartmentModel(2), NeuralCompartments(CORRECTION, 1, SCALING, hidden=8, layers=layers, time=True)
     ),
 }
 
@@ -284,7 +295,7 @@ def test_only_the_stiff_subject_of_a_batch_is_implicit_and_its_gradient_is_right
 def test_the_fused_kernel_hands_a_stiff_subject_on():
     dynamics = random_weights(FIELDS["compartments"](2).double(), scale=0.1)
     theta = theta_for(dynamics, len(PEOPLE))
-    theta[0, dynamics.parameter_names.index("base_depot_central")] = 400.0
+    theta[0, dynamics.parameter_names.index("KA")] = 400.0
     batch = collate(PEOPLE, dtype=torch.float64)
     inputs = dose_inputs(dynamics, theta, batch)
     mesh = build_mesh(batch, inputs, 3, batch.time, batch.row)

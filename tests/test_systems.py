@@ -17,6 +17,7 @@ from neuralpk.dynamics import (
     LotkaVolterra,
     NeuralCompartments,
     NeuralField,
+    RateConstants,
 )
 from neuralpk.models import build_model
 from neuralpk.objectives import squared_error
@@ -49,7 +50,7 @@ def test_nobody_is_lost_in_an_epidemic(engine, time):
     if time is not None:
         # lost immunity is a flow that the mechanism does not have
         flows = (*dynamics.flows, ("recovered", "susceptible"))
-        correction = NeuralCompartments(dynamics.states, 1, SCALING, correction=True, flows=flows, unit=1.0, time=time)
+        correction = NeuralCompartments(RateConstants(dynamics.states, flows), 1, SCALING, unit=1.0, time=time)
         for weight in correction.parameters():
             torch.nn.init.normal_(weight, std=0.5)
         dynamics = HybridDynamics(dynamics, correction)

@@ -1,7 +1,14 @@
 """Dynamics: dy/dt = f(t, y, theta)."""
 
 from neuralpk.dynamics.base import Dynamics, StateSpace
-from neuralpk.dynamics.compartment import Absorption, CompartmentModel, Compartments, ConcentrationModel, Elimination
+from neuralpk.dynamics.compartment import (
+    Absorption,
+    CompartmentModel,
+    Compartments,
+    ConcentrationModel,
+    Elimination,
+    RateConstants,
+)
 from neuralpk.dynamics.features import FeatureField
 from neuralpk.dynamics.fixed import FixedParameters
 from neuralpk.dynamics.hybrid import HybridDynamics
@@ -37,6 +44,7 @@ __all__ = [
     "NeuralField",
     "OrnsteinUhlenbeck",
     "Perceptron",
+    "RateConstants",
     "StateSpace",
     "StochasticDynamics",
     "StochasticLotkaVolterra",

@@ -196,6 +196,36 @@ class CompartmentModel(Compartments):
         return {name: all_[name] for name in self.parameter_names}
 
 
+class RateConstants(Compartments):
+    """Linear compartments whose parameters are their rate constants, ``base_central_out`` and so on, per time.
+
+    They are where a correction starts from: a hundredth of what a compartment model would have.
+
+    Args:
+        states: names of the compartments.
+        flows: pairs (source, destination); a destination None leaves the system.
+    """
+
+    linear = True
+
+    def __init__(self, states: tuple[str, ...], flows: tuple[tuple[str, str | None], ...]) -> None:
+        super().__init__(states, flows)
+        self.parameter_names = tuple(f"base_{a}_{b or 'out'}" for a, b in flows)
+        self.endpoints = (states.index("central") if "central" in states else 0,)
+
+    def rates(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
+        return theta
+
+    def rate_matrix(self, theta: Tensor) -> Tensor:
+        return self._matrix(theta)
+
+    def guess(self, scaling: Scaling) -> dict[str, float]:
+        # the way into central is usually the fastest; the others start equal
+        rate, inlets = 0.04 / scaling.time, inputs_to_central(self.states)
+        pairs = zip(self.parameter_names, self.flows, strict=True)
+        return {name: 4 * rate if source in inlets else rate for name, (source, _) in pairs}
+
+
 class ConcentrationModel(Compartments):
     """Two compartments in concentrations and rate constants (B. Maurel's talk, 2025)::
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from neuralpk.dynamics.base import Dynamics
-from neuralpk.dynamics.compartment import Compartments, inputs_to_central, mammillary_flows
+from neuralpk.dynamics.compartment import Compartments
 from neuralpk.dynamics.perceptron import Perceptron
 from neuralpk.scaling import Scaling
 
@@ -56,25 +56,26 @@ def log_weights(network: nn.Sequential, spread: float, mean: Tensor | None = Non
 class NeuralCompartments(Compartments):
     """Compartments whose rates a network bends: dA/dt = K(A, theta)·A, with every rate positive by construction.
 
-    Each flow has a base rate of its own for every subject, log-normal in the population as a rate constant of a
-    compartment model is, and a network of the amounts and of the subject's place multiplies it::
+    Each subject has the parameters of linear compartments (CL, V1, Q, V2, …), log-normal in the population, and a
+    network of the amounts and of the place multiplies the rate constants that follow from them::
 
-        rate_f = base_f · exp(5·tanh(x_f/5)),    x = network(log(1 + A/amount), log(base/guess), z)
+        rate_f = base_f(CL, V1, …) · exp(5·tanh(x_f/5)),    x = network(log(1 + A/amount), log(base/guess), z)
 
     So there is no negative concentration, no drug without a dose, and C → 0, since every compartment leads to central
-    and central has a way out. Endpoint 1 is the concentration A_central/base_V1.
+    and central has a way out. The parameters are those before the network bends what they say.
 
     Args:
-        states: central and what surrounds it, as for `mammillary_flows`; any other states with their `flows`.
-        latent_size: latent dimensions beside those of the base rates and of the volume.
-        scaling: magnitudes of the data, from which the guesses of the base rates come.
+        base: the linear compartments; how doses enter and what is observed is theirs too.
+        latent_size: latent dimensions beside those of the parameters of `base`.
+        scaling: magnitudes of the data, from which the guesses of the parameters come.
         hidden: width of the network.
         layers: number of hidden layers.
-        correction: the flows alone, starting a hundred times slower; a mechanism says what is read.
         bend: size of x before any data are seen (`log_prior`): 0.3 expects rates to change by a third.
-        flows: pairs (source, destination); None for those of `mammillary_flows`.
         unit: of the states, in which the network sees them; None for the typical dose.
         time: the network also reads the time, as log(1 + t/time).
+
+    Raises:
+        ValueError: `base` is not linear.
     """
 
     reference: Tensor
@@ -84,31 +85,28 @@ class NeuralCompartments(Compartments):
 
     def __init__(
         self,
-        states: tuple[str, ...],
+        base: Compartments,
         latent_size: int,
         scaling: Scaling,
         hidden: int = 32,
         layers: int = 2,
-        correction: bool = False,
         bend: float = 0.3,
-        flows: tuple[tuple[str, str | None], ...] | None = None,
         unit: float | None = None,
         time: bool = False,
     ) -> None:
-        flows = mammillary_flows(states) if flows is None else flows
-        super().__init__(states, flows)
-        self.correction, self.bend, self.autonomous = correction, bend, not time
-        self.rate_names = tuple(f"base_{a}_{b or 'out'}" for a, b in flows)
-        volume = () if correction else ("base_V1",)
-        self.parameter_names = (*self.rate_names, *volume, *latent_names(latent_size))
-        self.latent_size = latent_size
-        self.endpoints = (states.index("central") if "central" in states else 0,)
-        self.network = mlp(len(states) + time + len(flows) + latent_size, hidden, layers, len(flows))
+        if not base.linear:
+            raise ValueError(f"a network bends the rate constants of linear compartments; {base} has none")
+        super().__init__(base.states, base.flows)
+        self.base, self.bend, self.autonomous = base, bend, not time
+        self.named_size = len(base.parameter_names)
+        self.parameter_names = (*base.parameter_names, *latent_names(latent_size))
+        self.endpoints = base.endpoints
+        self.network = mlp(len(base.states) + time + len(base.flows) + latent_size, hidden, layers, len(base.flows))
         # a network that starts at zero leaves the base rates as they are: the field begins as a compartment model
         for weight in self.network[-1].parameters():
             nn.init.zeros_(weight)
-        guess = self.guess(scaling)
-        self.register_buffer("reference", torch.tensor([guess[name] for name in self.rate_names]))
+        guess = torch.tensor(list(base.guess(scaling).values()))
+        self.register_buffer("reference", self._base_rates(guess))
         self.register_buffer(
             "prior_weights", torch.zeros_like(nn.utils.parameters_to_vector(self.network.parameters()))
         )
@@ -121,9 +119,15 @@ class NeuralCompartments(Compartments):
     def centre_prior(self) -> None:
         self.prior_weights.copy_(nn.utils.parameters_to_vector(self.network.parameters()).detach())
 
+    def _own(self, theta: Tensor) -> Tensor:
+        return theta[..., : self.named_size]
+
+    def _base_rates(self, theta: Tensor) -> Tensor:
+        own = self._own(theta)
+        return self.base.rates(own[..., 0], own, own)  # linear compartments read neither t nor y
+
     def rates(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
-        n = len(self.rate_names)
-        base, latent = theta[..., :n], theta[..., theta.shape[-1] - self.latent_size :]
+        base, latent = self._base_rates(theta), theta[..., self.named_size :]
         amount = torch.log1p((y / self.amount_scale).clamp(min=0.0))
         clock = [] if self.autonomous else [torch.log1p(t / self.time_scale)[..., None]]
         x = self.network(torch.cat([amount, *clock, torch.log(base / self.reference), latent], dim=-1))
@@ -132,8 +136,8 @@ class NeuralCompartments(Compartments):
         return rates
 
     def perceptron(self, theta: Tensor) -> Perceptron:
-        n, states = len(self.rate_names), len(self.states) + (not self.autonomous)
-        base, latent = theta[..., :n], theta[..., theta.shape[-1] - self.latent_size :]
+        states = len(self.states) + (not self.autonomous)
+        base, latent = self._base_rates(theta), theta[..., self.named_size :]
         (first, *weights), (bias, *biases) = _linear_layers(self.network)
         constant = torch.cat([torch.log(base / self.reference), latent], dim=-1)
         shift = torch.nn.functional.linear(constant, first[:, states:], bias)
@@ -143,8 +147,20 @@ class NeuralCompartments(Compartments):
         clock = None if self.autonomous else self.amount_scale / self.time_scale
         return Perceptron(shift, (*weights,), (*biases,), "silu", self.amount_scale, None, base, (*flows,), clock)
 
+    def initial_state(self, theta: Tensor) -> Tensor:
+        return self.base.initial_state(self._own(theta))
+
     def observe(self, y: Tensor, theta: Tensor) -> Tensor:
-        return y / self.named(theta)["base_V1"][..., None]
+        return self.base.observe(y, self._own(theta))
+
+    def lag(self, theta: Tensor) -> Tensor | None:
+        return self.base.lag(self._own(theta))
+
+    def bioavailability(self, theta: Tensor) -> Tensor | None:
+        return self.base.bioavailability(self._own(theta))
+
+    def dose_unit(self, theta: Tensor) -> Tensor | None:
+        return self.base.dose_unit(self._own(theta))
 
     def derived(self, theta: Tensor) -> dict[str, Tensor]:
         """The rate constants k10, k12, k21 (k13, k31) that the field has where little drug is left, per time."""
@@ -154,12 +170,7 @@ class NeuralCompartments(Compartments):
         return {f"k{names[a]}{names[b]}": rate for (a, b), rate in rates.items() if a in names and b in names}
 
     def guess(self, scaling: Scaling) -> dict[str, float]:
-        # the way into central is usually the fastest; the others start equal, a few half-lives within the span
-        rate = (0.04 if self.correction else 4.0) / scaling.time
-        inlets = inputs_to_central(self.states)
-        pairs = zip(self.rate_names, self.flows, strict=True)
-        rates = {name: 4 * rate if source in inlets else rate for name, (source, _) in pairs}
-        return rates if self.correction else rates | {"base_V1": scaling.amount / scaling.value[0]}
+        return self.base.guess(scaling)
 
 
 def observed_sizes(dynamics: Dynamics, scaling: Scaling) -> list[float]:

@@ -23,6 +23,7 @@ from neuralpk.dynamics import (
     NeuralCompartments,
     NeuralField,
     OrnsteinUhlenbeck,
+    RateConstants,
     StateSpace,
     StochasticDynamics,
     StochasticLotkaVolterra,
@@ -49,7 +50,7 @@ class DynamicsSettings(TypedDict, total=False):
     system: ``compartments`` (pharmacokinetics, amounts), ``concentrations`` (two compartments with k_e, k_cp, k_pc),
         ``lotka_volterra``, ``sir`` or ``ornstein_uhlenbeck``.
     field: ``mechanistic`` (the equations, with individual parameters from z); ``neural`` (compartments whose rates
-        are a network of state and z; without compartments the same as free); ``free`` (dy/dt is a network of state
+        a network of state and z bends; without compartments the same as free); ``free`` (dy/dt is a network of state
         and z); ``hybrid`` (mechanistic plus neural, as flows where the mechanism has flows); or a recurrent network of
         hidden states: ``gru``, ``gru_gaps``, ``gru_decay`` (steps from event to event), ``ode_rnn`` (an ODE network,
         doses as steps), ``ctrnn`` (in continuous time).
@@ -180,23 +181,22 @@ def _learned(mechanism: Dynamics, settings: DynamicsSettings, scaling: Scaling) 
     """The neural part: flows where the mechanism has flows, else a slope."""
     field, states = settings.get("field", "neural"), mechanism.states
     correction, dosed = field == "hybrid", isinstance(mechanism, CompartmentModel)
-    network: Any = {"scaling": scaling, "correction": correction}
     if settings.get("weights", "shared") == "own":
         width, spread = settings.get("hidden", 16), settings.get("bend", 1.0)
-        return FeatureField(states, mechanism.endpoints, hidden=width, bend=spread, **network)
-    network |= {"hidden": settings.get("hidden", 32), "layers": settings.get("layers", 2)}
+        return FeatureField(states, mechanism.endpoints, scaling, width, spread, correction)
+    network: Any = {"scaling": scaling, "hidden": settings.get("hidden", 32), "layers": settings.get("layers", 2)}
     network |= {"time": settings.get("time", False)}
     if isinstance(mechanism, Compartments) and (correction or (dosed and field != "free")):
+        flows = (*mechanism.flows, *((a, b) for a, b in settings.get("flows", [])))
         return NeuralCompartments(
-            states,
+            RateConstants(states, flows) if correction else mechanism,
             settings.get("latent_size", 0),
             bend=settings.get("bend", 0.3),
-            flows=(*mechanism.flows, *((a, b) for a, b in settings.get("flows", []))),
             unit=None if dosed else scaling.value[0],
             **network,
         )
-    bend = settings.get("bend", 1.0) if correction else settings.get("bend")
-    return NeuralField(states, mechanism.endpoints, settings.get("latent_size", 4), dosed=dosed, bend=bend, **network)
+    bend, latent = settings.get("bend", 1.0) if correction else settings.get("bend"), settings.get("latent_size", 4)
+    return NeuralField(states, mechanism.endpoints, latent, dosed=dosed, correction=correction, bend=bend, **network)
 
 
 def _build_stochastic(settings: DynamicsSettings, scaling: Scaling) -> StochasticDynamics:
@@ -229,6 +229,8 @@ def _check(dynamics: DynamicsSettings, encoder: EncoderSettings, error: str, sol
     learned = dynamics.get("field", "neural") not in ("mechanistic", "hybrid")
     if learned and (dynamics.get("lag", False) or dynamics.get("elimination", "linear") != "linear"):
         raise ValueError("lag and elimination are of a mechanistic or hybrid field; a learned one has neither")
+    if dynamics.get("flows") and dynamics.get("field") != "hybrid":
+        raise ValueError("flows are of the correction of a hybrid field: leave them out, or set dynamics.field hybrid")
     stochastic = "noise" in dynamics
     if stochastic and (dynamics.get("field") != "mechanistic" or encoder.get("kind") != "recurrent"):
         raise ValueError("noise is of a mechanistic field with a recurrent encoder: set dynamics.field, encoder.kind")
