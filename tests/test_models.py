@@ -199,7 +199,8 @@ def test_settings_reach_the_model():
         ({"dynamics": {"field": "magic"}}, r"dynamics\.field is one of"),
         ({"dynamics": {"compartments": 4}}, "compartments must be"),
         ({"dynamics": {"absorption": "zero_order"}}, "absorption is one of"),
-        ({"dynamics": {"typical": {"CL": 5.0}}}, r"typical names \['CL'\]"),  # a neural field has no clearance
+        ({"dynamics": {"typical": {"KA": 5.0}}}, r"typical names \['KA'\]"),  # after an intravenous dose
+        ({"dynamics": {"flows": [["central", "peripheral"]]}}, "flows are of the correction"),
         ({"dynamics": {"field": "mechanistic", "effects": {"CL": ["AGE"]}}}, r"\['AGE'\] are no parameters"),
     ],
 )
