@@ -117,7 +117,7 @@ def test_learned_rates_are_positive_and_bounded_whatever_the_weights(std):
     t, y, theta = random_point(model, 200)
     theta[:, -3:] = 3 * torch.randn(200, 3, dtype=torch.float64)
     bend = (model.rates(t, 100 * y, theta) / model.base.rates(t, y, theta[:, :5])).log()
-    assert (bend.abs() <= 5.0 + 1e-12).all()  # exp(5·tanh)
+    assert (bend.abs() <= 10.0 + 1e-12).all()  # exp(5·tanh) here over that in the empty system
     assert bend.std(0).min() > 0.01 * std, "no network at work"
     empty = torch.zeros_like(y)
     assert (model(t, empty, theta) == 0).all(), "drug without a dose"
@@ -144,9 +144,7 @@ def test_a_new_neural_field_is_the_compartment_model_that_it_bends():
     assert model.guess(SCALING) == known.guess(SCALING)
     assert model.parameter_names == (*known.parameter_names, "z1", "z2")
     derived = known.derived(theta)
-    assert {name: value.tolist() for name, value in model.derived(own).items()} == pytest.approx(
-        {name: pytest.approx(value.tolist()) for name, value in derived.items()}
-    )
+    assert all(torch.equal(value, derived[name]) for name, value in model.derived(own).items())
 
 
 def test_a_correction_starts_a_hundred_times_slower_than_a_compartment_model():
@@ -228,7 +226,7 @@ def test_the_slope_of_a_neural_field_depends_on_state_and_z_alone_in_whatever_un
 
 
 @pytest.mark.parametrize("absorption", ["none", "first_order"])
-def test_rate_constants_of_learned_compartments_are_the_slopes_near_the_empty_state(absorption):
+def test_parameters_of_learned_compartments_are_those_of_the_field_near_the_empty_state(absorption):
     known = CompartmentModel(2, absorption)
     states, model = known.states, with_random_weights(NeuralCompartments(known, 1, SCALING), 0.5)
     t, _, theta = random_point(model, 3)

@@ -59,10 +59,11 @@ class NeuralCompartments(Compartments):
     Each subject has the parameters of linear compartments (CL, V1, Q, V2, …), log-normal in the population, and a
     network of the amounts and of the place multiplies the rate constants that follow from them::
 
-        rate_f = base_f(CL, V1, …) · exp(5·tanh(x_f/5)),    x = network(log(1 + A/amount), log(base/guess), z)
+        rate_f = base_f(CL, V1, …) · g_f(A)/g_f(0),    g = exp(5·tanh(x/5))
+        x = network(log(1 + A/amount), log(base/guess), z)
 
     So there is no negative concentration, no drug without a dose, and C → 0, since every compartment leads to central
-    and central has a way out. The parameters are those before the network bends what they say.
+    and central has a way out. The parameters are those of the field where little drug is left.
 
     Args:
         base: the linear compartments; how doses enter and what is observed is theirs too.
@@ -126,25 +127,34 @@ class NeuralCompartments(Compartments):
         own = self._own(theta)
         return self.base.rates(own[..., 0], own, own)  # linear compartments read neither t nor y
 
+    def _place(self, theta: Tensor) -> Tensor:
+        """What the network reads of a subject beside its amounts."""
+        return torch.cat([torch.log(self._base_rates(theta) / self.reference), theta[..., self.named_size :]], dim=-1)
+
+    def _bent(self, seen: Tensor) -> Tensor:
+        # bounded, so that no step of the training can make the system arbitrarily stiff
+        return torch.exp(5.0 * torch.tanh(self.network(seen) / 5.0))
+
+    def _unbent(self, theta: Tensor) -> Tensor:
+        """The base rates over what the network makes of them in the empty system at its start."""
+        place = self._place(theta)
+        empty = place.new_zeros((*place.shape[:-1], len(self.states) + (not self.autonomous)))
+        return self._base_rates(theta) / self._bent(torch.cat([empty, place], dim=-1))
+
     def rates(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
-        base, latent = self._base_rates(theta), theta[..., self.named_size :]
         amount = torch.log1p((y / self.amount_scale).clamp(min=0.0))
         clock = [] if self.autonomous else [torch.log1p(t / self.time_scale)[..., None]]
-        x = self.network(torch.cat([amount, *clock, torch.log(base / self.reference), latent], dim=-1))
-        # bounded, so that no step of the training can make the system arbitrarily stiff
-        rates: Tensor = base * torch.exp(5.0 * torch.tanh(x / 5.0))
-        return rates
+        return self._unbent(theta) * self._bent(torch.cat([amount, *clock, self._place(theta)], dim=-1))
 
     def perceptron(self, theta: Tensor) -> Perceptron:
         states = len(self.states) + (not self.autonomous)
-        base, latent = self._base_rates(theta), theta[..., self.named_size :]
         (first, *weights), (bias, *biases) = _linear_layers(self.network)
-        constant = torch.cat([torch.log(base / self.reference), latent], dim=-1)
-        shift = torch.nn.functional.linear(constant, first[:, states:], bias)
+        shift = torch.nn.functional.linear(self._place(theta), first[:, states:], bias)
         flows = [(self.states.index(a), -1 if b is None else self.states.index(b)) for a, b in self.flows]
         weights = [first[:, :states], *weights]
         # the kernel takes the logarithm of all that it reads in the unit of an amount
         clock = None if self.autonomous else self.amount_scale / self.time_scale
+        base = self._unbent(theta)
         return Perceptron(shift, (*weights,), (*biases,), "silu", self.amount_scale, None, base, (*flows,), clock)
 
     def initial_state(self, theta: Tensor) -> Tensor:
@@ -163,11 +173,7 @@ class NeuralCompartments(Compartments):
         return self.base.dose_unit(self._own(theta))
 
     def derived(self, theta: Tensor) -> dict[str, Tensor]:
-        """The rate constants k10, k12, k21 (k13, k31) that the field has where little drug is left, per time."""
-        empty = theta.new_zeros((*theta.shape[:-1], len(self.states)))
-        rates = dict(zip(self.flows, self.rates(theta[..., 0], empty, theta).unbind(-1), strict=True))
-        names = {"central": 1, "peripheral": 2, "peripheral2": 3, None: 0}
-        return {f"k{names[a]}{names[b]}": rate for (a, b), rate in rates.items() if a in names and b in names}
+        return self.base.derived(self._own(theta))
 
     def guess(self, scaling: Scaling) -> dict[str, float]:
         return self.base.guess(scaling)
