@@ -16,16 +16,30 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
 @pytest.fixture
-def script(monkeypatch):
+def simulation(monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
-    import benchmark_tacrolimus
+    from tacrolimus_benchmark import simulation
 
-    return benchmark_tacrolimus
+    return simulation
 
 
-def test_typical_patients_are_those_of_the_study(script):
-    people = script.simulate(1, 56, seed=0, typical_only=True)
-    area = script.areas(script.true_lines(people), people)
+@pytest.fixture
+def baselines(simulation):
+    from tacrolimus_benchmark import baselines
+
+    return baselines
+
+
+@pytest.fixture
+def model(simulation):
+    from tacrolimus_benchmark import model
+
+    return model
+
+
+def test_typical_patients_are_those_of_the_study(simulation):
+    people = simulation.simulate(1, 56, seed=0, typical_only=True)
+    area = simulation.areas(simulation.true_lines(people), people)
     for subject, found in zip(people, area, strict=True):
         (dose,) = subject.doses
         slow = subject.covariates["P"] == 0
@@ -41,35 +55,35 @@ def test_typical_patients_are_those_of_the_study(script):
     assert {s.doses[0].amount for s in people} == {2000, 2500, 3000, 3500, 4000, 4500, 5000}
 
 
-def test_the_hidden_haematocrit_is_what_acts_on_clearance(script):
-    plain, hidden = (script.simulate(k, 40, seed=1) for k in (1, 2))
+def test_the_hidden_haematocrit_is_what_acts_on_clearance(simulation, model):
+    plain, hidden = (simulation.simulate(k, 40, seed=1) for k in (1, 2))
     assert hidden.covariate_names == plain.covariate_names == ("CYP", "DOSE", "P")
     share = np.array([b.truth.parameters["CL"] / a.truth.parameters["CL"] for a, b in zip(plain, hidden, strict=True)])
     # a sample from almost the whole of it
     low, high = (45 / 35) ** -3.14, (25 / 35) ** -3.14
     assert low - 1e-9 < share.min() < 1.3 * low and 0.7 * high < share.max() < high + 1e-9
     # the oracle's haematocrit has the same limits, whatever its z
-    model = script.known_model(2, hidden=True)
+    oracle = model.known_model(2, hidden=True)
     z = torch.zeros(3, 6, dtype=torch.float64)
     z[:, -1] = torch.tensor([-9.0, 0.0, 9.0])
-    cl = model.individual(z, torch.zeros(3, 1, 2, dtype=torch.float64))[:, 0]
+    cl = oracle.individual(z, torch.zeros(3, 1, 2, dtype=torch.float64))[:, 0]
     assert torch.allclose(cl, 21.2 * torch.tensor([25.0, 35.0, 45.0]).double().div(35) ** -3.14)
 
 
-def test_standard_deviations_add(script):
-    error = script.SumError.known(a=0.71, b=0.113)
+def test_standard_deviations_add(simulation):
+    error = simulation.SumError.known(a=0.71, b=0.113)
     sd = error.sd(torch.tensor([0.0, 10.0]), torch.tensor([0, 0]))
     assert sd.tolist() == pytest.approx([0.71, 1.84])
 
 
-def test_no_multiple_of_the_mean_sample_beats_the_formula(script):
-    people = script.simulate(1, 40, seed=2)
-    area = script.by_formula(people, people).area
-    true = script.areas(script.true_lines(people), people)
+def test_no_multiple_of_the_mean_sample_beats_the_formula(simulation, baselines):
+    people = simulation.simulate(1, 40, seed=2)
+    area = baselines.by_formula(people, people).area
+    true = simulation.areas(simulation.true_lines(people), people)
     # by least squares no other formula, such as the best multiple of the mean sample, does better
     mean = np.array([s.values.mean() for s in people])
     for interval in (12.0, 24.0):
-        own = script.intervals(people) == interval
+        own = simulation.intervals(people) == interval
         ratio = mean[own] / true[own]
         other = ratio.sum() / (ratio @ ratio) * ratio - 1
         assert np.square(area[own] / true[own] - 1).sum() <= np.square(other).sum()

@@ -137,7 +137,8 @@ class Implicit(Scheme):
     def increments(self, slope: Field, t: Tensor, y: Tensor, h: Tensor) -> Tensor:
         jacobian, drift = _derivatives(slope, t, y)
         eye = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)
-        factors, pivots = torch.linalg.lu_factor(eye / (_GAMMA * h)[:, None, None] - jacobian)
+        # of a singular matrix come increments that are not finite: a step of one subject that is not taken
+        factors, pivots, _ = torch.linalg.lu_factor_ex(eye / (_GAMMA * h)[:, None, None] - jacobian)
         k: list[Tensor] = []
         point = y
         for stage in range(8):

@@ -1,0 +1,10 @@
+"""How the functions inside a kernel are compiled: called by compiled ones only, which hold the arrays, they do without
+counting references to all of them."""
+
+from __future__ import annotations
+
+from numba import njit
+
+_ONLY_CALLED = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
+inner = njit(nogil=True, error_model="numpy", **_ONLY_CALLED)
+summing = njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp"}, **_ONLY_CALLED)

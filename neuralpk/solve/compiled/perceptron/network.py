@@ -1,0 +1,257 @@
+"""The network and the slope that it gives, for a block of rows, and back through both."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuralpk.solve.compiled.perceptron.activation import activate, back_through
+from neuralpk.solve.compiled.perceptron.inner import inner, summing
+from neuralpk.solve.compiled.perceptron.lanes import LANES
+from neuralpk.solve.compiled.tile import ROWS, add_product, apart, within
+from neuralpk.solve.tableau import STAGES
+
+Array = NDArray[Any]
+
+
+class Network(NamedTuple):
+    """A `neuralpk.dynamics.Perceptron` as arrays. Widths of hidden layers are filled up with zeros to a multiple of 16,
+    the short sides of the first and the last layer to one of 4; the subjects' own arrays have a row for each period."""
+
+    shift: Array  # [subject·period, hidden]
+    first: Array  # [state, hidden]
+    hidden: Array  # [layer, from, to]
+    hidden_back: Array  # [layer, to, from]
+    bias: Array  # [layer, hidden]
+    last: Array  # [output, hidden]
+    last_bias: Array  # [output]
+    matrix: Array  # [subject·period, state, state], or no row
+    base: Array  # [subject·period, flow], or no row
+    source: Array  # [flow]
+    destination: Array  # [flow], -1 for out of the system
+    activation: int
+    scale: float  # of the logarithm, 0 for none
+
+
+class Work(NamedTuple):
+    """What happens inside the network, a row for each evaluation; the rows of a layer stand one after the other."""
+
+    features: Array  # [row, state]
+    values: Array  # [layer, row·hidden]
+    derivatives: Array  # [layer, row·hidden] of the activation, where its value does not tell; forward: no row
+    back: Array  # [layer, row·hidden] what came back to it before the activation
+    head: Array  # [row, output] what came back to it
+    dots: Array  # [output or state, lane] sums over the width
+    own: Array  # [lane] place of the subject and period in its own arrays; again for some lanes that move together
+    shift: Array  # [lane, hidden] that of the network there
+    zeros: Array  # [hidden]
+
+
+def make_work(net: Network, rows: int, back: bool) -> Work:
+    """Room for `rows` evaluations, and to go back through them."""
+    kind, width, layers = net.first.dtype, net.first.shape[1], len(net.hidden) + 1
+    return Work(
+        features=np.zeros((rows, len(net.first)), kind),
+        values=np.zeros((layers, rows * width), kind),
+        derivatives=np.zeros((layers, rows * width if back else 0), kind),
+        back=np.zeros((layers, rows * width if back else 0), kind),
+        head=np.zeros((rows, len(net.last)), kind),
+        dots=np.zeros((max(len(net.first), len(net.last)), LANES)),
+        own=np.zeros(2 * LANES, np.int64),
+        shift=np.zeros((2 * LANES, width), kind),
+        zeros=np.zeros(width, kind),
+    )
+
+
+@inner
+def fill_blocks(rows):
+    """The rows of a product that has room for so many."""
+    return (rows + ROWS - 1) // ROWS * ROWS
+
+
+@summing
+def _dots(a, b, count, out):
+    """out[f, r] = Σ_c a[r, c]·b[f, c], with the rows of `a` one after the other."""
+    apart()
+    width = b.shape[1]
+    for r in range(len(a) // width):
+        row = a[r * width : (r + 1) * width]
+        for f in range(count):
+            total = a.dtype.type(0.0)
+            for c in range(width):
+                total += row[c] * b[f, c]
+            out[f, r] = total
+
+
+@inner
+def put_in(net, work, lane, row):
+    """Put a subject and period, at `row` of its own arrays, into a lane."""
+    work.own[lane] = row
+    for c in range(net.shift.shape[1]):
+        work.shift[lane, c] = net.shift[row, c]
+
+
+@inner
+def pass_first_layer(net, work, at, shift, states):
+    """The first layer before its activation, in the rows from `at` on, of as many lanes as have a row in `shift`, a
+    multiple of 4, at `states`."""
+    within()
+    width, short, features, scale = net.first.shape[1], net.first.shape[0], work.features, net.scale
+    for d in range(len(states)):
+        for r in range(LANES):
+            y = states[d, r]
+            features[at + r, d] = y if scale == 0.0 else math.log1p(max(y, 0.0) / scale)
+    add_product(
+        work.values, at * width, width, shift, 0, width,
+        features, at * short, short, 1, net.first, 0, width, len(shift), len(states), width,
+    )  # fmt: skip
+
+
+@inner
+def pass_hidden_layers(net, work, rows):
+    """The first activation of the first `rows` rows and the layers above it."""
+    within()
+    width, values, derivatives, end = net.first.shape[1], work.values, work.derivatives, rows * net.first.shape[1]
+    activate(net.activation, values[0, :end], derivatives[0, :end])
+    for layer in range(net.hidden.shape[0]):
+        add_product(
+            values, (layer + 1) * values.shape[1], width, net.bias, layer * width, 0,
+            values, layer * values.shape[1], width, 1, net.hidden, layer * width * width, width, rows, width, width,
+        )  # fmt: skip
+        activate(net.activation, values[layer + 1, :end], derivatives[layer + 1, :end])
+
+
+@inner
+def find_slopes(net, work, own, shift, states, entering, out):
+    """dy/dt at `states` into `out` for as many lanes as have a place in `own`, a multiple of 4."""
+    apart()
+    rows, dots = len(own), work.dots
+    pass_first_layer(net, work, 0, shift, states)
+    pass_hidden_layers(net, work, rows)
+    _dots(work.values[net.hidden.shape[0], : rows * net.first.shape[1]], net.last, net.last_bias.shape[0], dots)
+    for d in range(len(states)):
+        for r in range(LANES):
+            out[d, r] = entering[d, r]
+    if net.matrix.shape[0] > 0:
+        matrix = net.matrix
+        for r in range(rows):
+            row = own[r]
+            for d in range(len(states)):
+                slope = out[d, r]
+                for e in range(len(states)):
+                    slope += matrix[row, d, e] * states[e, r]
+                out[d, r] = slope
+    last_bias, base = net.last_bias, net.base
+    for f in range(last_bias.shape[0]):
+        if base.shape[0] == 0:
+            for r in range(LANES):
+                out[f, r] += dots[f, r] + last_bias[f]
+            continue
+        source, destination = net.source[f], net.destination[f]
+        for r in range(rows):
+            bend = math.tanh((dots[f, r] + last_bias[f]) / 5.0)
+            flow = base[own[r], f] * math.exp(5.0 * bend) * states[source, r]
+            out[source, r] -= flow
+            if destination >= 0:
+                out[destination, r] += flow
+
+
+@inner
+def pull_back(net, work, at, own, states, cotangent, gradients, out):
+    """The transposed Jacobian of `find_slopes` times `cotangent` into `out`, from the layers in the rows from `at` on.
+    What came back to each layer and to the outputs stays there, until `to_weights` sums over all of them at once."""
+    within()
+    width, top, wide, outputs = net.first.shape[1], net.hidden.shape[0], net.last.shape[0], net.last_bias.shape[0]
+    back, head, dots, rows, start, end = work.back, work.head, work.dots, len(own), at * width, (at + len(own)) * width
+    values, derivatives = work.values, work.derivatives
+    for d in range(out.shape[0]):
+        for r in range(LANES):
+            out[d, r] = 0.0
+    base = net.base
+    if base.shape[0] > 0:
+        _dots(values[top, start:end], net.last, outputs, dots)
+    for f in range(outputs):
+        if base.shape[0] == 0:
+            for r in range(LANES):
+                head[at + r, f] = cotangent[f, r]
+            continue
+        source, destination = net.source[f], net.destination[f]
+        for r in range(rows):
+            row, bend, y = own[r], math.tanh((dots[f, r] + net.last_bias[f]) / 5.0), states[source, r]
+            rate, pull = math.exp(5.0 * bend), -cotangent[source, r]
+            if destination >= 0:
+                pull += cotangent[destination, r]
+            gradients.base[row, f] += pull * rate * y
+            out[source, r] += pull * rate * base[row, f]
+            head[at + r, f] = pull * base[row, f] * rate * y * (1.0 - bend * bend)
+    if net.matrix.shape[0] > 0:
+        matrix, to_matrix = net.matrix, gradients.matrix
+        for r in range(rows):
+            row = own[r]
+            for d in range(out.shape[0]):
+                pull = cotangent[d, r]
+                for e in range(out.shape[0]):
+                    to_matrix[row, d, e] += pull * states[e, r]
+                    out[e, r] += pull * matrix[row, d, e]
+    add_product(
+        back, top * back.shape[1] + start, width, work.zeros, 0, 0,
+        head, at * wide, wide, 1, net.last, 0, width, rows, outputs, width,
+    )  # fmt: skip
+    for layer in range(top, -1, -1):
+        back_through(net.activation, back[layer, start:end], values[layer, start:end], derivatives[layer, start:end])
+        if layer > 0:
+            add_product(
+                back, (layer - 1) * back.shape[1] + start, width, work.zeros, 0, 0,
+                back, layer * back.shape[1] + start, width, 1,
+                net.hidden_back, (layer - 1) * width * width, width, rows, width, width,
+            )  # fmt: skip
+    _dots(back[0, start:end], net.first, out.shape[0], dots)
+    scale = net.scale
+    for d in range(out.shape[0]):
+        for r in range(LANES):
+            y = states[d, r]
+            if scale == 0.0:
+                out[d, r] += dots[d, r]
+            elif y > 0.0:
+                out[d, r] += dots[d, r] / (scale + y)
+
+
+@inner
+def _add(a, out):
+    for c in range(len(a)):
+        out[c] += a[c]
+
+
+@inner
+def to_weights(net, work, rows, gradients):
+    """What the first `rows` rows of `work` give to the weights: products of the values with what came back."""
+    within()
+    width, top, short, wide = net.first.shape[1], net.hidden.shape[0], net.first.shape[0], net.last.shape[0]
+    values, back, own, head, layer_size = work.values, work.back, work.own, work.head, work.values.shape[1]
+    to_shift, to_bias, to_last_bias = gradients.shift, gradients.bias, gradients.last_bias
+    for r in range(rows):
+        # those of the last stage moved together
+        row = own[r % LANES if r < (STAGES - 1) * LANES else r - (STAGES - 2) * LANES]
+        _add(back[0, r * width : (r + 1) * width], to_shift[row])
+        for f in range(to_last_bias.shape[0]):
+            to_last_bias[f] += head[r, f]
+    for layer in range(top):
+        for r in range(rows):
+            _add(back[layer + 1, r * width : (r + 1) * width], to_bias[layer])
+    add_product(
+        gradients.first, 0, width, gradients.first, 0, width,
+        work.features, 0, 1, short, back, 0, width, short, rows, width,
+    )  # fmt: skip
+    for layer in range(top):
+        place = layer * width * width
+        add_product(
+            gradients.hidden, place, width, gradients.hidden, place, width,
+            values, layer * layer_size, 1, width, back, (layer + 1) * layer_size, width, width, rows, width,
+        )  # fmt: skip
+    add_product(
+        gradients.last, 0, width, gradients.last, 0, width,
+        head, 0, 1, wide, values, top * layer_size, width, wide, rows, width,
+    )  # fmt: skip

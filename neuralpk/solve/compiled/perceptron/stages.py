@@ -1,0 +1,45 @@
+"""The stages of a Runge–Kutta step: where they stand, what came back to there, and the line they draw in between."""
+
+from __future__ import annotations
+
+from neuralpk.solve.compiled.perceptron.inner import inner
+from neuralpk.solve.compiled.perceptron.lanes import LANES
+from neuralpk.solve.compiled.tile import apart
+from neuralpk.solve.tableau import DENSE, STAGES, A
+
+
+@inner
+def place_stage(y, h, k, stage, out):
+    """Where `stage` stands; where the step ends, for the last stage."""
+    apart()
+    for d in range(y.shape[0]):
+        for lane in range(LANES):
+            total = 0.0
+            for earlier in range(stage):
+                total += A[stage, earlier] * k[earlier, d, lane]
+            out[stage, d, lane] = y[d, lane] + h[lane] * total
+
+
+@inner
+def pull_back_stage(pull, h, k, stage, pulls, start_pull, to_size):
+    """Reverse of `place_stage`: what came back to it goes to the start, the earlier stages and the size of the step."""
+    apart()
+    for d in range(pull.shape[0]):
+        for lane in range(LANES):
+            given, total = pull[d, lane], 0.0
+            start_pull[d, lane] += given
+            for earlier in range(stage):
+                share = A[stage, earlier] * given
+                pulls[earlier, d, lane] += h[lane] * share
+                total += share * k[earlier, d, lane]
+            to_size[lane] += h[lane] * total
+
+
+@inner
+def weigh_stages(share, change, out):
+    """The weights of the stages at a share of the step, or how fast they change with it."""
+    for stage in range(STAGES):
+        c0, c1, c2, c3 = DENSE[stage, 0], DENSE[stage, 1], DENSE[stage, 2], DENSE[stage, 3]
+        out[0, stage] = share * (c0 + share * (c1 + share * (c2 + share * c3)))
+        if change:
+            out[1, stage] = c0 + share * (2.0 * c1 + share * (3.0 * c2 + share * 4.0 * c3))
