@@ -22,6 +22,7 @@ from neuralpk.dynamics import (
 from neuralpk.dynamics.compartment import mammillary_flows
 from neuralpk.scaling import Scaling
 from neuralpk.solve import SolverOptions, Status, fused_cpu, runge_kutta, solve
+from neuralpk.solve import scheme as schemes
 from neuralpk.solve.compiled import linear, order, perceptron
 from neuralpk.solve.mesh import build_mesh, dose_inputs
 from neuralpk.solve.scheme import Explicit, Implicit
@@ -368,3 +369,12 @@ def test_a_kernel_is_not_kept_inside_the_package(kernel):
     # a folder that is left there when the package is removed would hide the next installation
     package = Path(neuralpk.__file__).parent
     assert package not in Path(kernel.stats.cache_path).parents
+
+
+def test_an_implicit_step_whose_equations_are_singular_is_not_finite_and_spoils_no_other_subject():
+    size, y = torch.full((2,), 0.1, dtype=torch.float64), torch.ones(2, 1, dtype=torch.float64)
+    rate = torch.tensor([[1.0 / (schemes._GAMMA * 0.1)], [-1.0]], dtype=torch.float64)  # of the first: I/(h·γ) = J
+    found = Implicit().increments(lambda t, y: rate * y, torch.zeros_like(size), y, size)
+    assert not bool(torch.isfinite(found[0]).any())
+    alone = Implicit().increments(lambda t, y: -y, torch.zeros(1, dtype=torch.float64), y[1:], size[1:])
+    torch.testing.assert_close(found[1:], alone)
