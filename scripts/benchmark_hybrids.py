@@ -33,7 +33,7 @@ from neuralpk.datamodules.simulated import SimulatedDataModule
 from neuralpk.dynamics import Compartments, HybridDynamics
 from neuralpk.encoders import ENCODERS
 from neuralpk.evaluate.metrics import line_rrmse
-from neuralpk.evaluate.style import BLACK, BLUE, legend_on_top, new_figure
+from neuralpk.evaluate.style import BLACK, BLUE, TEXT, legend_on_top, new_figure
 from neuralpk.models import DynamicsSettings, LatentODE
 from neuralpk.models.individual import IndividualParameters
 from neuralpk.reconstruction import reconstruct
@@ -143,7 +143,6 @@ def falling(**options: Any) -> PKDataModule:
 # flat enough a prior, and few enough layers, for rates that change tenfold; and a start at which there is a correction
 # to bend, since one that starts next to nothing is taken for nothing before it has bent
 NETWORK: DynamicsSettings = {"layers": 1, "bend": 10.0}
-START = {"CL": 2.0, "base_central_out": 0.1}
 BOLUS: DynamicsSettings = {"compartments": 1}
 ORAL: DynamicsSettings = {"compartments": 1, "absorption": "first_order"}
 CASES = {
@@ -151,7 +150,7 @@ CASES = {
         "elimination that saturates",
         saturable,
         BOLUS,
-        NETWORK | {"typical": START},
+        NETWORK | {"typical": {"CL": 0.3, "base_central_out": 0.15}},
         ("central", None),
         ("central", None),
         ("concentration", "clearance"),
@@ -160,7 +159,7 @@ CASES = {
         "clearance that falls in time",
         falling,
         BOLUS,
-        NETWORK | {"typical": START, "time": True},
+        NETWORK | {"typical": {"CL": 2.0, "base_central_out": 0.1}, "time": True},
         ("central", None),
         ("central", None),
         ("time", "clearance"),
@@ -283,7 +282,8 @@ def draw(learned: dict[str, LatentODETask], seed: int) -> Figure:
                 order = np.argsort(found[x][k])
                 points = found[x][k][order], found[y][k][order]
                 panel.plot(*points, color=colour, ls=style, lw=1.3, label=label if k == 0 else None)
-        panel.set(xlabel=LABELS[x], ylabel=LABELS[y], title=case.title.capitalize())
+        panel.set(xlabel=LABELS[x], ylabel=LABELS[y])
+        panel.set_title(case.title.capitalize(), fontsize=TEXT)
         panel.set_ylim(bottom=0.0)
     legend_on_top(figure, [panels[0]])
     return figure
