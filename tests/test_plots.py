@@ -171,6 +171,17 @@ def test_goodness_of_fit_has_its_four_panels(log, count):
     assert [axes.get_xscale() == "log" for axes in figure.axes] == [log, log, log, False]
 
 
+def test_without_a_likelihood_there_is_no_band_and_no_weighted_residual():
+    nothing = np.full_like(LINE, np.nan)
+    figure = individual_panels([panel(lower=nothing, upper=nothing)], UNITS)
+    render(figure)
+    assert "90 % band" not in legend_labels(figure)
+    value = np.linspace(1.0, 5.0, 20)
+    figure = goodness_of_fit(value, value, value, value, np.full(20, np.nan), UNITS)
+    render(figure)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["DV (ng/mL)"] * 2
+
+
 def test_running_median_resists_outliers_and_follows_the_trend():
     x = np.random.default_rng(1).uniform(0, 10, 300)
     y = 2 * x
@@ -252,6 +263,10 @@ def test_latent_space_finds_the_direction_of_largest_spread():
     assert figure.axes[0].get_xlabel() == "principal component 1 (100 %)"
     assert figure.axes[1].get_ylabel() == "CL (L/h)"
     np.testing.assert_array_equal(figure.axes[0].collections[0].get_array(), along)
+
+
+def test_one_subject_has_no_share_of_spread():
+    assert latent_space(np.ones((1, 4))).axes[0].get_xlabel() == "principal component 1"
 
 
 def test_cloud_away_from_the_prior_stays_away_from_its_circles():

@@ -88,7 +88,8 @@ class Dashboard(L.Callback):
             panels = make_panels(shown, result, endpoint, first_seen(data))
             figures[name] = individual_panels(panels, cohort.units, shared=False, quantity=quantity_of(cohort))
         if result.ipred.shape[2] == 2 and not any(subject.doses for subject in cohort):
-            figures["phase plane"] = phase_figure(shown, result)
+            first, second = (task.model.dynamics.states[k].capitalize() for k in task.model.dynamics.endpoints[:2])
+            figures["phase plane"] = phase_figure(shown, result, (first, second))
         figures |= fit_figures(task, data, cohort)
         mean = task.latent(cohort, first_seen(data))
         figures["latent space"] = latent_space(mean)

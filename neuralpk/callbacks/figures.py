@@ -67,7 +67,7 @@ def save_panels(cohort: Cohort, result: Reconstruction, folder: Path, seen: int 
         yield path
 
 
-def phase_figure(cohort: Cohort, result: Reconstruction) -> Figure:
+def phase_figure(cohort: Cohort, result: Reconstruction, names: tuple[str, str]) -> Figure:
     """The two states of the first subjects against each other, with what was measured of the first."""
     lines = {f"IPRED {name}": result.ipred[k] for k, name in enumerate(cohort.ids[:3])}
     first = cohort[0]
@@ -75,7 +75,7 @@ def phase_figure(cohort: Cohort, result: Reconstruction) -> Figure:
     together = np.intersect1d(*(first.times[at] for at in own))
     pairs = [first.values[at][np.searchsorted(first.times[at], together)] for at in own]
     unit = cohort.units.value
-    return phase_plane(lines, np.column_stack(pairs), (with_unit("State 1", unit), with_unit("State 2", unit)))
+    return phase_plane(lines, np.column_stack(pairs), (with_unit(names[0], unit), with_unit(names[1], unit)))
 
 
 def fit_figures(task: LatentODETask, data: CohortDataModule, cohort: Cohort) -> dict[str, Figure]:

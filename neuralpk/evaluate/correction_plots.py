@@ -37,6 +37,7 @@ def correction_maps(
     path: FloatArray,
     observed: FloatArray,
     names: tuple[str, str] = ("x", "y"),
+    covering: FloatArray | None = None,
 ) -> Figure:
     """What was added to the slope of each of two states, by place: a row for each state, a column for each field.
 
@@ -46,9 +47,10 @@ def correction_maps(
         x: first state of the grid, ``[x]``.
         y: second state, ``[y]``.
         fields: label to correction, ``[y, x, 2]``.
-        path: fitted line through the state space, ``[time, 2]``.
+        path: fitted line through the state space, ``[time, 2]``; a row of NaN separates one line from the next.
         observed: measured pairs, ``[observation, 2]``.
         names: of the two states.
+        covering: lines near which the data were, where there are more of them than `path` draws, ``[time, 2]``.
 
     Raises:
         ValueError: a field that is not on the grid.
@@ -56,7 +58,7 @@ def correction_maps(
     for label, field in fields.items():
         if np.shape(field) != (len(y), len(x), 2):
             raise ValueError(f"{label}: a correction here is [y, x, 2] = {(len(y), len(x), 2)}, got {np.shape(field)}")
-    covered = covered_region(x, y, path)
+    covered = covered_region(x, y, path if covering is None else covering)
     figure, axes = new_figure(2, len(fields), height=5.6, sharex=True, sharey=True)
     for state, row in enumerate(axes):
         reach = max(float(np.abs(field[..., state][covered]).max()) for field in fields.values()) or 1.0

@@ -132,7 +132,8 @@ def individual_panels(
 
 
 def _draw_panel(axes: Axes, subject: Panel) -> None:
-    axes.fill_between(subject.times, subject.lower, subject.upper, color=SKY, alpha=0.35, lw=0, label="90 % band")
+    if not np.isnan(subject.lower).all():  # a model without a likelihood has no band
+        axes.fill_between(subject.times, subject.lower, subject.upper, color=SKY, alpha=0.35, lw=0, label="90 % band")
     if subject.pred is not None:
         axes.plot(subject.times, subject.pred, color=ORANGE, lw=1.2, ls=":", label="PRED")
     axes.plot(subject.times, subject.ipred, color=BLUE, lw=1.6, label="IPRED")
@@ -205,7 +206,8 @@ def goodness_of_fit(
     units: Units,
     log: bool = False,
 ) -> Figure:
-    """The four classical panels: DV against PRED and IPRED, IWRES against IPRED and time.
+    """The four classical panels: DV against PRED and IPRED, IWRES against IPRED and time; the first two alone where
+    no IWRES is known.
 
     Args:
         times: time unit, ``[observation]``; likewise all that follow.
@@ -216,7 +218,8 @@ def goodness_of_fit(
         units: for the axes.
         log: logarithmic values; points that are not positive are counted in the panel instead of shown.
     """
-    figure, axes = new_figure(2, 2, width=8.0, height=7.4)
+    weighted = bool(np.isfinite(iwres).any())
+    figure, axes = new_figure(1 + weighted, 2, width=8.0, height=7.4 if weighted else 4.0)
     for panel, x, name in zip(axes[0], (pred, ipred), ("PRED", "IPRED"), strict=True):
         _cloud(panel, x, observed)
         identity_line(panel, x, observed, log=log)
@@ -224,9 +227,18 @@ def goodness_of_fit(
         panel.set_ylabel(with_unit("DV", units.value))
         if log:
             note_hidden(panel, x, observed)
+    if weighted:
+        _weighted_residuals(axes[1], times, ipred, iwres, units, log)
+    legend_on_top(figure, [axes[0, 0]])
+    return figure
+
+
+def _weighted_residuals(
+    row: NDArray[Any], times: FloatArray, ipred: FloatArray, iwres: FloatArray, units: Units, log: bool
+) -> None:
     span = np.max(np.abs(iwres[np.isfinite(iwres)]), initial=2.5)
     for panel, x, label in zip(
-        axes[1], (ipred, times), (with_unit("IPRED", units.value), with_unit("Time", units.time)), strict=True
+        row, (ipred, times), (with_unit("IPRED", units.value), with_unit("Time", units.time)), strict=True
     ):
         for level in (-2, 2):
             panel.axhline(level, color=LIGHT, lw=0.9, ls=":", zorder=1)
@@ -236,14 +248,12 @@ def goodness_of_fit(
         panel.set_ylabel("IWRES")
         panel.set_box_aspect(1)
         panel.set_ylim(-1.1 * span, 1.1 * span)
-        on_log = log and panel is axes[1, 0]
+        on_log = log and panel is row[0]
         set_range(panel, "x", x, log=on_log)
         if on_log:
             log_scale(panel, "x")
             note_hidden(panel, x)
-    time_axis(axes[1, 1], units.time)
-    legend_on_top(figure, [axes[0, 0]])
-    return figure
+    time_axis(row[1], units.time)
 
 
 def _cloud(axes: Axes, x: FloatArray, y: FloatArray) -> None:

@@ -119,7 +119,9 @@ def _principal(mean: FloatArray) -> tuple[FloatArray, tuple[str, str]]:
     _, size, directions = np.linalg.svd(mean - mean.mean(axis=0))
     part = np.zeros(latent)
     part[: len(size)] = 100 * np.square(size) / max(float(np.square(size).sum()), np.finfo(float).tiny)
-    return mean @ directions[:2].T, tuple(f"principal component {k + 1} ({part[k]:.0f} %)" for k in (0, 1))  # type: ignore[return-value]
+    # one subject has no spread of which a component could be a share
+    shares = [f" ({share:.0f} %)" if size.any() else "" for share in part]
+    return mean @ directions[:2].T, (f"principal component 1{shares[0]}", f"principal component 2{shares[1]}")
 
 
 def vpc_figure(

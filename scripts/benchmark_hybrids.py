@@ -1,0 +1,338 @@
+"""Mechanism plus network on patients whom the mechanism alone cannot explain, against what it says alone.
+
+Three cohorts of fifty patients: elimination that saturates, clearance that falls in time, drug that returns from the
+bile to the gut after a meal. Each is learned from by the mechanism that knows nothing of it, and by the hybrid of that
+mechanism and a network, with the same encoder, objective and number of steps. Scored is the line of new patients
+against the true one, relative root mean square error, mean over patients; beside them someone who knows the true
+equations, population and error, and has nothing to learn.
+"""
+
+import argparse
+import itertools
+import json
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from quiet_training import train
+from rich.progress import track
+from torch import Tensor
+
+from neuralpk.batch import collate
+from neuralpk.cohort import Dose, Subject, Units
+from neuralpk.datamodules import PKDataModule
+from neuralpk.datamodules.simulated import SimulatedDataModule
+from neuralpk.dynamics import Compartments, HybridDynamics
+from neuralpk.encoders import ENCODERS
+from neuralpk.evaluate.metrics import line_rrmse
+from neuralpk.evaluate.style import BLACK, BLUE, TEXT, legend_on_top, new_figure
+from neuralpk.models import DynamicsSettings, LatentODE
+from neuralpk.models.individual import IndividualParameters
+from neuralpk.reconstruction import reconstruct
+from neuralpk.residual_error import ERRORS
+from neuralpk.scaling import Scaling
+from neuralpk.simulate import Design, Population
+from neuralpk.solve import SolverOptions
+from neuralpk.tasks import LatentODETask
+
+SOLVER = {"rtol": 1e-4, "atol": 1e-4}
+# believed before the study: every parameter varies by .4, within a factor two
+PRIOR: DynamicsSettings = {"omega": 0.4, "omega_spread": 0.7}
+MEAL, OPEN = 7.0, 2.5  # hours: about when the gall bladder empties, and for how long
+
+
+class Recirculation(Compartments):
+    """One compartment that excretes into the bile too, which a meal returns to the gut::
+
+    dA_depot/dt = −KA·A_depot + k(t)·A_bile        dA_bile/dt = KB·A_central − k(t)·A_bile
+    dA_central/dt = KA·A_depot − (CL/V1 + KB)·A_central        k(t) = KG·exp(−((t − MEAL)/OPEN)²)
+    """
+
+    def __init__(self) -> None:
+        flows = (("depot", "central"), ("central", None), ("central", "bile"), ("bile", "depot"))
+        super().__init__(("depot", "central", "bile"), flows)
+        self.parameter_names = ("KA", "CL", "V1", "KB", "KG")
+        self.endpoints, self.autonomous = (1,), False
+
+    def rates(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
+        p = self.named(theta)
+        emptying = p["KG"] * torch.exp(-(((t - MEAL) / OPEN) ** 2))
+        return torch.stack([p["KA"], p["CL"] / p["V1"], p["KB"], emptying], dim=-1)
+
+    def observe(self, y: Tensor, theta: Tensor) -> Tensor:
+        return y / self.named(theta)["V1"][..., None]
+
+
+class RecirculationDataModule(SimulatedDataModule):
+    """Patients of `Recirculation` after an oral dose, seen ten times within a day."""
+
+    def __init__(self, test_subjects: int, **options: Any) -> None:
+        super().__init__(50, test_subjects, "combined", {"a": 0.02, "b": 0.1}, **options)
+        self.dynamics, self.units = Recirculation(), Units()
+        typical = {"KA": 1.5, "CL": 4.0, "V1": 40.0, "KB": 0.15, "KG": 2.0}
+        self.population = Population(typical, dict.fromkeys(("KA", "CL", "V1", "KB"), 0.3))
+        times = (0.25, 0.5, 1, 1.5, 2, 3, 4, 5, 6, 6.5, 7, 7.5, 8, 9, 10, 12, 14, 16, 20, 24)
+        doses = tuple((Dose(0.0, amount),) for amount in (30.0, 60.0, 120.0))
+        self.design = Design(doses, times, 10, grid=tuple(np.linspace(0.25, 24.0, 200).tolist()))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A cohort and what learns from it.
+
+    Args:
+        title: in the table.
+        data: the patients, from what is common to all cohorts.
+        mechanism: what is known.
+        correction: further settings of the hybrid.
+        flow: source and destination of what is learned, of the figure.
+        truth: of the true flow.
+        axes: of the figure.
+    """
+
+    title: str
+    data: Callable[..., SimulatedDataModule]
+    mechanism: DynamicsSettings
+    correction: DynamicsSettings
+    flow: tuple[str, str | None]
+    truth: tuple[str, str | None]
+    axes: tuple[str, str]
+
+
+def saturable(**options: Any) -> PKDataModule:
+    """One compartment, a bolus far above KM: the line falls almost straight, then exponentially."""
+    return PKDataModule(
+        compartments=1,
+        elimination="michaelis_menten",
+        typical={"V1": 70.0, "VMAX": 4.0, "KM": 0.15},
+        omega=dict.fromkeys(("V1", "VMAX", "KM"), 0.3),
+        doses=[20.0, 60.0, 120.0],
+        times=[0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0, 24.0, 28.0, 32.0, 36.0],
+        grid=[0.25, 36.0, 200],
+        error="combined",
+        error_sd={"a": 0.02, "b": 0.1},
+        **options,
+    )
+
+
+def falling(**options: Any) -> PKDataModule:
+    """One compartment, a bolus on each of three days, and less and less clearance."""
+    return PKDataModule(
+        compartments=1,
+        elimination="time_varying",
+        typical={"CL": 10.0, "V1": 70.0, "CLR": 0.15, "KCL": 0.05},
+        omega=dict.fromkeys(("CL", "V1"), 0.3),
+        repeats=3,
+        interval=24.0,
+        times=[1.0, 3.0, 6.0, 12.0, 18.0, 23.0, 25.0, 27.0, 30.0, 36.0, 42.0, 47.0, 49.0, 51.0, 54.0, 60.0, 71.0],
+        grid=[0.25, 71.0, 200],
+        error="combined",
+        error_sd={"a": 0.02, "b": 0.1},
+        **options,
+    )
+
+
+# flat enough a prior, and few enough layers, for rates that change tenfold; and a start at which there is a correction
+# to bend, since one that starts next to nothing is taken for nothing before it has bent
+NETWORK: DynamicsSettings = {"layers": 1, "bend": 10.0}
+BOLUS: DynamicsSettings = {"compartments": 1}
+ORAL: DynamicsSettings = {"compartments": 1, "absorption": "first_order"}
+CASES = {
+    "saturable": Case(
+        "elimination that saturates",
+        saturable,
+        BOLUS,
+        NETWORK | {"typical": {"CL": 0.3, "base_central_out": 0.15}},
+        ("central", None),
+        ("central", None),
+        ("concentration", "clearance"),
+    ),
+    "falling": Case(
+        "clearance that falls in time",
+        falling,
+        BOLUS,
+        NETWORK | {"typical": {"CL": 2.0, "base_central_out": 0.1}, "time": True},
+        ("central", None),
+        ("central", None),
+        ("time", "clearance"),
+    ),
+    "recirculation": Case(
+        "return from the bile after a meal",
+        RecirculationDataModule,
+        ORAL,
+        NETWORK | {"typical": {"base_central_depot": 0.1}, "time": True, "flows": [["central", "depot"]]},
+        ("central", "depot"),
+        ("bile", "depot"),
+        ("time", "carried"),
+    ),
+}
+MODELS = {"mechanism": "mechanism alone", "hybrid": "hybrid", "known": "equations and population known"}
+
+
+def settings_of(case: Case, model: str) -> DynamicsSettings:
+    """The field that learns."""
+    field: DynamicsSettings = {"field": "hybrid"} | case.correction if model == "hybrid" else {"field": "mechanistic"}
+    return PRIOR | case.mechanism | field
+
+
+def learn(data: SimulatedDataModule, settings: DynamicsSettings, seed: int, epochs: int) -> LatentODETask:
+    """A model of the fifty patients."""
+    L.seed_everything(seed, verbose=False)  # before the networks draw their first weights
+    task = LatentODETask(
+        data.scaling(),
+        settings,
+        solver=SOLVER,
+        error="combined",
+        objective="iwae",
+        draws=8,
+        refine=2,
+        learning_rate=0.02,
+        seed=seed,
+    )
+    train(task, data, epochs)
+    return task
+
+
+def score(model: LatentODE, data: SimulatedDataModule) -> float:
+    """Error of the true line of new patients."""
+    people = data.part("test")
+    true = np.stack([s.truth.line[:, 0] for s in people])
+    found = reconstruct(model, people, people[0].truth.times.tolist(), draws=0, polish=True).ipred[..., 0]
+    return float(line_rrmse(found, true).mean())
+
+
+def run(name: str, seed: int, epochs: int, new: int) -> tuple[dict[str, Any], LatentODETask]:
+    """Learn from one cohort in both ways and score; the figures, and the hybrid."""
+    case, started = CASES[name], time.perf_counter()
+    data = case.data(test_subjects=new, context="random", passes_per_epoch=20, seed=seed)
+    row: dict[str, Any] = {"cohort": name, "seed": seed, "known": score(known(data), data)}
+    for model in ("mechanism", "hybrid"):
+        task = learn(data, settings_of(case, model), seed, epochs)
+        row[model] = score(task.model, data)
+    return row | {"seconds": round(time.perf_counter() - started, 1)}, task
+
+
+def known(data: SimulatedDataModule) -> LatentODE:
+    """Someone who knows the equations, the population and the error: no model can draw the lines better."""
+    scaling, population = Scaling.from_plain(data.scaling()), data.population
+    varying = {name: population.omega.get(name, 1e-3) for name in population.typical}
+    names = data.dynamics.parameter_names
+    individual = IndividualParameters({name: population.typical[name] for name in names}, 0, scaling, varying)
+    encoder = ENCODERS["set"](scaling, individual.latent_size, 8)
+    error = ERRORS[data.error].known(endpoints=1, **data.error_sd)
+    return LatentODE(encoder, individual, data.dynamics, error, SolverOptions(**SOLVER)).double().requires_grad_(False)
+
+
+def along(
+    model: LatentODE, flow: tuple[str, str | None], doses: list[Dose], times: np.ndarray
+) -> dict[str, np.ndarray]:
+    """A flow of the typical patient after each dose, ``[dose, time]``: as a clearance and as what it carries."""
+    subjects = [Subject(str(k), [0.0, times[-1]], [1.0, 1.0], (dose,)) for k, dose in enumerate(doses)]
+    batch = collate(subjects, dtype=model.individual.log_omega.dtype)
+    at = torch.as_tensor(times, dtype=batch.time.dtype).expand(len(doses), -1)
+    dynamics: Any = model.dynamics
+    with torch.no_grad():
+        line = model.decode(model.prior_mean(len(doses)), batch, at)
+        parts = [(dynamics, line.theta)]
+        if isinstance(dynamics, HybridDynamics):
+            known, learned = dynamics.mechanistic, dynamics.correction
+            n = len(known.parameter_names)
+            parts = [(known, line.theta[..., :n]), (learned, line.theta[..., n:])]
+        rate = torch.zeros_like(at)
+        for part, theta in parts:
+            rates = part.rates(at.flatten(), line.states.flatten(0, 1), theta.flatten(0, 1))
+            rate += rates[:, [pair == flow for pair in part.flows]].sum(1).reshape(at.shape)
+        volume = line.theta[..., dynamics.parameter_names.index("V1")]
+        carried = rate * line.states[..., dynamics.states.index(flow[0])]
+        read = model.read(line)[..., 0]
+    found = {"time": at, "concentration": read, "clearance": rate * volume, "carried": carried}
+    return {name: value.numpy() for name, value in found.items()}
+
+
+LABELS = {
+    "time": "Time (h)",
+    "concentration": "Concentration (mg/L)",
+    "clearance": "Clearance (L/h)",
+    "carried": "Return to the gut (mg/h)",
+}
+
+
+def draw(learned: dict[str, LatentODETask], seed: int) -> Figure:
+    """What each hybrid learned beside the truth, along the lines of the typical patient after each dose."""
+    figure, (panels,) = new_figure(1, len(learned), height=3.0)
+    for panel, (name, task) in zip(panels, learned.items(), strict=True):
+        case = CASES[name]
+        data = case.data(test_subjects=0, seed=seed)
+        doses, times = [dose for (dose,) in data.design.regimens], data.design.true_times()
+        x, y = case.axes
+        for model, flow, colour, style, label in (
+            (known(data), case.truth, BLACK, "--", "true"),
+            (task.model.eval(), case.flow, BLUE, "-", "hybrid"),
+        ):
+            found = along(model, flow, doses, times)
+            for k in range(len(doses)):
+                order = np.argsort(found[x][k])
+                points = found[x][k][order], found[y][k][order]
+                panel.plot(*points, color=colour, ls=style, lw=1.3, label=label if k == 0 else None)
+        panel.set(xlabel=LABELS[x], ylabel=LABELS[y])
+        panel.set_title(case.title.capitalize(), fontsize=TEXT)
+        panel.set_ylim(bottom=0.0)
+    legend_on_top(figure, [panels[0]])
+    return figure
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table as it stands in the documentation: mean over seeds, smallest and largest."""
+    lines = [["patients", *MODELS.values()], ["---"] * (1 + len(MODELS))]
+    for name in dict.fromkeys(row["cohort"] for row in rows):
+        cells = [CASES[name].title]
+        for model in MODELS:
+            values = [row[model] for row in rows if row["cohort"] == name]
+            spread = f" ({min(values):.3f}–{max(values):.3f})" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.3f}{spread}".replace("0.", "."))
+        lines.append(cells)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    """Run, print, and rewrite the page of the documentation."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="first seed")
+    parser.add_argument("--cohorts", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--epochs", type=int, default=8, help="of 20 passes over the patients")
+    parser.add_argument("--new", type=int, default=100, help="patients to score on")
+    parser.add_argument("--json", type=Path, help="where to write every figure")
+    parser.add_argument("--page", type=Path, help="page of the documentation whose table and figure are rewritten")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    rows: list[dict[str, Any]] = []
+    learned: dict[str, LatentODETask] = {}
+    seeds = range(options.first, options.first + options.seeds)
+    for seed, name in track(list(itertools.product(seeds, options.cohorts)), "learn and score"):
+        row, hybrid = run(name, seed, options.epochs, options.new)
+        learned.setdefault(name, hybrid)
+        rows.append(row)
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=1))
+    print(markdown(rows))
+    if options.page:
+        begin, end = "<!-- measured -->\n\n", "\n\n<!-- end -->"
+        text = options.page.read_text(encoding="utf-8")
+        before, after = text.split(begin)[0], text.split(end)[1]
+        options.page.write_text(before + begin + markdown(rows) + end + after, encoding="utf-8")
+        draw(learned, options.first).savefig(options.page.parent / "hybrids.png", dpi=130)
+
+
+if __name__ == "__main__":
+    main()

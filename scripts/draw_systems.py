@@ -1,0 +1,100 @@
+"""Figures of the pages on predator and prey and on epidemics, from the checkpoints of their presets.
+
+    neuralpk fit --preset lotka_volterra_augmented
+    neuralpk fit --preset sir
+
+Each leaves ``lightning_logs/version_0/checkpoints/last.ckpt``, of which the figure is drawn.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from neuralpk.cohort import Subject
+from neuralpk.datamodules import LotkaVolterraDataModule, SIRDataModule
+from neuralpk.evaluate.correction_plots import correction_maps
+from neuralpk.evaluate.style import BLUE, VERMILLION, legend_on_top, new_figure, time_axis
+from neuralpk.tasks import LatentODETask
+
+TRUE = {"alpha": 1.3, "beta": 0.9, "gamma": 1.8, "delta": 0.8, "kappa": 0.2}  # typical of the simulated series
+SHOWN = 3
+
+
+def pairs(subject: Subject) -> np.ndarray:
+    """What was observed of both states at the same times, ``[time, 2]``."""
+    return np.column_stack([subject.values[subject.endpoints == k] for k in (1, 2)])
+
+
+def moved(found: dict[str, float], places: np.ndarray) -> np.ndarray:
+    """What parameters other than the true ones add to the slopes of prey and predator, ``[..., 2]``."""
+    alpha, beta, gamma, delta = (found[name] - TRUE[name] for name in ("alpha", "beta", "gamma", "delta"))
+    prey, predator = places[..., 0], places[..., 1]
+    return np.stack([prey * (alpha - beta * predator), predator * (delta * prey - gamma)], axis=-1)
+
+
+def correction(task: LatentODETask) -> Figure:
+    """What the network adds to the slopes of prey and predator, beside the term that the equations leave out."""
+    cohort = LotkaVolterraDataModule(subjects=50, crowding=True).make_cohort()
+    result = task.reconstruct(cohort, np.linspace(0.0, 8.0, 100).tolist(), draws=0)
+    lines = result.ipred
+    gap = np.full((1, 2), np.nan)  # a line does not go on to the next
+    path = np.concatenate([np.concatenate([line, gap]) for line in lines[:SHOWN]])
+    observed = [pairs(subject) for subject in cohort]
+    x, y = (np.linspace(0.0, np.quantile(np.concatenate(observed)[:, k], 0.99), 81) for k in (0, 1))
+    grid = torch.as_tensor(np.stack(np.meshgrid(x, y), axis=-1), dtype=torch.float32)
+    dynamics: Any = task.model.dynamics
+    with torch.no_grad():
+        learned = dynamics.correction(torch.zeros(()), grid, grid[..., :0]).numpy()
+    places = grid.numpy().astype(float)
+    typical = {name: float(np.exp(np.log(own).mean())) for name, (own, _, _) in result.parameters.items()}
+    fields = {
+        "network": learned,
+        "network and moved parameters": learned + moved(typical, places),
+        "missing: −κ·prey²": np.stack([-TRUE["kappa"] * places[..., 0] ** 2, np.zeros(grid.shape[:2])], axis=-1),
+    }
+    print("found", {name: round(value, 3) for name, value in typical.items()})
+    shown = np.concatenate(observed[:SHOWN])
+    return correction_maps(x, y, fields, path, shown, ("prey", "predator"), lines.reshape(-1, 2))
+
+
+def epidemics(task: LatentODETask) -> Figure:
+    """Lines and parameters of the first epidemics."""
+    cohort = SIRDataModule(subjects=50).make_cohort()[:SHOWN]
+    result = task.reconstruct(cohort, draws=0, polish=True)
+    figure, (panels,) = new_figure(1, SHOWN, height=3.0, sharey=True)
+    for k, (panel, subject) in enumerate(zip(panels, cohort, strict=True)):
+        b, rate, basic = (float(result.parameters[name][0][k]) for name in ("b", "k", "R0"))
+        for endpoint, name, colour in ((0, "infected", VERMILLION), (1, "recovered", BLUE)):
+            own = subject.endpoints == endpoint + 1
+            panel.plot(result.times[k], result.ipred[k, :, endpoint], color=colour, lw=1.6, label=name)
+            panel.plot(subject.times[own], subject.values[own], "o", color=colour, ms=4)
+        panel.set_title(f"b {b:.2f}, k {rate:.2f} /day, R0 {basic:.1f}", fontsize=9)
+        time_axis(panel, "day")
+    panels[0].set_ylabel("Share of the population")
+    legend_on_top(figure, [panels[0]])
+    return figure
+
+
+def main() -> None:
+    """Draw what there are checkpoints of."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--augmented", type=Path, help="checkpoint of lotka_volterra_augmented")
+    parser.add_argument("--sir", type=Path, help="checkpoint of sir")
+    parser.add_argument("--folder", type=Path, default=Path("docs"), help="where lotka_volterra.png and sir.png go")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for checkpoint, draw, name in (
+        (options.augmented, correction, "lotka_volterra.png"),
+        (options.sir, epidemics, "sir.png"),
+    ):
+        if checkpoint:
+            task = LatentODETask.load_from_checkpoint(checkpoint, map_location="cpu").eval()
+            draw(task).savefig(options.folder / name, dpi=130)
+
+
+if __name__ == "__main__":
+    main()
