@@ -237,6 +237,7 @@ def main() -> None:
     """Run, print, and rewrite the page of the documentation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--systems", nargs="+", default=list(COHORTS), choices=list(COHORTS))
     parser.add_argument("--shares", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.5])
@@ -254,7 +255,7 @@ def main() -> None:
     print("order:", ", ".join(f"{name} {order:.2f}" for name, order in slopes(counts, errors).items()))
     runs = [
         (system, model, share, seed)
-        for seed in range(options.seeds)
+        for seed in range(options.first, options.first + options.seeds)
         for system in options.systems
         for model in options.models
         for share in options.shares
