@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import re
 import time
 import warnings
 from pathlib import Path
@@ -217,7 +218,7 @@ def table(rows: list[dict[str, Any]], system: str) -> list[list[str]]:
             for share in shares:
                 values = [row[window] for row in own if row["share"] == share]
                 spread = f" ({min(values):.2f}–{max(values):.2f})" if len(values) > 1 else ""
-                cells.append(f"{np.mean(values):.3f}{spread}".replace("0.", ".") if values else "–")
+                cells.append(re.sub(r"\b0\.", ".", f"{np.mean(values):.3f}{spread}") if values else "–")
         lines.append(cells)
     return lines
 
