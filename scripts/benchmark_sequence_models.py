@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import re
 import time
 import warnings
 from pathlib import Path
@@ -217,7 +218,7 @@ def table(rows: list[dict[str, Any]], system: str) -> list[list[str]]:
             for share in shares:
                 values = [row[window] for row in own if row["share"] == share]
                 spread = f" ({min(values):.2f}–{max(values):.2f})" if len(values) > 1 else ""
-                cells.append(f"{np.mean(values):.3f}{spread}".replace("0.", ".") if values else "–")
+                cells.append(re.sub(r"\b0\.", ".", f"{np.mean(values):.3f}{spread}") if values else "–")
         lines.append(cells)
     return lines
 
@@ -237,6 +238,7 @@ def main() -> None:
     """Run, print, and rewrite the page of the documentation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--systems", nargs="+", default=list(COHORTS), choices=list(COHORTS))
     parser.add_argument("--shares", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.5])
@@ -254,7 +256,7 @@ def main() -> None:
     print("order:", ", ".join(f"{name} {order:.2f}" for name, order in slopes(counts, errors).items()))
     runs = [
         (system, model, share, seed)
-        for seed in range(options.seeds)
+        for seed in range(options.first, options.first + options.seeds)
         for system in options.systems
         for model in options.models
         for share in options.shares

@@ -17,13 +17,13 @@ from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.dynamics import Dynamics
 from neuralpk.encoders import PriorEncoder
-from neuralpk.inference import importance, joint
+from neuralpk.inference import importance, joint, tempering
 from neuralpk.inference.mode import Mode, maximise, most_probable
 from neuralpk.inference.population import PopulationEstimate, estimate_population
 from neuralpk.models import IndividualParameters, LatentODE, Prediction, build_model
 from neuralpk.residual_error import ERRORS, AdditiveError
 from neuralpk.scaling import Scaling
-from neuralpk.solve import SolverOptions, Status
+from neuralpk.solve import SolveError, SolverOptions, Status
 
 UNSOLVABLE = 3000.0  # exp(0.35 · 3000) is no number
 
@@ -312,6 +312,59 @@ def test_padding_has_no_say() -> None:
     other = dataclasses.replace(batch, value=torch.where(batch.mask, batch.value, 1e6))
     assert differ(drawn(model, batch, 20), drawn(model, other, 20)) == []
     assert differ(*(maximise(model, b, model.prior_mean(6)) for b in (batch, other))) == []
+
+
+# ---- tempering
+
+
+def test_tempering_finds_the_posterior_of_a_straight_line_from_afar() -> None:
+    model, batch, design = straight()
+    mode = maximise(model, batch, model.prior_mean(2))
+    away = dataclasses.replace(mode, z=mode.z + 2.0, precision=torch.eye(2, dtype=torch.float64).expand(2, -1, -1))
+    found = tempering.temper(model, batch, away, 4000, seed=0, stream=0)
+    for z, own, subject in zip(found.z, design, range(2), strict=True):
+        covariance = np.linalg.inv(own.T @ own / 0.25 + np.eye(2))
+        mean = covariance @ own.T @ batch.value[subject, : len(own)].numpy() / 0.25
+        sd = np.sqrt(np.diag(covariance))
+        # four standard errors of 4,000 draws, some of them of one family
+        np.testing.assert_allclose((z.mean(0).numpy() - mean) / sd, 0.0, atol=0.1)
+        np.testing.assert_allclose(np.cov(z.T.numpy()) / np.outer(sd, sd), covariance / np.outer(sd, sd), atol=0.15)
+
+
+def test_tempered_draws_have_the_moments_of_a_posterior_that_is_no_normal() -> None:
+    model, batch, _ = bolus(2)
+    mode = maximise(model, batch, model.prior_mean(2))
+    first = tempering.temper(model, batch, mode, 2000, seed=1, stream=0)
+    found = tempering.move(model, batch, first, seed=1, stream=1000, moves=20)
+    axis = torch.linspace(-5.0, 5.0, 81, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis)
+    for row in range(2):
+        own = batch.select(torch.tensor([row]))
+        with torch.no_grad():
+            weight = joint.log_joint(model, grid, own.repeat(len(grid))).softmax(0)
+        mean = weight @ grid
+        third, drawn = weight @ (grid - mean) ** 3, ((found.z[row] - mean) ** 3).mean(0)
+        torch.testing.assert_close(found.z[row].mean(0), mean, rtol=0.0, atol=0.1)
+        torch.testing.assert_close(drawn, third, rtol=0.0, atol=0.3)
+    assert bool((found.accepted > 0.1).all())
+    assert bool((tempering.effective(first, found) > 500).all())
+
+
+def test_tempering_names_a_patient_of_whom_no_draw_can_be_solved() -> None:
+    model, batch, _ = bolus(2)
+    mode = maximise(model, batch, model.prior_mean(2))
+    lost = dataclasses.replace(mode, z=torch.where(torch.arange(2)[:, None] == 1, UNSOLVABLE, mode.z))
+    with pytest.raises(SolveError, match=f"{batch.ids[1]}: no draw"):
+        tempering.temper(model, batch, lost, 20, seed=0, stream=0)
+
+
+def test_copies_that_have_not_moved_count_once_and_those_that_have_forgotten_count_all() -> None:
+    z = torch.randn((1, 50, 3), generator=torch.Generator().manual_seed(0), dtype=torch.float64).repeat(1, 20, 1)
+    one, nothing = torch.ones(1, dtype=torch.float64), torch.zeros((1, 1000), dtype=torch.float64)
+    before = tempering.Particles(z, nothing, torch.arange(50).repeat(20)[None], one, one)
+    assert tempering.effective(before, before).item() == pytest.approx(50)
+    other = torch.randn((1, 1000, 3), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert tempering.effective(before, dataclasses.replace(before, z=other)).item() > 700
 
 
 # ---- the population

@@ -68,7 +68,7 @@ class TermDynamics(Dynamics):
         super().__init__()
         self.mechanistic, self.library, self.correction = mechanistic, library, correction
         self.states, self.endpoints = mechanistic.states, mechanistic.endpoints
-        self.autonomous = mechanistic.autonomous
+        self.autonomous = mechanistic.autonomous and (correction is None or correction.autonomous)
         learned = () if correction is None else (*correction.parameter_names, "share")
         coefficients = tuple(f"{state}: {term}" for state in self.states for term in library.terms)
         self.parameter_names = (*mechanistic.parameter_names, *learned, *coefficients)
