@@ -69,7 +69,8 @@ class _Normal:
         """``[subject, sample]``."""
         apart = torch.linalg.solve_triangular(self.factor, (z - self.mean[:, None]).mT, upper=False)
         constant = self.factor.diagonal(dim1=1, dim2=2).log().sum(1) + z.shape[2] / 2 * math.log(2 * math.pi)
-        return -0.5 * apart.square().sum(1) - constant[:, None]
+        density: Tensor = -0.5 * apart.square().sum(1) - constant[:, None]
+        return density
 
     def spread(self, noise: Tensor) -> Tensor:
         """Deviations from the mean for standard normal ``[subject, sample, latent]``."""
