@@ -13,12 +13,12 @@ from neuralpk.dynamics.perceptron import Perceptron
 from neuralpk.scaling import Scaling
 
 
-def mlp(inputs: int, hidden: int, layers: int, outputs: int) -> nn.Sequential:
+def mlp(inputs: int, hidden: int, layers: int, outputs: int, bias: bool = True) -> nn.Sequential:
     """A perceptron with `layers` hidden layers of width `hidden` and SiLU in between (smooth, as a solver's order
-    needs)."""
+    needs); without `bias` the last layer has none."""
     sizes = [inputs, *[hidden] * layers]
     body = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.SiLU())]
-    return nn.Sequential(*body, nn.Linear(sizes[-1], outputs))
+    return nn.Sequential(*body, nn.Linear(sizes[-1], outputs, bias))
 
 
 def _linear_layers(network: nn.Sequential) -> tuple[list[Tensor], list[Tensor]]:
@@ -45,12 +45,16 @@ def log_weights(network: nn.Sequential, spread: float, mean: Tensor | None = Non
     sizes = [spread if mean is not None else 1.0] * (len(layers) - 1) + [spread]
     sd = torch.cat(
         [
-            torch.cat([torch.full_like(w.weight, s * w.in_features**-0.5).flatten(), torch.full_like(w.bias, s)])
+            torch.cat([torch.full_like(w.weight, s * w.in_features**-0.5).flatten(), *_filled(w.bias, s)])
             for w, s in zip(layers, sizes, strict=True)
         ]
     )
     weights = nn.utils.parameters_to_vector(network.parameters())
     return -0.5 * ((weights if mean is None else weights - mean) / sd).square().sum()
+
+
+def _filled(bias: Tensor | None, value: float) -> list[Tensor]:
+    return [] if bias is None else [torch.full_like(bias, value)]
 
 
 class NeuralCompartments(Compartments):
@@ -102,7 +106,9 @@ class NeuralCompartments(Compartments):
         self.named_size = len(base.parameter_names)
         self.parameter_names = (*base.parameter_names, *latent_names(latent_size))
         self.endpoints = base.endpoints
-        self.network = mlp(len(base.states) + time + len(base.flows) + latent_size, hidden, layers, len(base.flows))
+        # what a last bias adds to x(A) it adds to x(0)
+        width = len(base.states) + time + len(base.flows) + latent_size
+        self.network = mlp(width, hidden, layers, len(base.flows), bias=False)
         # a network that starts at zero leaves the base rates as they are: the field begins as a compartment model
         for weight in self.network[-1].parameters():
             nn.init.zeros_(weight)
@@ -131,25 +137,25 @@ class NeuralCompartments(Compartments):
         """What the network reads of a subject beside its amounts."""
         return torch.cat([torch.log(self._base_rates(theta) / self.reference), theta[..., self.named_size :]], dim=-1)
 
-    def _bent(self, seen: Tensor) -> Tensor:
-        # bounded, so that no step of the training can make the system arbitrarily stiff
-        return torch.exp(5.0 * torch.tanh(self.network(seen) / 5.0))
-
     def _unbent(self, theta: Tensor) -> Tensor:
         """The base rates over what the network makes of them in the empty system at its start."""
         place = self._place(theta)
         empty = place.new_zeros((*place.shape[:-1], len(self.states) + (not self.autonomous)))
-        return self._base_rates(theta) / self._bent(torch.cat([empty, place], dim=-1))
+        x = torch.cat([empty, place], dim=-1)
+        for layer in self.network:
+            x = _alone(x, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else layer(x)
+        return self._base_rates(theta) / _bent(x)
 
     def rates(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
         amount = torch.log1p((y / self.amount_scale).clamp(min=0.0))
         clock = [] if self.autonomous else [torch.log1p(t / self.time_scale)[..., None]]
-        return self._unbent(theta) * self._bent(torch.cat([amount, *clock, self._place(theta)], dim=-1))
+        return self._unbent(theta) * _bent(self.network(torch.cat([amount, *clock, self._place(theta)], dim=-1)))
 
     def perceptron(self, theta: Tensor) -> Perceptron:
         states = len(self.states) + (not self.autonomous)
         (first, *weights), (bias, *biases) = _linear_layers(self.network)
-        shift = torch.nn.functional.linear(self._place(theta), first[:, states:], bias)
+        biases[-1] = weights[-1].new_zeros(len(self.flows))
+        shift = _alone(self._place(theta), first[:, states:], bias)
         flows = [(self.states.index(a), -1 if b is None else self.states.index(b)) for a, b in self.flows]
         weights = [first[:, :states], *weights]
         # the kernel takes the logarithm of all that it reads in the unit of an amount
@@ -177,6 +183,17 @@ class NeuralCompartments(Compartments):
 
     def guess(self, scaling: Scaling) -> dict[str, float]:
         return self.base.guess(scaling)
+
+
+def _alone(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer, summed in double and rounded: else its last digits would depend on the size of the batch."""
+    sums = nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    return sums.to(x.dtype)
+
+
+def _bent(x: Tensor) -> Tensor:
+    # bounded, so that no step of the training can make the system arbitrarily stiff
+    return torch.exp(5.0 * torch.tanh(x / 5.0))
 
 
 def observed_sizes(dynamics: Dynamics, scaling: Scaling) -> list[float]:
