@@ -82,7 +82,8 @@ def test_populations_and_weights_have_the_covariance_of_their_joint_curvature(mo
 def test_the_precision_of_the_weights_is_that_of_their_prior() -> None:
     model = build_model({"compartments": 1, "hidden": 4, "layers": 1, "bend": 0.5}, {}, "proportional", {}, Scaling())
     inputs = model.dynamics.network[0].in_features
-    expected = torch.tensor([inputs] * 4 * inputs + [1.0] * 4 + [4 / 0.25] * 4 + [4.0], dtype=torch.float64)
+    # weights and biases of the hidden layer, weights of the last one, which has no bias
+    expected = torch.tensor([inputs] * 4 * inputs + [1.0] * 4 + [4 / 0.25] * 4, dtype=torch.float64)
     torch.testing.assert_close(uncertainty._prior_precision(model), expected)
 
 
