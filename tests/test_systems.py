@@ -226,7 +226,7 @@ def test_a_plain_neural_equation_learns_slopes_that_change_in_time(count):
         torch.manual_seed(0)
         field = NeuralField(("y",), (0,), 0, Scaling(6.0, 1.0, (2.0,)), dosed=False, hidden=16, time=time)
         optimizer = torch.optim.Adam(field.parameters(), lr=0.02)
-        for _ in range(150):
+        for _ in range(250):
             found = solve(field, start[:, None], start[:, None], batch, options=SolverOptions(rtol=1e-3, atol=1e-4))
             error = (found.states[..., 0] - lines).square().mean()
             optimizer.zero_grad()
