@@ -59,16 +59,12 @@ COHORTS: dict[str, dict[str, Any]] = {
 }
 # what learns from them; omega is believed to be .4 within a factor two, whatever it is
 PRIOR = {"compartments": 2, "omega": 0.4, "omega_spread": 0.7}
+NETWORK: dict[str, Any] = {"draws": 8, "epochs": 12, "solver": {"rtol": 1e-4, "atol": 1e-4}}
 LEARNERS: dict[str, dict[str, Any]] = {
     "mechanistic": {"draws": 20, "epochs": 15},
-    "neural": {"draws": 8, "epochs": 12, "solver": {"rtol": 1e-4, "atol": 1e-4}},
-    "neural in time": {
-        "draws": 8,
-        "epochs": 12,
-        "solver": {"rtol": 1e-4, "atol": 1e-4},
-        "dynamics": {"field": "neural", "time": True},
-    },
-    "hybrid": {"draws": 8, "epochs": 12, "solver": {"rtol": 1e-4, "atol": 1e-4}},
+    "neural": NETWORK,
+    "neural in time": NETWORK | {"dynamics": {"field": "neural", "time": True}},
+    "hybrid": NETWORK,
     # no ODE: a recurrent network that is told how long each gap was
     "gru": {"draws": 8, "epochs": 12, "dynamics": {"field": "gru_gaps"}},
 }
