@@ -2,10 +2,11 @@
 
 A step is the forward solve, mean squared error, backward to the weights of the network, Adam. Everyone solves the same
 workloads (`solver_benchmark/workloads.py`) in float32 at rtol 1e-5 and atol 1e-6, in a process of its own, warm, on one
-thread; the time is the median of the repeats, the error the largest against a reference in float64.
+thread or on the GPU; the time is the median of the repeats, the error the largest against a reference in float64.
 
     pip install -r scripts/requirements-peers.txt
     python scripts/benchmark_solvers.py
+    python scripts/benchmark_solvers.py --devices cuda --forward --json rows.json
     python scripts/benchmark_solvers.py --growth --figure docs/solver_growth.png
 """
 
@@ -27,26 +28,25 @@ from solver_benchmark.workloads import MAKERS, make, reference
 Row = dict[str, Any]
 
 
-def compare(options: argparse.Namespace, devices: list[str], console: Console) -> list[Row]:
+def compare(options: argparse.Namespace, console: Console) -> list[Row]:
     """Measure and print one table after the other; an engine past the limit is not tried on a larger cohort."""
     rows: list[Row] = []
     slow: set[tuple[str, str, str]] = set()
     size = {"doses": options.doses, "observations": options.observations}
+    how = {"repeats": options.repeats, "limit": options.limit, "forward": options.forward}
     with tempfile.TemporaryDirectory() as folder:
         for workload in options.workloads:
             for n in sorted(options.sizes):
                 expected = Path(folder) / f"{workload}_{n}.npy"
                 np.save(expected, reference(make(workload, n, **size)))
-                for device in devices:
+                for device in options.devices:
                     for engine in options.engines:
                         row = {"workload": workload, "device": device, "n": n, "engine": engine}
                         if (workload, device, engine) in slow:
                             row |= dict.fromkeys(RESULTS) | {"note": past(options.limit)}
                         else:
                             with console.status(f"{workload}, {n} subjects, {device}: {engine}"):
-                                row |= measure(
-                                    **row, **size, repeats=options.repeats, limit=options.limit, reference=expected
-                                )
+                                row |= measure(**row, **size, **how, reference=expected)
                         if row["note"] == past(options.limit):
                             slow.add((workload, device, engine))
                         rows.append(row)
@@ -61,17 +61,22 @@ def table(rows: list[Row]) -> Table:
     first = rows[0]
     printed = Table(title=f"{first['workload']}, {first['n']} subjects, {first['device']}", title_justify="left")
     printed.add_column("engine", no_wrap=True)
-    for column in ("ms", "÷ fastest peer", "max error", "first s", "peak MB"):
+    for column in ("ms", "÷ fastest peer", "forward ms", "max error", "first s", "peak MB"):
         printed.add_column(column, justify="right", no_wrap=True)
     printed.add_column("note")
     for row in rows:
         if row["ms"] is None:
-            printed.add_row(row["engine"], "", "", "", "", "", row["note"])
+            printed.add_row(row["engine"], "", "", "", "", "", "", row["note"])
             continue
         ratio = f"{row['ms'] / min(peers):.3g}" if peers else ""
-        numbers = (f"{row['ms']:.3g}" if row["ms"] < 100 else f"{row['ms']:.0f}", ratio, f"{row['max_error']:.1e}")
+        ahead = "" if row["forward_ms"] is None else _short(row["forward_ms"])
+        numbers = (_short(row["ms"]), ratio, ahead, f"{row['max_error']:.1e}")
         printed.add_row(row["engine"], *numbers, f"{row['first_s']:.1f}", f"{row['peak_mb']:.0f}", "")
     return printed
+
+
+def _short(ms: float) -> str:
+    return f"{ms:.3g}" if ms < 100 else f"{ms:.0f}"
 
 
 def save(rows: list[Row], path: Path | None) -> None:
@@ -92,11 +97,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", nargs="+", default=list(MAKERS), choices=list(MAKERS))
     parser.add_argument("--sizes", nargs="+", type=int, default=[50, 1024, 16384], help="numbers of subjects")
+    here = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    parser.add_argument("--devices", nargs="+", default=here, choices=["cpu", "cuda"], help="default: all at hand")
     parser.add_argument("--engines", nargs="+", default=[""], help="those whose names begin so; default all")
     parser.add_argument("--doses", type=int, default=28, help="of each subject of the workload doses")
     parser.add_argument("--observations", type=int, default=20, help="of each subject")
     parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--limit", type=float, default=60.0, help="seconds that the first step may take")
+    parser.add_argument("--forward", action="store_true", help="also time the solve alone, not with --growth")
     parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--growth", action="store_true", help="measure neuralpk against subjects, doses, observations")
     parser.add_argument("--figure", type=Path, default=Path("solver_growth.png"), help="of --growth")
@@ -108,19 +116,18 @@ def main() -> None:
     options.engines = chosen
 
     console = Console(width=120)
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     console.print(versions())
-    console.print(f"GPU: {torch.cuda.get_device_name()}" if len(devices) > 1 else "No GPU at hand: CPU only.")
+    console.print(f"GPU: {torch.cuda.get_device_name()}" if "cuda" in here else "No GPU at hand: CPU only.")
     if options.growth:
         engines = [name for name in chosen if ENGINES[name].library == "neuralpk"]
-        rows = grow(engines, devices, options.repeats, options.limit, console)
+        rows = grow(engines, options.devices, options.repeats, options.limit, console)
         save(rows, options.json)
         if all(row["ms"] is None for row in rows):
             parser.exit(1, "Nothing to draw: none of these engines took a step.\n")
         draw(rows).savefig(options.figure)
         console.print(f"drawn: {options.figure}")
     else:
-        compare(options, devices, console)
+        compare(options, console)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Shared by all tests: slow ones on request, one thread, seeds, Triton's interpreter."""
+"""Shared by all tests: slow ones on request, one thread, seeds, Triton's interpreter where there is no GPU."""
 
 import os
 
 import pytest
-
-# Triton reads it when it is first imported, and any library may be the one that does
-os.environ.setdefault("TRITON_INTERPRET", "1")
-
 import torch
+
+# Triton reads it when it is first imported, and any library but torch may be the one that does
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_addoption(parser):

@@ -37,6 +37,9 @@ def test_the_script_writes_a_row_for_every_engine(tmp_path):
         "3",
         "--repeats",
         "1",
+        "--devices",
+        "cpu",
+        "--forward",
         "--json",
         str(file),
     ]
@@ -45,12 +48,13 @@ def test_the_script_writes_a_row_for_every_engine(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = json.loads(file.read_text())
     assert [row["engine"] for row in rows if row["device"] == "cpu"] == engines
+    results = {"ms", "forward_ms", "max_error", "first_s", "peak_mb", "note"}
     for row in rows:
-        assert set(row) == {"workload", "device", "n", "engine", "ms", "max_error", "first_s", "peak_mb", "note"}
+        assert set(row) == {"workload", "device", "n", "engine", *results}
         if row["ms"] is None:  # said, not skipped
             assert row["note"] and row["engine"] in done.stdout
         else:
-            assert row["note"] is None and row["ms"] > 0 and row["first_s"] > 0
+            assert row["note"] is None and row["ms"] > 0 and row["forward_ms"] > 0 and row["first_s"] > 0
             assert math.isfinite(row["max_error"]) and row["max_error"] < 1e-3
     assert rows[0]["ms"] is not None
 

@@ -1,4 +1,4 @@
-"""The kernels for the GPU, run by Triton's interpreter: states and gradients are those of the other engines."""
+"""The kernels for the GPU, there or in Triton's interpreter: states and gradients are those of the other engines."""
 
 import dataclasses
 import itertools
@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip(
-    "triton", reason="the GPU kernels are tested in Triton's interpreter, and Triton is for Linux alone"
-)
+pytest.importorskip("triton", reason="the GPU kernels are written in Triton, which is for Linux alone")
 
 from neuralpk.batch import collate
 from neuralpk.cohort import Dose, Subject
@@ -22,19 +20,51 @@ from neuralpk.dynamics import (
     RateConstants,
 )
 from neuralpk.scaling import Scaling
-from neuralpk.solve import SolverOptions, fused_cpu, fused_gpu, runge_kutta
+from neuralpk.solve import SolverOptions, fused_cpu, fused_gpu, runge_kutta, solve
 from neuralpk.solve.mesh import Mesh, build_mesh, dose_inputs
 from neuralpk.solve.options import Status
 from neuralpk.solve.scheme import Explicit
 
 # a state beyond all bounds is what some of these subjects are about; the interpreter computes with NumPy, which warns
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero) encountered:RuntimeWarning")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SCALING = Scaling(24.0, 100.0, (3.0,), {})
 STATES = ("depot", "central")
 OPTIONS = SolverOptions(rtol=1e-3, atol=1e-3)
 # no error is too large, and each step ten times as long as the one before: every engine takes the same ones, so that
 # their gradients, exact for the steps as taken, differ in rounding alone
 SAME_STEPS = SolverOptions(rtol=1e8, atol=1e8)
+TIGHT, TIGHTER = SolverOptions(rtol=1e-5, atol=1e-6), SolverOptions(rtol=1e-8, atol=1e-9)
+
+
+def each(function, value):
+    """The function of a tensor, or of all those in a dataclass."""
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, tuple):
+        return tuple(each(function, item) for item in value)
+    if dataclasses.is_dataclass(value):
+        fields = {item.name: each(function, getattr(value, item.name)) for item in dataclasses.fields(value)}
+        return dataclasses.replace(value, **fields)
+    return value
+
+
+def gpu(*problem):
+    """The kernels for the GPU, where there is one, for tensors on the CPU."""
+    return each(torch.Tensor.cpu, fused_gpu.integrate(*(each(lambda x: x.to(DEVICE), part) for part in problem)))
+
+
+def cpu(*problem):
+    """The kernels for the CPU."""
+    return fused_cpu.integrate(*problem)
+
+
+def double(*problem):
+    """The kernels for the CPU in double precision."""
+    states, *ended = fused_cpu.integrate(
+        *(each(lambda x: x.double() if x.is_floating_point() else x, part) for part in problem)
+    )
+    return states.float(), *ended
 
 
 def subject(doses, times, name, **more):
@@ -93,7 +123,7 @@ def gradients(engine, model, batch, theta, y0, options):
         status = run.status
     else:
         form = model.perceptron(leaves["theta"])
-        states, status, _ = engine.integrate(form, leaves["y0"], mesh, options)
+        states, status, _ = engine(form, leaves["y0"], mesh, options)
     assert not status.any()
     (states * torch.linspace(0.5, 1.5, states.numel()).view_as(states)).sum().backward()
     weights = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -110,14 +140,14 @@ def assert_close(found, expected, to=1e-4):
 def test_states_and_all_gradients_are_those_of_the_kernel_for_the_cpu(make):
     model = make()
     case = problem(model)
-    found, expected = (gradients(engine, model, *case, SAME_STEPS) for engine in (fused_gpu, fused_cpu))
+    found, expected = (gradients(engine, model, *case, SAME_STEPS) for engine in (gpu, cpu))
     assert_close(found, expected)
 
 
 def test_states_and_all_gradients_are_those_of_the_general_path():
     model = neural_compartments()
     case = problem(model, PEOPLE[1:2])
-    found, expected = (gradients(engine, model, *case, SAME_STEPS) for engine in (fused_gpu, "general"))
+    found, expected = (gradients(engine, model, *case, SAME_STEPS) for engine in (gpu, "general"))
     # a time read at the end of a stretch moves with the stretch in the one, and by itself in the other
     own = {name: found[name] for name in found if name not in ("times", "wanted_times")}
     assert_close(own, {name: expected[name] for name in own})
@@ -152,7 +182,7 @@ def solved(engine, form, y0, mesh, options):
     y0, shift, *shared = (tensor.detach().clone().requires_grad_() for tensor in (y0, form.shift, *shared))
     weights, biases = (*shared[: len(form.weights)],), (*shared[len(form.weights) :],)
     form = dataclasses.replace(form, shift=shift, weights=weights, biases=biases)
-    states, status, evaluations = engine.integrate(form, y0, mesh, options)
+    states, status, evaluations = engine(form, y0, mesh, options)
     states.square().sum().backward()
     named = {"states": states.detach(), "y0": y0.grad, "shift": shift.grad}
     return named | {f"shared {k}": leaf.grad for k, leaf in enumerate(shared)}, status, evaluations
@@ -162,7 +192,30 @@ def solved(engine, form, y0, mesh, options):
 def test_a_field_with_a_linear_part_may_have_any_number_of_layers(activation, layers):
     form = perceptron(2, 3, 8, layers, activation, matrix=-0.2 * torch.eye(3).repeat(2, 1, 1))
     case = form, torch.randn(2, 3), no_events(2, 3, [2.0, 0.0, 0.3, 0.3]), SAME_STEPS
-    found, expected = (solved(engine, *case)[0] for engine in (fused_gpu, fused_cpu))
+    found, expected = (solved(engine, *case)[0] for engine in (gpu, cpu))
+    assert_close(found, expected)
+
+
+def test_states_and_gradients_are_those_of_double_precision_in_every_block_and_every_run(monkeypatch):
+    if DEVICE == "cpu":
+        monkeypatch.setattr(fused_gpu, "_PROGRAMS", 2)
+    n = 33 if DEVICE == "cpu" else 16 * (fused_gpu._PROGRAMS + 50)  # some programs have two blocks
+    form = perceptron(n, 2, 64, 2, "tanh", matrix=-0.2 * torch.eye(2).repeat(n, 1, 1))
+    mesh = no_events(n, 2, [6.0] * 4)
+    mesh = dataclasses.replace(mesh, wanted_times=6.0 * torch.rand(n, 4))
+    case = form, torch.randn(n, 2), mesh
+    found, status, _ = solved(gpu, *case, TIGHT)
+    expected, other, _ = solved(double, *case, TIGHTER)
+    assert not status.any() and not other.any()
+    assert_close(found, expected)
+    assert_close(solved(gpu, *case, TIGHT)[0], found, to=0.0)
+
+
+@pytest.mark.parametrize("width", [32, 128])
+def test_the_largest_fields_have_room_on_the_chip(width):
+    form = perceptron(3, 8, width, 4, "silu")
+    case = form, torch.randn(3, 8), no_events(3, 8, [0.5, 1.0])
+    found, expected = solved(gpu, *case, TIGHT)[0], solved(double, *case, TIGHTER)[0]
     assert_close(found, expected)
 
 
@@ -172,12 +225,12 @@ def test_each_subject_takes_its_own_steps_and_one_that_fails_spoils_no_other():
     failed = {3: Status.STIFF, 7: Status.NON_FINITE}
     form.matrix[5], form.matrix[3], form.shift[7] = -10.0, -400.0, torch.nan
     well = torch.tensor([k not in failed for k in range(n)])
-    found, status, _ = solved(fused_gpu, form, torch.ones(n, 1), no_events(n, 1, [0.5, 1.0]), OPTIONS)
+    found, status, _ = solved(gpu, form, torch.ones(n, 1), no_events(n, 1, [0.5, 1.0]), OPTIONS)
     assert {k: code for k, code in enumerate(status.tolist()) if code} == failed
     assert found["states"][~well].isnan().any(1).all() and not found["y0"][~well].any()
     alone = dataclasses.replace(form, shift=form.shift[well], matrix=form.matrix[well])
     case = alone, torch.ones(n - 2, 1), no_events(n - 2, 1, [0.5, 1.0]), OPTIONS
-    expected, status, _ = solved(fused_cpu, *case)
+    expected, status, _ = solved(cpu, *case)
     assert not status.any()
     assert_close(
         {k: v[well] if len(v) == n else v for k, v in found.items()}, expected, to=1e-2
@@ -187,7 +240,7 @@ def test_each_subject_takes_its_own_steps_and_one_that_fails_spoils_no_other():
 def test_evaluations_are_limited_between_two_nodes_and_counted():
     form = perceptron(2, 1, 4, 1, "tanh", matrix=torch.tensor([[[-0.1]], [[-30.0]]]))
     case = form, torch.ones(2, 1), no_events(2, 1, [1.0]), dataclasses.replace(OPTIONS, max_evaluations=20)
-    (_, status, spent), (_, other, own) = (solved(engine, *case) for engine in (fused_gpu, fused_cpu))
+    (_, status, spent), (_, other, own) = (solved(engine, *case) for engine in (gpu, cpu))
     assert status.tolist() == other.tolist() == [Status.OK, Status.MAX_EVALUATIONS]
     assert spent == own
 
@@ -195,12 +248,42 @@ def test_evaluations_are_limited_between_two_nodes_and_counted():
 def test_steps_for_which_there_was_no_room_are_taken_again(monkeypatch):
     form = perceptron(2, 2, 4, 1, "silu")
     case = form, torch.ones(2, 2), no_events(2, 2, [0.1, 0.5]), OPTIONS
-    expected, _, _ = solved(fused_gpu, *case)
+    expected, _, _ = solved(gpu, *case)
     monkeypatch.setattr(fused_gpu, "_STEPS", 1)
-    assert_close(solved(fused_gpu, *case)[0], expected, to=0.0)
+    assert_close(solved(gpu, *case)[0], expected, to=0.0)
 
 
 def test_the_kernels_cover_single_precision_on_cuda_alone():
     assert not fused_gpu.covers(torch.zeros(1, 2))
+    if DEVICE == "cuda":
+        assert fused_gpu.covers(torch.zeros(1, 2, device=DEVICE))
+        assert not fused_gpu.covers(torch.zeros(1, 2, device=DEVICE, dtype=torch.float64))
     assert fused_gpu.fits(perceptron(1, 2, 128, 4, "tanh"))
     assert not fused_gpu.fits(perceptron(1, 2, 129, 1, "tanh"))
+
+
+def one_compartment():
+    return CompartmentModel(1, "first_order")
+
+
+def saturable():
+    return CompartmentModel(1, "first_order", elimination="michaelis_menten")
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="there is no GPU")
+@pytest.mark.parametrize("make", [neural_field, neural_compartments, hybrid, one_compartment, saturable])
+def test_a_cohort_is_solved_on_the_gpu_as_on_the_cpu(make):
+    model = make()
+    batch, theta, y0 = problem(model)
+    results = []
+    for device in ("cpu", DEVICE):
+        model = model.to(device)
+        model.zero_grad()
+        own = theta.detach().to(device).requires_grad_()
+        trajectory = solve(model, y0.to(device), own, batch.to(device), options=TIGHT)
+        trajectory.check(batch.ids, TIGHT)
+        trajectory.states.square().mean().backward()
+        weights = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
+        results.append({"states": trajectory.states.detach().cpu(), "theta": own.grad.cpu()} | weights)
+    found, expected = reversed(results)
+    assert_close(found, expected, to=1e-3)

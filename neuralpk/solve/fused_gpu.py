@@ -94,6 +94,7 @@ class _Problem:
         self.clock = kernels.Clock(
             times, reset, jump, input_, period, wanted, since, n, nodes, count, len(shift) // max(n, 1)
         )
+        self.arguments = self.net, self.clock[:-4], *self.clock[-4:]  # the sizes each by itself
         self.initial, self.table = y0.detach().contiguous(), _table(y0.device)
         self.form, self.blocks = form, -(-n // _BLOCK)
         self.constants = {
@@ -128,12 +129,12 @@ class _Problem:
                 torch.empty(capacity, 4, dtype=torch.int32, device=like.device),
                 last,
                 torch.zeros(1, dtype=torch.int32, device=like.device),
-                capacity,
             )
-            _kernels().forward[(self.blocks,)](
-                self.net, self.clock, steps, self.initial, self.table, options.rtol, options.atol,
-                options.max_evaluations, out, status, evaluations, RECORD=record, **self.constants,
-            )  # fmt: skip
+            with torch.cuda.device_of(like):  # type: ignore[no-untyped-call]
+                _kernels().forward[(self.blocks,)](
+                    *self.arguments, steps, capacity, like, self.table, options.rtol, options.atol,
+                    options.max_evaluations, out, status, evaluations, RECORD=record, **self.constants,
+                )  # fmt: skip
             # the same steps again, now that their number is known
             if not record or (taken := int(steps.taken)) <= capacity:
                 return out, status, evaluations, steps
@@ -147,9 +148,10 @@ class _Problem:
         own |= {name: torch.zeros_like(getattr(self.clock, name)) for name in ("times", "jump", "input", "since")}
         sums = {name: (tensor := getattr(self.net, name)).new_zeros(programs, *tensor.shape) for name in shared}
         gradients = _kernels().Gradients(**own, **sums, initial=torch.zeros_like(self.initial))
-        _kernels().backward[(programs,)](
-            self.net, self.clock, steps, gradients, upstream, self.table, status, **self.constants
-        )
+        with torch.cuda.device_of(upstream):  # type: ignore[no-untyped-call]
+            _kernels().backward[(programs,)](
+                *self.arguments, steps, gradients, upstream, self.table, status, **self.constants
+            )
         return gradients._replace(**{name: tensor.sum(0) for name, tensor in sums.items()})
 
 

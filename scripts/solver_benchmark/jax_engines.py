@@ -23,8 +23,8 @@ def device_peak() -> int:
     return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
 
 
-def diffrax_step(workload: Workload, device: str, solver: str) -> Callable[[], Array]:
-    """A gradient step in which `lax.scan` goes from dose to dose.
+def diffrax_step(workload: Workload, device: str, solver: str) -> Callable[..., Array]:
+    """A gradient step, or its solve alone, in which `lax.scan` goes from dose to dose.
 
     Its other way with doses, one solve for the state less what has been given so far with their times as `jump_ts`,
     takes as long and is less exact: what is subtracted grows, and the tolerance with it.
@@ -73,10 +73,13 @@ def diffrax_step(workload: Workload, device: str, solver: str) -> Callable[[], A
         change, state = adam.update(gradient, state)
         return optax.apply_updates(weights, change), state, states
 
+    ahead = jax.jit(lambda weights: loss(weights)[1])
     weights = tuple(map(jnp.array, workload.weights))
     carried = [weights, adam.init(weights)]
 
-    def step() -> Array:
+    def step(gradient: bool = True) -> Array:
+        if not gradient:
+            return jax.block_until_ready(ahead(weights))
         *carried[:], states = jax.block_until_ready(update(*carried))
         return states
 

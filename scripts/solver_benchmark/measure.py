@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -15,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,7 +60,7 @@ ENGINES = {
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 _JAX = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-RESULTS = ("ms", "max_error", "first_s", "peak_mb", "note")
+RESULTS = ("ms", "forward_ms", "max_error", "first_s", "peak_mb", "note")
 
 
 def measure(
@@ -69,6 +71,7 @@ def measure(
     *,
     repeats: int,
     limit: float,
+    forward: bool = False,
     reference: Path | None = None,
     **size: int,
 ) -> dict[str, Any]:
@@ -81,18 +84,20 @@ def measure(
         engine: a name in `ENGINES`.
         repeats: steps of which the median is taken, after the first and one more.
         limit: seconds that the first step may take.
+        forward: also time the solve alone, without what its gradient needs.
         reference: file with the states as they should be.
         size: doses and observations of the workload.
 
     Returns:
-        `RESULTS`: milliseconds a step, largest error, seconds of the first step, MB that the steps took at most,
-        compilation included, beyond what the process held before (libraries, data); where there are none, a note: why.
+        `RESULTS`: milliseconds a step, and a solve if asked for, largest error, seconds of the first step, MB that the
+        steps took at most, compilation included, beyond what the process held before (libraries, data); where there
+        are none, a note: why.
     """
     row: dict[str, Any] = dict.fromkeys(RESULTS)
     if importlib.util.find_spec(ENGINES[engine].library) is None:
         return row | {"note": f"{ENGINES[engine].library} is not installed"}
     task = {"workload": workload, "device": device, "n": n, "engine": engine, "repeats": repeats, "limit": limit}
-    task |= {"size": size, "reference": reference and str(reference)}
+    task |= {"size": size, "forward": forward, "reference": reference and str(reference)}
     environment = os.environ | _ONE_THREAD | _JAX | {"JAX_PLATFORMS": device}
     command = [sys.executable, __file__, json.dumps(task)]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -118,6 +123,21 @@ def host_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def _timed(step: Callable[[], Any], repeats: int, limit: float) -> tuple[Any, float, float]:
+    """What a step gives, the milliseconds it takes in the median, the seconds that the first one took."""
+    seconds = []
+    signal.setitimer(signal.ITIMER_REAL, limit)  # ends the process, compiled code or not
+    for k in range(2 + repeats):
+        start = time.perf_counter()
+        states = step()
+        seconds.append(time.perf_counter() - start)
+        if k == 0:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        elif sum(seconds[1:]) > limit:
+            break
+    return states, 1e3 * statistics.median(seconds[2:] or seconds[1:]), seconds[0]
+
+
 def _run(task: dict[str, Any]) -> dict[str, Any]:
     """Measure here, in this process."""
     on_host = task["device"] == "cpu"
@@ -132,18 +152,10 @@ def _run(task: dict[str, Any]) -> dict[str, Any]:
     peak = host_peak if on_host else module.device_peak
     before = peak()
 
-    seconds = []
-    signal.setitimer(signal.ITIMER_REAL, task["limit"])  # ends the process, compiled code or not
-    for k in range(2 + task["repeats"]):
-        start = time.perf_counter()
-        states = step()
-        seconds.append(time.perf_counter() - start)
-        if k == 0:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        elif sum(seconds[1:]) > task["limit"]:
-            break
-    row = {"ms": 1e3 * statistics.median(seconds[2:] or seconds[1:]), "first_s": seconds[0]}
-    row["peak_mb"] = (peak() - before) / 1e6
+    states, ms, first = _timed(step, task["repeats"], task["limit"])
+    row = {"ms": ms, "first_s": first, "peak_mb": (peak() - before) / 1e6}
+    if task["forward"]:
+        _, row["forward_ms"], _ = _timed(functools.partial(step, gradient=False), task["repeats"], task["limit"])
     if task["reference"] is not None:
         expected = np.load(task["reference"])
         row["max_error"] = float(np.abs(np.array(states[: len(expected)].tolist()) - expected).max())

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from solver_benchmark.workloads import ATOL, RTOL, Array, Workload
 
-Step = Callable[[], Tensor]
-"""Runs one gradient step to its end; gives the states at the observations."""
+
+class Step(Protocol):
+    """Runs one gradient step to its end, or its solve alone; gives the states at the observations."""
+
+    def __call__(self, gradient: bool = True) -> Tensor: ...
+
 
 torch.set_num_threads(1)
 torch.set_float32_matmul_precision("highest")
@@ -21,18 +26,20 @@ def device_peak() -> int:
     return torch.cuda.max_memory_allocated()
 
 
-def stepper(parameters: Sequence[nn.Parameter], predict: Step, targets: Tensor) -> Step:
+def stepper(parameters: Sequence[nn.Parameter], predict: Callable[[], Tensor], targets: Tensor) -> Step:
     """The gradient step around a prediction: mean squared error, backward, Adam.
 
     Adam's rate is 0: the work of a step without its effect, so that every repeat solves the same equations.
     """
     adam = torch.optim.Adam(parameters, lr=0.0, fused=True)
 
-    def step() -> Tensor:
+    def step(gradient: bool = True) -> Tensor:
         adam.zero_grad()
-        states = predict()
-        (states - targets).square().mean().backward()
-        adam.step()
+        with torch.set_grad_enabled(gradient):
+            states = predict()
+        if gradient:
+            (states - targets).square().mean().backward()
+            adam.step()
         if states.is_cuda:
             torch.cuda.synchronize()
         return states.detach()

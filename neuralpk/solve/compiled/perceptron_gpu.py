@@ -67,7 +67,6 @@ class Steps(NamedTuple):
     mark: Any  # [step, 4]: node, first and last + 1 of the wanted times read in it, the step before
     last: Any  # [subject]
     taken: Any  # [1] how many there are, which may be more than there was room for
-    capacity: Any
 
 
 class Gradients(NamedTuple):
@@ -260,14 +259,17 @@ def _norm(values):
     return tl.sqrt(tl.sum(values * values, 1))
 
 
-@triton.jit(do_not_specialize=["clock", "steps", "limit"])
+# a size inside a tuple would be compiled in where it is 1, and whether it is a multiple of 16
+@triton.jit(do_not_specialize=["subjects", "nodes", "count", "periods", "capacity", "limit"])
 def forward(
-    net, clock, steps, initial, table, rtol, atol, limit, out, status, evaluations,
+    net, tensors, subjects, nodes, count, periods, steps, capacity, initial, table, rtol, atol, limit,
+    out, status, evaluations,
     D: tl.constexpr, COLUMNS: tl.constexpr, H: tl.constexpr, LAYERS: tl.constexpr, OUTPUTS: tl.constexpr,
     ACTIVATION: tl.constexpr, LOGARITHM: tl.constexpr, MATRIX: tl.constexpr, FLOWS: tl.constexpr,
     PRECISION: tl.constexpr, RECORD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Solve a block of subjects: states at the wanted times, how each ended and what it cost, and its steps."""
+    clock = Clock(*tensors, subjects, nodes, count, periods)  # type: ignore[call-arg]
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     real = row < clock.subjects
     i = tl.where(real, row, 0).to(
@@ -343,9 +345,9 @@ def forward(
             tl.store(out + m[:, None] * D + d[None, :], value, mask=reading[:, None] & (d[None, :] < D))
             seen += reading.to(tl.int32)
         if RECORD:
-            count = taken.to(tl.int32)
-            step = tl.atomic_add(steps.taken, tl.sum(count, 0)) + tl.cumsum(count, 0) - count
-            room = taken & (step < steps.capacity)
+            new_steps = taken.to(tl.int32)
+            step = tl.atomic_add(steps.taken, tl.sum(new_steps, 0)) + tl.cumsum(new_steps, 0) - new_steps
+            room = taken & (step < capacity)
             at = step.to(tl.int64)
             tile = tl.where(slot[None, :, None] == LAST + 1, y[:, None, :], k)
             place = at[:, None, None] * SLOTS * D + slot[None, :, None] * D + d[None, None, :]
@@ -460,9 +462,9 @@ def _leave(clock, i, node, until, seen, cotangent, upstream, to, D: tl.constexpr
     return node, seen, cotangent
 
 
-@triton.jit(do_not_specialize=["clock", "steps"])
+@triton.jit(do_not_specialize=["subjects", "nodes", "count", "periods"])
 def backward(
-    net, clock, steps, to, upstream, table, status,
+    net, tensors, subjects, nodes, count, periods, steps, to, upstream, table, status,
     D: tl.constexpr, COLUMNS: tl.constexpr, H: tl.constexpr, LAYERS: tl.constexpr, OUTPUTS: tl.constexpr,
     ACTIVATION: tl.constexpr, LOGARITHM: tl.constexpr, MATRIX: tl.constexpr, FLOWS: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK: tl.constexpr,
@@ -472,6 +474,7 @@ def backward(
 
     What came back to the first slope of a step is handed on to the last of the step before, which is the same.
     """
+    clock = Clock(*tensors, subjects, nodes, count, periods)  # type: ignore[call-arg]
     program = tl.program_id(0).to(tl.int64)
     d, slot = tl.arange(0, COLUMNS), tl.arange(0, SLOTS)
     block = tl.program_id(0)
