@@ -25,8 +25,8 @@ from neuralpk import datasets, randomness
 from neuralpk.batch import CohortBatch
 from neuralpk.datamodules import TableDataModule
 from neuralpk.evaluate.metrics import coverage, crps_ensemble, log_rmse
-from neuralpk.inference import importance
-from neuralpk.inference.mode import Mode, maximise
+from neuralpk.inference.mode import maximise
+from neuralpk.inference.tempering import Particles, effective, move, temper
 from neuralpk.models import DynamicsSettings, LatentODE, build_model
 from neuralpk.reconstruction import evaluation_batch
 from neuralpk.scaling import Scaling
@@ -34,6 +34,7 @@ from neuralpk.solve import Noise
 from neuralpk.tasks import LatentODETask
 
 FORECAST, YEARS, DRAWS = 1915, range(1900, 1921), 1000
+ROUNDS, MOVES = 8, 5  # of the EM algorithm, and of every draw in each
 PATHS, EPOCHS = 32, 30  # of a training with noise: draws of a step, and ten steps each
 STARTS = {"prey0": 20.0, "predator0": 10.0}
 RATES = {"alpha": 0.8, "beta": 0.04, "gamma": 0.8, "delta": 0.04}
@@ -51,29 +52,27 @@ MODELS: dict[str, DynamicsSettings] = {
 SOLVER = {"engine": "torchdiffeq", "gradient": "backprop", "method": "rk4", "step": 0.25}
 
 
-def fit(model: LatentODE, batch: CohortBatch, seed: int, rounds: int = 6) -> tuple[Mode, importance.Draws]:
-    """Posterior of the series given the records of ``batch.target``, at the likeliest residual error.
+def fit(model: LatentODE, batch: CohortBatch, seed: int) -> tuple[Particles, float]:
+    """Posterior of the series given the records of ``batch.target``, at the likeliest residual error, and the effective
+    number of its draws.
 
-    The first search looks at ever more years, since a line over all of them has no slope to follow from afar. The error
-    is then found by the EM algorithm: given the weighted draws, its square is the mean square of the residuals.
+    The search for a first place looks at ever more years, since a line over all of them has no slope to follow from
+    afar. The error is found by the EM algorithm: given the draws, its square is the mean square of the residuals.
     """
     z = torch.zeros((1, model.individual.latent_size), dtype=batch.time.dtype)
     for last in (1903, 1906, 1910, YEARS[-1]):
         mode = maximise(model, dataclasses.replace(batch, target=batch.target & (batch.time <= last)), z, steps=40)
         z = mode.z
-    for k in range(rounds):
-        noise = importance.noise(seed, k, batch.index, DRAWS, z.shape[1], z.dtype)
+    first = found = temper(model, batch, mode, DRAWS, seed, 0)
+    for k in range(1, ROUNDS + 1):
         with torch.no_grad():
-            draws = importance.draw(model, batch, mode, noise)
-            value = model.predict(draws.z[0], batch.repeat(DRAWS)).value
-            square = draws.weight[0] @ model.error.standardise(value, batch.value, batch.endpoint).nan_to_num().square()
+            value = model.predict(found.z[0], batch.repeat(DRAWS)).value
+            square = model.error.standardise(value, batch.value, batch.endpoint).nan_to_num().square().mean(0)
             for endpoint in (0, 1):
                 own = batch.target[0] & (batch.endpoint[0] == endpoint)
                 model.error.log_sd["b"][endpoint] += 0.5 * square[own].mean().log()
-        mode = maximise(model, batch, mode.z, steps=15)
-    noise = importance.noise(seed, rounds, batch.index, DRAWS, z.shape[1], z.dtype)
-    with torch.no_grad():
-        return mode, importance.draw(model, batch, mode, noise)
+        found = move(model, batch, found, seed, k << 16, MOVES)
+    return found, float(effective(first, found))
 
 
 def start(settings: DynamicsSettings, seed: int) -> tuple[LatentODE, CohortBatch]:
@@ -88,14 +87,13 @@ def forecast(settings: DynamicsSettings, seed: int) -> tuple[np.ndarray, np.ndar
     """Draws of what would be measured ``[draw, year, species]``, what was ``[year, species]``, and the effective number
     of draws."""
     model, batch = start(settings, seed)
-    _, draws = fit(model, dataclasses.replace(batch, target=batch.target & (batch.time < FORECAST)), seed)
-    z = draws.resample(DRAWS)[0]
+    draws, number = fit(model, dataclasses.replace(batch, target=batch.target & (batch.time < FORECAST)), seed)
     many = batch.repeat(DRAWS)
     with torch.no_grad():
         noise = randomness.normal(seed, 1 << 20, torch.arange(DRAWS), batch.time.shape[1])
-        value = model.error.simulate(model.predict(z, many).value, many.endpoint, noise)
+        value = model.error.simulate(model.predict(draws.z[0], many).value, many.endpoint, noise)
     solved = value[value.isfinite().all(1)]
-    return solved.reshape(len(solved), -1, 2).numpy(), batch.value.reshape(-1, 2).numpy(), float(draws.effective[0])
+    return solved.reshape(len(solved), -1, 2).numpy(), batch.value.reshape(-1, 2).numpy(), number
 
 
 def stochastic_forecast(settings: DynamicsSettings, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
@@ -134,11 +132,10 @@ def stochastic_forecast(settings: DynamicsSettings, seed: int) -> tuple[np.ndarr
 def parameters(seed: int) -> dict[str, tuple[float, float]]:
     """Posterior mean and standard deviation of the parameters of Lotka–Volterra, given all years."""
     model, batch = start(MODELS["Lotka–Volterra"], seed)
-    _, draws = fit(model, batch, seed)
+    draws, _ = fit(model, batch, seed)
     with torch.no_grad():
         theta = model.individual(draws.z[0], batch.covariates.repeat(DRAWS, 1, 1))
-    mean = draws.weight[0] @ theta
-    sd = (draws.weight[0] @ (theta - mean).square()).sqrt()
+    mean, sd = theta.mean(0), theta.std(0)
     found = {name: (float(m), float(s)) for name, m, s in zip(model.individual.names, mean, sd, strict=True)}
     errors = model.error.parameters_by_name()["b"].tolist()
     return found | {f"sigma_{name}": (error, 0.0) for name, error in zip(("hare", "lynx"), errors, strict=True)}
@@ -204,6 +201,8 @@ def main() -> None:
             bands.setdefault(name, values)
             row = {"model": name, "seed": seed} | score(values, observed)
             rows.append(row | {"effective": effective, "seconds": round(time.process_time() - began, 1)})
+            if options.json:
+                options.json.write_text(json.dumps(rows, indent=1))
     table = Table(title=f"Forecast of {FORECAST} to {YEARS[-1]}, mean over {options.seeds} seeds (lowest to highest)")
     for column in ("model", "RMSE of logs", "CRPS", "covered by 90 %", "effective draws"):
         table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
@@ -215,8 +214,6 @@ def main() -> None:
             cells.append(f"{np.mean(found):{form}} ({min(found):{form}} to {max(found):{form}})")
         table.add_row(name, *cells)
     console.print(table)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
     if options.figure:
         draw_figure(bands, observed, options.figure)
 

@@ -142,7 +142,7 @@ def falling(**options: Any) -> PKDataModule:
 
 # flat enough a prior, and few enough layers, for rates that change tenfold; and a start at which there is a correction
 # to bend, since one that starts next to nothing is taken for nothing before it has bent
-NETWORK: DynamicsSettings = {"layers": 1, "bend": 10.0}
+NETWORK: DynamicsSettings = {"bend": 10.0, "hidden": 64}
 BOLUS: DynamicsSettings = {"compartments": 1}
 ORAL: DynamicsSettings = {"compartments": 1, "absorption": "first_order"}
 CASES = {

@@ -1,5 +1,6 @@
 """The vector fields: mass balance, positivity, and agreement with themselves."""
 
+import copy
 import itertools
 
 import numpy as np
@@ -16,7 +17,8 @@ from neuralpk.dynamics import (
     NeuralField,
     RateConstants,
 )
-from neuralpk.dynamics.neural import log_weights, mlp
+from neuralpk.dynamics.neural import mlp
+from neuralpk.dynamics.weight_prior import HIDDEN, WeightPrior
 from neuralpk.scaling import Scaling
 
 OPTIONS = list(
@@ -246,21 +248,55 @@ def test_parameters_of_learned_compartments_are_those_of_the_field_near_the_empt
     torch.testing.assert_close(derived["k10"], -slopes(central).sum(1), rtol=1e-6, atol=0.0)
 
 
-def test_the_prior_of_a_network_is_that_of_independent_normal_weights():
-    network, bend = mlp(3, 5, 2, 4).double(), 0.3
-    found, expected = [], []
-    for scale in (0.2, 1.0):
-        with_random_weights(network, scale)
-        found.append(float(log_weights(network, bend).detach()))
-        density = 0.0
-        for layer, size in zip(network[::2], (1.0, 1.0, bend), strict=True):
-            density += stats.norm(0.0, size / layer.in_features**0.5).logpdf(layer.weight.detach()).sum()
-            density += stats.norm(0.0, size).logpdf(layer.bias.detach()).sum()
-        expected.append(density)
-    # up to a constant
-    assert found[1] - found[0] == pytest.approx(expected[1] - expected[0], rel=1e-12)
-    field = with_random_weights(NeuralCompartments(CompartmentModel(2), 1, SCALING, bend=bend), 0.5)
-    torch.testing.assert_close(field.log_prior(), log_weights(field.network, bend), rtol=0.0, atol=0.0)
+def hidden_and_last(network):
+    *hidden, last = network[::2]
+    return hidden, last
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_prior_of_a_network_is_normal_around_the_features_that_it_starts_with(bias):
+    torch.manual_seed(0)
+    network, spread = mlp(3, 5, 2, 4, bias).double(), 0.3
+    there = torch.tensor([0.7, -0.2, 1.0], dtype=torch.float64)
+    start, features = copy.deepcopy(network), network[:-1](there).detach()
+    prior = WeightPrior(network, spread, there).double()
+    assert prior(network).item() == 0.0
+    with_random_weights(network, 0.4)
+    hidden, last = hidden_and_last(network)
+    expected = 0.0
+    for layer, first in zip(hidden, hidden_and_last(start)[0], strict=True):
+        for moved, origin in zip(layer.parameters(), first.parameters(), strict=True):
+            belief = stats.norm(0.0, HIDDEN / layer.in_features**0.5)
+            expected += (belief.logpdf((moved - origin).detach().numpy()) - belief.logpdf(0.0)).sum()
+    sd = spread / float((features.square().sum() + 1.0).sqrt())
+    for moved, origin in zip(last.parameters(), hidden_and_last(start)[1].parameters(), strict=True):
+        belief = stats.norm(0.0, sd)
+        expected += (belief.logpdf((moved - origin).detach().numpy()) - belief.logpdf(0.0)).sum()
+    assert float(prior(network).detach()) == pytest.approx(float(expected), rel=1e-6)  # spreads in float32
+    prior.centre(network)
+    assert prior(network).item() == 0.0
+
+
+def test_before_data_the_rates_of_learned_compartments_bend_by_as_much_as_was_asked():
+    bend, bent = 0.4, []
+    full = torch.full((1, 2), float(SCALING.amount), dtype=torch.float64)
+    for seed in range(300):
+        torch.manual_seed(seed)
+        field = NeuralCompartments(CompartmentModel(2), 0, SCALING, bend=bend).double()
+        sd = field.weight_prior.sd[-field.network[-1].weight.numel() :].view_as(field.network[-1].weight)
+        with torch.no_grad():
+            field.network[-1].weight.copy_(sd * torch.randn_like(sd))
+        typical = torch.tensor([list(field.guess(SCALING).values())], dtype=torch.float64)
+        bent.append((field.rates(torch.zeros(1), full, typical) / field._base_rates(typical)).log().detach())
+    # 900 draws; tanh takes little off
+    assert float(torch.stack(bent).std()) == pytest.approx(bend, rel=0.06)
+
+
+def test_a_field_holds_the_prior_of_its_network_and_a_mechanism_none():
+    field = with_random_weights(NeuralCompartments(CompartmentModel(2), 1, SCALING), 0.5)
     hybrid = HybridDynamics(CompartmentModel(2), field)
-    torch.testing.assert_close(hybrid.log_prior(), field.log_prior(), rtol=0.0, atol=0.0)
+    held = field.weight_prior(field.network).item()
+    assert held < 0.0 and field.log_prior().item() == hybrid.log_prior().item() == held
+    hybrid.centre_prior()
+    assert hybrid.log_prior().item() == 0.0
     assert CompartmentModel(2).log_prior() == 0.0

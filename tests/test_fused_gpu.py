@@ -283,7 +283,7 @@ def test_a_cohort_is_solved_on_the_gpu_as_on_the_cpu(make):
         trajectory = solve(model, y0.to(device), own, batch.to(device), options=TIGHT)
         trajectory.check(batch.ids, TIGHT)
         trajectory.states.square().mean().backward()
-        weights = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
+        weights = {name: p.grad.clone().cpu() for name, p in model.named_parameters() if p.grad is not None}
         results.append({"states": trajectory.states.detach().cpu(), "theta": own.grad.cpu()} | weights)
     found, expected = reversed(results)
     assert_close(found, expected, to=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from neuralpk.dynamics.base import Dynamics
 from neuralpk.dynamics.compartment import Compartments
 from neuralpk.dynamics.perceptron import Perceptron
+from neuralpk.dynamics.weight_prior import WeightPrior
 from neuralpk.scaling import Scaling
 
 
@@ -31,32 +33,6 @@ def latent_names(size: int) -> tuple[str, ...]:
     return tuple(f"z{k}" for k in range(1, size + 1))
 
 
-def log_weights(network: nn.Sequential, spread: float, mean: Tensor | None = None) -> Tensor:
-    """log of a normal density of the weights, up to a constant, under which outputs are about `spread` in size: hidden
-    layers hand on what they get at its size, the last one multiplies by `spread` (Neal 1996).
-
-    Args:
-        network: linear layers, with an activation in between.
-        spread: size of its outputs.
-        mean: of the weights, one after the other; default 0. Around a trained network `spread` is how far its outputs
-            are expected to move: every layer has its share of that.
-    """
-    layers = [layer for layer in network if isinstance(layer, nn.Linear)]
-    sizes = [spread if mean is not None else 1.0] * (len(layers) - 1) + [spread]
-    sd = torch.cat(
-        [
-            torch.cat([torch.full_like(w.weight, s * w.in_features**-0.5).flatten(), *_filled(w.bias, s)])
-            for w, s in zip(layers, sizes, strict=True)
-        ]
-    )
-    weights = nn.utils.parameters_to_vector(network.parameters())
-    return -0.5 * ((weights if mean is None else weights - mean) / sd).square().sum()
-
-
-def _filled(bias: Tensor | None, value: float) -> list[Tensor]:
-    return [] if bias is None else [torch.full_like(bias, value)]
-
-
 class NeuralCompartments(Compartments):
     """Compartments whose rates a network bends: dA/dt = K(A, theta)·A, with every rate positive by construction.
 
@@ -75,7 +51,8 @@ class NeuralCompartments(Compartments):
         scaling: magnitudes of the data, from which the guesses of the parameters come.
         hidden: width of the network.
         layers: number of hidden layers.
-        bend: size of x before any data are seen (`log_prior`): 0.3 expects rates to change by a third.
+        bend: standard deviation of log g(A)/g(0), with a typical dose in every compartment, before any data are seen
+            (`log_prior`): 0.5 expects rates to change by a half or so.
         unit: of the states, in which the network sees them; None for the typical dose.
         time: the network also reads the time, as log(1 + t/time).
 
@@ -85,7 +62,6 @@ class NeuralCompartments(Compartments):
 
     reference: Tensor
     amount_scale: Tensor
-    prior_weights: Tensor  # mean of the prior of the network's weights; 0 until something was learned elsewhere
     time_scale: Tensor
 
     def __init__(
@@ -94,37 +70,38 @@ class NeuralCompartments(Compartments):
         latent_size: int,
         scaling: Scaling,
         hidden: int = 32,
-        layers: int = 2,
-        bend: float = 0.3,
+        layers: int = 1,
+        bend: float = 0.5,
         unit: float | None = None,
         time: bool = False,
     ) -> None:
         if not base.linear:
             raise ValueError(f"a network bends the rate constants of linear compartments; {base} has none")
         super().__init__(base.states, base.flows)
-        self.base, self.bend, self.autonomous = base, bend, not time
+        self.base, self.autonomous = base, not time
         self.named_size = len(base.parameter_names)
         self.parameter_names = (*base.parameter_names, *latent_names(latent_size))
         self.endpoints = base.endpoints
         # what a last bias adds to x(A) it adds to x(0)
-        width = len(base.states) + time + len(base.flows) + latent_size
-        self.network = mlp(width, hidden, layers, len(base.flows), bias=False)
+        read, place = len(base.states) + time, len(base.flows) + latent_size
+        self.network = mlp(read + place, hidden, layers, len(base.flows), bias=False)
         # a network that starts at zero leaves the base rates as they are: the field begins as a compartment model
         for weight in self.network[-1].parameters():
             nn.init.zeros_(weight)
         guess = torch.tensor(list(base.guess(scaling).values()))
         self.register_buffer("reference", self._base_rates(guess))
-        self.register_buffer(
-            "prior_weights", torch.zeros_like(nn.utils.parameters_to_vector(self.network.parameters()))
-        )
+        empty = torch.zeros(read + place)
+        typical = torch.cat([torch.full((read,), math.log(2.0)), empty[read:]])
+        self.weight_prior = WeightPrior(self.network, bend, typical, empty)
         self.register_buffer("amount_scale", torch.tensor(scaling.amount if unit is None else unit))
         self.register_buffer("time_scale", torch.tensor(scaling.time))
 
     def log_prior(self) -> Tensor:
-        return log_weights(self.network, self.bend, self.prior_weights if bool(self.prior_weights.any()) else None)
+        held: Tensor = self.weight_prior(self.network)
+        return held
 
     def centre_prior(self) -> None:
-        self.prior_weights.copy_(nn.utils.parameters_to_vector(self.network.parameters()).detach())
+        self.weight_prior.centre(self.network)
 
     def _own(self, theta: Tensor) -> Tensor:
         return theta[..., : self.named_size]
@@ -218,7 +195,8 @@ class NeuralField(Dynamics):
         hidden: width of the network.
         layers: number of hidden layers.
         correction: the slope alone; a mechanism says how the states start and are read.
-        bend: size of the network's output before any data are seen (`log_prior`); None for a flat prior.
+        bend: size of the network's output at a typical state before any data are seen (`log_prior`); None for a flat
+            prior.
         time: the network also reads the time.
     """
 
@@ -241,7 +219,7 @@ class NeuralField(Dynamics):
         super().__init__()
         self.states = states
         self.endpoints = endpoints
-        self.dosed, self.bend, self.autonomous = dosed, bend, not time
+        self.dosed, self.autonomous = dosed, not time
         own = () if correction else ("base_V1",) if dosed else tuple(f"{state}0" for state in states)
         self.own = len(own)
         self.parameter_names = (*own, *latent_names(latent_size))
@@ -249,6 +227,8 @@ class NeuralField(Dynamics):
         # at rest first: a random field may carry the states away before it has learned anything
         for weight in self.network[-1].parameters():
             nn.init.zeros_(weight)
+        typical = torch.cat([torch.ones(len(states) + time), torch.zeros(latent_size)])
+        self.weight_prior = None if bend is None else WeightPrior(self.network, bend, typical)
         self.register_buffer("time_scale", torch.tensor(scaling.time))
         self.register_buffer("state_scale", torch.tensor(self._scale(scaling)))
 
@@ -261,7 +241,11 @@ class NeuralField(Dynamics):
         return slope * self.state_scale / self.time_scale
 
     def log_prior(self) -> Tensor | float:
-        return 0.0 if self.bend is None else log_weights(self.network, self.bend)
+        return 0.0 if self.weight_prior is None else self.weight_prior(self.network)
+
+    def centre_prior(self) -> None:
+        if self.weight_prior is not None:
+            self.weight_prior.centre(self.network)
 
     def perceptron(self, theta: Tensor) -> Perceptron:
         scale, slope = self.state_scale, self.state_scale / self.time_scale

@@ -59,9 +59,10 @@ class DynamicsSettings(TypedDict, total=False):
     fixed: parameters of the mechanism that are known, by name.
     latent_size: latent dimensions beside those of the named parameters; by default 0 for a neural or hybrid
         field of compartments, 4 for other networks.
-    hidden, layers: size of its network.
-    bend: how far the network of a neural or hybrid field is expected to bend the rates of compartments, by default 0.3;
-        of a free field how large its slope is expected to be, by default anything, of its correction 1.
+    hidden, layers: width of its network, by default 32, and hidden layers, by default 1 for compartments, else 2.
+    bend: how far the network of a neural or hybrid field is expected to bend the rates of compartments (logarithms)
+        between the empty system and a typical dose, by default 0.5; of a free field how large its slope is expected to
+        be, by default anything, of any other correction 1.
     time: a learned part also reads the time.
     weights: ``shared``, or ``own`` for a network whose weights are the latent of the series (`FeatureField`).
     flows: pairs (source, destination) between which a correction may move something, beside those of the mechanism.
@@ -184,19 +185,20 @@ def _learned(mechanism: Dynamics, settings: DynamicsSettings, scaling: Scaling) 
     if settings.get("weights", "shared") == "own":
         width, spread = settings.get("hidden", 16), settings.get("bend", 1.0)
         return FeatureField(states, mechanism.endpoints, scaling, width, spread, correction)
-    network: Any = {"scaling": scaling, "hidden": settings.get("hidden", 32), "layers": settings.get("layers", 2)}
-    network |= {"time": settings.get("time", False)}
+    network: Any = {"scaling": scaling, "hidden": settings.get("hidden", 32), "time": settings.get("time", False)}
     if isinstance(mechanism, Compartments) and (correction or (dosed and field != "free")):
         flows = (*mechanism.flows, *((a, b) for a, b in settings.get("flows", [])))
         return NeuralCompartments(
             RateConstants(states, flows) if correction else mechanism,
             settings.get("latent_size", 0),
-            bend=settings.get("bend", 0.3),
+            layers=settings.get("layers", 1),
+            bend=settings.get("bend", 0.5),
             unit=None if dosed else scaling.value[0],
             **network,
         )
     bend, latent = settings.get("bend", 1.0) if correction else settings.get("bend"), settings.get("latent_size", 4)
-    return NeuralField(states, mechanism.endpoints, latent, dosed=dosed, correction=correction, bend=bend, **network)
+    network |= {"layers": settings.get("layers", 2), "bend": bend}
+    return NeuralField(states, mechanism.endpoints, latent, dosed=dosed, correction=correction, **network)
 
 
 def _build_stochastic(settings: DynamicsSettings, scaling: Scaling) -> StochasticDynamics:

@@ -103,8 +103,8 @@ class _Solve(torch.autograd.Function):
         status = np.zeros(len(y0), np.int64)
         initial, record = _array(y0), any(ctx.needs_input_grad)
         # the limits of the kernel's tanh would make a number of a latent that is none
-        lost = np.isnan(net.shift.reshape(len(y0), -1).sum(axis=1, keepdims=True))
-        initial = np.where(lost, np.nan, initial).astype(initial.dtype)
+        lost = np.logical_not(np.isfinite(net.shift.reshape(len(y0), -1)).all(axis=1))
+        initial = np.where(lost[:, None], np.nan, initial).astype(initial.dtype)
 
         def run(begin: int, end: int) -> tuple[kernel.Steps, int]:
             room = kernel.make_work(net, kernel.LANES, back=False), kernel.make_lanes(y0.shape[1])
@@ -115,7 +115,7 @@ class _Solve(torch.autograd.Function):
             return result
 
         chunks = in_chunks(run, len(y0), _CHUNK)
-        status[lost[:, 0]] = int(Status.NON_FINITE)
+        status[lost] = int(Status.NON_FINITE)
         ended["status"] = torch.from_numpy(status)
         ended["evaluations"] = sum(evaluations for _, evaluations in chunks)
         ctx.saved = (form, net, clock, [steps for steps, _ in chunks], status)

@@ -26,7 +26,7 @@ from neuralpk.solve.options import SolverOptions
 _BLOCK = 16  # subjects of a program: the fewest rows of a product on the tensor cores
 _PROGRAMS = 512  # of the reverse sweep at most, each with its own sum over its subjects: the same sums on any GPU
 _STATES, _WIDTH, _LAYERS = 8, 128, 4  # the largest field whose activations stay on the chip
-_STEPS = 32  # of a subject, for which there is room at first
+_STEPS = 16  # of a subject after each of its nodes, for which there is room at first
 
 
 @functools.cache
@@ -120,7 +120,7 @@ class _Problem:
         n, count, states = self.clock.subjects, self.clock.count, self.constants["D"]
         like = self.initial
         status, evaluations, last = (torch.zeros(n, dtype=torch.int32, device=like.device) for _ in range(3))
-        capacity = _STEPS * n if record else 1
+        capacity = _STEPS * self.clock.nodes * n if record else 1
         while True:
             out = like.new_full((n, count, states), torch.nan)
             steps = _kernels().Steps(

@@ -511,8 +511,9 @@ def backward(
                 reading = first < end
                 mask = reading[:, None] & (d[None, :] < D)
                 given = tl.load(upstream + m[:, None] * D + d[None, :], mask=mask, other=0.0)
-                share = tl.where(reading, (tl.load(clock.since + m) - start) / h, 1.0)
-                inside = share < 1.0
+                gone = tl.load(clock.since + m) - start
+                # not share < 1: a quotient on the GPU is not rounded as IEEE has it, and the end of a step is its end
+                share, inside = tl.where(reading, gone / h, 1.0), reading & (gone < h)
                 end_pull += tl.where(inside[:, None], 0.0, given)
                 given = tl.where(inside[:, None], given, 0.0)
                 weights, change = _inside(table, share), _change(table, share)
