@@ -217,7 +217,7 @@ def _bands(
         flat = z[kept].flatten(0, 1)
         trajectory = model.draw(flat, repeated, grid[kept].repeat_interleave(z.shape[1], dim=0), seed)
         # without its failed draws alone a band would be too narrow
-        solved = trajectory.ok.reshape(len(kept), -1).all(1)
+        solved = trajectory.ok.reshape(len(kept), z.shape[1]).all(1)
         silent[kept[~solved]] += 1
         if bool((silent > _MOST_SILENT * len(models)).any()):
             trajectory.check(repeated.ids, model.options)

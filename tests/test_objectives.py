@@ -339,3 +339,32 @@ def test_the_population_of_theophylline_is_that_of_focei() -> None:
     assert rows["a"]["ESTIMATE"] == pytest.approx(0.693, rel=0.04)
     assert estimate.error < 0.5
     assert estimate.log_likelihood > -180.5
+
+
+@pytest.mark.slow
+def test_a_neural_field_bends_the_rate_of_an_elimination_that_saturates() -> None:
+    torch.manual_seed(0)
+    typical, spread = {"V1": 70.0, "VMAX": 4.0, "KM": 0.15}, dict.fromkeys(("V1", "VMAX", "KM"), 0.2)
+    data = PKDataModule(
+        subjects=30,
+        compartments=1,
+        elimination="michaelis_menten",
+        typical=typical,
+        omega=spread,
+        doses=[20.0, 60.0, 120.0],
+        times=[0.5, 2.0, 4.0, 8.0, 12.0, 18.0, 24.0, 36.0],
+        error_sd={"b": 0.1},
+        passes_per_epoch=20,
+        seed=100,
+    )
+    dynamics = {"compartments": 1, "omega": 0.4, "omega_spread": 0.7}
+    task = LatentODETask(data.scaling(), dynamics, objective="iwae", draws=8, refine=2, learning_rate=0.02)
+    quiet(max_epochs=6, gradient_clip_val=5.0).fit(task, data)
+    field, individual = task.model.dynamics, task.model.individual
+    theta = individual.log_typical.exp().detach()[None].expand(3, -1)
+    amount = torch.tensor([[0.1], [30.0], [100.0]])
+    with torch.no_grad():
+        clearance = field.rates(torch.zeros(3), amount, theta)[:, 0] * theta[0, 1]
+    truth = typical["VMAX"] / (typical["KM"] + amount[:, 0] / typical["V1"])
+    bent, true = (torch.log(each[1:] / each[:1]) for each in (clearance, truth))
+    assert bool((bent < 0.3 * true).all()) and bool((bent > 1.3 * true).all()), (bent, true)

@@ -11,6 +11,7 @@ import quadrature
 import torch
 from quadrature import OMEGA
 
+from neuralpk import reconstruction
 from neuralpk.batch import collate
 from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.inference import importance, uncertainty
@@ -81,10 +82,8 @@ def test_populations_and_weights_have_the_covariance_of_their_joint_curvature(mo
 
 def test_the_precision_of_the_weights_is_that_of_their_prior() -> None:
     model = build_model({"compartments": 1, "hidden": 4, "layers": 1, "bend": 0.5}, {}, "proportional", {}, Scaling())
-    inputs = model.dynamics.network[0].in_features
-    # weights and biases of the hidden layer, weights of the last one, which has no bias
-    expected = torch.tensor([inputs] * 4 * inputs + [1.0] * 4 + [4 / 0.25] * 4, dtype=torch.float64)
-    torch.testing.assert_close(uncertainty._prior_precision(model), expected)
+    expected = model.dynamics.weight_prior.sd.double() ** -2
+    torch.testing.assert_close(uncertainty._prior_precision(model), expected, rtol=1e-6, atol=0.0)
 
 
 @pytest.mark.parametrize(("which", "expected"), [(0, math.sqrt(1.64)), (2, 1.0)])
@@ -110,6 +109,20 @@ def test_a_population_under_which_a_patient_is_impossible_has_no_say() -> None:
     model.populations[1:, 1] = 1e-6
     result = reconstruct(model, unseen(), [4.0], draws=320, polish=True)
     assert np.isfinite(result.upper).all()
+
+
+def test_a_population_under_which_every_patient_is_impossible_has_no_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = quadrature.model(quadrature.cohort(2))
+    model.populations[:, 1] = 1e-6
+    draws, calls = reconstruction._draws, []
+
+    def all_but_the_first(*arguments: object) -> torch.Tensor:
+        calls.append(None)
+        return draws(*arguments) if len(calls) > 1 else torch.full_like(draws(*arguments), torch.nan)
+
+    monkeypatch.setattr(reconstruction, "_draws", all_but_the_first)
+    result = reconstruct(model, quadrature.cohort(2), [4.0], draws=320, polish=True)
+    assert np.isfinite(result.upper).all() and len(calls) == 32
 
 
 @pytest.mark.parametrize("failing", [3, 4])

@@ -1,7 +1,6 @@
 """Perceptron fields on CUDA: between torch and the Triton kernels.
 
-The kernels have been run in Triton's interpreter, where the tests compare them with the other engines, and compiled for
-NVIDIA's architectures 8.0 and 9.0; on a GPU they have not been run yet.
+The tests compare them with the other engines, on the GPU where there is one and else in Triton's interpreter.
 """
 
 from __future__ import annotations
