@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    console, rows, bands = Console(width=100), [], {}
+    console, rows, bands = Console(width=130), [], {}
     if options.parameters:
         for name, (mean, sd) in parameters(0).items():
             console.print(f"{name:12} {mean:.4g} ± {sd:.2g}")

@@ -471,3 +471,13 @@ def test_effects_on_dimensions_without_a_name_are_counted_as_learned() -> None:
     model = LatentODE(PriorEncoder(scaling, 2), *parts, SolverOptions()).double()
     # WT on z1 and z2, a
     assert estimate_population(model, batch, draws=50).parameters == 3
+
+
+def test_a_precision_that_single_precision_does_not_keep_positive_still_gives_draws():
+    torch.manual_seed(0)
+    slopes = 1e5 * torch.randn(8, 2, 5)  # two directions that the data know well, of five
+    precision = torch.eye(5) + slopes.mT @ slopes
+    assert bool((torch.linalg.cholesky_ex(precision).info > 0).any())
+    root = importance._root(precision)
+    torch.testing.assert_close(root @ root.mT, precision, rtol=0.0, atol=2e-5 * float(precision.max()))
+    assert bool((root.diagonal(dim1=1, dim2=2) > 0).all())

@@ -77,13 +77,23 @@ def draw(model: LatentModel, batch: CohortBatch, mode: Mode, noise: Tensor) -> D
     size = mode.z.shape[1]
     normal, chi = noise[..., :size], noise[..., size:].square().sum(-1, keepdim=True)
     spread = normal * (_FREEDOM / chi).sqrt()
-    factor = torch.linalg.cholesky(mode.precision)
+    factor = _root(mode.precision)
     z = mode.z[:, None] + torch.linalg.solve_triangular(factor.mT, spread.mT, upper=True).mT
     # the density of z under the proposal
     constant = math.lgamma((_FREEDOM + size) / 2) - math.lgamma(_FREEDOM / 2) - size / 2 * math.log(_FREEDOM * math.pi)
     log_det = factor.diagonal(dim1=1, dim2=2).log().sum(1, keepdim=True)
     log_q = constant + log_det - (_FREEDOM + size) / 2 * torch.log1p(spread.square().sum(-1) / _FREEDOM)
     return weigh(model, batch, z, log_q)
+
+
+def _root(precision: Tensor) -> Tensor:
+    """A lower triangle L with L·Lᵀ near enough the precision for a proposal, which may be any: in single precision the
+    1 of the prior is lost beside 10⁸ of the data, and what is left need not be positive."""
+    size = precision.diagonal(dim1=1, dim2=2).sqrt()
+    unit = precision / (size[:, :, None] * size[:, None, :])
+    rounding = 10 * torch.finfo(unit.dtype).eps * torch.eye(unit.shape[1], dtype=unit.dtype, device=unit.device)
+    root: Tensor = size[:, :, None] * torch.linalg.cholesky(unit + rounding)
+    return root
 
 
 def weigh(model: LatentModel, batch: CohortBatch, z: Tensor, log_q: Tensor) -> Draws:
