@@ -28,6 +28,7 @@ from neuralpk.tables import read_table
 
 # typical values have far to go, and at the pace of a network's weights the encoder would learn to make up for them
 _POPULATION_SPEED = 5.0
+_NEAREST = 0.15  # of the span of the data: the first horizon
 _MOST_FAILURES = 0.05  # of a batch: a few unsolved subjects are left out and counted, more stop the training
 
 
@@ -49,6 +50,9 @@ class LatentODETask(L.LightningModule):
         learning_rate: largest learning rate of Adam in a one-cycle schedule (Smith and Topin 2019), for the networks;
             typical values, variability and residual error take five times it.
         warmup: share of the training over which the weight of the KL term rises from 0 to 1.
+        horizon: share of the training over which the horizon up to which records are scored grows, from 15 % of the
+            data's span to all of it; 0 scores all from the beginning. A network learns a cycle from its first quarter:
+            over several turns of it, the best line near a flat one is a flat one.
         seed: of the draws of z.
         pretrained: checkpoint of a pre-training to start from (`neuralpk.pretraining`); the field, the encoder, the
             kind of error and the magnitudes are then its own.
@@ -66,6 +70,7 @@ class LatentODETask(L.LightningModule):
         refine: int = 10,
         learning_rate: float = 0.01,
         warmup: float = 0.0,
+        horizon: float = 0.0,
         seed: int = 0,
         pretrained: str | None = None,
     ) -> None:
@@ -73,7 +78,7 @@ class LatentODETask(L.LightningModule):
         self.criterion = Criterion(objective, draws, refine, seed)
         self.save_hyperparameters()
         self.objective: Objective = objective
-        self.learning_rate, self.warmup, self.seed = learning_rate, warmup, seed
+        self.learning_rate, self.warmup, self.horizon, self.seed = learning_rate, warmup, horizon, seed
         if pretrained is None:
             self.model = self._build()
         else:
@@ -131,9 +136,17 @@ class LatentODETask(L.LightningModule):
     def _loss(self, batch: CohortBatch) -> Loss:
         return self.criterion.loss(self.model, batch, self.global_step if self.training else None)
 
-    def _kl_weight(self) -> float:
+    def _steps(self, share: float) -> float:
+        """So many steps of the training; none where its length is not known."""
         steps = self.trainer.estimated_stepping_batches
-        return kl_weight(self.global_step, self.warmup * steps if np.isfinite(steps) else 0.0)
+        return share * steps if np.isfinite(steps) else 0.0
+
+    def _kl_weight(self) -> float:
+        return kl_weight(self.global_step, self._steps(self.warmup))
+
+    def _within_horizon(self, batch: CohortBatch) -> CohortBatch:
+        share = horizon_share(self.global_step, self._steps(self.horizon))
+        return batch.scored_until(share * self.model.encoder.scaling.time) if share < 1 else batch
 
     def _shared_step(self, batch: CohortBatch, stage: str) -> Tensor:
         loss = self._loss(batch)
@@ -204,7 +217,7 @@ class LatentODETask(L.LightningModule):
 
     def training_step(self, batch: CohortBatch, batch_idx: int) -> Tensor:
         """One step."""
-        return self._shared_step(batch, "train")
+        return self._shared_step(self._within_horizon(batch), "train")
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """The backward pass; a sweep of the adjoint that fails says so.
@@ -381,3 +394,8 @@ class LatentODETask(L.LightningModule):
 def kl_weight(step: int, warmup: float) -> float:
     """Weight of the KL term, rising linearly from 0 to 1 over the first `warmup` steps."""
     return 1.0 if warmup <= 0 else min(1.0, step / warmup)
+
+
+def horizon_share(step: int, growth: float) -> float:
+    """Share of the data's span up to which records are scored, growing linearly over the first `growth` steps."""
+    return 1.0 if growth <= 0 else min(1.0, _NEAREST + (1 - _NEAREST) * step / growth)

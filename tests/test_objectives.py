@@ -15,7 +15,8 @@ from torch import Tensor
 from neuralpk import randomness
 from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Cohort
-from neuralpk.datamodules import PKDataModule, TableDataModule
+from neuralpk.datamodules import LotkaVolterraDataModule, PKDataModule, TableDataModule
+from neuralpk.evaluate.metrics import line_rrmse
 from neuralpk.inference import importance
 from neuralpk.inference.mode import maximise
 from neuralpk.models import LatentODE
@@ -368,3 +369,28 @@ def test_a_neural_field_bends_the_rate_of_an_elimination_that_saturates() -> Non
     truth = typical["VMAX"] / (typical["KM"] + amount[:, 0] / typical["V1"])
     bent, true = (torch.log(each[1:] / each[:1]) for each in (clearance, truth))
     assert bool((bent < 0.3 * true).all()) and bool((bent > 1.3 * true).all()), (bent, true)
+
+
+@pytest.mark.slow
+def test_a_network_learns_the_cycle_of_predator_and_prey_with_a_growing_horizon() -> None:
+    torch.manual_seed(0)
+    times = np.linspace(0.0, 8.0, 40).tolist()
+    data = LotkaVolterraDataModule(test_subjects=20, times=times, samples=20, passes_per_epoch=20, seed=100)
+    task = LatentODETask(
+        data.scaling(),
+        {"system": "lotka_volterra", "field": "free", "hidden": 16},
+        solver={"rtol": 1e-3, "atol": 1e-3},
+        error="log_normal",
+        objective="iwae",
+        draws=4,
+        refine=3,
+        horizon=0.8,
+        learning_rate=0.02,
+    )
+    quiet(max_epochs=20, gradient_clip_val=5.0).fit(task, data)
+    people = data.part("test")
+    found = task.reconstruct(people, people[0].truth.times.tolist(), draws=0).ipred
+    true = np.stack([subject.truth.line for subject in people])
+    flat = np.broadcast_to(true.mean(1, keepdims=True), true.shape)
+    learned, none = (float(line_rrmse(each[..., 0], true[..., 0]).mean()) for each in (found, flat))
+    assert learned < 0.5 * none, (learned, none)

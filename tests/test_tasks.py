@@ -13,16 +13,16 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from stopping import Stop
 
-from neuralpk.batch import collate
+from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Cohort, Subject
 from neuralpk.datamodules import PKDataModule, TableDataModule
 from neuralpk.evaluate.metrics import line_rrmse
 from neuralpk.inference.joint import log_joint
-from neuralpk.objectives import evidence_bound, squared_error
+from neuralpk.objectives import Loss, evidence_bound, squared_error
 from neuralpk.reconstruction import evaluation_batch
 from neuralpk.solve import SolveError
 from neuralpk.tables import to_frame, write_table
-from neuralpk.tasks import LatentODETask, kl_weight
+from neuralpk.tasks import LatentODETask, horizon_share, kl_weight
 
 ONE = {"CL": 4.0, "V1": 70.0}
 SMALL = {"subjects": 8, "compartments": 1, "typical": ONE, "samples": 5, "grid": [0.25, 72.0, 20]}
@@ -129,6 +129,33 @@ def test_the_warm_up_lets_the_kl_term_in_by_and_by() -> None:
 
     quiet(max_epochs=1, callbacks=[Watch()]).fit(task, data)
     assert seen == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("step", "growth", "share"), [(0, 0.0, 1.0), (0, 10.0, 0.15), (5, 10.0, 0.575), (10, 10.0, 1.0), (99, 10.0, 1.0)]
+)
+def test_the_horizon_grows_to_the_whole_span(step: int, growth: float, share: float) -> None:
+    assert horizon_share(step, growth) == pytest.approx(share)
+
+
+def test_a_growing_horizon_lets_later_records_in_by_and_by() -> None:
+    data = PKDataModule(**SMALL, passes_per_epoch=8)
+    task = one_compartment(data, horizon=0.5)
+    original, scored = task._loss, []
+
+    def watched(batch: CohortBatch) -> Loss:
+        scored.append(batch)
+        return original(batch)
+
+    task._loss = watched
+    quiet(max_epochs=1).fit(task, data)
+    last = [float((batch.time - batch.start[:, None])[batch.target].max()) for batch in scored]
+    shares = [horizon_share(step, 4) for step in range(8)]
+    span = task.model.encoder.scaling.time
+    assert all(found <= share * span * 1.000001 for found, share in zip(last, shares, strict=True))
+    assert last[0] < last[2] < last[4] == last[7] == pytest.approx(span)
+    whole = collate(data.part("train"))
+    assert torch.equal(scored[0].context.sum(), whole.context.sum())  # the encoder reads on
 
 
 @pytest.mark.parametrize("objective", ["elbo", "mse"])
