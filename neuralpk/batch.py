@@ -123,10 +123,11 @@ class CohortBatch:
         }
         return CohortBatch(ids=tuple(i for i in self.ids for _ in range(samples)), **tensors)
 
-    def scored_until(self, elapsed: float) -> CohortBatch:
-        """The same, but of the records only those are scored that lie within so long after a subject's first."""
+    def until(self, elapsed: float) -> CohortBatch:
+        """The same with records hidden, from the encoder and from the loss, that come later than `elapsed` after the
+        subject's first record."""
         early = self.time - self.start[:, None] <= elapsed
-        return dataclasses.replace(self, target=self.target & early)
+        return dataclasses.replace(self, context=self.context & early, target=self.target & early)
 
     def select(self, subjects: Tensor) -> CohortBatch:
         """Some of the subjects."""

@@ -72,7 +72,9 @@ class Pretrained:
             raise ValueError(f"pre-trained with covariates {sorted(source.covariates)}, not {sorted(study.covariates)}")
         individual = self.model.individual
         centre, spread = individual.log_typical.exp().tolist(), individual.log_omega.exp().tolist()
-        asked = {"bend": _BEND} | {k: v for k, v in (settings["dynamics"] or {}).items() if k in _FREE}
+        asked = {k: v for k, v in (settings["dynamics"] or {}).items() if k in _FREE}
+        if (self.settings["dynamics"] or {}).get("weights") != "own":  # there it is the size of the slope itself
+            asked = {"bend": _BEND} | asked
         believed = {
             "typical": dict(zip(individual.names, centre, strict=True)),
             "typical_spread": dict(zip(individual.names, spread, strict=True)),
@@ -91,7 +93,10 @@ class Pretrained:
         """Give a model of these hyperparameters the encoder, field, effects, correlations and error that were found,
         and make the weights of the field what is expected of it."""
         model.encoder.load_state_dict(self.model.encoder.state_dict())
-        model.dynamics.load_state_dict(self.model.dynamics.state_dict())
+        # what was believed of the weights before the pre-training is believed no longer
+        found = {k: v for k, v in self.model.dynamics.state_dict().items() if "weight_prior." not in k}
+        missing, unexpected = model.dynamics.load_state_dict(found, strict=False)
+        assert not unexpected and all("weight_prior." in name for name in missing), (missing, unexpected)
         model.error.load_state_dict(self.model.error.state_dict())
         with torch.no_grad():
             model.individual.effects.copy_(self.model.individual.effects)

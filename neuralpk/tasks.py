@@ -28,7 +28,7 @@ from neuralpk.tables import read_table
 
 # typical values have far to go, and at the pace of a network's weights the encoder would learn to make up for them
 _POPULATION_SPEED = 5.0
-_NEAREST = 0.15  # of the span of the data: the first horizon
+_FIRST_HORIZON = 0.15  # of the span of the data
 _MOST_FAILURES = 0.05  # of a batch: a few unsolved subjects are left out and counted, more stop the training
 
 
@@ -50,9 +50,9 @@ class LatentODETask(L.LightningModule):
         learning_rate: largest learning rate of Adam in a one-cycle schedule (Smith and Topin 2019), for the networks;
             typical values, variability and residual error take five times it.
         warmup: share of the training over which the weight of the KL term rises from 0 to 1.
-        horizon: share of the training over which the horizon up to which records are scored grows, from 15 % of the
-            data's span to all of it; 0 scores all from the beginning. A network learns a cycle from its first quarter:
-            over several turns of it, the best line near a flat one is a flat one.
+        horizon: share of the training over which the horizon grows up to which records are read and scored, from 15 %
+            of the data's span to all of it; 0 takes all from the beginning. A network learns a cycle from its first
+            quarter: over several turns of it, the best line near a flat one is a flat one. Records have to begin early.
         seed: of the draws of z.
         pretrained: checkpoint of a pre-training to start from (`neuralpk.pretraining`); the field, the encoder, the
             kind of error and the magnitudes are then its own.
@@ -75,6 +75,8 @@ class LatentODETask(L.LightningModule):
         pretrained: str | None = None,
     ) -> None:
         super().__init__()
+        if not (0.0 <= warmup <= 1.0 and 0.0 <= horizon <= 1.0):
+            raise ValueError(f"warmup and horizon are shares of the training, got {warmup} and {horizon}")
         self.criterion = Criterion(objective, draws, refine, seed)
         self.save_hyperparameters()
         self.objective: Objective = objective
@@ -137,7 +139,7 @@ class LatentODETask(L.LightningModule):
         return self.criterion.loss(self.model, batch, self.global_step if self.training else None)
 
     def _steps(self, share: float) -> float:
-        """So many steps of the training; none where its length is not known."""
+        """So many steps of the training; 0 where its length is not known."""
         steps = self.trainer.estimated_stepping_batches
         return share * steps if np.isfinite(steps) else 0.0
 
@@ -145,8 +147,8 @@ class LatentODETask(L.LightningModule):
         return kl_weight(self.global_step, self._steps(self.warmup))
 
     def _within_horizon(self, batch: CohortBatch) -> CohortBatch:
-        share = horizon_share(self.global_step, self._steps(self.horizon))
-        return batch.scored_until(share * self.model.encoder.scaling.time) if share < 1 else batch
+        share = horizon_share(self.global_step, self._steps(self.horizon)) if self.horizon else 1.0
+        return batch.until(share * self.model.encoder.scaling.time) if share < 1 else batch
 
     def _shared_step(self, batch: CohortBatch, stage: str) -> Tensor:
         loss = self._loss(batch)
@@ -397,5 +399,5 @@ def kl_weight(step: int, warmup: float) -> float:
 
 
 def horizon_share(step: int, growth: float) -> float:
-    """Share of the data's span up to which records are scored, growing linearly over the first `growth` steps."""
-    return 1.0 if growth <= 0 else min(1.0, _NEAREST + (1 - _NEAREST) * step / growth)
+    """Share of the data's span up to which records count, growing linearly over the first `growth` steps."""
+    return 1.0 if growth <= 0 else min(1.0, _FIRST_HORIZON + (1 - _FIRST_HORIZON) * step / growth)

@@ -140,8 +140,8 @@ def falling(**options: Any) -> PKDataModule:
     )
 
 
-# flat enough a prior, and few enough layers, for rates that change tenfold; and a start at which there is a correction
-# to bend, since one that starts next to nothing is taken for nothing before it has bent
+# flat enough a prior for rates that change tenfold, features enough for one that comes and goes; and a start at which
+# there is a correction to bend, since one that starts next to nothing is taken for nothing before it has bent
 NETWORK: DynamicsSettings = {"bend": 10.0, "hidden": 64}
 BOLUS: DynamicsSettings = {"compartments": 1}
 ORAL: DynamicsSettings = {"compartments": 1, "absorption": "first_order"}

@@ -283,13 +283,13 @@ def test_before_data_the_rates_of_learned_compartments_bend_by_as_much_as_was_as
     for seed in range(300):
         torch.manual_seed(seed)
         field = NeuralCompartments(CompartmentModel(2), 0, SCALING, bend=bend).double()
-        sd = field.weight_prior.sd[-field.network[-1].weight.numel() :].view_as(field.network[-1].weight)
-        with torch.no_grad():
-            field.network[-1].weight.copy_(sd * torch.randn_like(sd))
+        prior = field.weight_prior
+        drawn = prior.mean + prior.sd * torch.randn_like(prior.sd)
+        torch.nn.utils.vector_to_parameters(drawn, field.network.parameters())
         typical = torch.tensor([list(field.guess(SCALING).values())], dtype=torch.float64)
         bent.append((field.rates(torch.zeros(1), full, typical) / field._base_rates(typical)).log().detach())
-    # 900 draws; tanh takes little off
-    assert float(torch.stack(bent).std()) == pytest.approx(bend, rel=0.06)
+    # 900 draws; the hidden layer adds a little, tanh takes a little off
+    assert float(torch.stack(bent).std()) == pytest.approx(bend, rel=0.1)
 
 
 def test_a_field_holds_the_prior_of_its_network_and_a_mechanism_none():

@@ -152,6 +152,30 @@ def test_a_study_starts_from_the_weights_and_believes_them(pretrained) -> None:
     assert task.model.encoder.scaling.amount == source.model.encoder.scaling.amount  # not the study's thousand
 
 
+@pytest.mark.parametrize("field", ["neural", "free", "hybrid"])
+def test_a_study_believes_the_weights_of_every_learned_field(field: str, tmp_path) -> None:
+    data = study()
+    task = LatentODETask(data.scaling(), {"compartments": 1, "field": field, "hidden": 6}, {"hidden": 8})
+    trainer = quiet(max_epochs=1)
+    trainer.fit(task, data)
+    trainer.save_checkpoint(tmp_path / "start.ckpt")
+    tuned = LatentODETask(data.scaling(), pretrained=str(tmp_path / "start.ckpt"))
+    assert tuned.model.dynamics.log_prior().item() == 0.0
+    learned = dict(task.model.dynamics.named_parameters())
+    assert all(torch.equal(weight, learned[name]) for name, weight in tuned.model.dynamics.named_parameters())
+
+
+def test_what_is_believed_of_a_network_is_kept_in_a_checkpoint(tmp_path) -> None:
+    data = study()
+    task = LatentODETask(data.scaling(), {"compartments": 1, "hidden": 6}, {"hidden": 8}, objective="iwae", draws=2)
+    trainer = quiet(max_epochs=1)
+    trainer.fit(task, data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    torch.manual_seed(12345)  # other first features
+    loaded = LatentODETask.load_from_checkpoint(tmp_path / "last.ckpt")
+    assert loaded.model.log_prior().item() == task.model.log_prior().item()
+
+
 def test_a_tuned_checkpoint_loads_without_the_one_it_started_from(pretrained, tmp_path) -> None:
     path, _ = pretrained
     start = tmp_path / "start.ckpt"

@@ -25,6 +25,7 @@ from neuralpk.tables import to_frame, write_table
 from neuralpk.tasks import LatentODETask, horizon_share, kl_weight
 
 ONE = {"CL": 4.0, "V1": 70.0}
+SPAN = 71.99 * 1.000001  # hours, to the last of its times in single precision
 SMALL = {"subjects": 8, "compartments": 1, "typical": ONE, "samples": 5, "grid": [0.25, 72.0, 20]}
 
 
@@ -138,24 +139,33 @@ def test_the_horizon_grows_to_the_whole_span(step: int, growth: float, share: fl
     assert horizon_share(step, growth) == pytest.approx(share)
 
 
-def test_a_growing_horizon_lets_later_records_in_by_and_by() -> None:
-    data = PKDataModule(**SMALL, passes_per_epoch=8)
-    task = one_compartment(data, horizon=0.5)
-    original, scored = task._loss, []
+@pytest.mark.parametrize("objective", ["mse", "elbo", "iwae"])
+@pytest.mark.parametrize("context", ["all", "random"])
+def test_a_growing_horizon_lets_later_records_in_by_and_by(objective: str, context: str) -> None:
+    data = PKDataModule(**SMALL, passes_per_epoch=8, context=context)
+    task = one_compartment(data, objective=objective, draws=2, refine=1, horizon=0.5)
+    original, early, counted = task._loss, [], []
 
     def watched(batch: CohortBatch) -> Loss:
-        scored.append(batch)
-        return original(batch)
+        loss = original(batch)
+        elapsed = batch.time - batch.start[:, None]
+        early.append([int((batch.observed & (elapsed <= share * SPAN)).sum()) for share in shares])
+        counted.append(int(loss.observations))
+        return loss
 
+    shares = [horizon_share(step, 4) for step in range(8)]
     task._loss = watched
     quiet(max_epochs=1).fit(task, data)
-    last = [float((batch.time - batch.start[:, None])[batch.target].max()) for batch in scored]
-    shares = [horizon_share(step, 4) for step in range(8)]
-    span = task.model.encoder.scaling.time
-    assert all(found <= share * span * 1.000001 for found, share in zip(last, shares, strict=True))
-    assert last[0] < last[2] < last[4] == last[7] == pytest.approx(span)
-    whole = collate(data.part("train"))
-    assert torch.equal(scored[0].context.sum(), whole.context.sum())  # the encoder reads on
+    assert all(found <= early[step][step] for step, found in enumerate(counted))
+    assert counted[0] < counted[2] < counted[4] == counted[7]
+    if context == "all":
+        assert counted == [seen[step] for step, seen in enumerate(early)]
+
+
+@pytest.mark.parametrize("shares", [{"horizon": 1.5}, {"warmup": -0.1}])
+def test_a_share_of_the_training_is_one(shares: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="shares of the training"):
+        LatentODETask(**shares)
 
 
 @pytest.mark.parametrize("objective", ["elbo", "mse"])

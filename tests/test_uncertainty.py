@@ -14,6 +14,7 @@ from quadrature import OMEGA
 from neuralpk import reconstruction
 from neuralpk.batch import collate
 from neuralpk.cohort import Cohort, Dose, Subject
+from neuralpk.dynamics.weight_prior import HIDDEN
 from neuralpk.inference import importance, uncertainty
 from neuralpk.inference.mode import most_probable
 from neuralpk.inference.uncertainty import possible
@@ -83,6 +84,7 @@ def test_populations_and_weights_have_the_covariance_of_their_joint_curvature(mo
 def test_the_precision_of_the_weights_is_that_of_their_prior() -> None:
     model = build_model({"compartments": 1, "hidden": 4, "layers": 1, "bend": 0.5}, {}, "proportional", {}, Scaling())
     expected = model.dynamics.weight_prior.sd.double() ** -2
+    assert float(expected[0]) == pytest.approx(model.dynamics.network[0].in_features / HIDDEN**2)
     torch.testing.assert_close(uncertainty._prior_precision(model), expected, rtol=1e-6, atol=0.0)
 
 

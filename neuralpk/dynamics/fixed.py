@@ -69,6 +69,9 @@ class FixedParameters(Dynamics):
     def log_prior(self) -> Tensor | float:
         return self.dynamics.log_prior()
 
+    def centre_prior(self) -> None:
+        self.dynamics.centre_prior()
+
     def guess(self, scaling: Scaling) -> dict[str, float]:
         guess = self.dynamics.guess(scaling)
         return {name: guess[name] for name in self.parameter_names if name in guess}

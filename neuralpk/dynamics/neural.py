@@ -51,8 +51,9 @@ class NeuralCompartments(Compartments):
         scaling: magnitudes of the data, from which the guesses of the parameters come.
         hidden: width of the network.
         layers: number of hidden layers.
-        bend: standard deviation of log g(A)/g(0), with a typical dose in every compartment, before any data are seen
-            (`log_prior`): 0.5 expects rates to change by a half or so.
+        bend: standard deviation of log g(A)/g(0), with a typical dose (or `unit`) in every compartment and, of a field
+            that reads it, at the end of the data's span, before any data are seen (`log_prior`): 0.5 expects rates to
+            change by a half or so.
         unit: of the states, in which the network sees them; None for the typical dose.
         time: the network also reads the time, as log(1 + t/time).
 
@@ -97,8 +98,7 @@ class NeuralCompartments(Compartments):
         self.register_buffer("time_scale", torch.tensor(scaling.time))
 
     def log_prior(self) -> Tensor:
-        held: Tensor = self.weight_prior(self.network)
-        return held
+        return self.weight_prior.forward(self.network)
 
     def centre_prior(self) -> None:
         self.weight_prior.centre(self.network)

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-# of the first layers, in widths of what they are drawn from: with more, features that fit by chance are found, and
-# weights that the data say nothing of make a linear approximation of the posterior too wide
+# Standard deviation of the hidden weights, times √inputs. With more, features that fit by chance are found, and weights
+# of which the data say nothing make a linear approximation of the posterior too wide.
 HIDDEN = 0.1
 
 
@@ -15,22 +15,23 @@ class WeightPrior(nn.Module):
     (standard deviation `HIDDEN`/√inputs). Around zero, instead, the most probable network would be none: layers that
     multiply each other vanish together. The last layer, which starts at zero, weighs the features; its standard
     deviation is such that the outputs are about `spread` in size (Neal 1996, Bayesian Learning for Neural Networks).
+    After a training elsewhere, `centre` makes the weights that were found the middle of the same density.
 
     Args:
         network: linear layers, with an activation in between.
-        spread: size of its outputs at `there`.
-        there: a typical input.
-        origin: an input at which nothing is counted as output; by default a last bias counts as any feature does.
+        spread: size of its outputs at `typical`.
+        typical: an input.
+        empty: an input from which outputs are counted; by default from zero, with a last bias as one more feature.
     """
 
     mean: Tensor
     sd: Tensor
 
-    def __init__(self, network: nn.Sequential, spread: float, there: Tensor, origin: Tensor | None = None) -> None:
+    def __init__(self, network: nn.Sequential, spread: float, typical: Tensor, empty: Tensor | None = None) -> None:
         super().__init__()
         self.spread = spread
-        self.register_buffer("there", there)
-        self.register_buffer("origin", origin)
+        self.register_buffer("typical", typical)
+        self.register_buffer("empty", empty)
         self.register_buffer("mean", torch.zeros_like(_weights(network)))
         self.register_buffer("sd", torch.zeros_like(self.mean))
         self.centre(network)
@@ -47,9 +48,9 @@ class WeightPrior(nn.Module):
     def _features(self, network: nn.Sequential) -> float:
         """Euclidean size of what the last layer weighs."""
         features = network[:-1]
-        if self.origin is not None:
-            return float((features(self.there) - features(self.origin)).norm())
-        return float((features(self.there).square().sum() + 1.0).sqrt())
+        if self.empty is not None:
+            return float((features(self.typical) - features(self.empty)).norm())
+        return float((features(self.typical).square().sum() + 1.0).sqrt())
 
     def forward(self, network: nn.Sequential) -> Tensor:
         """log p(weights), up to a constant."""

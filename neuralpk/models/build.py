@@ -59,10 +59,11 @@ class DynamicsSettings(TypedDict, total=False):
     fixed: parameters of the mechanism that are known, by name.
     latent_size: latent dimensions beside those of the named parameters; by default 0 for a neural or hybrid
         field of compartments, 4 for other networks.
-    hidden, layers: width of its network, by default 32, and hidden layers, by default 1 for compartments, else 2.
+    hidden, layers: width of its network, by default 32 (16 with `weights: own`), and number of hidden layers where it
+        can be chosen, by default 1 for compartments, else 2.
     bend: how far the network of a neural or hybrid field is expected to bend the rates of compartments (logarithms)
-        between the empty system and a typical dose, by default 0.5; of a free field how large its slope is expected to
-        be, by default anything, of any other correction 1.
+        between the empty system and a typical dose, by default 0.5. Elsewhere how large a network's slope is expected
+        to be: by default 1 for a correction or with `weights: own`, anything for a free field.
     time: a learned part also reads the time.
     weights: ``shared``, or ``own`` for a network whose weights are the latent of the series (`FeatureField`).
     flows: pairs (source, destination) between which a correction may move something, beside those of the mechanism.
@@ -196,9 +197,16 @@ def _learned(mechanism: Dynamics, settings: DynamicsSettings, scaling: Scaling) 
             unit=None if dosed else scaling.value[0],
             **network,
         )
-    bend, latent = settings.get("bend", 1.0) if correction else settings.get("bend"), settings.get("latent_size", 4)
-    network |= {"layers": settings.get("layers", 2), "bend": bend}
-    return NeuralField(states, mechanism.endpoints, latent, dosed=dosed, correction=correction, **network)
+    return NeuralField(
+        states,
+        mechanism.endpoints,
+        settings.get("latent_size", 4),
+        dosed=dosed,
+        layers=settings.get("layers", 2),
+        correction=correction,
+        bend=settings.get("bend", 1.0 if correction else None),
+        **network,
+    )
 
 
 def _build_stochastic(settings: DynamicsSettings, scaling: Scaling) -> StochasticDynamics:

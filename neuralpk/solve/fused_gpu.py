@@ -25,7 +25,7 @@ from neuralpk.solve.options import SolverOptions
 _BLOCK = 16  # subjects of a program: the fewest rows of a product on the tensor cores
 _PROGRAMS = 512  # of the reverse sweep at most, each with its own sum over its subjects: the same sums on any GPU
 _STATES, _WIDTH, _LAYERS = 8, 128, 4  # the largest field whose activations stay on the chip
-_STEPS = 16  # of a subject after each of its nodes, for which there is room at first
+_STEPS, _MOST = 16, 1 << 23  # of a stretch between two nodes, and of all, for which there is room at first
 
 
 @functools.cache
@@ -94,7 +94,9 @@ class _Problem:
             times, reset, jump, input_, period, wanted, since, n, nodes, count, len(shift) // max(n, 1)
         )
         self.arguments = self.net, self.clock[:-4], *self.clock[-4:]  # the sizes each by itself
-        self.initial, self.table = y0.detach().contiguous(), _table(y0.device)
+        # the limits of the kernel's tanh would make a number of a latent that is none
+        lost = ~form.shift.detach().isfinite().flatten(1).all(dim=1, keepdim=True)
+        self.initial, self.table = y0.detach().masked_fill(lost, torch.nan).contiguous(), _table(y0.device)
         self.form, self.blocks = form, -(-n // _BLOCK)
         self.constants = {
             "D": states,
@@ -119,7 +121,8 @@ class _Problem:
         n, count, states = self.clock.subjects, self.clock.count, self.constants["D"]
         like = self.initial
         status, evaluations, last = (torch.zeros(n, dtype=torch.int32, device=like.device) for _ in range(3))
-        capacity = _STEPS * self.clock.nodes * n if record else 1
+        stretches = int((self.clock.times.diff(dim=1) > 0).sum())
+        capacity = min(max(_STEPS * stretches, 1), _MOST) if record else 1
         while True:
             out = like.new_full((n, count, states), torch.nan)
             steps = _kernels().Steps(
