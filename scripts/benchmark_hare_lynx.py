@@ -35,6 +35,7 @@ from neuralpk.tasks import LatentODETask
 
 FORECAST, YEARS, DRAWS = 1915, range(1900, 1921), 1000
 ROUNDS, MOVES = 8, 5  # of the EM algorithm, and of every draw in each
+ROUND = 1 << 16  # random streams of a round: more than it takes
 PATHS, EPOCHS = 32, 30  # of a training with noise: draws of a step, and ten steps each
 STARTS = {"prey0": 20.0, "predator0": 10.0}
 RATES = {"alpha": 0.8, "beta": 0.04, "gamma": 0.8, "delta": 0.04}
@@ -71,7 +72,7 @@ def fit(model: LatentODE, batch: CohortBatch, seed: int) -> tuple[Particles, flo
             for endpoint in (0, 1):
                 own = batch.target[0] & (batch.endpoint[0] == endpoint)
                 model.error.log_sd["b"][endpoint] += 0.5 * square[own].mean().log()
-        found = move(model, batch, found, seed, k << 16, MOVES)
+        found = move(model, batch, found, seed, k * ROUND, MOVES)
     return found, float(effective(first, found))
 
 

@@ -87,8 +87,8 @@ def draw(model: LatentModel, batch: CohortBatch, mode: Mode, noise: Tensor) -> D
 
 
 def _root(precision: Tensor) -> Tensor:
-    """A lower triangle L with L·Lᵀ near enough the precision for a proposal, which may be any: in single precision the
-    1 of the prior is lost beside 10⁸ of the data, and what is left need not be positive."""
+    """A lower triangle L with L·Lᵀ nearly the precision; the weights are right for any. In single precision the 1 of
+    the prior is lost beside 10⁸ of the data, and what is left need not be positive."""
     size = precision.diagonal(dim1=1, dim2=2).sqrt()
     unit = precision / (size[:, :, None] * size[:, None, :])
     rounding = 10 * torch.finfo(unit.dtype).eps * torch.eye(unit.shape[1], dtype=unit.dtype, device=unit.device)
