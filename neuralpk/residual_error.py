@@ -144,8 +144,11 @@ class LogNormalError(ResidualError):
 
     names = ("b",)
 
+    def _held(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
+        return torch.maximum(prediction, self.smallest[endpoint].clamp(min=_POSITIVE))
+
     def _log(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
-        return torch.log(torch.maximum(prediction, self.smallest[endpoint].clamp(min=_POSITIVE)))
+        return torch.log(self._held(prediction, endpoint))
 
     def sd(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
         variance = self._sd("b", endpoint) ** 2
@@ -158,7 +161,7 @@ class LogNormalError(ResidualError):
         return (self._log(value, endpoint) - self._log(prediction, endpoint)) / self._sd("b", endpoint)
 
     def information(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
-        return (self._sd("b", endpoint).detach() * prediction.detach()).square().reciprocal()
+        return (self._sd("b", endpoint) * self._held(prediction, endpoint)).detach().square().reciprocal()
 
     def simulate(self, prediction: Tensor, endpoint: Tensor, noise: Tensor) -> Tensor:
         return prediction * torch.exp(self._sd("b", endpoint) * noise)

@@ -225,12 +225,15 @@ def test_each_subject_takes_its_own_steps_and_one_that_fails_spoils_no_other(eng
     form = perceptron(n, 1, 4, 1, "tanh", matrix=-torch.ones(n, 1, 1))
     failed = {3: Status.STIFF, 7: Status.NON_FINITE, 9: Status.NON_FINITE}
     form.matrix[5], form.matrix[3], form.shift[7], form.shift[9, 0] = -10.0, -400.0, torch.nan, torch.inf
+    if engine is cpu:  # which bears it for longer
+        del failed[3]
     well = torch.tensor([k not in failed for k in range(n)])
     found, status, _ = solved(engine, form, torch.ones(n, 1), no_events(n, 1, [0.5, 1.0]), OPTIONS)
     assert {k: code for k, code in enumerate(status.tolist()) if code} == failed
     assert found["states"][~well].isnan().any(1).all() and not found["y0"][~well].any()
     alone = dataclasses.replace(form, shift=form.shift[well], matrix=form.matrix[well])
-    case = alone, torch.ones(n - 3, 1), no_events(n - 3, 1, [0.5, 1.0]), OPTIONS
+    left = int(well.sum())
+    case = alone, torch.ones(left, 1), no_events(left, 1, [0.5, 1.0]), OPTIONS
     expected, status, _ = solved(cpu, *case)
     assert not status.any()
     assert_close(

@@ -1,6 +1,7 @@
 """The engine runge_kutta: the fused kernel against any other way, exact gradients, order, stiff systems."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -378,3 +379,16 @@ def test_an_implicit_step_whose_equations_are_singular_is_not_finite_and_spoils_
     assert not bool(torch.isfinite(found[0]).any())
     alone = Implicit().increments(lambda t, y: -y, torch.zeros(1, dtype=torch.float64), y[1:], size[1:])
     torch.testing.assert_close(found[1:], alone)
+
+
+def test_the_end_of_a_stretch_is_read_however_its_last_step_is_rounded():
+    random = torch.Generator().manual_seed(0)
+    length = torch.full((2000, 2), 1.6410256)
+    elapsed = length[:, 0] * torch.rand(2000, generator=random)
+    size = length[:, 0] - elapsed
+    assert bool((elapsed + size < length[:, 0]).any())  # some sums fall short of the end
+    subject, node = torch.arange(2000), torch.zeros(2000, dtype=torch.int64)
+    steps = runge_kutta.Steps(subject, node, elapsed, size, torch.zeros(2000, 1))
+    mesh = SimpleNamespace(wanted=node[:, None])
+    wanted_at_the_end, before = length[:, :1], torch.zeros(2000, 1, dtype=torch.bool)
+    assert runge_kutta._inside(steps, mesh, wanted_at_the_end, before, length).all()

@@ -63,7 +63,8 @@ def _own(theta: Tensor, mesh: Mesh, subject: Tensor, node: Tensor) -> Tensor:
 def _inside(steps: Steps, mesh: Mesh, since: Tensor, at_node: Tensor, lengths: Tensor) -> Tensor:
     """Which wanted times lie inside each of some steps, ``[step, time]``."""
     own, end = since[steps.subject], steps.elapsed + steps.size
-    last = end >= lengths[steps.subject, steps.node]
+    # as the step was taken: its end may be rounded to just before that of the stretch
+    last = steps.size >= lengths[steps.subject, steps.node] - steps.elapsed
     within = (own > steps.elapsed[:, None]) & ((own <= end[:, None]) | last[:, None])
     return within & (mesh.wanted[steps.subject] == steps.node[:, None]) & ~at_node[steps.subject]
 
