@@ -124,8 +124,8 @@ class CohortBatch:
         return CohortBatch(ids=tuple(i for i in self.ids for _ in range(samples)), **tensors)
 
     def until(self, elapsed: float) -> CohortBatch:
-        """The same with records hidden, from the encoder and from the loss, that come later than `elapsed` after the
-        subject's first record."""
+        """The same with records hidden, from the encoder and from the loss, that come later than `elapsed`, in the unit
+        of time, after the subject's first record."""
         early = self.time - self.start[:, None] <= elapsed
         return dataclasses.replace(self, context=self.context & early, target=self.target & early)
 

@@ -241,7 +241,7 @@ class NeuralField(Dynamics):
         return slope * self.state_scale / self.time_scale
 
     def log_prior(self) -> Tensor | float:
-        return 0.0 if self.weight_prior is None else self.weight_prior(self.network)
+        return 0.0 if self.weight_prior is None else self.weight_prior.forward(self.network)
 
     def centre_prior(self) -> None:
         if self.weight_prior is not None:

@@ -19,9 +19,10 @@ class WeightPrior(nn.Module):
 
     Args:
         network: linear layers, with an activation in between.
-        spread: size of its outputs at `typical`.
-        typical: an input.
-        empty: an input from which outputs are counted; by default from zero, with a last bias as one more feature.
+        spread: standard deviation of its outputs at `typical`, in their own unit.
+        typical: an input of ordinary size, ``[input]``.
+        empty: an input ``[input]`` at which outputs are taken to be 0, for a network without a last bias; by default
+            they are not, and the bias weighs one more feature, which is 1.
     """
 
     mean: Tensor

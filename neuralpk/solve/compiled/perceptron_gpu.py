@@ -44,7 +44,8 @@ class Network(NamedTuple):
 
 
 class Clock(NamedTuple):
-    """A `neuralpk.solve.mesh.Mesh` with the wanted times in the order in which they are met."""
+    """A `neuralpk.solve.mesh.Mesh` with the wanted times in the order in which they are met; the four sizes come last,
+    since a kernel takes each of them by itself."""
 
     times: Any  # [subject, node]
     reset: Any  # [subject, node]
