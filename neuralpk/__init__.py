@@ -1,3 +1,86 @@
-"""neuralpk: neural ordinary differential equations for pharmacokinetics, on PyTorch Lightning."""
+"""Neural ordinary differential equations for pharmacokinetics, on PyTorch Lightning.
 
-__version__ = "0.1.0"
+The names here are loaded when they are first used, so that ``import neuralpk`` takes no time.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from neuralpk.cohort import Cohort, Dose, Subject
+    from neuralpk.datamodules import SimulatedPKDataModule, TableDataModule
+    from neuralpk.dynamics import CompartmentModel, Dynamics, HybridDynamics, NeuralCompartments
+    from neuralpk.encoders import Encoder, RecurrentEncoder, SetEncoder
+    from neuralpk.fitting import FittedModel, fit
+    from neuralpk.objectives import ELBO, MarginalLikelihood, Objective, SquaredError
+    from neuralpk.parameters import PopulationParameters
+    from neuralpk.population_model import PopulationModel
+    from neuralpk.residual_error import (
+        AdditiveError,
+        CombinedError,
+        LogNormalError,
+        ProportionalError,
+        ResidualError,
+    )
+    from neuralpk.tables import read_table, write_table
+    from neuralpk.task import LatentTask
+
+__version__ = metadata.version("neuralpk")
+
+_MODULES = {
+    "cohort": ("Cohort", "Dose", "Subject"),
+    "datamodules": ("SimulatedPKDataModule", "TableDataModule"),
+    "dynamics": ("CompartmentModel", "Dynamics", "HybridDynamics", "NeuralCompartments"),
+    "encoders": ("Encoder", "RecurrentEncoder", "SetEncoder"),
+    "fitting": ("FittedModel", "fit"),
+    "objectives": ("ELBO", "MarginalLikelihood", "Objective", "SquaredError"),
+    "parameters": ("PopulationParameters",),
+    "population_model": ("PopulationModel",),
+    "residual_error": ("AdditiveError", "CombinedError", "LogNormalError", "ProportionalError", "ResidualError"),
+    "tables": ("read_table", "write_table"),
+    "task": ("LatentTask",),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "ELBO",
+    "AdditiveError",
+    "Cohort",
+    "CombinedError",
+    "CompartmentModel",
+    "Dose",
+    "Dynamics",
+    "Encoder",
+    "FittedModel",
+    "HybridDynamics",
+    "LatentTask",
+    "LogNormalError",
+    "MarginalLikelihood",
+    "NeuralCompartments",
+    "Objective",
+    "PopulationModel",
+    "PopulationParameters",
+    "ProportionalError",
+    "RecurrentEncoder",
+    "ResidualError",
+    "SetEncoder",
+    "SimulatedPKDataModule",
+    "SquaredError",
+    "Subject",
+    "TableDataModule",
+    "fit",
+    "read_table",
+    "write_table",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"neuralpk.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'neuralpk' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

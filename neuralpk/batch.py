@@ -1,4 +1,4 @@
-"""Cohorts as the networks and solvers read them: padded tensors.
+"""Batches of a cohort as padded tensors: what the networks and the solvers read.
 
 The table of shapes. Axes always stand in this order, and each has one name throughout the package:
 
@@ -6,25 +6,25 @@ The table of shapes. Axes always stand in this order, and each has one name thro
 axis             meaning
 ===============  =====================================================================================
 ``subject``      a patient, an animal, a series; the batch axis
-``dose``         dose records of a subject, additional doses (ADDL) written out; padded, ``dose_mask``
+``dose``         dose records of a subject, additional doses (ADDL) written out; padded, ``doses.mask``
 ``observation``  observation records of a subject; padded, ``mask``
-``period``       stretches of constant covariates; padded by repeating the last
+``period``       periods of constant covariates; padded by repeating the last
 ``covariate``    covariates, in the order of ``covariate_names``
-``grid``         times at which the true line of a simulated subject is known
+``grid``         times at which the true concentration curve of a simulated subject was computed
 ``endpoint``     what is observed (DVID): one concentration, or prey and predator
 ``state``        components of the differential equation (compartments, species)
 ``parameter``    parameters of the differential equation
-``latent``       position in the latent space
-``node``         breaks of a subject's own clock: events (``neuralpk.solve.mesh``)
-``sample``       Monte-Carlo draws
+``latent``       dimensions of the latent space
+``node``         events of a subject between which nothing but the equation acts (``neuralpk.solve.event_nodes``)
+``sample``       Monte-Carlo samples
 ===============  =====================================================================================
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from neuralpk.cohort import Cohort, Subject
+from neuralpk.cohort import Cohort, Dose, Subject
 
 
 @dataclass  # not frozen: Lightning's double precision writes converted tensors into a copy
@@ -55,25 +55,104 @@ class TruthBatch:
         return TruthBatch(self.times[subjects], self.line[subjects], parameters)
 
 
-# the fields of a batch that have a column for each observation
-_OBSERVED = (
-    "time",
-    "value",
-    "limit",
-    "compartment",
-    "endpoint",
-    "censored",
-    "row",
-    "mask",
-    "observed",
-    "context",
-    "target",
-)
+@dataclass
+class Doses:
+    """The dose records of some subjects, additional doses (ADDL) written out, in the order of time and row.
+
+    Every field is ``[subject, dose]``. Padding is finite everywhere and False in ``mask``. Times and amounts have the
+    units of the cohort.
+
+    Args:
+        time: of the record.
+        amount: AMT.
+        rate: of an infusion, amount per time; 0 where none is stated.
+        duration: of an infusion; 0 where none is stated.
+        interval: between steady-state doses (II).
+        compartment: counted from 0, integer.
+        steady_state: 0, 1 or 2 (SS), integer.
+        reset: whether the compartments are emptied first, bool.
+        row: order among records of the same time, integer.
+        mask: a record, not padding, bool.
+    """
+
+    time: Tensor
+    amount: Tensor
+    rate: Tensor
+    duration: Tensor
+    interval: Tensor
+    compartment: Tensor
+    steady_state: Tensor
+    reset: Tensor
+    row: Tensor
+    mask: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[Dose]], dtype: torch.dtype = torch.float32) -> Doses:
+        """The doses of each subject, in any order; additional doses are written out.
+
+        Args:
+            rows: one sequence of doses for each subject.
+            dtype: of the floating-point tensors.
+        """
+        written_out = [[dose for record in row for dose in record.expand()] for row in rows]
+        ordered = [sorted(row, key=lambda dose: (dose.time, dose.row)) for row in written_out]
+
+        def column(name: str, kind: torch.dtype = dtype) -> Tensor:
+            return _pad([[getattr(dose, name) for dose in row] for row in ordered], kind)
+
+        return cls(
+            time=column("time"),
+            amount=column("amount"),
+            rate=column("rate"),
+            duration=column("duration"),
+            interval=column("interval"),
+            compartment=(column("compartment", torch.int64) - 1).clamp(min=0),
+            steady_state=column("steady_state", torch.int64),
+            reset=column("reset", torch.bool),
+            row=column("row", torch.int64),
+            mask=_pad([[True] * len(row) for row in ordered], torch.bool),
+        )
+
+    @classmethod
+    def none(cls, subjects: int, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> Doses:
+        """No dose at all, for a number of subjects."""
+        return cls.of([()] * subjects, dtype).to(device)
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+    @property
+    def at_steady_state(self) -> Tensor:
+        """The records that start from a steady state, bool ``[subject, dose]``."""
+        return self.mask & (self.steady_state > 0)
+
+    def select(self, subjects: Tensor) -> Doses:
+        """The doses of some of the subjects."""
+        return self._each(lambda tensor: tensor[subjects])
+
+    def repeat(self, samples: int) -> Doses:
+        """Every subject `samples` times in a row."""
+        return self._each(lambda tensor: tensor.repeat_interleave(samples, dim=0))
+
+    def trimmed(self) -> Doses:
+        """Without the columns that no subject fills."""
+        most = int(self.mask.sum(1).max()) if len(self) else 0
+        return self._each(lambda tensor: tensor[:, :most])
+
+    def to(self, *args: Any, **kwargs: Any) -> Doses:
+        """As `torch.Tensor.to`; a dtype changes the floating-point tensors only."""
+        return self._each(lambda tensor: _moved(tensor, *args, **kwargs))
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> Doses:
+        return Doses(*(function(getattr(self, item.name)) for item in dataclasses.fields(self)))
+
+
+_OBSERVATION = {"axis": "observation"}  # of a field of `CohortBatch` with one column for each observation
 
 
 @dataclass
 class CohortBatch:
-    """Padded tensors of some subjects. Padding is finite everywhere and masked out by ``mask`` and ``dose_mask``.
+    """Padded tensors of some subjects. Padding is finite everywhere and masked out by ``mask`` and ``doses.mask``.
 
     Indices count from 0 here: ``compartment`` -1 means that the endpoint decides, ``endpoint`` 0 is DVID 1.
     """
@@ -81,30 +160,66 @@ class CohortBatch:
     ids: tuple[str, ...]
     index: Tensor  # [subject] key of the counter-based random numbers
     start: Tensor  # [subject]
-    dose_time: Tensor  # [subject, dose]
-    dose_amount: Tensor
-    dose_rate: Tensor
-    dose_duration: Tensor
-    dose_interval: Tensor
-    dose_compartment: Tensor  # integer
-    dose_steady_state: Tensor  # integer
-    dose_reset: Tensor  # bool
-    dose_row: Tensor  # integer
-    dose_mask: Tensor  # bool
-    time: Tensor  # [subject, observation]
-    value: Tensor
-    limit: Tensor  # minus or plus infinity where none was given
-    compartment: Tensor  # integer
-    endpoint: Tensor  # integer
-    censored: Tensor  # integer
-    row: Tensor  # integer
-    mask: Tensor  # bool: a record, not padding
-    observed: Tensor  # bool: a record with a measured value
-    context: Tensor  # bool: seen by the encoder
-    target: Tensor  # bool: scored by the loss
+    doses: Doses
+    time: Tensor = field(metadata=_OBSERVATION)  # [subject, observation], as all that follow up to `target`
+    value: Tensor = field(metadata=_OBSERVATION)
+    limit: Tensor = field(metadata=_OBSERVATION)  # minus or plus infinity where there is none
+    compartment: Tensor = field(metadata=_OBSERVATION)  # integer
+    endpoint: Tensor = field(metadata=_OBSERVATION)  # integer
+    censored: Tensor = field(metadata=_OBSERVATION)  # integer
+    row: Tensor = field(metadata=_OBSERVATION)  # integer
+    mask: Tensor = field(metadata=_OBSERVATION)  # bool: a record, not padding
+    observed: Tensor = field(metadata=_OBSERVATION)  # bool: a record with a measured value
+    context: Tensor = field(metadata=_OBSERVATION)  # bool: seen by the encoder
+    target: Tensor = field(metadata=_OBSERVATION)  # bool: scored by the loss
     covariates: Tensor  # [subject, period, covariate]
     period_start: Tensor  # [subject, period]
     truth: TruthBatch | None = None
+
+    @classmethod
+    def unmeasured(
+        cls,
+        times: Tensor,
+        doses: Doses | None = None,
+        start: Tensor | None = None,
+        period_start: Tensor | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> CohortBatch:
+        """Subjects without a measured value and without covariates, for predictions at some times.
+
+        Args:
+            times: ``[subject, observation]``.
+            doses: of the same dtype; None for no dose.
+            start: time at which each subject has its initial state, ``[subject]``; default: the earliest of its doses
+                and times.
+            period_start: where each period begins, ``[subject, period]``; default: one period.
+            ids: names for messages; default: 1, 2, 3, …
+        """
+        doses = Doses.none(len(times), times.dtype, times.device) if doses is None else doses
+        if start is None:
+            dosed = torch.where(doses.mask, doses.time, torch.inf)
+            start = torch.cat([times, dosed], dim=1).amin(1)
+        whole, every = torch.zeros_like(times, dtype=torch.int64), torch.ones_like(times, dtype=torch.bool)
+        period_start = start[:, None] if period_start is None else period_start
+        return cls(
+            ids=tuple(str(k + 1) for k in range(len(times))) if ids is None else tuple(ids),
+            index=torch.arange(len(times), device=times.device),
+            start=start,
+            doses=doses,
+            time=times,
+            value=torch.zeros_like(times),
+            limit=torch.full_like(times, torch.inf),
+            compartment=whole - 1,
+            endpoint=whole,
+            censored=whole,
+            row=torch.full_like(whole, torch.iinfo(torch.int64).max),
+            mask=every,
+            observed=~every,
+            context=~every,
+            target=~every,
+            covariates=times.new_zeros((*period_start.shape, 0)),
+            period_start=period_start,
+        )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -114,58 +229,112 @@ class CohortBatch:
         """Device of the tensors."""
         return self.time.device
 
-    def repeat(self, samples: int) -> CohortBatch:
-        """Every subject `samples` times in a row, without its truth: ``[subject · sample]``."""
-        tensors = {
-            item.name: getattr(self, item.name).repeat_interleave(samples, dim=0)
-            for item in dataclasses.fields(self)
-            if item.name not in ("ids", "truth")
-        }
-        return CohortBatch(ids=tuple(i for i in self.ids for _ in range(samples)), **tensors)
+    def unseen(self) -> CohortBatch:
+        """The same without a record in the context: for predictions from the population alone."""
+        return dataclasses.replace(self, context=torch.zeros_like(self.context))
+
+    def first_seen(self, count: int | None) -> CohortBatch:
+        """The same with the first `count` observed records of each subject as its context; None for all."""
+        seen = self.observed if count is None else self.observed & (self.observed.long().cumsum(1) <= count)
+        return dataclasses.replace(self, context=seen)
+
+    def scored_on(self, records: Tensor) -> CohortBatch:
+        """The same with these records as the target, bool ``[subject, observation]``."""
+        return dataclasses.replace(self, target=records)
+
+    def scored_on_context(self) -> CohortBatch:
+        """The same with the context as the target: a posterior is made of the records in the context."""
+        return self.scored_on(self.context)
+
+    def scored_on_all(self) -> CohortBatch:
+        """The same with the records in the context or the target as the target."""
+        return self.scored_on(self.context | self.target)
+
+    def split(self, seen: Tensor) -> CohortBatch:
+        """The same with these records as the context, bool ``[subject, observation]``, and all other observed ones as
+        the target."""
+        return dataclasses.replace(self, context=seen, target=self.observed & ~seen)
 
     def until(self, elapsed: float) -> CohortBatch:
-        """The same with records hidden, from the encoder and from the loss, that come later than `elapsed`, in the unit
-        of time, after the subject's first record."""
+        """The same with records removed from context and target that come later than `elapsed`, in the unit of time,
+        after the subject's first record."""
         early = self.time - self.start[:, None] <= elapsed
         return dataclasses.replace(self, context=self.context & early, target=self.target & early)
 
+    def period_at(self, times: Tensor) -> Tensor:
+        """Index of the period in which each time lies, ``[subject, time]``; a period includes its start."""
+        if self.period_start.shape[1] == 1:
+            return torch.zeros_like(times, dtype=torch.int64)
+        started = torch.searchsorted(self.period_start.detach(), times.detach().contiguous(), right=True)
+        return started.clamp(min=1) - 1
+
+    def theta_at(self, theta: Tensor, times: Tensor) -> Tensor:
+        """The parameters in force at some times, ``[subject, time, parameter]``.
+
+        Args:
+            theta: ``[subject, period, parameter]``; one period serves for all of them.
+            times: ``[subject, time]``.
+        """
+        return theta_in(theta, self.period_at(times))
+
+    def repeat(self, samples: int) -> CohortBatch:
+        """Every subject `samples` times in a row, without its truth: ``[subject · sample]``."""
+        tensors = {name: getattr(self, name).repeat_interleave(samples, dim=0) for name in self._tensors()}
+        ids = tuple(i for i in self.ids for _ in range(samples))
+        return CohortBatch(ids=ids, doses=self.doses.repeat(samples), **tensors)
+
     def select(self, subjects: Tensor) -> CohortBatch:
         """Some of the subjects."""
-        tensors = {
-            item.name: getattr(self, item.name)[subjects]
-            for item in dataclasses.fields(self)
-            if item.name not in ("ids", "truth")
-        }
+        tensors = {name: getattr(self, name)[subjects] for name in self._tensors()}
+        ids = tuple(self.ids[k] for k in subjects.tolist())
         truth = None if self.truth is None else self.truth.select(subjects)
-        return CohortBatch(ids=tuple(self.ids[k] for k in subjects.tolist()), truth=truth, **tensors)
+        return CohortBatch(ids=ids, doses=self.doses.select(subjects), truth=truth, **tensors)
 
     def trimmed(self) -> CohortBatch:
         """Without the columns of doses and observations that no subject fills."""
-        doses, observations = int(self.dose_mask.sum(1).max()), max(int(self.mask.sum(1).max()), 1)
-        cut: dict[str, Any] = {}
-        for item in dataclasses.fields(self):
-            if item.name.startswith("dose_"):
-                cut[item.name] = getattr(self, item.name)[:, :doses]
-            elif item.name in _OBSERVED:
-                cut[item.name] = getattr(self, item.name)[:, :observations]
-        return dataclasses.replace(self, **cut)
+        most = max(int(self.mask.sum(1).max()), 1)
+        cut: dict[str, Any] = {
+            item.name: getattr(self, item.name)[:, :most]
+            for item in dataclasses.fields(self)
+            if item.metadata.get("axis") == "observation"
+        }
+        return dataclasses.replace(self, doses=self.doses.trimmed(), **cut)
 
     def clone(self) -> CohortBatch:
-        """A copy with tensors of its own."""
+        """A copy that shares no memory."""
         return self.select(torch.arange(len(self), device=self.device))
 
     def to(self, *args: Any, **kwargs: Any) -> CohortBatch:
         """As `torch.Tensor.to`; a dtype changes the floating-point tensors only."""
-        tensors: dict[str, Any] = {}
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, TruthBatch):
-                tensors[item.name] = value.to(*args, **kwargs)
-            elif isinstance(value, Tensor):
-                # a dtype among the arguments would turn integers and masks into floats
-                moved = value.to(*args, **kwargs)
-                tensors[item.name] = moved if value.is_floating_point() else moved.to(dtype=value.dtype)
-        return dataclasses.replace(self, **tensors)
+        tensors: dict[str, Any] = {name: _moved(getattr(self, name), *args, **kwargs) for name in self._tensors()}
+        truth = None if self.truth is None else self.truth.to(*args, **kwargs)
+        return dataclasses.replace(self, doses=self.doses.to(*args, **kwargs), truth=truth, **tensors)
+
+    def _tensors(self) -> list[str]:
+        """Names of the fields that are tensors."""
+        return [item.name for item in dataclasses.fields(self) if item.name not in ("ids", "doses", "truth")]
+
+
+def theta_in(theta: Tensor, period: Tensor) -> Tensor:
+    """The parameters of some periods.
+
+    Args:
+        theta: ``[subject, period, parameter]``; its last period also serves for every later one.
+        period: index, ``[subject, time]``.
+
+    Returns:
+        ``[subject, time, parameter]``.
+    """
+    if theta.shape[1] == 1:
+        return theta.expand(-1, period.shape[1], -1)
+    last = torch.tensor(theta.shape[1] - 1, device=theta.device)
+    return theta.gather(1, torch.minimum(period, last)[..., None].expand(-1, -1, theta.shape[-1]))
+
+
+def _moved(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    # a dtype among the arguments would turn integers and masks into floats
+    moved = tensor.to(*args, **kwargs)
+    return moved if tensor.is_floating_point() else moved.to(dtype=tensor.dtype)
 
 
 def _pad(rows: Sequence[ArrayLike], kind: torch.dtype, fill: float | bool | None = 0) -> Tensor:
@@ -182,8 +351,8 @@ def _pad(rows: Sequence[ArrayLike], kind: torch.dtype, fill: float | bool | None
 
 
 def _periods(subject: Subject, names: Sequence[str]) -> tuple[list[float], list[list[float]]]:
-    """Starts of the stretches of constant covariates and the values in them: the last value is carried forward,
-    and before the first record of a covariate its first value holds."""
+    """Starts of the periods of constant covariates and the values in them: the last value is carried forward, and
+    before the first record of a covariate its first value is used."""
     steps = {
         name: value if isinstance(value, tuple) else ((subject.start, value),)
         for name, value in subject.covariates.items()
@@ -225,12 +394,7 @@ def collate(
     if len(subjects) == 0:
         raise ValueError("a batch needs at least one subject")
     names = sorted(subjects[0].covariates)
-    doses = [[dose for record in s.doses for dose in record.expand()] for s in subjects]
-    doses = [sorted(row, key=lambda dose: (dose.time, dose.row)) for row in doses]
     periods = [_periods(subject, names) for subject in subjects]
-
-    def dose_field(name: str, kind: torch.dtype = dtype) -> Tensor:
-        return _pad([[getattr(dose, name) for dose in row] for row in doses], kind)
 
     def observation_field(name: str, kind: torch.dtype = dtype, fill: float | None = 0) -> Tensor:
         return _pad([getattr(subject, name) for subject in subjects], kind, fill)
@@ -242,16 +406,7 @@ def collate(
         ids=tuple(subject.id for subject in subjects),
         index=torch.as_tensor(np.arange(len(subjects)) if index is None else np.asarray(index, np.int64)),
         start=torch.tensor([subject.start for subject in subjects], dtype=dtype),
-        dose_time=dose_field("time"),
-        dose_amount=dose_field("amount"),
-        dose_rate=dose_field("rate"),
-        dose_duration=dose_field("duration"),
-        dose_interval=dose_field("interval"),
-        dose_compartment=(dose_field("compartment", torch.int64) - 1).clamp(min=0),
-        dose_steady_state=dose_field("steady_state", torch.int64),
-        dose_reset=dose_field("reset", torch.bool),
-        dose_row=dose_field("row", torch.int64),
-        dose_mask=_pad([[True] * len(row) for row in doses], torch.bool),
+        doses=Doses.of([subject.doses for subject in subjects], dtype),
         time=_pad([s.times if len(s.times) else [s.start] for s in subjects], dtype, None),
         value=torch.nan_to_num(_at_least_one(observation_field("values")), nan=0.0),
         limit=_at_least_one(torch.where(limit.isnan(), torch.where(censored > 0, -torch.inf, torch.inf), limit)),

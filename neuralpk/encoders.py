@@ -1,4 +1,4 @@
-"""Encoders: a subject's irregular samples, doses and covariates -> q(z), its place in the latent space."""
+"""Encoders: from the irregular samples, doses and covariates of a subject to q(z), the approximate posterior of z."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from neuralpk.batch import CohortBatch
+from neuralpk.part import Part
 from neuralpk.scaling import Scaling
 
 
@@ -18,24 +19,35 @@ class Posterior(NamedTuple):
     mean: Tensor
     sd: Tensor
 
+    @classmethod
+    def prior(cls, subjects: int, latent_size: int, like: Tensor) -> Posterior:
+        """The prior N(0, I) of every subject, with the precision and on the device of `like`."""
+        mean = like.new_zeros((subjects, latent_size))
+        return cls(mean, torch.ones_like(mean))
+
     def kl(self) -> Tensor:
         """KL(q(z) ‖ N(0, I)), ``[subject]``."""
         return 0.5 * (self.mean.square() + self.sd.square() - 1.0 - 2.0 * self.sd.log()).sum(-1)
 
+    def log_density(self, z: Tensor) -> Tensor:
+        """log q(z) up to a constant, ``[subject, sample]`` for z ``[subject, sample, latent]``."""
+        scaled = (z - self.mean[:, None]) / self.sd[:, None]
+        return -(0.5 * scaled.square() + self.sd[:, None].log()).sum(-1)
+
 
 def sample_features(batch: CohortBatch, scaling: Scaling) -> Tensor:
-    """What an encoder is told of every sample, ``[subject, observation, feature]``, all of order one.
+    """Input of an encoder for every sample, ``[subject, observation, feature]``, all of order one.
 
-    The value, the time on the clock and after the last dose, what was given until then, the endpoint, whether the
-    value is censored, and the covariates of the time.
+    The features are the value, the time after the first record and after the last dose, the total dose until then, the
+    endpoint, whether the value is censored, and the covariates at that time.
     """
     elapsed = (batch.time - batch.start[:, None]) / scaling.time
-    given = batch.dose_mask[:, None, :] & (batch.dose_time[:, None, :] <= batch.time[:, :, None])
-    since = torch.where(given, batch.time[:, :, None] - batch.dose_time[:, None, :], torch.inf)
+    taken = batch.doses.mask[:, None, :] & (batch.doses.time[:, None, :] <= batch.time[:, :, None])
+    since = torch.where(taken, batch.time[:, :, None] - batch.doses.time[:, None, :], torch.inf)
     after_dose = torch.nn.functional.pad(since, (0, 1), value=scaling.time).amin(-1) / scaling.time
-    total = torch.where(given, batch.dose_amount[:, None, :], 0.0).sum(-1) / scaling.amount
-    known = batch.endpoint.clamp(max=len(scaling.value) - 1)  # an endpoint too many is refused where it is predicted
-    size = torch.tensor(scaling.value, dtype=batch.value.dtype, device=batch.device)[known]
+    total = torch.where(taken, batch.doses.amount[:, None, :], 0.0).sum(-1) / scaling.amount
+    endpoint = batch.endpoint.clamp(max=len(scaling.value) - 1)  # an endpoint too many is refused where it is predicted
+    size = torch.tensor(scaling.value, dtype=batch.value.dtype, device=batch.device)[endpoint]
     # a logarithm, because concentrations fall over decades; its floor keeps values at or below 0 readable
     value = torch.log(batch.value.clamp(min=0.0) / size + 1e-3)
     per_dose = value - torch.log(total + 1e-3)
@@ -49,11 +61,11 @@ def sample_features(batch: CohortBatch, scaling: Scaling) -> Tensor:
         total.log1p(),
     ]
     columns.append(batch.censored.to(value.dtype))
-    endpoint = nn.functional.one_hot(known, len(scaling.value)).to(value.dtype)
+    which = nn.functional.one_hot(endpoint, len(scaling.value)).to(value.dtype)
     started = batch.period_start[:, None, :] <= batch.time[:, :, None]
     period = (started.sum(-1).clamp(min=1) - 1)[..., None].expand(-1, -1, batch.covariates.shape[-1])
     covariates = scaling.standardise(batch.covariates).gather(1, period)
-    return torch.cat([torch.stack(columns, dim=-1), endpoint, covariates], dim=-1)
+    return torch.cat([torch.stack(columns, dim=-1), which, covariates], dim=-1)
 
 
 def feature_size(scaling: Scaling) -> int:
@@ -61,104 +73,159 @@ def feature_size(scaling: Scaling) -> int:
     return 8 + len(scaling.value) + len(scaling.covariates)
 
 
-class Encoder(nn.Module, ABC):
+class Encoder(Part, nn.Module, ABC):
     """q(z | samples), a normal distribution with independent components; without a sample it is the prior N(0, I).
 
-    Args:
-        scaling: magnitudes of the data.
+    The constructor takes options only. What depends on the data is made by `build`.
+
+    Attributes:
+        scaling: magnitudes of the data that it was built for.
         latent_size: dimension of z.
     """
 
-    def __init__(self, scaling: Scaling, latent_size: int) -> None:
-        super().__init__()
-        self.scaling = scaling
-        self.latent_size = latent_size
+    scaling: Scaling
+    latent_size: int
+
+    def build(self, scaling: Scaling, latent_size: int) -> None:
+        """Make the layers; a subclass extends it.
+
+        Args:
+            scaling: magnitudes of the data.
+            latent_size: dimension of z.
+        """
+        self.scaling, self.latent_size = scaling, latent_size
 
     @abstractmethod
     def forward(self, batch: CohortBatch) -> Posterior:
-        """The posterior of each subject, batch shape ``[subject]``, event shape ``[latent]``."""
+        """q(z) of each subject; only the samples in ``batch.context`` may matter."""
 
 
-class PriorEncoder(Encoder):
-    """Reads nothing, so that q is the prior: for a model that was not trained, and a search that starts at its mean."""
+class SampleReader(nn.Module):
+    """A GRU (Cho et al. 2014) that reads the samples backwards in time, as in Rubanova et al. (2019).
 
-    def forward(self, batch: CohortBatch) -> Posterior:
-        mean = batch.time.new_zeros((len(batch), self.latent_size))
-        return Posterior(mean, torch.ones_like(mean))
-
-
-class EvidenceEncoder(Encoder):
-    """A network reads the samples, and what it finds in them is weighed against the prior.
-
-    Each sample adds evidence to the prior's: with precisions λ_j and values m_j that the network gives them,
-    q has precision 1 + Σ_j λ_j and mean Σ_j λ_j·m_j / (1 + Σ_j λ_j).
+    Its state at a sample summarises that sample and all later ones.
 
     Args:
-        scaling: magnitudes of the data.
-        latent_size: dimension of z.
         hidden: width.
+
+    Raises:
+        ValueError: a width below 1.
     """
 
-    def __init__(self, scaling: Scaling, latent_size: int, hidden: int) -> None:
-        super().__init__(scaling, latent_size)
-        self.evidence = nn.Linear(hidden, 2 * latent_size)
-        nn.init.normal_(self.evidence.weight, std=0.1 / hidden**0.5)
-        nn.init.zeros_(self.evidence.bias)
+    scaling: Scaling
 
-    @abstractmethod
-    def read(self, features: Tensor, context: Tensor) -> Tensor:
-        """Turn the samples into ``[subject, observation, hidden]``; only those of the context may matter."""
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.hidden = _checked(hidden)
 
-    def summaries(self, batch: CohortBatch) -> Tensor:
-        """What `read` makes of the samples of the context, ``[subject, observation, hidden]``."""
-        features = torch.where(batch.context[..., None], sample_features(batch, self.scaling), 0.0)
-        return self.read(features, batch.context)
+    def build(self, scaling: Scaling) -> SampleReader:
+        """Make the layers.
 
-    def forward(self, batch: CohortBatch) -> Posterior:
-        return self.weigh(self.summaries(batch), batch)
+        Args:
+            scaling: magnitudes of the data.
+        """
+        self.scaling = scaling
+        self.cell = nn.GRUCell(feature_size(scaling), self.hidden)
+        return self
 
-    def weigh(self, summaries: Tensor, batch: CohortBatch) -> Posterior:
-        """The evidence of the `summaries` against the prior."""
-        log_precision, value = self.evidence(summaries).chunk(2, dim=-1)
-        precision = torch.where(batch.context[..., None], nn.functional.softplus(log_precision), 0.0)
-        total = 1.0 + precision.sum(1)
-        mean = (precision * value).sum(1) / total
-        return Posterior(mean, total.rsqrt())
-
-
-class SetEncoder(EvidenceEncoder):
-    """Samples as a set (Zaheer et al. 2017): each is read beside a summary of all, in no order."""
-
-    def __init__(self, scaling: Scaling, latent_size: int, hidden: int = 64) -> None:
-        super().__init__(scaling, latent_size, hidden)
-        self.embed = nn.Sequential(
-            nn.Linear(feature_size(scaling), hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU()
-        )
-        self.beside = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
-
-    def read(self, features: Tensor, context: Tensor) -> Tensor:
-        h = self.embed(features)
-        h = torch.where(context[..., None], h, 0.0)
-        summary = h.sum(1) / context.sum(1, keepdim=True).clamp(min=1)
-        out: Tensor = self.beside(torch.cat([h, summary[:, None].expand_as(h)], dim=-1))
-        return out
-
-
-class RecurrentEncoder(EvidenceEncoder):
-    """Samples as a sequence, read backwards in time by a GRU, as in the talk and in Rubanova et al. (2019)."""
-
-    def __init__(self, scaling: Scaling, latent_size: int, hidden: int = 64) -> None:
-        super().__init__(scaling, latent_size, hidden)
-        self.cell = nn.GRUCell(feature_size(scaling), hidden)
-
-    def read(self, features: Tensor, context: Tensor) -> Tensor:
-        h = features.new_zeros((len(features), self.cell.hidden_size))
+    def forward(self, batch: CohortBatch) -> Tensor:
+        """State at every sample, ``[subject, observation, hidden]``; samples outside the context change nothing."""
+        features = context_features(batch, self.scaling)
+        h = features.new_zeros((len(features), self.hidden))
         out = []
         for j in reversed(range(features.shape[1])):
-            h = torch.where(context[:, j, None], self.cell(features[:, j], h), h)
+            h = torch.where(batch.context[:, j, None], self.cell(features[:, j], h), h)
             out.append(h)
         return torch.stack(out[::-1], dim=1)
 
 
-ENCODERS: dict[str, type[EvidenceEncoder]] = {"set": SetEncoder, "recurrent": RecurrentEncoder}
-"""The encoders by the name that a configuration gives them."""
+class PrecisionSum(nn.Module):
+    """q(z) from what was read at each sample, as a product of normal factors: the prior and one for each sample.
+
+    With precisions λ_j and means m_j of the factors, taken by a linear layer, q has precision 1 + Σ_j λ_j and mean
+    Σ_j λ_j·m_j / (1 + Σ_j λ_j).
+
+    Args:
+        hidden: length of what was read at a sample.
+        latent_size: dimension of z.
+    """
+
+    def __init__(self, hidden: int, latent_size: int) -> None:
+        super().__init__()
+        self.factors = nn.Linear(hidden, 2 * latent_size)
+        nn.init.normal_(self.factors.weight, std=0.1 / hidden**0.5)
+        nn.init.zeros_(self.factors.bias)
+
+    def forward(self, read: Tensor, context: Tensor) -> Posterior:
+        """q(z) from ``read [subject, observation, hidden]`` at the samples in ``context [subject, observation]``."""
+        log_precision, mean = self.factors(read).chunk(2, dim=-1)
+        precision = torch.where(context[..., None], nn.functional.softplus(log_precision), 0.0)
+        total = 1.0 + precision.sum(1)
+        return Posterior((precision * mean).sum(1) / total, total.rsqrt())
+
+
+class SetEncoder(Encoder):
+    """Samples as a set (Zaheer et al. 2017): each is read together with the mean over all, in no order.
+
+    Args:
+        hidden: width of the layers.
+
+    Raises:
+        ValueError: a width below 1.
+    """
+
+    def __init__(self, hidden: int = 64) -> None:
+        super().__init__()
+        self.hidden = _checked(hidden)
+
+    def build(self, scaling: Scaling, latent_size: int) -> None:
+        hidden = self.hidden
+        super().build(scaling, latent_size)
+        self.posterior = PrecisionSum(hidden, latent_size)
+        self.embed = nn.Sequential(
+            nn.Linear(feature_size(scaling), hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU()
+        )
+        self.combine = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
+
+    def forward(self, batch: CohortBatch) -> Posterior:
+        context = batch.context
+        h = torch.where(context[..., None], self.embed(context_features(batch, self.scaling)), 0.0)
+        mean = h.sum(1) / context.sum(1, keepdim=True).clamp(min=1)
+        read = self.combine(torch.cat([h, mean[:, None].expand_as(h)], dim=-1))
+        posterior: Posterior = self.posterior(read, context)
+        return posterior
+
+
+class RecurrentEncoder(Encoder):
+    """Samples as a sequence, read backwards in time by a `SampleReader`.
+
+    Args:
+        hidden: width of the GRU.
+
+    Raises:
+        ValueError: a width below 1.
+    """
+
+    def __init__(self, hidden: int = 64) -> None:
+        super().__init__()
+        self.hidden = _checked(hidden)
+
+    def build(self, scaling: Scaling, latent_size: int) -> None:
+        super().build(scaling, latent_size)
+        self.posterior = PrecisionSum(self.hidden, latent_size)
+        self.reader = SampleReader(self.hidden).build(scaling)
+
+    def forward(self, batch: CohortBatch) -> Posterior:
+        posterior: Posterior = self.posterior(self.reader(batch), batch.context)
+        return posterior
+
+
+def context_features(batch: CohortBatch, scaling: Scaling) -> Tensor:
+    """`sample_features` of the samples in the context, 0 for the others."""
+    return torch.where(batch.context[..., None], sample_features(batch, scaling), 0.0)
+
+
+def _checked(hidden: int) -> int:
+    if hidden < 1:
+        raise ValueError(f"hidden, the width of the encoder, must be 1 or more, got {hidden}")
+    return hidden

@@ -27,7 +27,7 @@ class Part:
 
     arguments: Mapping[str, Any]
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Part:  # noqa: PYI034  # Self would bind the subclass of a module
+    def __new__(cls, *args: Any, **kwargs: Any) -> Part:  # Self would bind the subclass of a module
         part = super().__new__(cls)
         # a copy is made without arguments and gets those of the original with the rest of its state
         bound = inspect.signature(cls.__init__).bind_partial(part, *args, **kwargs)
@@ -128,6 +128,9 @@ def find_class(path: str, base: type[T], name: str) -> type[T]:
             known = sorted(cls.__name__ for cls in subclasses(base) if not inspect.isabstract(cls))
             hint = did_you_mean(last, known)
             raise ValueError(f"{name}: there is no {base.__name__} {last!r}{hint}; there are {', '.join(known)}")
+        if len(found) > 1:
+            paths = ", ".join(class_path(cls) for cls in found)
+            raise ValueError(f"{name}: {last} is the name of several classes: {paths}; name it with its module")
         cls: Any = found[0]
     else:
         cls = getattr(sys.modules.get(module), last, None)

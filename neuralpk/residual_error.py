@@ -2,147 +2,379 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, LogNormal, Normal
+from torch.distributions import Distribution, LogNormal, Normal, StudentT
 
 from neuralpk.batch import CohortBatch
+from neuralpk.numerical_cdf import NoNumericalCdf, NumericalCdf, normal_quantile
+from neuralpk.part import Part
 from neuralpk.scaling import Scaling
 
 _SMALLEST = 1e-4  # of the typical value: below it a proportional error would claim to measure nothing exactly
 _POSITIVE = 1e-30  # has a logarithm, also in float32
+_AT_ONCE = 10_000  # values in one quadrature: bounds the memory
 
 
-class ResidualError(nn.Module, ABC):
-    """y = f + noise, with learned standard deviations, one set for each endpoint.
+class ResidualError(Part, nn.Module, ABC):
+    """Distribution of an observed value y around its prediction f, with learned parameters, one set per endpoint.
+
+    A subclass names its parameters and writes `distribution`. Everything else follows from that: the likelihood, with
+    the probability of its interval for a censored value; quantile residuals; simulation; the Fisher information. What
+    a distribution of torch has no closed form for is computed from its density (`neuralpk.numerical_cdf`); a subclass
+    that knows closed forms overrides `log_tails`, `standardise`, `simulate` and `information`::
+
+        class StudentError(ResidualError):
+            names = ("s",)
+
+            def distribution(self, prediction, endpoint):
+                return StudentT(4.0, prediction, self.by_endpoint("s", endpoint))
 
     Args:
-        scaling: size of the observed values, from which the first guesses come.
-        relative: first guess of the standard deviation, as a fraction of the value.
+        values: starting values of the parameters by name, the same for every endpoint; for those left out or None, the
+            `guess`.
+
+    Attributes:
+        names: of the parameters. All are positive; they are learned as logarithms.
+        log_values: logarithms of the parameters by name, each ``[endpoint]``; made by `build`.
+        smallest: a ten-thousandth of the typical value, ``[endpoint]``; 0 without data.
+
+    Raises:
+        ValueError: a starting value that is not positive, or of a parameter that does not exist.
     """
 
-    names: tuple[str, ...]
+    names: ClassVar[tuple[str, ...]] = ()
     smallest: Tensor
 
-    def __init__(self, scaling: Scaling | None = None, relative: float = 0.3) -> None:
+    def __init__(self, values: Mapping[str, float | None] | None = None) -> None:
         super().__init__()
-        value = torch.tensor((scaling or Scaling()).value)
-        self.register_buffer("smallest", _SMALLEST * value)
-        self.log_sd = nn.ParameterDict()
-        for name in self.names:
-            start = relative * value * 0.3 if name == "a" else torch.full_like(value, relative)
-            self.log_sd[name] = nn.Parameter(start.log())
+        self.values = {name: float(value) for name, value in (values or {}).items() if value is not None}
+        if not set(self.values) <= set(self.names) or not all(0 < v < math.inf for v in self.values.values()):
+            raise ValueError(f"{type(self).__name__} takes positive {', '.join(self.names)}; got {self.values}")
+        self.fixed = False
+        self.log_values = nn.ParameterDict()
+        self.register_buffer("smallest", torch.zeros(1))
 
     @classmethod
-    def known(cls, endpoints: int = 1, **values: float) -> ResidualError:
-        """An error model with given standard deviations, the same for every endpoint: `ProportionalError.known(b=0.2)`.
+    def from_values(cls, endpoints: int = 1, **values: float) -> Self:
+        """An error model with fixed parameters, the same for every endpoint: ``ProportionalError.from_values(b=0.2)``.
+
+        Args:
+            endpoints: how many there are.
+            values: of all parameters, by name.
 
         Raises:
             ValueError: names other than those of this error model, or values that are not positive.
         """
-        error = cls(Scaling(value=(1.0,) * endpoints))
-        if sorted(values) != sorted(cls.names) or min(values.values()) <= 0:
+        if sorted(values) != sorted(cls.names):
             raise ValueError(f"{cls.__name__} takes positive {', '.join(cls.names)}; got {values}")
-        for name, value in values.items():
-            error.log_sd[name].data.fill_(value).log_()
-        error.smallest.zero_()
-        return error.requires_grad_(False)
+        # a subclass without a constructor takes them as a dictionary
+        options: dict[str, Any] = {"values": values} if cls.__init__ is ResidualError.__init__ else {**values}
+        error = cls(**options)
+        return error.fix(endpoints)
+
+    def fix(self, endpoints: int = 1) -> Self:
+        """Fix the parameters at the values of the constructor: for simulation, which learns nothing.
+
+        Args:
+            endpoints: how many there are.
+
+        Raises:
+            ValueError: a parameter without a value.
+        """
+        missing = [name for name in self.names if name not in self.values]
+        if missing:
+            raise ValueError(f"{type(self).__name__} needs a value for {', '.join(missing)}; got {self.values}")
+        self.fixed = True
+        self.build(Scaling(value=(1.0,) * endpoints))
+        self.smallest = torch.zeros_like(self.smallest)
+        return self
+
+    def build(self, scaling: Scaling) -> None:
+        """Make the parameters for data of these magnitudes, at their starting values; fixed ones stay fixed.
+
+        Args:
+            scaling: magnitudes of the data; the typical value of each endpoint counts.
+        """
+        self.smallest = _SMALLEST * self.smallest.new_tensor(scaling.value)
+        for name in self.names:
+            start = [self.values.get(name, self.guess(name, value)) for value in scaling.value]
+            self.log_values[name] = nn.Parameter(self.smallest.new_tensor(start).log(), not self.fixed)
+
+    def guess(self, name: str, value: float) -> float:
+        """Starting value of a parameter that the constructor was given none for: 0.3, a coefficient of variation.
+
+        Args:
+            name: of the parameter.
+            value: typical observed value of the endpoint.
+        """
+        return 0.3
 
     def parameters_by_name(self) -> dict[str, Tensor]:
-        """Standard deviations by name, each ``[endpoint]``."""
-        return {name: self.log_sd[name].exp() for name in self.names}
+        """Parameters by name, each ``[endpoint]``."""
+        return {name: self.log_values[name].exp() for name in self.names}
 
-    def _sd(self, name: str, endpoint: Tensor) -> Tensor:
-        sd: Tensor = self.log_sd[name].exp()
-        return sd[endpoint]
+    def by_endpoint(self, name: str, endpoint: Tensor) -> Tensor:
+        """A parameter for each of the endpoints (from 0) ``[...]``.
+
+        Raises:
+            ValueError: before `build`.
+        """
+        if name not in self.log_values:
+            raise ValueError(
+                f"{type(self).__name__} has no parameter {name!r} yet: call build(scaling), make it with "
+                f"{type(self).__name__}.from_values(…), or add the name to `names`"
+            )
+        value: Tensor = self.log_values[name].exp()
+        return value[endpoint]
+
+    @abstractmethod
+    def distribution(self, prediction: Tensor, endpoint: Tensor) -> Distribution:
+        """Distribution of the observed value, continuous and of shape ``[...]``.
+
+        Args:
+            prediction: in the unit of the value, ``[...]``.
+            endpoint: of each prediction, from 0, ``[...]``.
+        """
+
+    def log_likelihood(self, batch: CohortBatch, prediction: Tensor) -> Tensor:
+        """log p(value | prediction) of every record, ``[..., subject, observation]``; 0 where nothing is scored.
+
+        A censored value contributes the probability of its interval (M3, Beal 2001): below the limit of
+        quantification log P(y < LLOQ), between LIMIT and LLOQ log P(LIMIT < y < LLOQ).
+
+        Args:
+            batch: the records; ``target`` says which are scored.
+            prediction: ``[..., subject, observation]``.
+        """
+        scored, endpoint = batch.target, batch.endpoint.expand(prediction.shape)
+        measured = scored & (batch.censored == 0)
+        # what is not scored must not reach the logarithm of 0: its gradient would be 0·inf = NaN
+        value = torch.where(measured, batch.value, prediction.detach().clamp(min=_POSITIVE))
+        log_p = torch.where(measured, self.distribution(prediction, endpoint).log_prob(value), 0.0)
+        censored = (scored & (batch.censored != 0)).expand(prediction.shape)
+        if bool(censored.any()):
+            records = (batch.value, batch.limit, batch.censored)
+            bound, limit, side = (record.expand(prediction.shape)[censored] for record in records)
+            found = self._log_interval(bound, limit, side, prediction[censored], endpoint[censored])
+            log_p = log_p.index_put((censored,), found)
+        return log_p
+
+    def _log_interval(self, bound: Tensor, limit: Tensor, side: Tensor, prediction: Tensor, endpoint: Tensor) -> Tensor:
+        """Logarithm of the probability of censored values, ``[record]``: below `bound` where `side` is 1, above it
+        where it is −1, and if there is a `limit` not beyond that."""
+        log_lower, log_upper = self.log_tails(bound, prediction, endpoint)
+        one_sided = torch.where(side > 0, log_lower, log_upper)
+        with_limit = torch.isfinite(limit) & (limit != bound)
+        if not bool(with_limit.any()):
+            return one_sided
+        limit = torch.where(with_limit, limit, bound)
+        other_lower, other_upper = self.log_tails(limit, prediction, endpoint)
+        wider_lower, narrower_lower = torch.maximum(log_lower, other_lower), torch.minimum(log_lower, other_lower)
+        wider_upper, narrower_upper = torch.maximum(log_upper, other_upper), torch.minimum(log_upper, other_upper)
+        # a difference of the tails on that side of the prediction on which they are small
+        left = wider_lower < wider_upper
+        wider, narrower = torch.where(left, wider_lower, wider_upper), torch.where(left, narrower_lower, narrower_upper)
+        # log(p1 − p2) from log p1 and log p2, which far from the prediction are thousands apart
+        gap = torch.where(with_limit, (wider - narrower).clamp(min=1e-6), 1.0)
+        return torch.where(with_limit, wider + torch.log(-torch.expm1(-gap)), one_sided)
+
+    def log_tails(self, value: Tensor, prediction: Tensor, endpoint: Tensor) -> tuple[Tensor, Tensor]:
+        """log P(y < value) and log P(y > value), each ``[...]``."""
+
+        def tails(cdf: NumericalCdf, value: Tensor) -> Tensor:
+            return torch.stack(cdf.log_tails(value))
+
+        def closed(distribution: Distribution, value: Tensor) -> Tensor:
+            p = distribution.cdf(value)
+            return torch.stack([torch.log(p), torch.log1p(-p)])
+
+        lower, upper = self._numerically(tails, closed, value, prediction, endpoint)
+        return lower, upper
+
+    def standardise(self, value: Tensor, prediction: Tensor, endpoint: Tensor) -> Tensor:
+        """The quantile residual Phi^-1(F(value)) (Dunn and Smyth 1996), standard normal under the model; for a normal
+        error (value − prediction)/sd, IWRES for an IPRED. All ``[...]``."""
+        log_lower, log_upper = self.log_tails(value, prediction, endpoint)
+        below = log_lower < log_upper
+        z = normal_quantile(torch.where(below, log_lower, log_upper))
+        return torch.where(below, z, -z)
+
+    def simulate(self, prediction: Tensor, endpoint: Tensor, noise: Tensor) -> Tensor:
+        """A value for each prediction, F^-1(Phi(noise)), with `noise` standard normal. All ``[...]``."""
+
+        def closed(distribution: Distribution, noise: Tensor) -> Tensor:
+            return distribution.icdf(torch.special.ndtr(noise))
+
+        return self._numerically(NumericalCdf.quantile, closed, noise, prediction, endpoint)
+
+    def information(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
+        """Fisher information of one observation about its prediction, E[(∂ log p(y | f)/∂f)²], ``[...]``; without
+        gradient."""
+
+        def expected(cdf: NumericalCdf, part: Tensor) -> Tensor:
+            y, log_p = cdf.nodes()
+            with torch.enable_grad():
+                f = cdf.centre.detach().expand_as(y).clone().requires_grad_()
+                log_density = self.distribution(f, part.expand(y.shape)).log_prob(y)
+                # where nothing is left of the density, neither is its slope a number
+                seen = torch.isfinite(log_p) & (log_p > log_p.amax(0) - 100.0)
+                (slope,) = torch.autograd.grad(torch.where(seen, log_density, 0.0).sum(), f, materialize_grads=True)
+            return torch.where(seen, log_p.exp() * slope.square(), 0.0).sum(0)
+
+        with torch.no_grad():
+            return self._numerically(expected, None, endpoint, prediction, endpoint)
+
+    def _numerically(
+        self,
+        function: Callable[[NumericalCdf, Tensor], Tensor],
+        closed: Callable[[Distribution, Tensor], Tensor] | None,
+        argument: Tensor,
+        prediction: Tensor,
+        endpoint: Tensor,
+    ) -> Tensor:
+        """A function of the distributions of predictions, in float64, some at a time; NaN for what is not finite.
+
+        Args:
+            function: by quadrature of the density.
+            closed: the same by the distribution's cdf or icdf, for a density that cannot be integrated.
+            argument: its second argument, ``[...]``.
+            prediction: ``[...]``.
+            endpoint: ``[...]``.
+        """
+        wide = torch.broadcast_tensors(argument, prediction, endpoint)  # type: ignore[no-untyped-call]
+        shape = wide[0].shape
+        all_argument, all_f, all_of = (x.flatten() for x in wide)
+        finite = torch.isfinite(all_f) & ~torch.isnan(all_argument)
+        rows = finite.nonzero()[:, 0]
+        parts = []
+        for some in torch.split(rows, _AT_ONCE):
+            f, of, x = all_f[some].double(), all_of[some], all_argument[some]
+            x = x.double() if x.is_floating_point() else x
+            distribution = self.distribution(f, of)
+            try:
+                found = function(NumericalCdf(distribution, f.detach()), x)
+            except NoNumericalCdf as error:
+                try:
+                    if closed is None:
+                        raise NotImplementedError
+                    found = closed(distribution, x)
+                except NotImplementedError:
+                    raise ValueError(
+                        f"{type(self).__name__}: {error}, so that its probabilities cannot be computed from its "
+                        "density. Use a distribution with cdf and icdf, or override log_tails, simulate and information"
+                    ) from None
+            parts.append(found.to(prediction.dtype))
+        lead = parts[0].shape[:-1] if parts else ()
+        out = prediction.new_full((*lead, finite.numel()), torch.nan)
+        if parts:
+            out = out.index_copy(-1, rows, torch.cat(parts, dim=-1))
+        return out.reshape(*lead, *shape)
+
+
+class NormalError(ResidualError, ABC):
+    """y = f + sd(f)·e with e ~ N(0, 1). A subclass writes `sd`."""
 
     @abstractmethod
     def sd(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
         """Standard deviation of an observation around a prediction, ``[...]``, in the unit of the value."""
 
     def distribution(self, prediction: Tensor, endpoint: Tensor) -> Distribution:
-        """Distribution of the observed value, for predictions and endpoints (from 0) of equal shape ``[...]``."""
         return Normal(prediction, self.sd(prediction, endpoint), validate_args=False)
 
+    def log_tails(self, value: Tensor, prediction: Tensor, endpoint: Tensor) -> tuple[Tensor, Tensor]:
+        return _normal_tails(self.standardise(value, prediction, endpoint))
+
     def standardise(self, value: Tensor, prediction: Tensor, endpoint: Tensor) -> Tensor:
-        """The weighted residual (value − prediction)/sd, standard normal under the model; IWRES for an IPRED."""
         return (value - prediction) / self.sd(prediction, endpoint)
 
     def simulate(self, prediction: Tensor, endpoint: Tensor, noise: Tensor) -> Tensor:
-        """A value for each prediction, given standard normal noise of its shape."""
         return prediction + self.sd(prediction, endpoint) * noise
 
     def information(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
-        """Fisher information of one observation about its prediction, ``[...]``: of y ~ N(f, s(f)²) it is
-        1/s² + 2·(s'(f)/s)²."""
+        """1/s² + 2·(s'(f)/s)², of y ~ N(f, s(f)²), ``[...]``."""
         with torch.enable_grad():
             f = prediction.detach().requires_grad_()
             sd = self.sd(f, endpoint)
             (slope,) = torch.autograd.grad(sd.sum(), f, materialize_grads=True)
         return (1.0 + 2.0 * slope.square()) / sd.detach().square()
 
-    def log_likelihood(self, batch: CohortBatch, prediction: Tensor) -> Tensor:
-        """log p(value | prediction) of every record, ``[..., subject, observation]``; 0 where nothing is scored.
 
-        A censored value contributes the probability of its interval (M3, Beal 2001): below the limit of
-        quantification log Phi((LLOQ − f)/sd), between LIMIT and LLOQ the difference of two such terms.
-        """
-        # what is not scored must not reach the logarithm of 0: its gradient would be 0·inf = NaN
-        scored = batch.target
-        value = torch.where(scored, batch.value, prediction.detach().clamp(min=_POSITIVE))
-        log_p = self.distribution(prediction, batch.endpoint).log_prob(value)
-        if bool((batch.censored != 0).any()):
-            log_p = torch.where(batch.censored == 0, log_p, self._log_interval(batch, prediction))
-        return torch.where(scored, log_p, 0.0)
+class AdditiveError(NormalError):
+    """y = f + a·e.
 
-    def _log_interval(self, batch: CohortBatch, prediction: Tensor) -> Tensor:
-        side = batch.censored.to(prediction.dtype)
-        bound = self.standardise(batch.value, prediction, batch.endpoint)
-        limit = torch.where(torch.isfinite(batch.limit), batch.limit, batch.value)
-        other = self.standardise(limit, prediction, batch.endpoint)
-        near, far = torch.special.log_ndtr(side * bound), torch.special.log_ndtr(side * other)
-        with_limit = torch.isfinite(batch.limit) & (batch.limit != batch.value)
-        # log(Φ1 − Φ2) from log Φ1 and log Φ2, which far from the prediction are thousands apart
-        gap = torch.where(with_limit, (near - far).clamp(min=1e-6), 1.0)
-        return torch.where(with_limit, near + torch.log(-torch.expm1(-gap)), near)
-
-
-class AdditiveError(ResidualError):
-    """y = f + a·e."""
+    Args:
+        a: starting value of the standard deviation, in the unit of the value; default 9 % of the typical value.
+    """
 
     names = ("a",)
 
+    def __init__(self, a: float | None = None) -> None:
+        super().__init__({"a": a})
+
+    def guess(self, name: str, value: float) -> float:
+        return 0.09 * value
+
     def sd(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
-        return self._sd("a", endpoint).expand_as(prediction)
+        return self.by_endpoint("a", endpoint).expand_as(prediction)
 
     def information(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
         return self.sd(prediction, endpoint).detach().square().reciprocal()
 
 
-class ProportionalError(ResidualError):
-    """y = f·(1 + b·e)."""
+class ProportionalError(NormalError):
+    """y = f·(1 + b·e).
+
+    Args:
+        b: starting value of the coefficient of variation; default 0.3.
+    """
 
     names = ("b",)
 
+    def __init__(self, b: float | None = None) -> None:
+        super().__init__({"b": b})
+
     def sd(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
-        return self._sd("b", endpoint) * torch.maximum(prediction.abs(), self.smallest[endpoint])
+        return self.by_endpoint("b", endpoint) * torch.maximum(prediction.abs(), self.smallest[endpoint])
 
 
-class CombinedError(ResidualError):
-    """y = f + sqrt(a² + (b·f)²)·e: variances add, not standard deviations."""
+class CombinedError(NormalError):
+    """y = f + sqrt(a² + (b·f)²)·e: variances add, not standard deviations.
+
+    Args:
+        a: starting value of the additive standard deviation, in the unit of the value; default 9 % of the typical
+            value.
+        b: starting value of the coefficient of variation; default 0.3.
+    """
 
     names = ("a", "b")
 
+    def __init__(self, a: float | None = None, b: float | None = None) -> None:
+        super().__init__({"a": a, "b": b})
+
+    def guess(self, name: str, value: float) -> float:
+        return 0.09 * value if name == "a" else 0.3
+
     def sd(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
-        return torch.sqrt(self._sd("a", endpoint) ** 2 + (self._sd("b", endpoint) * prediction) ** 2)
+        return torch.sqrt(self.by_endpoint("a", endpoint) ** 2 + (self.by_endpoint("b", endpoint) * prediction) ** 2)
 
 
 class LogNormalError(ResidualError):
-    """log y = log f + b·e; predictions are held above a ten-thousandth of the typical value."""
+    """log y = log f + b·e; predictions are held above a ten-thousandth of the typical value.
+
+    Args:
+        b: starting value of the standard deviation of log y; default 0.3.
+    """
 
     names = ("b",)
+
+    def __init__(self, b: float | None = None) -> None:
+        super().__init__({"b": b})
 
     def _held(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
         return torch.maximum(prediction, self.smallest[endpoint].clamp(min=_POSITIVE))
@@ -150,27 +382,72 @@ class LogNormalError(ResidualError):
     def _log(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
         return torch.log(self._held(prediction, endpoint))
 
-    def sd(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
-        variance = self._sd("b", endpoint) ** 2
-        return prediction * torch.exp(variance / 2) * torch.sqrt(torch.expm1(variance))
-
     def distribution(self, prediction: Tensor, endpoint: Tensor) -> Distribution:
-        return LogNormal(self._log(prediction, endpoint), self._sd("b", endpoint), validate_args=False)
+        return LogNormal(self._log(prediction, endpoint), self.by_endpoint("b", endpoint), validate_args=False)
+
+    def log_tails(self, value: Tensor, prediction: Tensor, endpoint: Tensor) -> tuple[Tensor, Tensor]:
+        return _normal_tails(self.standardise(value, prediction, endpoint))
 
     def standardise(self, value: Tensor, prediction: Tensor, endpoint: Tensor) -> Tensor:
-        return (self._log(value, endpoint) - self._log(prediction, endpoint)) / self._sd("b", endpoint)
-
-    def information(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
-        return (self._sd("b", endpoint) * self._held(prediction, endpoint)).detach().square().reciprocal()
+        return (self._log(value, endpoint) - self._log(prediction, endpoint)) / self.by_endpoint("b", endpoint)
 
     def simulate(self, prediction: Tensor, endpoint: Tensor, noise: Tensor) -> Tensor:
-        return prediction * torch.exp(self._sd("b", endpoint) * noise)
+        return prediction * torch.exp(self.by_endpoint("b", endpoint) * noise)
+
+    def information(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
+        return (self.by_endpoint("b", endpoint) * self._held(prediction, endpoint)).detach().square().reciprocal()
 
 
-ERRORS: dict[str, type[ResidualError]] = {
+class StudentTError(ResidualError):
+    """y = f + sqrt(a² + (b·f)²)·t, with t of Student's distribution: `CombinedError` with outliers (Lange, Little and
+    Taylor 1989).
+
+    Args:
+        a: starting value of the additive scale, in the unit of the value; default 9 % of the typical value.
+        b: starting value of the proportional scale; default 0.3.
+        freedom: degrees of freedom, fixed; the fewer, the heavier the tails.
+
+    Raises:
+        ValueError: degrees of freedom that are not positive.
+    """
+
+    names = ("a", "b")
+
+    def __init__(self, a: float | None = None, b: float | None = None, freedom: float = 4.0) -> None:
+        super().__init__({"a": a, "b": b})
+        if not freedom > 0:
+            raise ValueError(f"the degrees of freedom must be positive, got {freedom}")
+        self.freedom = freedom
+
+    def guess(self, name: str, value: float) -> float:
+        return 0.09 * value if name == "a" else 0.3
+
+    def distribution(self, prediction: Tensor, endpoint: Tensor) -> Distribution:
+        scale = torch.hypot(self.by_endpoint("a", endpoint), self.by_endpoint("b", endpoint) * prediction)
+        return StudentT(self.freedom, prediction, scale, validate_args=False)
+
+
+_SHORT_NAMES: dict[str, type[NormalError | LogNormalError]] = {
     "additive": AdditiveError,
     "proportional": ProportionalError,
     "combined": CombinedError,
     "log_normal": LogNormalError,
 }
-"""The error models by the name that a configuration gives them."""
+ERROR_NAMES = tuple(_SHORT_NAMES)
+"""Short names of error models in population files and simulations."""
+
+
+def error_class(name: str) -> type[NormalError | LogNormalError]:
+    """The error model of a short name: ``additive``, ``proportional``, ``combined`` or ``log_normal``.
+
+    Raises:
+        ValueError: another name.
+    """
+    if name not in _SHORT_NAMES:
+        raise ValueError(f"error is one of {', '.join(_SHORT_NAMES)}; not {name!r}")
+    return _SHORT_NAMES[name]
+
+
+def _normal_tails(z: Tensor) -> tuple[Tensor, Tensor]:
+    """log Phi(z) and log Phi(−z)."""
+    return torch.special.log_ndtr(z), torch.special.log_ndtr(-z)

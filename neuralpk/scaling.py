@@ -12,6 +12,24 @@ from torch import Tensor
 from neuralpk.cohort import Cohort
 
 
+class CovariateScale(NamedTuple):
+    """Distribution of one covariate in the training data.
+
+    Attributes:
+        centre: median of a covariate that is always positive, mean of the others.
+        spread: standard deviation of log(c/centre) of a positive covariate, of c for the others; 1 where all are alike.
+        positive: whether all values are above 0.
+        binary: whether all values are 0 or 1.
+        mean: arithmetic mean; None where only the centre was given.
+    """
+
+    centre: float = 0.0
+    spread: float = 1.0
+    positive: bool = False
+    binary: bool = False
+    mean: float | None = None
+
+
 class Scaling(NamedTuple):
     """Typical magnitudes of a cohort; plain numbers, so that a checkpoint can carry them.
 
@@ -19,15 +37,14 @@ class Scaling(NamedTuple):
         time: longest time from a first record to a last observation.
         amount: median dose; 1 where nothing is given.
         value: median of the positive observed values of each endpoint, ``[endpoint]``.
-        covariates: name to (centre, spread, positive): a positive covariate enters as log(c/centre), the others as
-            c − centre, both over their spread.
-        subjects: how many there are, against whom a prior over the population has to weigh.
+        covariates: name to `CovariateScale`, or to its first values (centre, spread, positive).
+        subjects: number of subjects; it sets the share of the log prior that a batch carries.
     """
 
     time: float = 1.0
     amount: float = 1.0
     value: tuple[float, ...] = (1.0,)
-    covariates: Mapping[str, tuple[float, float, bool]] = {}
+    covariates: Mapping[str, CovariateScale | tuple[float, float, bool]] = {}
     subjects: int = 1
 
     @classmethod
@@ -56,7 +73,7 @@ class Scaling(NamedTuple):
         """From the dictionary of `plain`, or of a checkpoint or YAML file, where tuples have become lists."""
         if plain is None:
             return cls()
-        covariates = {k: (float(c), float(s), bool(p)) for k, (c, s, p) in plain.get("covariates", {}).items()}
+        covariates = {name: CovariateScale(*row) for name, row in plain.get("covariates", {}).items()}
         value, subjects = tuple(map(float, plain["value"])), int(plain.get("subjects", 1))
         return cls(float(plain["time"]), float(plain["amount"]), value, covariates, subjects)
 
@@ -66,9 +83,21 @@ class Scaling(NamedTuple):
         magnitudes = {"time": self.time, "amount": self.amount, "value": list(self.value)}
         return magnitudes | {"covariates": covariates, "subjects": self.subjects}
 
+    def covariate(self, name: str) -> CovariateScale:
+        """The distribution of one covariate.
+
+        Raises:
+            ValueError: no covariate of this name in the training data.
+        """
+        if name not in self.covariates:
+            known = ", ".join(sorted(self.covariates)) or "none"
+            raise ValueError(f"{name!r} is no covariate of the training data, which have {known}")
+        return CovariateScale(*self.covariates[name])
+
     def standardise(self, covariates: Tensor) -> Tensor:
-        """Covariates as they enter a model, ``[..., covariate]``, in the order of their names."""
-        rows = [self.covariates[name] for name in sorted(self.covariates)]
+        """Covariates as networks read them, ``[..., covariate]``, in the order of their names: log(c/centre)/spread of
+        positive ones, (c − centre)/spread of the others."""
+        rows = [self.covariate(name)[:3] for name in sorted(self.covariates)]
         if not rows:
             return covariates
         centre, spread, positive = torch.tensor(rows, dtype=covariates.dtype, device=covariates.device).unbind(-1)
@@ -76,7 +105,7 @@ class Scaling(NamedTuple):
         return torch.where(positive > 0, logs, covariates - centre) / spread
 
 
-def _covariate(cohort: Cohort, name: str) -> tuple[float, float, bool]:
+def _covariate(cohort: Cohort, name: str) -> CovariateScale:
     steps = [subject.covariates[name] for subject in cohort]
     values = np.array(
         [value for step in steps for value in ([v for _, v in step] if isinstance(step, tuple) else [step])]
@@ -84,4 +113,5 @@ def _covariate(cohort: Cohort, name: str) -> tuple[float, float, bool]:
     positive = bool((values > 0).all())
     centre = float(np.median(values)) if positive else float(values.mean())
     spread = float(np.log(values / centre).std() if positive else values.std())
-    return centre, spread if spread > 1e-8 else 1.0, positive
+    binary = bool(np.isin(values, (0.0, 1.0)).all())
+    return CovariateScale(centre, spread if spread > 1e-8 else 1.0, positive, binary, float(values.mean()))

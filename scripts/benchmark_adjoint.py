@@ -5,7 +5,7 @@ operations, `adjoint` integrates torchdiffeq's steps backwards. Double precision
 the horizon. The error is the largest relative one over the parameters; the memory is the most that a process took
 beyond what it held before.
 
-    python scripts/benchmark_adjoint.py --figure docs/adjoint.png --json adjoint.json
+    python scripts/benchmark_adjoint.py --figure docs/measurements/adjoint.png --json adjoint.json
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Subject
 from neuralpk.dynamics import Dynamics
 from neuralpk.evaluate.style import BLUE, GREEN, GREY, ORANGE, VERMILLION, legend_on_top, log_scale, new_figure
-from neuralpk.solve import Engine, Gradient, SolveError, SolverOptions, solve
+from neuralpk.solve import Engine, RungeKutta, SolveError, TorchDiffEq
 
 Row = dict[str, Any]
 
@@ -87,18 +87,18 @@ SYSTEMS = {
 
 
 class Way(NamedTuple):
-    """A way to a gradient; `hourly` whether there are records on the way to the horizon."""
+    """A way to a gradient: an engine with some of its options; `hourly`: with records before the horizon."""
 
-    engine: Engine
-    gradient: Gradient
+    engine: type[Engine]
+    options: dict[str, Any]
     hourly: bool = False
 
 
 WAYS = {
-    "discrete": Way("runge_kutta", "discrete"),
-    "backprop": Way("torchdiffeq", "backprop"),
-    "adjoint": Way("torchdiffeq", "adjoint"),
-    "adjoint, records every hour": Way("torchdiffeq", "adjoint", hourly=True),
+    "discrete": Way(RungeKutta, {}),
+    "backprop": Way(TorchDiffEq, {"gradient": "backprop"}),
+    "adjoint": Way(TorchDiffEq, {"gradient": "adjoint"}),
+    "adjoint, records every hour": Way(TorchDiffEq, {"gradient": "adjoint"}, hourly=True),
 }
 TOLERANCES, HORIZONS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-8), (1.0, 3.0, 10.0, 30.0)
 TOLERANCE, HORIZON = 1e-6, 10.0
@@ -121,12 +121,12 @@ def gradient(name: str, way: str, tolerance: float, horizon: float, subjects: in
     Raises:
         SolveError: forward or on the way back.
     """
-    system, (engine, kind, hourly) = SYSTEMS[name], WAYS[way]
-    options = SolverOptions(engine=engine, gradient=kind, rtol=tolerance, atol=tolerance)
+    system, (engine, options, hourly) = SYSTEMS[name], WAYS[way]
+    precise = engine(**options, rtol=tolerance, atol=tolerance)
     batch = _batch(horizon, hourly, subjects)
     theta, start = _leaves(system, subjects)
-    solution = solve(system.dynamics(), start, theta, batch, options=options)
-    solution.check(batch.ids, options)
+    solution = precise.solve(system.dynamics(), theta[:, None], batch, y0=start)
+    solution.check(batch.ids)
     solution.states[:, -1].sum().backward()
     return torch.cat([theta.grad, start.grad], dim=1)
 

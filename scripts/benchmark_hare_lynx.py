@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
@@ -24,106 +25,128 @@ from rich.table import Table
 from neuralpk import datasets, randomness
 from neuralpk.batch import CohortBatch
 from neuralpk.datamodules import TableDataModule
+from neuralpk.dynamics import (
+    Dynamics,
+    HybridDynamics,
+    LotkaVolterra,
+    RandomFeatureField,
+    RandomFeatureSlope,
+    StochasticLotkaVolterra,
+)
+from neuralpk.encoders import RecurrentEncoder
 from neuralpk.evaluate.metrics import coverage, crps_ensemble, log_rmse
-from neuralpk.inference.mode import maximise
+from neuralpk.individual_estimates import evaluation_batch
+from neuralpk.inference.map import maximise
 from neuralpk.inference.tempering import Particles, effective, move, temper
-from neuralpk.models import DynamicsSettings, LatentODE, build_model
-from neuralpk.reconstruction import evaluation_batch
+from neuralpk.objectives import PathELBO
+from neuralpk.parameters import PopulationParameters
+from neuralpk.path_guide import PathGuide
+from neuralpk.population_model import PopulationModel
+from neuralpk.randomness import Stream
+from neuralpk.residual_error import LogNormalError
 from neuralpk.scaling import Scaling
-from neuralpk.solve import Noise
-from neuralpk.tasks import LatentODETask
+from neuralpk.solve import Noise, TorchDiffEq, TorchSDE
+from neuralpk.task import LatentTask
 
 FORECAST, YEARS, DRAWS = 1915, range(1900, 1921), 1000
 ROUNDS, MOVES = 8, 5  # of the EM algorithm, and of every draw in each
-ROUND = 1 << 16  # random streams of a round: more than it takes
+ROUND = 65_536  # steps of random numbers in a round: more than it takes
 PATHS, EPOCHS = 32, 30  # of a training with noise: draws of a step, and ten steps each
 STARTS = {"prey0": 20.0, "predator0": 10.0}
 RATES = {"alpha": 0.8, "beta": 0.04, "gamma": 0.8, "delta": 0.04}
 SPREAD = {"alpha": 0.5, "beta": 1.0, "gamma": 0.5, "delta": 1.0, "prey0": 1.0, "predator0": 1.0}
-PRIOR: DynamicsSettings = {"system": "lotka_volterra", "population": "fixed"}
-KNOWN: DynamicsSettings = {"typical": RATES | STARTS, "omega": SPREAD}
-OWN: DynamicsSettings = {"weights": "own", "hidden": 16}
-# a model is the field of one series; its forecasts are draws [draw, year, species]
-MODELS: dict[str, DynamicsSettings] = {
-    "Lotka–Volterra": PRIOR | KNOWN | {"field": "mechanistic"},
-    "augmented": PRIOR | KNOWN | OWN | {"field": "hybrid", "bend": 2.0},
-    "neural": PRIOR | OWN | {"field": "free", "bend": 20.0, "typical": STARTS, "omega": 1.0},
-    "stochastic": PRIOR | KNOWN | {"field": "mechanistic", "noise": 0.2},
+# a model is the dynamics of one series; its forecasts are draws [draw, year, species]
+MODELS: dict[str, Callable[[], Dynamics]] = {
+    "Lotka–Volterra": LotkaVolterra,
+    "augmented": lambda: HybridDynamics(LotkaVolterra(), RandomFeatureSlope(hidden=16, prior_sd=2.0)),
+    "neural": lambda: RandomFeatureField(LotkaVolterra(), hidden=16, prior_sd=20.0),
+    "stochastic": lambda: StochasticLotkaVolterra(sigma=0.2),
 }
-SOLVER = {"engine": "torchdiffeq", "gradient": "backprop", "method": "rk4", "step": 0.25}
+ENGINE = TorchDiffEq(method="rk4", gradient="backprop", step=0.25)
 
 
-def fit(model: LatentODE, batch: CohortBatch, seed: int) -> tuple[Particles, float]:
+def prior(name: str) -> PopulationParameters:
+    """The prior of the parameters of one series, which is not learned."""
+    if name == "neural":
+        return PopulationParameters(typical=STARTS, omega=1.0, learned=False)
+    return PopulationParameters(typical=RATES | STARTS, omega=SPREAD, learned=False)
+
+
+def fit(model: PopulationModel, batch: CohortBatch, seed: int) -> tuple[Particles, float]:
     """Posterior of the series given the records of ``batch.target``, at the likeliest residual error, and the effective
     number of its draws.
 
-    The search for a first place looks at ever more years, since a line over all of them has no slope to follow from
-    afar. The error is found by the EM algorithm: given the draws, its square is the mean square of the residuals.
+    The search for a first z looks at ever more years, since far from the maximum a curve over all of them has no
+    gradient that leads to it. The error is found by the EM algorithm: given the draws, its square is the mean square of
+    the residuals.
     """
-    z = torch.zeros((1, model.individual.latent_size), dtype=batch.time.dtype)
+    z = torch.zeros((1, model.latent_size), dtype=batch.time.dtype)
     for last in (1903, 1906, 1910, YEARS[-1]):
-        mode = maximise(model, dataclasses.replace(batch, target=batch.target & (batch.time <= last)), z, steps=40)
+        mode = maximise(model, batch.scored_on(batch.target & (batch.time <= last)), z, steps=40)
         z = mode.z
-    first = found = temper(model, batch, mode, DRAWS, seed, 0)
+    first = found = temper(model, batch, mode, DRAWS, seed, Stream.TEMPERING.at(0))
     for k in range(1, ROUNDS + 1):
         with torch.no_grad():
             value = model.predict(found.z[0], batch.repeat(DRAWS)).value
-            square = model.error.standardise(value, batch.value, batch.endpoint).nan_to_num().square().mean(0)
+            square = model.error.standardise(batch.value, value, batch.endpoint).nan_to_num().square().mean(0)
             for endpoint in (0, 1):
                 own = batch.target[0] & (batch.endpoint[0] == endpoint)
-                model.error.log_sd["b"][endpoint] += 0.5 * square[own].mean().log()
-        found = move(model, batch, found, seed, k * ROUND, MOVES)
+                model.error.log_values["b"][endpoint] += 0.5 * square[own].mean().log()
+        found = move(model, batch, found, seed, Stream.TEMPERING.at(k * ROUND), MOVES)
     return found, float(effective(first, found))
 
 
-def start(settings: DynamicsSettings, seed: int) -> tuple[LatentODE, CohortBatch]:
+def start(name: str, seed: int) -> tuple[PopulationModel, CohortBatch]:
     """The model before any data but their magnitudes in the years of the fit, and the whole series."""
     torch.manual_seed(seed)
     series = datasets.hare_lynx()
-    model = build_model(settings, {}, "log_normal", SOLVER, Scaling.of(series.hidden_from(FORECAST))).double()
+    model = PopulationModel(MODELS[name](), prior(name), LogNormalError(), ENGINE)
+    model.build(Scaling.of(series.hidden_from(FORECAST))).double()
     return model, evaluation_batch(model, series)
 
 
-def forecast(settings: DynamicsSettings, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
+def forecast(name: str, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
     """Draws of what would be measured ``[draw, year, species]``, what was ``[year, species]``, and the effective number
     of draws."""
-    model, batch = start(settings, seed)
-    draws, number = fit(model, dataclasses.replace(batch, target=batch.target & (batch.time < FORECAST)), seed)
+    model, batch = start(name, seed)
+    draws, number = fit(model, batch.scored_on(batch.target & (batch.time < FORECAST)), seed)
     many = batch.repeat(DRAWS)
     with torch.no_grad():
-        noise = randomness.normal(seed, 1 << 20, torch.arange(DRAWS), batch.time.shape[1])
+        noise = randomness.normal(seed, Stream.SCRIPT.at(0), torch.arange(DRAWS), batch.time.shape[1])
         value = model.error.simulate(model.predict(draws.z[0], many).value, many.endpoint, noise)
     solved = value[value.isfinite().all(1)]
     return solved.reshape(len(solved), -1, 2).numpy(), batch.value.reshape(-1, 2).numpy(), number
 
 
-def stochastic_forecast(settings: DynamicsSettings, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
+def stochastic_forecast(name: str, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
     """As `forecast`, of a model with noise: draws of parameters and path, selected at the years that were measured."""
     L.seed_everything(seed, verbose=False)
     data = TableDataModule("hare_lynx", forecast=FORECAST, passes_per_epoch=10, seed=seed)
-    task = LatentODETask(
-        data.scaling(),
-        settings,
-        {"kind": "recurrent", "hidden": 32},
-        {"step": 0.25},
-        error="log_normal",
-        objective="elbo",
-        draws=PATHS,
+    task = LatentTask(
+        MODELS[name](),
+        parameters=prior(name),
+        error=LogNormalError(),
+        engine=TorchSDE(step=0.25),
+        encoder=RecurrentEncoder(hidden=32),
+        guide=PathGuide(hidden=32),
+        objective=PathELBO(draws=PATHS),
         seed=seed,
     )
     train(task, data, EPOCHS)
     batch = evaluation_batch(task.model, datasets.hare_lynx())
     seen = batch.time < FORECAST
     given = dataclasses.replace(batch, target=batch.target & seen, context=batch.context & seen)
-    size, width = task.model.individual.latent_size, batch.time.shape[1]
+    size, width = task.model.latent_size, batch.time.shape[1]
     with torch.no_grad():
         normal = (
-            randomness.normal(seed, 1 << 21, batch.index, DRAWS * size).reshape(1, DRAWS, size).to(batch.time.dtype)
+            randomness.normal(seed, Stream.SCRIPT.at(1), batch.index, DRAWS * size)
+            .reshape(1, DRAWS, size)
+            .to(batch.time.dtype)
         )
-        drawn = task.model.weigh(given, normal, Noise(seed, 1 << 21))
+        drawn = task.guide.draw(task.model, task.encoder(given), given, normal, Noise(seed, Stream.SCRIPT.at(2)))
         weight = drawn.paths.log_weight.double().softmax(0)
         chosen = torch.multinomial(weight, DRAWS, replacement=True)
-        noise = randomness.normal(seed, 1 << 20, torch.arange(DRAWS), width)
+        noise = randomness.normal(seed, Stream.SCRIPT.at(0), torch.arange(DRAWS), width)
         value = task.model.error.simulate(drawn.value[chosen].double(), batch.repeat(DRAWS).endpoint, noise)
     observed = batch.value.double().reshape(-1, 2).numpy()
     beginnings = float(len(drawn.value[:, 0].unique()))  # weights are even after a selection; how many have survived it
@@ -132,12 +155,12 @@ def stochastic_forecast(settings: DynamicsSettings, seed: int) -> tuple[np.ndarr
 
 def parameters(seed: int) -> dict[str, tuple[float, float]]:
     """Posterior mean and standard deviation of the parameters of Lotka–Volterra, given all years."""
-    model, batch = start(MODELS["Lotka–Volterra"], seed)
+    model, batch = start("Lotka–Volterra", seed)
     draws, _ = fit(model, batch, seed)
     with torch.no_grad():
-        theta = model.individual(draws.z[0], batch.covariates.repeat(DRAWS, 1, 1))
+        theta = model.population(draws.z[0], batch.covariates.repeat(DRAWS, 1, 1))[:, 0]
     mean, sd = theta.mean(0), theta.std(0)
-    found = {name: (float(m), float(s)) for name, m, s in zip(model.individual.names, mean, sd, strict=True)}
+    found = {name: (float(m), float(s)) for name, m, s in zip(model.population.names, mean, sd, strict=True)}
     errors = model.error.parameters_by_name()["b"].tolist()
     return found | {f"sigma_{name}": (error, 0.0) for name, error in zip(("hare", "lynx"), errors, strict=True)}
 
@@ -198,7 +221,7 @@ def main() -> None:
         for seed in track(range(options.seeds), name):
             began = time.process_time()
             way = stochastic_forecast if name == "stochastic" else forecast
-            values, observed, effective = way(MODELS[name], seed)
+            values, observed, effective = way(name, seed)
             bands.setdefault(name, values)
             row = {"model": name, "seed": seed} | score(values, observed)
             rows.append(row | {"effective": effective, "seconds": round(time.process_time() - began, 1)})

@@ -28,24 +28,25 @@ from torch import Tensor
 
 from neuralpk.batch import collate
 from neuralpk.cohort import Dose, Subject, Units
-from neuralpk.datamodules import PKDataModule
+from neuralpk.cohort_simulation import Design, Population
+from neuralpk.datamodules import SimulatedPKDataModule
 from neuralpk.datamodules.simulated import SimulatedDataModule
-from neuralpk.dynamics import Compartments, HybridDynamics
-from neuralpk.encoders import ENCODERS
+from neuralpk.dynamics import CompartmentModel, Compartments, Dynamics, HybridDynamics, NeuralFlows
+from neuralpk.encoders import Encoder, SetEncoder
 from neuralpk.evaluate.metrics import line_rrmse
 from neuralpk.evaluate.style import BLACK, BLUE, TEXT, legend_on_top, new_figure
-from neuralpk.models import DynamicsSettings, LatentODE
-from neuralpk.models.individual import IndividualParameters
-from neuralpk.reconstruction import reconstruct
-from neuralpk.residual_error import ERRORS
+from neuralpk.individual_estimates import estimate_individuals
+from neuralpk.objectives import MarginalLikelihood
+from neuralpk.parameters import PopulationParameters
+from neuralpk.population_model import PopulationModel
+from neuralpk.residual_error import CombinedError, error_class
 from neuralpk.scaling import Scaling
-from neuralpk.simulate import Design, Population
-from neuralpk.solve import SolverOptions
-from neuralpk.tasks import LatentODETask
+from neuralpk.solve import Auto
+from neuralpk.task import LatentTask
 
-SOLVER = {"rtol": 1e-4, "atol": 1e-4}
-# believed before the study: every parameter varies by .4, within a factor two
-PRIOR: DynamicsSettings = {"omega": 0.4, "omega_spread": 0.7}
+ENGINE = Auto(rtol=1e-4, atol=1e-4)
+PRIOR = {"omega": 0.4, "omega_prior_sd": 0.7}  # of every parameter: 0.4, within a factor of two
+TYPICAL = {"KA": 1.5, "CL": 4.0, "V1": 40.0, "KB": 0.15, "KG": 2.0}  # of `Recirculation`
 MEAL, OPEN = 7.0, 2.5  # hours: about when the gall bladder empties, and for how long
 
 
@@ -70,6 +71,9 @@ class Recirculation(Compartments):
     def observe(self, y: Tensor, theta: Tensor) -> Tensor:
         return y / self.named(theta)["V1"][..., None]
 
+    def guess(self, scaling: Scaling) -> dict[str, float]:
+        return dict(TYPICAL)
+
 
 class RecirculationDataModule(SimulatedDataModule):
     """Patients of `Recirculation` after an oral dose, seen ten times within a day."""
@@ -77,8 +81,7 @@ class RecirculationDataModule(SimulatedDataModule):
     def __init__(self, test_subjects: int, **options: Any) -> None:
         super().__init__(50, test_subjects, "combined", {"a": 0.02, "b": 0.1}, **options)
         self.dynamics, self.units = Recirculation(), Units()
-        typical = {"KA": 1.5, "CL": 4.0, "V1": 40.0, "KB": 0.15, "KG": 2.0}
-        self.population = Population(typical, dict.fromkeys(("KA", "CL", "V1", "KB"), 0.3))
+        self.population = Population(TYPICAL, dict.fromkeys(("KA", "CL", "V1", "KB"), 0.3))
         times = (0.25, 0.5, 1, 1.5, 2, 3, 4, 5, 6, 6.5, 7, 7.5, 8, 9, 10, 12, 14, 16, 20, 24)
         doses = tuple((Dose(0.0, amount),) for amount in (30.0, 60.0, 120.0))
         self.design = Design(doses, times, 10, grid=tuple(np.linspace(0.25, 24.0, 200).tolist()))
@@ -91,8 +94,9 @@ class Case:
     Args:
         title: in the table.
         data: the patients, from what is common to all cohorts.
-        mechanism: what is known.
-        correction: further settings of the hybrid.
+        mechanism: the equations that are known.
+        correction: of the hybrid.
+        typical: starting values of the hybrid, of those parameters that the guess of the dynamics leaves wrong.
         flow: source and destination of what is learned, of the figure.
         truth: of the true flow.
         axes: of the figure.
@@ -100,16 +104,17 @@ class Case:
 
     title: str
     data: Callable[..., SimulatedDataModule]
-    mechanism: DynamicsSettings
-    correction: DynamicsSettings
+    mechanism: Callable[[], Dynamics]
+    correction: Callable[[], NeuralFlows]
+    typical: dict[str, float]
     flow: tuple[str, str | None]
     truth: tuple[str, str | None]
     axes: tuple[str, str]
 
 
-def saturable(**options: Any) -> PKDataModule:
+def saturable(**options: Any) -> SimulatedPKDataModule:
     """One compartment, a bolus far above KM: the line falls almost straight, then exponentially."""
-    return PKDataModule(
+    return SimulatedPKDataModule(
         compartments=1,
         elimination="michaelis_menten",
         typical={"V1": 70.0, "VMAX": 4.0, "KM": 0.15},
@@ -123,9 +128,9 @@ def saturable(**options: Any) -> PKDataModule:
     )
 
 
-def falling(**options: Any) -> PKDataModule:
+def falling(**options: Any) -> SimulatedPKDataModule:
     """One compartment, a bolus on each of three days, and less and less clearance."""
-    return PKDataModule(
+    return SimulatedPKDataModule(
         compartments=1,
         elimination="time_varying",
         typical={"CL": 10.0, "V1": 70.0, "CLR": 0.15, "KCL": 0.05},
@@ -140,17 +145,28 @@ def falling(**options: Any) -> PKDataModule:
     )
 
 
-# flat enough a prior for rates that change tenfold, features enough for one that comes and goes; and a start at which
-# there is a correction to bend, since one that starts next to nothing is taken for nothing before it has bent
-NETWORK: DynamicsSettings = {"bend": 10.0, "hidden": 64}
-BOLUS: DynamicsSettings = {"compartments": 1}
-ORAL: DynamicsSettings = {"compartments": 1, "absorption": "first_order"}
+# a prior flat enough for rates that change tenfold, and features enough for one that comes and goes; the base rate of
+# the correction starts far above nothing, since from next to nothing the training removes it before it has learned
+NETWORK: dict[str, Any] = {"prior_sd": 10.0, "hidden": 64}
+
+
+def bolus() -> CompartmentModel:
+    """One compartment after an intravenous dose."""
+    return CompartmentModel(1)
+
+
+def oral() -> CompartmentModel:
+    """One compartment with first-order absorption."""
+    return CompartmentModel(1, "first_order")
+
+
 CASES = {
     "saturable": Case(
         "elimination that saturates",
         saturable,
-        BOLUS,
-        NETWORK | {"typical": {"CL": 0.3, "base_central_out": 0.15}},
+        bolus,
+        lambda: NeuralFlows(**NETWORK),
+        {"CL": 0.3, "base_central_out": 0.15},
         ("central", None),
         ("central", None),
         ("concentration", "clearance"),
@@ -158,8 +174,9 @@ CASES = {
     "falling": Case(
         "clearance that falls in time",
         falling,
-        BOLUS,
-        NETWORK | {"typical": {"CL": 2.0, "base_central_out": 0.1}, "time": True},
+        bolus,
+        lambda: NeuralFlows(**NETWORK, time=True),
+        {"CL": 2.0, "base_central_out": 0.1},
         ("central", None),
         ("central", None),
         ("time", "clearance"),
@@ -167,8 +184,9 @@ CASES = {
     "recirculation": Case(
         "return from the bile after a meal",
         RecirculationDataModule,
-        ORAL,
-        NETWORK | {"typical": {"base_central_depot": 0.1}, "time": True, "flows": [["central", "depot"]]},
+        oral,
+        lambda: NeuralFlows(**NETWORK, time=True, extra_flows=[("central", "depot")]),
+        {"base_central_depot": 0.1},
         ("central", "depot"),
         ("bile", "depot"),
         ("time", "carried"),
@@ -177,23 +195,17 @@ CASES = {
 MODELS = {"mechanism": "mechanism alone", "hybrid": "hybrid", "known": "equations and population known"}
 
 
-def settings_of(case: Case, model: str) -> DynamicsSettings:
-    """The field that learns."""
-    field: DynamicsSettings = {"field": "hybrid"} | case.correction if model == "hybrid" else {"field": "mechanistic"}
-    return PRIOR | case.mechanism | field
-
-
-def learn(data: SimulatedDataModule, settings: DynamicsSettings, seed: int, epochs: int) -> LatentODETask:
-    """A model of the fifty patients."""
+def learn(data: SimulatedDataModule, case: Case, model: str, seed: int, epochs: int) -> LatentTask:
+    """A model of the fifty patients: the mechanism alone or the hybrid."""
     L.seed_everything(seed, verbose=False)  # before the networks draw their first weights
-    task = LatentODETask(
-        data.scaling(),
-        settings,
-        solver=SOLVER,
-        error="combined",
-        objective="iwae",
-        draws=8,
-        refine=2,
+    hybrid = model == "hybrid"
+    task = LatentTask(
+        HybridDynamics(case.mechanism(), case.correction()) if hybrid else case.mechanism(),
+        parameters=PopulationParameters(typical=case.typical if hybrid else None, **PRIOR),
+        error=CombinedError(),
+        engine=ENGINE,
+        encoder=SetEncoder(),
+        objective=MarginalLikelihood(draws=8, map_steps=2),
         learning_rate=0.02,
         seed=seed,
     )
@@ -201,58 +213,56 @@ def learn(data: SimulatedDataModule, settings: DynamicsSettings, seed: int, epoc
     return task
 
 
-def score(model: LatentODE, data: SimulatedDataModule) -> float:
-    """Error of the true line of new patients."""
+def score(model: PopulationModel, data: SimulatedDataModule, encoder: Encoder | None = None) -> float:
+    """Error of the estimated curves of new patients."""
     people = data.part("test")
     true = np.stack([s.truth.line[:, 0] for s in people])
-    found = reconstruct(model, people, people[0].truth.times.tolist(), draws=0, polish=True).ipred[..., 0]
+    found = estimate_individuals(model, people, people[0].truth.times.tolist(), encoder=encoder, draws=0).ipred[..., 0]
     return float(line_rrmse(found, true).mean())
 
 
-def run(name: str, seed: int, epochs: int, new: int) -> tuple[dict[str, Any], LatentODETask]:
+def run(name: str, seed: int, epochs: int, new: int) -> tuple[dict[str, Any], LatentTask]:
     """Learn from one cohort in both ways and score; the figures, and the hybrid."""
     case, started = CASES[name], time.perf_counter()
     data = case.data(test_subjects=new, context="random", passes_per_epoch=20, seed=seed)
     row: dict[str, Any] = {"cohort": name, "seed": seed, "known": score(known(data), data)}
     for model in ("mechanism", "hybrid"):
-        task = learn(data, settings_of(case, model), seed, epochs)
-        row[model] = score(task.model, data)
+        task = learn(data, case, model, seed, epochs)
+        row[model] = score(task.model, data, task.encoder)
     return row | {"seconds": round(time.perf_counter() - started, 1)}, task
 
 
-def known(data: SimulatedDataModule) -> LatentODE:
-    """Someone who knows the equations, the population and the error: no model can draw the lines better."""
-    scaling, population = Scaling.from_plain(data.scaling()), data.population
-    varying = {name: population.omega.get(name, 1e-3) for name in population.typical}
-    names = data.dynamics.parameter_names
-    individual = IndividualParameters({name: population.typical[name] for name in names}, 0, scaling, varying)
-    encoder = ENCODERS["set"](scaling, individual.latent_size, 8)
-    error = ERRORS[data.error].known(endpoints=1, **data.error_sd)
-    return LatentODE(encoder, individual, data.dynamics, error, SolverOptions(**SOLVER)).double().requires_grad_(False)
+def known(data: SimulatedDataModule) -> PopulationModel:
+    """The true equations, population and error: no model can estimate the curves better."""
+    truth = data.population
+    population = PopulationParameters.from_values(truth.typical, truth.omega)
+    error = error_class(data.error).from_values(endpoints=1, **data.error_sd)
+    model = PopulationModel(data.dynamics, population, error, ENGINE).build(data.scaling())
+    return model.double().requires_grad_(False)
 
 
 def along(
-    model: LatentODE, flow: tuple[str, str | None], doses: list[Dose], times: np.ndarray
+    model: PopulationModel, flow: tuple[str, str | None], doses: list[Dose], times: np.ndarray
 ) -> dict[str, np.ndarray]:
     """A flow of the typical patient after each dose, ``[dose, time]``: as a clearance and as what it carries."""
     subjects = [Subject(str(k), [0.0, times[-1]], [1.0, 1.0], (dose,)) for k, dose in enumerate(doses)]
-    batch = collate(subjects, dtype=model.individual.log_omega.dtype)
+    batch = collate(subjects, dtype=model.value_scale.dtype)
     at = torch.as_tensor(times, dtype=batch.time.dtype).expand(len(doses), -1)
     dynamics: Any = model.dynamics
     with torch.no_grad():
-        line = model.decode(model.prior_mean(len(doses)), batch, at)
-        parts = [(dynamics, line.theta)]
+        curve = model.trajectory(model.typical(len(doses)), batch, at)
+        parts = [(dynamics, curve.theta)]
         if isinstance(dynamics, HybridDynamics):
-            known, learned = dynamics.mechanistic, dynamics.correction
+            known, learned = dynamics.mechanism, dynamics.correction
             n = len(known.parameter_names)
-            parts = [(known, line.theta[..., :n]), (learned, line.theta[..., n:])]
+            parts = [(known, curve.theta[..., :n]), (learned, curve.theta[..., n:])]
         rate = torch.zeros_like(at)
         for part, theta in parts:
-            rates = part.rates(at.flatten(), line.states.flatten(0, 1), theta.flatten(0, 1))
+            rates = part.rates(at.flatten(), curve.states.flatten(0, 1), theta.flatten(0, 1))
             rate += rates[:, [pair == flow for pair in part.flows]].sum(1).reshape(at.shape)
-        volume = line.theta[..., dynamics.parameter_names.index("V1")]
-        carried = rate * line.states[..., dynamics.states.index(flow[0])]
-        read = model.read(line)[..., 0]
+        volume = curve.theta[..., dynamics.parameter_names.index("V1")]
+        carried = rate * curve.states[..., dynamics.states.index(flow[0])]
+        read = model.observe(curve)[..., 0]
     found = {"time": at, "concentration": read, "clearance": rate * volume, "carried": carried}
     return {name: value.numpy() for name, value in found.items()}
 
@@ -265,7 +275,7 @@ LABELS = {
 }
 
 
-def draw(learned: dict[str, LatentODETask], seed: int) -> Figure:
+def draw(learned: dict[str, LatentTask], seed: int) -> Figure:
     """What each hybrid learned beside the truth, along the lines of the typical patient after each dose."""
     figure, (panels,) = new_figure(1, len(learned), height=3.0)
     for panel, (name, task) in zip(panels, learned.items(), strict=True):
@@ -297,7 +307,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         for model in MODELS:
             values = [row[model] for row in rows if row["cohort"] == name]
             spread = f" ({min(values):.3f}–{max(values):.3f})" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.3f}{spread}".replace("0.", "."))
+            cells.append(f"{np.mean(values):.3f}{spread}")
         lines.append(cells)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -311,13 +321,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8, help="of 20 passes over the patients")
     parser.add_argument("--new", type=int, default=100, help="patients to score on")
     parser.add_argument("--json", type=Path, help="where to write every figure")
-    parser.add_argument("--page", type=Path, help="page of the documentation whose table and figure are rewritten")
+    parser.add_argument("--page", type=Path, help="page to rewrite, docs/measurements/hybrids.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     rows: list[dict[str, Any]] = []
-    learned: dict[str, LatentODETask] = {}
+    learned: dict[str, LatentTask] = {}
     seeds = range(options.first, options.first + options.seeds)
     for seed, name in track(list(itertools.product(seeds, options.cohorts)), "learn and score"):
         row, hybrid = run(name, seed, options.epochs, options.new)

@@ -1,7 +1,7 @@
-"""How long does it take to place a patient: by the encoder at once, by the most probable parameters, with intervals?
+"""How long does the estimate of a patient take: by the encoder, by the MAP (maximum a posteriori), with intervals?
 
-Patients of two compartments after an IV bolus with 8 samples each, one thread. By the encoder: z, parameters and line
-at 200 times of 1,000 patients in one batch, for a mechanistic and a neural field. Most probable (MAP): 10,000 patients
+Patients of two compartments after an IV bolus with 8 samples each, one thread. By the encoder: z, parameters and curve
+at 200 times of 1,000 patients in one batch, for mechanistic and neural dynamics. MAP: 10,000 patients
 through the solver, each until no step gains anything, under the true population; with 90 % intervals: 1,000 of them,
 from 100 draws each.
 """
@@ -22,12 +22,17 @@ from rich.console import Console
 from rich.table import Table
 
 from neuralpk.cohort import Cohort
-from neuralpk.datamodules import PKDataModule
-from neuralpk.published import PublishedPopulation
-from neuralpk.reconstruction import reconstruct
-from neuralpk.tasks import LatentODETask
+from neuralpk.datamodules import SimulatedPKDataModule
+from neuralpk.dynamics import CompartmentModel, NeuralCompartments
+from neuralpk.encoders import SetEncoder
+from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals
+from neuralpk.objectives import MarginalLikelihood
+from neuralpk.population_file import PublishedPopulation
+from neuralpk.population_model import PopulationModel
+from neuralpk.task import LatentTask
 
-PLACED, SEARCHED, DRAWS = 1_000, 10_000, 100
+ESTIMATED, SEARCHED, DRAWS = 1_000, 10_000, 100
+DYNAMICS = {"mechanistic": CompartmentModel, "neural": NeuralCompartments}
 TRUTH = {
     "dynamics": {"compartments": 2},
     "typical": {"CL": 4.0, "V1": 70.0, "Q": 4.0, "V2": 50.0},
@@ -39,15 +44,15 @@ TIMES = np.linspace(0.25, 72.0, 200).tolist()
 
 
 def patients(count: int) -> Cohort:
-    """To be placed."""
-    return PKDataModule(subjects=50, test_subjects=count, samples=8, grid=[0.25, 72.0, 2]).part("test")
+    """To be estimated."""
+    return SimulatedPKDataModule(subjects=50, test_subjects=count, samples=8, grid=[0.25, 72.0, 2]).part("test")
 
 
-def trained(field: str) -> LatentODETask:
+def trained(dynamics: str) -> LatentTask:
     """A model after a short training: its answers are not judged here, only how long they take."""
-    data = PKDataModule(subjects=50, samples=8, context="random")
+    data = SimulatedPKDataModule(subjects=50, samples=8, context="random")
     L.seed_everything(0, verbose=False)
-    task = LatentODETask(scaling=data.scaling(), dynamics={"field": field}, objective="iwae", draws=8)
+    task = LatentTask(DYNAMICS[dynamics](), encoder=SetEncoder(), objective=MarginalLikelihood(draws=8))
     train(task, data, 20)
     return task.eval()
 
@@ -62,6 +67,11 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
     return float(np.median(found[1:]))
 
 
+def intervals(model: PopulationModel, people: Cohort) -> IndividualEstimates:
+    """MAP estimates with intervals, given the population."""
+    return estimate_individuals(model, people, TIMES, draws=DRAWS, population_known=True)
+
+
 def measure(repeats: int) -> list[dict[str, float | int | str]]:
     """Every way on its patients."""
     rows: list[dict[str, float | int | str]] = []
@@ -69,14 +79,14 @@ def measure(repeats: int) -> list[dict[str, float | int | str]]:
     def add(way: str, count: int, work: Callable[[], object]) -> None:
         rows.append({"way": way, "patients": count, "seconds": seconds(work, repeats)})
 
-    people = patients(PLACED)
-    for field in ("mechanistic", "neural"):
-        task = trained(field)
-        add(f"encoder, {field} field", PLACED, lambda task=task: task.reconstruct(people, TIMES, 0, polish=False))
+    people = patients(ESTIMATED)
+    for dynamics in DYNAMICS:
+        task = trained(dynamics)
+        add(f"encoder, {dynamics}", ESTIMATED, lambda task=task: task.reconstruct(people, TIMES, 0, map=False))
     many = patients(SEARCHED)
     known = PublishedPopulation.from_plain(TRUTH).model(many)
-    add("most probable", SEARCHED, lambda: reconstruct(known, many, [0.25, 72.0], 0, polish=True))
-    add("most probable, intervals", PLACED, lambda: reconstruct(known, people, TIMES, DRAWS, polish=True))
+    add("MAP", SEARCHED, lambda: estimate_individuals(known, many, [0.25, 72.0], draws=0))
+    add("MAP, intervals", ESTIMATED, lambda: intervals(known, people))
     return rows
 
 

@@ -19,7 +19,7 @@ import torch
 from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Dose, FloatArray, Subject
 from neuralpk.dynamics import CompartmentModel
-from neuralpk.solve import solve
+from neuralpk.solve import Auto
 
 TYPICAL = {"CL": 5.0, "V1": 20.0, "Q": 3.0, "V2": 40.0, "KA": 1.3}
 DOSE, TAKEN = 100.0, np.arange(28) * 12.0
@@ -104,11 +104,11 @@ def main() -> None:
 
         def forward() -> torch.Tensor:
             with torch.no_grad():
-                return solve(model, model.initial_state(theta), theta, batch).states  # noqa: B023  # run at once
+                return Auto().solve(model, theta[:, None], batch).states  # noqa: B023  # run at once
 
         def backward() -> None:
             own = theta.clone().requires_grad_()  # noqa: B023
-            solve(model, model.initial_state(own), own, batch).states.square().sum().backward()  # noqa: B023
+            Auto().solve(model, own[:, None], batch).states.square().sum().backward()  # noqa: B023
 
         truth = closed(values, batch.time.numpy())
         row = {

@@ -1,8 +1,8 @@
-"""How well are a patient's line and rate constants recovered, against someone who knows the true population (oracle)?
+"""How well are a patient's curve and rate constants estimated, against the true population (oracle)?
 
 Fifty patients to learn from, scored on them and on new ones: two compartments, an IV bolus, log-normal parameters with
-omega .3, 20 % proportional error, n samples a patient at random times. The oracle is the same inference (most probable
-parameters, importance-weighted intervals) with the true model in place of a learned one.
+omega .3, 20 % proportional error, n samples a patient at random times. The oracle is the same inference (MAP, intervals
+by importance weights) with the true model instead of a learned one.
 
 Track "own": learned from the fifty patients only. Track "pretrained": first from 4,000 simulated patients, each of a
 population of its own, around centres that are wrong by factors drawn for each seed; then used as it is, and tuned to
@@ -20,8 +20,9 @@ import math
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -32,14 +33,20 @@ from rich.progress import track
 from rich.table import Table
 
 from neuralpk.cohort import Cohort
-from neuralpk.datamodules import PKDataModule
+from neuralpk.datamodules import SimulatedPKDataModule
+from neuralpk.decoders import GRU
+from neuralpk.dynamics import CompartmentModel, Decoder, Elimination, HybridDynamics, NeuralCompartments
+from neuralpk.encoders import SetEncoder
 from neuralpk.evaluate.metrics import auc_relative_error, coverage, line_rrmse
-from neuralpk.inference.population import estimate_population
-from neuralpk.inference.uncertainty import possible
-from neuralpk.models import LatentODE, build_model
-from neuralpk.reconstruction import Reconstruction, evaluation_batch, reconstruct
-from neuralpk.scaling import Scaling
-from neuralpk.tasks import LatentODETask
+from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals, evaluation_batch
+from neuralpk.inference.population_draws import drawn_models
+from neuralpk.inference.standard_errors import standard_errors
+from neuralpk.objectives import MarginalLikelihood
+from neuralpk.parameters import PopulationParameters
+from neuralpk.population_model import PopulationModel
+from neuralpk.residual_error import ProportionalError
+from neuralpk.solve import Auto
+from neuralpk.task import LatentTask
 
 # 200 times from .25 to 72 h, and on at the same distance to 168 h
 GRID = [0.25, 0.25 + 71.75 / 199 * 465, 466]
@@ -57,33 +64,42 @@ COHORTS: dict[str, dict[str, Any]] = {
     },
     "falling": {"elimination": "time_varying", "typical": TYPICAL | {"CLR": 0.4, "KCL": math.log(6) / 72}},
 }
-# what learns from them; omega is believed to be .4 within a factor two, whatever it is
-PRIOR = {"compartments": 2, "omega": 0.4, "omega_spread": 0.7}
-NETWORK: dict[str, Any] = {"draws": 8, "epochs": 12, "solver": {"rtol": 1e-4, "atol": 1e-4}}
-LEARNERS: dict[str, dict[str, Any]] = {
-    "mechanistic": {"draws": 20, "epochs": 15},
-    "neural": NETWORK,
-    "neural in time": NETWORK | {"dynamics": {"field": "neural", "time": True}},
-    "hybrid": NETWORK,
-    # no ODE: a recurrent network that is told how long each gap was
-    "gru": {"draws": 8, "epochs": 12, "dynamics": {"field": "gru_gaps"}},
+PRIOR = {"omega": 0.4, "omega_prior_sd": 0.7}  # of every parameter: 0.4, within a factor of two
+
+
+class Learner(NamedTuple):
+    """What learns from the patients: its dynamics, engine, draws of a step, and epochs."""
+
+    dynamics: Callable[[], Decoder]
+    engine: Auto = Auto(rtol=1e-4, atol=1e-4)
+    draws: int = 8
+    epochs: int = 12
+
+
+LEARNERS = {
+    "mechanistic": Learner(lambda: CompartmentModel(2), Auto(), 20, 15),
+    "neural": Learner(lambda: NeuralCompartments(CompartmentModel(2))),
+    "neural in time": Learner(lambda: NeuralCompartments(CompartmentModel(2), time=True)),
+    "hybrid": Learner(lambda: HybridDynamics(CompartmentModel(2))),
+    # no ODE: a recurrent network that reads how long each gap was
+    "gru": Learner(lambda: GRU(CompartmentModel(2), gap="input"), Auto()),
 }
-# what is believed before the study: typical values, omega and error log-uniform within these factors of their centres,
+# the prior before the study: typical values, omega and error log-uniform within these factors of their centres,
 # and the centres themselves off the truth by up to those; so log(omega) is off by .46 (one standard deviation)
 POPULATIONS = {"typical": 3.0, "omega": 2.0, "error": 2.0}
 CENTRES = {"typical": 2.0, "omega": 1.5, "error": 1.5}
-BELIEVED_OMEGA_SPREAD = 0.5
+OMEGA_PRIOR_SD = 0.5
 PRETRAINING_PATIENTS, PRETRAINING_OMEGA = 4_000, 0.7
-PRETRAINING: dict[str, Any] = {"objective": "iwae", "draws": 8, "refine": 5, "learning_rate": 0.002}
+PRETRAINING_STEPS, PRETRAINING_RATE = 5, 0.002  # of the MAP search, of learning
 # for what fifty patients can tell: draws of each one's z, and populations that they may be taken for
 INFORMATION_DRAWS, LIMIT_POPULATIONS = 1_000, 8
 
 
-def cohort(name: str, samples: int, new: int, seed: int) -> PKDataModule:
+def cohort(name: str, samples: int, new: int, seed: int) -> SimulatedPKDataModule:
     """Fifty patients of one kind and new ones."""
     settings = COHORTS[name]
     omega = {key: OMEGA[key] for key in settings["typical"] if key in OMEGA}
-    return PKDataModule(
+    return SimulatedPKDataModule(
         test_subjects=new,
         samples=samples,
         omega=omega,
@@ -95,22 +111,24 @@ def cohort(name: str, samples: int, new: int, seed: int) -> PKDataModule:
     )
 
 
-def learn(data: PKDataModule, field: str, seed: int, start: dict[str, Any] | None = None) -> LatentODETask:
-    """A model of the fifty patients, and how sure they make it of the population.
+def learn(data: SimulatedPKDataModule, dynamics: str, seed: int, start: dict[str, Any] | None = None) -> LatentTask:
+    """A model of the fifty patients, with the uncertainty of its population.
 
     Args:
         data: the patients.
-        field: of the model.
+        dynamics: of the model, by its name in `LEARNERS`.
         seed: of its first weights and of its draws.
-        start: further settings of a task that starts from a pre-training.
+        start: parts of a task that starts from a pre-training.
     """
-    own = {"dynamics": PRIOR | {"field": field} | LEARNERS[field].get("dynamics", {})}
-    settings = LEARNERS[field] | (start or own)
-    epochs = settings.pop("epochs")
+    learner = LEARNERS[dynamics]
     L.seed_everything(seed, verbose=False)  # before the networks draw their first weights
-    task = LatentODETask(scaling=data.scaling(), objective="iwae", seed=seed, **settings)
-    train(task, data, epochs)
-    task.estimate_population(data.part("train"))
+    parts: dict[str, Any] = start or {
+        "dynamics": learner.dynamics(),
+        "parameters": PopulationParameters(**PRIOR),
+        "encoder": SetEncoder(),
+    }
+    task = LatentTask(objective=MarginalLikelihood(learner.draws), engine=learner.engine, seed=seed, **parts)
+    train(task, data, learner.epochs, covariance=True)
     return task
 
 
@@ -124,9 +142,9 @@ def belief(seed: int) -> dict[str, Any]:
     return {"typical": typical, "omega": omega, "error_sd": {"b": float(0.2 * CENTRES["error"] ** u[-1])}}
 
 
-def pretrain(field: str, seed: int, path: Path) -> LatentODETask:
+def pretrain(dynamics: str, seed: int, path: Path) -> LatentTask:
     """Pre-train on simulated patients of many populations and keep it at `path`."""
-    data = PKDataModule(
+    data = SimulatedPKDataModule(
         subjects=PRETRAINING_PATIENTS,
         samples=[3, 19],
         populations=POPULATIONS,
@@ -137,27 +155,35 @@ def pretrain(field: str, seed: int, path: Path) -> LatentODETask:
         **belief(seed),
     )
     L.seed_everything(seed, verbose=False)
-    # the centres are known to whoever simulates; one patient differs from another by population and by omega
-    start = {"typical": dict(data.population.typical), "omega": PRETRAINING_OMEGA}
-    settings = {name: value for name, value in LEARNERS[field].items() if name not in ("epochs", "dynamics")}
-    dynamics = {"field": field, "compartments": 2} | LEARNERS[field].get("dynamics", {}) | start
-    task = LatentODETask(scaling=data.scaling(), dynamics=dynamics, seed=seed, **settings | PRETRAINING)
+    learner = LEARNERS[dynamics]
+    task = LatentTask(
+        learner.dynamics(),
+        # the centres are those of the simulation; one patient differs from another by population and by omega
+        parameters=PopulationParameters(typical=dict(data.population.typical), omega=PRETRAINING_OMEGA),
+        encoder=SetEncoder(),
+        objective=MarginalLikelihood(draws=8, map_steps=PRETRAINING_STEPS),
+        engine=learner.engine,
+        learning_rate=PRETRAINING_RATE,
+        seed=seed,
+    )
     train(task, data, 1).save_checkpoint(path)
     return task
 
 
-def known_model(data: PKDataModule, elimination: str, typical: dict[str, float]) -> LatentODE:
-    """A model with given typical values and the true error; omega .3 where a parameter varies, next to 0 where not."""
-    settings = {"field": "mechanistic", "compartments": 2, "elimination": elimination, "typical": typical}
-    scaling = Scaling.from_plain(data.scaling())
-    model = build_model(settings, {}, "proportional", {}, scaling).double().requires_grad_(False)
-    model.error.log_sd["b"].fill_(0.2).log_()
-    varies = [OMEGA.get(name, 1e-3) for name in model.individual.names]
-    model.individual.log_omega.copy_(torch.tensor(varies).log())
-    return model
+def known_model(data: SimulatedPKDataModule, elimination: Elimination, typical: dict[str, float]) -> PopulationModel:
+    """A model with these typical values and the true error; omega 0.3 where a parameter varies in the cohort."""
+    dynamics = CompartmentModel(2, elimination=elimination)
+    omega = {name: OMEGA.get(name, 0.0) for name in dynamics.parameter_names}
+    model = PopulationModel(dynamics, PopulationParameters(typical, omega), ProportionalError(b=0.2), Auto())
+    return model.build(data.scaling()).double().requires_grad_(False)
 
 
-def scores(result: Reconstruction, people: Cohort) -> dict[str, float]:
+def known(model: PopulationModel, people: Cohort, times: list[float], draws: int) -> IndividualEstimates:
+    """Estimates with the population as it stands."""
+    return estimate_individuals(model, people, times, draws=draws, population_known=True)
+
+
+def scores(result: IndividualEstimates, people: Cohort) -> dict[str, float]:
     """Errors and calibration over the patients."""
     line = np.stack([s.truth.line[: len(TIMES), 0] for s in people])
     later = np.stack([s.truth.line[len(TIMES) :, 0] for s in people])
@@ -194,14 +220,18 @@ def limit(samples: int, new: int, seed: int) -> dict[str, Any]:
     data = cohort("linear", samples, new, seed)
     people, both = data.part("test"), np.concatenate([TIMES, LATER]).tolist()
     oracle = known_model(data, "linear", TYPICAL)
-    ideal = scores(reconstruct(oracle, people, both, 0, polish=True), people)
+    ideal = scores(known(oracle, people, both, 0), people)
     oracle.requires_grad_(True)
-    estimate = estimate_population(oracle, evaluation_batch(oracle, data.part("train")), INFORMATION_DRAWS, seed)
-    oracle.populations.copy_(estimate.populations)
-    others = [
-        scores(reconstruct(one, people, both, 0, polish=True), people) for one in possible(oracle)[:LIMIT_POPULATIONS]
-    ]
-    row: dict[str, Any] = {"cohort": "linear", "track": "limit", "learned": "nothing; at the truth", "field": "known"}
+    batch = evaluation_batch(oracle, data.part("train"))
+    estimate = standard_errors(oracle, batch, oracle.typical(len(batch)), INFORMATION_DRAWS, seed)
+    oracle.parameter_draws.copy_(estimate.parameter_draws)
+    others = [scores(known(one, people, both, 0), people) for one in drawn_models(oracle)[:LIMIT_POPULATIONS]]
+    row: dict[str, Any] = {
+        "cohort": "linear",
+        "track": "limit",
+        "learned": "nothing; at the truth",
+        "dynamics": "known",
+    }
     row |= {"n_obs": samples, "subjects": "new", "seed": seed, "seconds": 0.0}
     for name, value in ideal.items():
         if "rmse" in name:
@@ -210,25 +240,27 @@ def limit(samples: int, new: int, seed: int) -> dict[str, Any]:
     return row
 
 
-def learners(data: PKDataModule, field: str, seed: int, source: Path | None) -> dict[str, tuple[LatentODETask, float]]:
+def learners(
+    data: SimulatedPKDataModule, dynamics: str, seed: int, source: Path | None
+) -> dict[str, tuple[LatentTask, float]]:
     """What is scored, by its track: a task and the seconds that it took to learn from the fifty patients."""
     started = time.perf_counter()
     if source is None:
-        return {"own patients": (learn(data, field, seed), time.perf_counter() - started)}
+        return {"own patients": (learn(data, dynamics, seed), time.perf_counter() - started)}
     omega = belief(seed)["omega"]["CL"]
-    believed = {"pretrained": str(source), "dynamics": {"omega": omega, "omega_spread": BELIEVED_OMEGA_SPREAD}}
-    tuned = learn(data, field, seed, believed)
+    prior = PopulationParameters(omega=omega, omega_prior_sd=OMEGA_PRIOR_SD)
+    tuned = learn(data, dynamics, seed, {"pretrained": str(source), "parameters": prior})
     seconds = time.perf_counter() - started
-    as_it_is = LatentODETask.load_from_checkpoint(source, map_location="cpu")
+    as_it_is = LatentTask.load_from_checkpoint(source, map_location="cpu")
     return {"pre-trained, as it is": (as_it_is, 0.0), "pre-trained, tuned": (tuned, seconds)}
 
 
 def run(
-    name: str, field: str, samples: int, new: int, seed: int, draws: int, source: Path | None
+    name: str, dynamics: str, samples: int, new: int, seed: int, draws: int, source: Path | None
 ) -> list[dict[str, Any]]:
     """Learn once and score on own and new patients, beside the oracle and the linear model."""
     data = cohort(name, samples, new, seed)
-    learned = learners(data, field, seed, source)
+    learned = learners(data, dynamics, seed, source)
     settings = COHORTS[name]
     oracle = known_model(data, settings.get("elimination", "linear"), settings["typical"])
     linear = known_model(data, "linear", TYPICAL)
@@ -236,11 +268,18 @@ def run(
     rows = []
     for subjects, part in (("own", "train"), ("new", "test")):
         people = data.part(part)
-        ideal = scores(reconstruct(oracle, people, both, draws, polish=True), people)
-        wrong = scores(reconstruct(linear, people, both, 1, polish=True), people) if name != "linear" else {}
+        ideal = scores(known(oracle, people, both, draws), people)
+        wrong = scores(known(linear, people, both, 1), people) if name != "linear" else {}
         for way, (task, seconds) in learned.items():
-            found = scores(task.reconstruct(people, both, draws, polish=True), people)
-            row: dict[str, Any] = {"cohort": name, "track": way, "learned": task.track, "field": field}
+            found = scores(
+                task.reconstruct(people, both, draws, population_known=not task.model.has_parameter_draws), people
+            )
+            row: dict[str, Any] = {
+                "cohort": name,
+                "track": way,
+                "learned": task.provenance.description,
+                "dynamics": dynamics,
+            }
             row |= {"n_obs": samples, "subjects": subjects, "seed": seed}
             row |= found | {f"oracle_{key}": value for key, value in ideal.items()}
             if "width90_k" in found and "width90_k" in ideal:
@@ -257,7 +296,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     for column in (
         "cohort",
         "track",
-        "field",
+        "dynamics",
         "samples",
         "patients",
         "line",
@@ -270,7 +309,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         table.add_column(column, no_wrap=True)
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[k] for k in ("cohort", "track", "field", "n_obs", "subjects")), []).append(row)
+        groups.setdefault(tuple(row[k] for k in ("cohort", "track", "dynamics", "n_obs", "subjects")), []).append(row)
     for key, group in groups.items():
         cells = []
         for name in ("line_rrmse", "auc_rrmse", "later_rrmse"):
@@ -295,7 +334,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--fields", nargs="+", default=["mechanistic", "neural", "hybrid"], choices=list(LEARNERS))
+    parser.add_argument("--dynamics", nargs="+", default=["mechanistic", "neural", "hybrid"], choices=list(LEARNERS))
     parser.add_argument("--samples", nargs="+", type=int, default=[19, 8, 6, 4, 3])
     parser.add_argument("--tracks", nargs="+", default=["own"], choices=["own", "pretrained", "limit"])
     parser.add_argument("--cohorts", nargs="+", default=["linear"], choices=list(COHORTS))
@@ -308,7 +347,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     learned = [which for which in options.tracks if which != "limit"]
-    sources = [(which, field, seed) for which in learned for field in options.fields for seed in seeds]
+    sources = [(which, dynamics, seed) for which in learned for dynamics in options.dynamics for seed in seeds]
     rows: list[dict[str, Any]] = []
 
     def keep(more: list[dict[str, Any]]) -> None:
@@ -320,12 +359,12 @@ def main() -> None:
         for samples, seed in track(list(itertools.product(options.samples, seeds)), "what the data can tell"):
             keep([limit(samples, options.new, seed)])
     with tempfile.TemporaryDirectory() as folder:
-        for which, field, seed in track(sources, "learn and score"):
+        for which, dynamics, seed in track(sources, "learn and score"):
             source = Path(folder) / "pretrained.ckpt" if which == "pretrained" else None
             if source:
-                pretrain(field, seed, source)
+                pretrain(dynamics, seed, source)
             for name, samples in itertools.product(options.cohorts, options.samples):
-                keep(run(name, field, samples, options.new, seed, options.draws, source))
+                keep(run(name, dynamics, samples, options.new, seed, options.draws, source))
     show(rows)
 
 

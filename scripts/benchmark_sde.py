@@ -1,4 +1,4 @@
-"""Stochastic cohorts: what a latent SDE recovers, and how well it foresees samples that it was not shown.
+"""Stochastic cohorts: what a latent SDE estimates, and how well it predicts samples that it was not shown.
 
 An Ornstein–Uhlenbeck cohort is held against its closed form. On predators and prey with noise, and on patients whose
 clearance fluctuates, the latent SDE stands beside the deterministic model of that mechanism; both learn from the same
@@ -6,7 +6,7 @@ subjects. Every new subject shows a part of its samples, chosen at random, from 
 1,000 draws of the posterior predictive distribution: the continuous ranked probability score of the logarithm, in
 standard deviations of the residual error, and how many the 90 % band covers.
 
-    python scripts/benchmark_sde.py --seeds 3 --json sde.json --page docs/sde.md
+    python scripts/benchmark_sde.py --seeds 3 --json sde.json --page docs/measurements/sde.md
 """
 
 import argparse
@@ -16,7 +16,9 @@ import logging
 import math
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import lightning as L
 import numpy as np
@@ -28,35 +30,61 @@ from rich.table import Table
 from neuralpk import randomness
 from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import FloatArray
-from neuralpk.datamodules import CohortDataModule, LotkaVolterraDataModule, PKDataModule
-from neuralpk.datamodules.batches import choose_context
-from neuralpk.dynamics import OrnsteinUhlenbeck
-from neuralpk.encoders import RecurrentEncoder
+from neuralpk.cohort_simulation import Design, Population, simulate_cohort
+from neuralpk.datamodules import CohortDataModule, SimulatedLotkaVolterraDataModule, SimulatedPKDataModule
+from neuralpk.datamodules.context import choose_context
+from neuralpk.dynamics import (
+    CompartmentModel,
+    Dynamics,
+    FluctuatingClearance,
+    LotkaVolterra,
+    OrnsteinUhlenbeck,
+    StochasticLotkaVolterra,
+)
+from neuralpk.encoders import Posterior, RecurrentEncoder, SetEncoder
 from neuralpk.evaluate.metrics import coverage, crps_ensemble
 from neuralpk.evaluate.style import BLUE, GREY, ORANGE, new_figure, time_axis
 from neuralpk.inference import importance
-from neuralpk.inference.joint import given_context
-from neuralpk.inference.mode import most_probable
-from neuralpk.models import IndividualParameters, LatentSDE
-from neuralpk.residual_error import AdditiveError
+from neuralpk.inference.map import map_estimate
+from neuralpk.objectives import ELBO, PathELBO
+from neuralpk.parameters import PopulationParameters
+from neuralpk.path_guide import PathGuide
+from neuralpk.population_model import PopulationModel
+from neuralpk.randomness import Stream
+from neuralpk.residual_error import AdditiveError, LogNormalError
 from neuralpk.scaling import Scaling
-from neuralpk.simulate import Design, Population, simulate_cohort
-from neuralpk.solve import Noise, SolverOptions
-from neuralpk.tasks import LatentODETask
+from neuralpk.solve import Auto, Noise, TorchSDE
+from neuralpk.task import LatentTask
 
 DRAWS = 1000
 FILTERS = 10  # independent ones, whose spread is the Monte-Carlo error of a likelihood
 ERROR = 0.1  # of the logarithm, in both cohorts
-# settings of the dynamics and of the solver, and the noise that is true
+
+
+class System(NamedTuple):
+    """A system: its dynamics with noise and without, the step of the solver with noise, and the true noise."""
+
+    stochastic: Callable[[], Dynamics]
+    deterministic: Callable[[], Dynamics]
+    step: float
+    noise: dict[str, float]
+
+
 SYSTEMS = {
-    "predator and prey": (
-        {"system": "lotka_volterra"},
-        {"step": 0.25},
+    "predator and prey": System(
+        lambda: StochasticLotkaVolterra(sigma=0.4),
+        LotkaVolterra,
+        0.25,
         {"sigma_log_prey": 0.25, "sigma_log_predator": 0.25},
     ),
-    "fluctuating clearance": ({"compartments": 1}, {"step": 2.0}, {"sigma_log_clearance": 0.15, "reversion": 0.1}),
+    "fluctuating clearance": System(
+        lambda: FluctuatingClearance(CompartmentModel(1), sigma=0.1),
+        lambda: CompartmentModel(1),
+        2.0,
+        {"sigma_log_clearance": 0.15, "reversion": 0.1},
+    ),
 }
-SEEN, DRAWN, RESIDUAL = 11, 12, 13  # streams of the random numbers
+DRAWN, RESIDUAL, FREE = (Stream.SCRIPT.at(step) for step in (0, 100, 200))  # random numbers
 
 
 def cohort_of(system: str, seed: int) -> CohortDataModule:
@@ -64,53 +92,62 @@ def cohort_of(system: str, seed: int) -> CohortDataModule:
     common = {"error": "log_normal", "error_sd": {"b": ERROR}, "passes_per_epoch": 10, "seed": seed}
     if system == "predator and prey":
         times = np.linspace(0, 8, 17).tolist()
-        return LotkaVolterraDataModule(100, 100, omega={}, times=times, samples=12, noise=0.25, **common)
-    return PKDataModule(
+        return SimulatedLotkaVolterraDataModule(100, 100, omega={}, times=times, samples=12, noise=0.25, **common)
+    return SimulatedPKDataModule(
         40, 100, compartments=1, typical={"CL": 4.0, "V1": 40.0}, cv={"CL": 20.0, "V1": 20.0}, doses=[100.0],
         repeats=6, interval=12.0, times=np.arange(2.0, 73.0, 2.0).tolist(), samples=16, noise=0.15,
         reversion=0.1, **common,
     )  # fmt: skip
 
 
-def trained(system: str, stochastic: bool, data: CohortDataModule, epochs: int, seed: int) -> LatentODETask:
+def trained(system: str, stochastic: bool, data: CohortDataModule, epochs: int, seed: int) -> LatentTask:
     """A model of the mechanism, with noise or without."""
     L.seed_everything(seed, verbose=False)
-    dynamics, solver, _ = SYSTEMS[system]
-    settings = {**dynamics, "field": "mechanistic", "omega": 0.15}
-    options = {"scaling": data.scaling(), "error": "log_normal", "learning_rate": 0.01, "seed": seed}
+    chosen = SYSTEMS[system]
     if stochastic:
-        noise = {"noise": 0.4 if system == "predator and prey" else 0.1}
-        encoder = {"kind": "recurrent", "hidden": 32}
-        task = LatentODETask(dynamics=settings | noise, encoder=encoder, solver=solver, draws=16, **options)
+        parts = {
+            "dynamics": chosen.stochastic(),
+            "engine": TorchSDE(step=chosen.step),
+            "encoder": RecurrentEncoder(hidden=32),
+            "guide": PathGuide(hidden=32),
+            "objective": PathELBO(draws=16),
+        }
     else:
-        accuracy = {"rtol": 1e-4, "atol": 1e-4}
-        task = LatentODETask(dynamics=settings, warmup=0.5, solver=accuracy, **options)
+        parts = {
+            "dynamics": chosen.deterministic(),
+            "engine": Auto(rtol=1e-4, atol=1e-4),
+            "encoder": SetEncoder(),
+            "objective": ELBO(warmup=0.5),
+        }
+    parameters, error = PopulationParameters(omega=0.15), LogNormalError()
+    task = LatentTask(**parts, parameters=parameters, error=error, learning_rate=0.01, seed=seed)
     train(task, data, epochs)
     return task.eval()
 
 
 @torch.no_grad()
-def foreseen(task: LatentODETask, batch: CohortBatch, seed: int) -> FloatArray:
+def predicted(task: LatentTask, batch: CohortBatch, seed: int) -> FloatArray:
     """Draws of every record of each subject given its context, ``[sample, subject, observation]``."""
-    model, n, size = task.model, len(batch), task.model.individual.latent_size
-    if isinstance(model, LatentSDE):
+    model, n, size = task.model, len(batch), task.model.latent_size
+    q = task.encoder(batch)
+    if task.guide is not None:
         normal = randomness.normal(seed, DRAWN, batch.index, DRAWS * size).reshape(n, DRAWS, size).to(batch.time.dtype)
-        drawn = model.weigh(dataclasses.replace(batch, target=batch.context), normal, Noise(seed, DRAWN))
+        drawn = task.guide.draw(model, q, batch.scored_on_context(), normal, Noise(seed, DRAWN))
         chosen = randomness.systematic(drawn.paths.log_weight.reshape(n, DRAWS).softmax(1), DRAWS)
         value = drawn.value.reshape(n, DRAWS, -1).gather(1, chosen[..., None].expand(-1, -1, batch.time.shape[1]))
     else:
-        mode = most_probable(model, batch, model.encoder(batch).mean)
+        mode = map_estimate(model, batch, q.mean)
         noise = importance.noise(seed, DRAWN, batch.index, 5 * DRAWS, size, batch.time.dtype)
-        z = importance.draw(model, given_context(batch), mode, noise).resample(DRAWS)
+        z = importance.draw(model, batch.scored_on_context(), mode, noise).resample(DRAWS)
         value = model.predict(z.flatten(0, 1), batch.repeat(DRAWS)).value.reshape(n, DRAWS, -1)
     error = randomness.normal(seed, RESIDUAL, batch.index, value[0].numel()).reshape(value.shape).to(value.dtype)
     endpoint = batch.endpoint[:, None].expand_as(value)
     return model.error.simulate(value, endpoint, error).transpose(0, 1).double().numpy()
 
 
-def scores(task: LatentODETask, batch: CohortBatch, seed: int) -> dict[str, float]:
+def scores(task: LatentTask, batch: CohortBatch, seed: int) -> dict[str, float]:
     """CRPS of the logarithm over its residual error, and coverage of the 90 % band, of what was not shown."""
-    drawn = foreseen(task, batch, seed)
+    drawn = predicted(task, batch, seed)
     hidden = (batch.observed & ~batch.context).numpy()
     value = batch.value.double().numpy()
     lower, upper = np.quantile(drawn, [0.05, 0.95], axis=0)
@@ -118,10 +155,10 @@ def scores(task: LatentODETask, batch: CohortBatch, seed: int) -> dict[str, floa
     return {"crps": float(crps), "coverage": coverage(lower, upper, value, hidden)}
 
 
-def compare(system: str, seed: int, epochs: int) -> tuple[dict, dict[str, LatentODETask], CohortBatch]:
+def compare(system: str, seed: int, epochs: int) -> tuple[dict, dict[str, LatentTask], CohortBatch]:
     """One cohort, both models."""
     data = cohort_of(system, seed)
-    batch = choose_context(collate(data.part("test")), "random", 0, seed, SEEN)
+    batch = choose_context(collate(data.part("test")), "random", 0, seed, draw=11)
     tasks, row = {}, {"system": system, "seed": seed}
     for name in ("stochastic", "deterministic"):
         start = time.perf_counter()
@@ -140,11 +177,12 @@ def ornstein_uhlenbeck(seed: int, subjects: int = 50, draws: int = 40) -> dict:
     named = {"rate": rate, "mean": mean, "start": start}
     dynamics = OrnsteinUhlenbeck(sigma).double()
     design = Design(((),), tuple(np.linspace(0, 6, 25)), 8, grid=(0.0, 3.0, 6.0))
-    cohort = simulate_cohort(dynamics, Population(named), design, AdditiveError.known(a=sd), subjects, seed)
-    scaling = Scaling.of(cohort)
-    individual = IndividualParameters.known(named, {}, {}, scaling)
-    encoder, error = RecurrentEncoder(scaling, 3, 8), AdditiveError.known(a=sd)
-    model = LatentSDE(encoder, individual, dynamics, error, SolverOptions(step=0.1)).double()
+    cohort = simulate_cohort(dynamics, Population(named), design, AdditiveError.from_values(a=sd), subjects, seed)
+    population, error = PopulationParameters.from_values(named, {}), AdditiveError.from_values(a=sd)
+    model = PopulationModel(dynamics, population, error, TorchSDE(step=0.1)).build(Scaling.of(cohort)).double()
+    guide = PathGuide(hidden=32)
+    guide.build(dynamics, Scaling.of(cohort))
+    guide.double()
     exact, batch = 0.0, collate(cohort, dtype=torch.float64)
     for subject in cohort:
         m, v, last = start, 0.0, subject.times[0]
@@ -155,17 +193,16 @@ def ornstein_uhlenbeck(seed: int, subjects: int = 50, draws: int = 40) -> dict:
             exact -= 0.5 * (math.log(2 * math.pi * s) + (y - m) ** 2 / s)
             m, v = m + v / s * (y - m), v * sd**2 / s
     with torch.no_grad():
-        normal = torch.zeros((subjects, draws, 3), dtype=torch.float64)
-        # z says nothing here, and the encoder's q(z) only adds a constant to every weight
-        constant = model.encoder(batch).sd.log().sum(1, keepdim=True)
-        filters = [model.weigh(batch, normal, Noise(seed, DRAWN + k)).paths.log_weight for k in range(FILTERS)]
+        # no parameter varies: z has no component
+        q = Posterior.prior(subjects, 0, batch.time)
+        normal = torch.zeros((subjects, draws, 0), dtype=torch.float64)
+        filters = [guide.draw(model, q, batch, normal, Noise(seed, DRAWN + k)).paths.log_weight for k in range(FILTERS)]
         weight = torch.stack([one.reshape(subjects, draws).logsumexp(1) - math.log(draws) for one in filters], 1)
-        weight = weight - constant
         late = collate([dataclasses.replace(s, times=[0.0, 2.0], values=[1.0, 1.0], truth=None, endpoints=[1, 1],
                         censored=[0, 0], limits=[np.nan, np.nan], rows=[1, 1], compartments=[0, 0])
                         for s in cohort], dtype=torch.float64)  # fmt: skip
-        unread = dataclasses.replace(late, context=torch.zeros_like(late.context)).repeat(10 * draws)
-        free = model.draw(torch.zeros((len(unread), 3), dtype=torch.float64), unread, None, seed).states[:, 1, 0]
+        unread = late.unseen().repeat(10 * draws)
+        free = model.trajectory(model.typical(len(unread)), unread, noise=Noise(seed, FREE)).states[:, 1, 0]
     found = float((weight.logsumexp(1) - math.log(FILTERS)).sum())
     share = FILTERS * weight.softmax(1)
     error_of = float((share.var(1) / FILTERS).sum().sqrt())
@@ -179,19 +216,20 @@ def ornstein_uhlenbeck(seed: int, subjects: int = 50, draws: int = 40) -> dict:
     }  # fmt: skip
 
 
-def draw_figure(tasks: dict[str, LatentODETask], batch: CohortBatch, path: Path, seed: int) -> None:
+def draw_figure(tasks: dict[str, LatentTask], batch: CohortBatch, path: Path, seed: int) -> None:
     """Two of the new series under both models: bands of the path, samples shown and not, the true path."""
     figure, axes = new_figure(2, 2, height=5.4, sharex=True, sharey="row")
     chosen = batch.select(torch.tensor([0, 1]))
     grid = torch.linspace(0, 8, 161).expand(2, -1).maximum(chosen.start[:, None])
     for column, (name, task) in enumerate(tasks.items()):
         with torch.no_grad():
-            q = task.model.encoder(chosen)
+            q = task.encoder(chosen)
             size = q.mean.shape[1]
             noise = randomness.normal(seed, DRAWN, chosen.index, DRAWS * size).reshape(2, DRAWS, size).float()
             z = (q.mean[:, None] + q.sd[:, None] * noise).flatten(0, 1)
-            lines = task.model.draw(z, chosen.repeat(DRAWS), grid.repeat_interleave(DRAWS, dim=0), seed)
-            drawn = task.model.read(lines)[..., 0].reshape(2, DRAWS, -1)
+            at, noise = grid.repeat_interleave(DRAWS, dim=0), Noise(seed, FREE) if task.guide else None
+            curves = task.model.trajectory(z, chosen.repeat(DRAWS), at, task.guide, noise)
+            drawn = task.model.observe(curves)[..., 0].reshape(2, DRAWS, -1)
         for k in range(2):
             axis, truth = axes[k, column], chosen.truth
             low, high = drawn[k].quantile(torch.tensor([0.05, 0.95]), dim=0)
@@ -238,7 +276,7 @@ def table_of(rows: list[dict]) -> str:
             ]
             lines.append(f"| {system}, {len(own)} seeds | {' | '.join(crps + cover)} |")
     lines += ["", "| size of the noise | true | found |", "|---|---|---|"]
-    for system, (_, _, names) in SYSTEMS.items():
+    for system, (*_, names) in SYSTEMS.items():
         own = [row for row in rows if row["system"] == system]
         lines += [f"| {name} | {true} | {spread([row[name] for row in own])} |" for name, true in names.items() if own]
     return "\n".join(lines)

@@ -30,7 +30,7 @@ from tacrolimus_benchmark.estimate import Estimate, score
 from tacrolimus_benchmark.model import EPOCHS, HALFWAY, by_draws, by_mode, known_model, learn, recalibrated
 from tacrolimus_benchmark.simulation import simulate
 
-from neuralpk.models import LatentODE
+from neuralpk.task import LatentTask
 
 
 def run(scenario: int, seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -46,15 +46,16 @@ def run(scenario: int, seed: int, options: argparse.Namespace) -> list[dict[str,
         rows.append(row | {"seconds": round(time.perf_counter() - started, 1)})
         return estimate
 
-    models: list[LatentODE] = []
+    models: list[LatentTask] = []
 
     def learned() -> Estimate:
         models.append(learn(train, seed, options.epochs))
-        return by_draws(models[0], test, options.draws, seed, HALFWAY)
+        return by_draws(models[0].model, test, options.draws, seed, HALFWAY, models[0].encoder)
 
     def calibrated() -> Estimate:
         some = train[: options.test]
-        return recalibrated(own, test, by_draws(models[0], some, options.draws, seed, HALFWAY), some)
+        found = by_draws(models[0].model, some, options.draws, seed, HALFWAY, models[0].encoder)
+        return recalibrated(own, test, found, some)
 
     own = add("neuralpk", learned)
     add("neuralpk, recalibrated", calibrated)

@@ -28,7 +28,7 @@ from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Subject
 from neuralpk.dynamics import Dynamics, HybridDynamics, LotkaVolterra
 from neuralpk.evaluate.correction_plots import correction_maps
-from neuralpk.solve import SolverOptions, solve
+from neuralpk.solve import Auto
 from neuralpk.symbolic import Equations, Learned, Library, discover, learn_correction
 
 NOISE = (0.001, 0.005, 0.01, 0.025, 0.05)
@@ -38,7 +38,7 @@ TRUTH = {"alpha": 1.3, "beta": 0.9, "gamma": 1.8, "delta": 0.8, "prey0": 0.44249
 MISSING = {"prey: x·y": -TRUTH["beta"], "predator: x·y": TRUTH["delta"]}
 FREE = ("prey0", "predator0")
 LIBRARY = Library(("x", "y"), degree=5, sines=True)
-EXACT = SolverOptions(rtol=1e-7, atol=1e-9)
+EXACT = Auto(rtol=1e-7, atol=1e-9)
 
 
 def batch_of(values: np.ndarray) -> CohortBatch:
@@ -53,7 +53,7 @@ def line(dynamics: Any, theta: Tensor, times: np.ndarray) -> np.ndarray:
     clock = batch_of(np.ones((len(theta), len(TIMES), 2)))
     at = torch.as_tensor(times).expand(len(theta), -1)
     with torch.no_grad():
-        return solve(dynamics, dynamics.initial_state(theta), theta, clock, at, EXACT).states.numpy()
+        return EXACT.solve(dynamics, theta[:, None], clock, at).states.numpy()
 
 
 def simulate(noise: float, seeds: range) -> CohortBatch:

@@ -15,10 +15,10 @@ import torch
 from matplotlib.figure import Figure
 
 from neuralpk.cohort import Subject
-from neuralpk.datamodules import LotkaVolterraDataModule, SIRDataModule
+from neuralpk.datamodules import SimulatedLotkaVolterraDataModule, SimulatedSIRDataModule
 from neuralpk.evaluate.correction_plots import correction_maps
 from neuralpk.evaluate.style import BLUE, VERMILLION, legend_on_top, new_figure, time_axis
-from neuralpk.tasks import LatentODETask
+from neuralpk.task import LatentTask
 
 TRUE = {"alpha": 1.3, "beta": 0.9, "gamma": 1.8, "delta": 0.8, "kappa": 0.2}  # typical of the simulated series
 SHOWN = 3
@@ -36,9 +36,9 @@ def moved(found: dict[str, float], places: np.ndarray) -> np.ndarray:
     return np.stack([prey * (alpha - beta * predator), predator * (delta * prey - gamma)], axis=-1)
 
 
-def correction(task: LatentODETask) -> Figure:
+def correction(task: LatentTask) -> Figure:
     """What the network adds to the slopes of prey and predator, beside the term that the equations leave out."""
-    cohort = LotkaVolterraDataModule(subjects=50, crowding=True).make_cohort()
+    cohort = SimulatedLotkaVolterraDataModule(subjects=50, logistic=True).make_cohort()
     result = task.reconstruct(cohort, np.linspace(0.0, 8.0, 100).tolist(), draws=0)
     lines = result.ipred
     gap = np.full((1, 2), np.nan)  # a line does not go on to the next
@@ -61,10 +61,10 @@ def correction(task: LatentODETask) -> Figure:
     return correction_maps(x, y, fields, path, shown, ("prey", "predator"), lines.reshape(-1, 2))
 
 
-def epidemics(task: LatentODETask) -> Figure:
+def epidemics(task: LatentTask) -> Figure:
     """Lines and parameters of the first epidemics."""
-    cohort = SIRDataModule(subjects=50).make_cohort()[:SHOWN]
-    result = task.reconstruct(cohort, draws=0, polish=True)
+    cohort = SimulatedSIRDataModule(subjects=50).make_cohort()[:SHOWN]
+    result = task.reconstruct(cohort, draws=0, map=True)
     figure, (panels,) = new_figure(1, SHOWN, height=3.0, sharey=True)
     for k, (panel, subject) in enumerate(zip(panels, cohort, strict=True)):
         b, rate, basic = (float(result.parameters[name][0][k]) for name in ("b", "k", "R0"))
@@ -92,7 +92,7 @@ def main() -> None:
         (options.sir, epidemics, "sir.png"),
     ):
         if checkpoint:
-            task = LatentODETask.load_from_checkpoint(checkpoint, map_location="cpu").eval()
+            task = LatentTask.load_from_checkpoint(checkpoint, map_location="cpu").eval()
             draw(task).savefig(options.folder / name, dpi=130)
 
 

@@ -3,11 +3,18 @@
 import lightning as L
 
 from neuralpk.datamodules import CohortDataModule
-from neuralpk.tasks import LatentODETask
+from neuralpk.task import LatentTask
 
 
-def train(task: LatentODETask, data: CohortDataModule, epochs: int) -> L.Trainer:
-    """Train the task in place, on the CPU; the trainer can save it."""
+def train(task: LatentTask, data: CohortDataModule, epochs: int, covariance: bool = False) -> L.Trainer:
+    """Train the task in place, on the CPU; the trainer can save it.
+
+    Args:
+        task: to be trained.
+        data: its subjects.
+        epochs: of ``data.passes_per_epoch`` passes over the subjects.
+        covariance: whether the covariance step follows, from which intervals know how well the population is known.
+    """
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -18,5 +25,8 @@ def train(task: LatentODETask, data: CohortDataModule, epochs: int) -> L.Trainer
         enable_model_summary=False,
         limit_val_batches=0,
     )
-    trainer.fit(task, data)
+    task.build(data.scaling(), data.provenance())
+    trainer.fit(task, data.train_dataloader())
+    if covariance:
+        task.covariance_step(data.part("train"))
     return trainer

@@ -1,4 +1,4 @@
-"""Reconstruct the lines of 50 simulated patients: the main job through the Python API. Copy it and change it."""
+"""Estimate 50 simulated patients: the main job through the Python API. Copy it and change it."""
 
 import argparse
 
@@ -7,25 +7,35 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from neuralpk.callbacks import Dashboard, Report
-from neuralpk.datamodules import PKDataModule
-from neuralpk.tasks import LatentODETask
+from neuralpk.callbacks import Dashboard, LastCheckpoint, Report
+from neuralpk.datamodules import SimulatedPKDataModule
+from neuralpk.dynamics import CompartmentModel, HybridDynamics, NeuralCompartments, NeuralField
+from neuralpk.encoders import SetEncoder
+from neuralpk.objectives import MarginalLikelihood
+from neuralpk.parameters import PopulationParameters
+from neuralpk.solve import Auto
+from neuralpk.task import LatentTask
 
+DYNAMICS = {
+    "neural": lambda: NeuralCompartments(CompartmentModel(2)),
+    "mechanistic": lambda: CompartmentModel(2),
+    "hybrid": lambda: HybridDynamics(CompartmentModel(2)),
+    "free": NeuralField,
+}
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--epochs", type=int, default=8, help="of 20 passes over the patients")
-parser.add_argument("--field", default="neural", choices=["neural", "mechanistic", "hybrid", "free"])
+parser.add_argument("--dynamics", default="neural", choices=list(DYNAMICS))
 arguments = parser.parse_args()
 
 torch.set_num_threads(1)  # small matrices: a second thread only waits for the first
 L.seed_everything(0)
-data = PKDataModule(subjects=50, test_subjects=200, samples=8, context="random", passes_per_epoch=20)
-task = LatentODETask(
-    scaling=data.scaling(),
-    dynamics={"field": arguments.field, "compartments": 2, "omega": 0.4, "omega_spread": 0.7},
-    objective="iwae",
-    draws=8,
-    refine=2,
-    solver={"rtol": 1e-4, "atol": 1e-4},
+data = SimulatedPKDataModule(subjects=50, test_subjects=200, samples=8, context="random", passes_per_epoch=20)
+task = LatentTask(
+    DYNAMICS[arguments.dynamics](),
+    parameters=PopulationParameters(omega=0.4, omega_prior_sd=0.7),
+    encoder=SetEncoder(),
+    objective=MarginalLikelihood(draws=8, map_steps=2),
+    engine=Auto(rtol=1e-4, atol=1e-4),
 )
 trainer = L.Trainer(
     max_epochs=arguments.epochs,
@@ -33,7 +43,8 @@ trainer = L.Trainer(
     gradient_clip_val=5.0,
     logger=TensorBoardLogger("lightning_logs", name=None, default_hp_metric=False),
     callbacks=[
-        ModelCheckpoint(monitor="val_loss", filename="best", save_last=True, save_on_exception=True),
+        LastCheckpoint(),
+        ModelCheckpoint(monitor="val_loss", filename="best"),
         Dashboard(),
         Report(),
     ],

@@ -1,6 +1,6 @@
 """A small population whose likelihood is known: boluses into one compartment, integrated over z on a grid.
 
-Nothing here is of the package but the settings of the model: the line is its closed form, the integral a sum.
+Nothing here is of the package but the model itself: the concentration has its closed form, the integral is a sum.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from neuralpk.cohort import Cohort, Dose, Subject
-from neuralpk.models import LatentODE, build_model
+from neuralpk.dynamics import CompartmentModel
+from neuralpk.parameters import PopulationParameters
+from neuralpk.population_model import PopulationModel
+from neuralpk.residual_error import AdditiveError
 from neuralpk.scaling import Scaling
 
 DOSE, TIMES = 100.0, np.array([0.5, 2.0, 5.0, 9.0])
@@ -33,16 +36,14 @@ def cohort(subjects: int = 6, lloq: float = 0.0, fewest: int = 1, seed: int = 5)
     return Cohort(tuple(people))
 
 
-def model(people: Cohort) -> LatentODE:
-    """The population that they come from, as a model in float64."""
-    settings = {"field": "mechanistic", "compartments": 1, "typical": {"CL": CL, "V1": V1}, "omega": OMEGA}
-    torch.manual_seed(0)
-    made = build_model(settings, {"hidden": 8}, "additive", {}, Scaling.of(people)).double()
-    torch.nn.init.constant_(made.error.log_sd["a"], math.log(SD))
-    return made
+def model(people: Cohort, **options: object) -> PopulationModel:
+    """The population that they come from, as a model in float64; `options` are of its parameters."""
+    parameters = PopulationParameters({"CL": CL, "V1": V1}, **({"omega": OMEGA} | options))
+    made = PopulationModel(CompartmentModel(1), parameters, AdditiveError(SD))
+    return made.build(Scaling.of(people), torch.float64)
 
 
-def coordinates(made: LatentODE) -> Tensor:
+def coordinates(made: PopulationModel) -> Tensor:
     """log CL, log V1, log omega of both, log a."""
     return torch.tensor([one.value for one in made.coordinates()], dtype=torch.float64, requires_grad=True)
 

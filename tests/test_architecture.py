@@ -1,6 +1,7 @@
-"""The floors of the house: a unit imports only what stands below it."""
+"""The package's layers: a unit imports only from lower layers, and the documentation names them all."""
 
 import ast
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,36 +9,39 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "neuralpk"
 
-# units of one floor do not know each other; those of the first four build on each other in this order
-FLOORS = (
-    {"origin", "randomness", "rows"},
-    {"cohort"},
-    {"scaling", "batch"},
-    {"dynamics", "residual_error"},
-    {"tables"},
-    {"datasets", "encoders", "solve"},
-    {"simulate", "models"},
-    {"inference", "published", "pretraining"},
-    {"objectives", "reconstruction", "symbolic"},
-    {"prediction"},
-    {"tasks", "datamodules", "evaluate"},
+# units of one layer do not import each other
+LAYERS = (
+    {"cohort", "numerical_cdf", "part", "training_history", "randomness", "dataclass_rows"},
+    {"batch", "scaling"},
+    {"dynamics", "encoders", "parameters", "residual_error", "tables"},
+    {"datasets", "solve"},
+    {"decoders", "population_model", "cohort_simulation", "symbolic"},
+    {"inference", "path_guide", "population_file"},
+    {"record_predictions", "individual_estimates", "objectives", "pretrained_model"},
+    {"datamodules", "evaluate", "task"},
+    {"study_figures", "fitting"},
     {"callbacks"},
     {"cli"},
     {"__main__"},
 )
-FLOOR = {unit: height for height, units in enumerate(FLOORS) for unit in units}
+LAYER = {unit: height for height, units in enumerate(LAYERS) for unit in units}
+PAGE = PACKAGE.parent / "docs" / "architecture.md"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
 def unit_of(module: str) -> str:
-    """Of ``neuralpk.solve.mesh``: ``solve``."""
+    """Of ``neuralpk.solve.event_nodes``: ``solve``."""
     return module.split(".")[1]
 
 
 def imports(path: Path) -> set[str]:
-    """Full names of the modules that a file imports anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Full names of the modules that a file imports anywhere in it, except for type checkers alone."""
+    found, tree = set(), ast.parse(path.read_text())
+    blocks = (node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    types = {id(node) for block in blocks for node in ast.walk(block)}
+    for node in ast.walk(tree):
+        if id(node) in types:
+            continue
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -54,16 +58,50 @@ def importing_file(path: Path) -> tuple[str, set[str]]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_unit_imports_only_from_the_floors_below_it(path):
+def test_a_unit_imports_only_from_lower_layers(path):
     unit, imported = importing_file(path)
-    assert unit in FLOOR, f"{unit} has no floor yet: give it one above all that it imports"
+    assert unit in LAYER, f"{unit} has no layer yet: give it one above all that it imports"
     used = {unit_of(name) for name in imported if name.startswith("neuralpk.")} - {unit}
-    above = {name for name in used if FLOOR[name] >= FLOOR[unit]}
+    above = {name for name in used if LAYER[name] >= LAYER[unit]}
     assert not above, f"{unit} imports {sorted(above)}"
 
 
+def units_on_disk() -> set[str]:
+    """Modules and packages at the top level of the package, and the folder of presets."""
+    found = [path for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()]
+    return {path.stem for path in found} - {"__init__", "__pycache__"}
+
+
+def documented_layers() -> dict[str, list[int]]:
+    """The numbers of the layers in which the documentation names each unit."""
+    (block,) = re.findall(r"## Layers\n+```text\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    found: dict[str, list[int]] = {}
+    number = -1
+    for row in block.splitlines():
+        number = int(row[:2]) if row[:2].strip() else number
+        # names are set apart by two blanks at most; what follows three or more says what they are
+        for name in re.split(r" {3,}", row[4:], maxsplit=1)[0].split():
+            found.setdefault(name.rstrip("/"), []).append(number)
+    return found
+
+
+def test_every_unit_has_a_layer_and_every_layer_has_units_that_exist():
+    assert {*LAYER, "presets"} == units_on_disk()
+    assert len(LAYER) == sum(len(units) for units in LAYERS)
+
+
+def test_the_documentation_names_every_unit_in_one_layer_above_what_it_imports():
+    named = documented_layers()
+    assert {name for name, numbers in named.items() if len(numbers) > 1} == set()
+    assert set(named) == units_on_disk()
+    for path in FILES:
+        unit, imported = importing_file(path)
+        used = {unit_of(name) for name in imported if name.startswith("neuralpk.")}
+        assert all(named[name] <= named[unit] for name in used), f"{path}: the layers of docs/architecture.md"
+
+
 def test_there_are_files_to_look_at():
-    assert {importing_file(path)[0] for path in FILES} >= {"cohort", "solve", "models", "tasks"}
+    assert {importing_file(path)[0] for path in FILES} >= {"cohort", "solve", "population_model", "task"}
 
 
 @pytest.mark.parametrize("library", ["torchdiffeq", "torchsde"])
@@ -74,13 +112,13 @@ def test_only_the_solver_knows_the_libraries_that_integrate(library):
 
 def test_only_the_tables_know_pandas():
     users = {importing_file(path)[0] for path in FILES if "pandas" in {n.split(".")[0] for n in imports(path)}}
-    lower = {unit for unit in users if FLOOR[unit] < FLOOR["reconstruction"]}
+    lower = {unit for unit in users if LAYER[unit] < LAYER["individual_estimates"]}
     assert lower <= {"tables"}
 
 
-def test_the_plain_floors_do_not_know_lightning():
+def test_the_lower_layers_do_not_know_lightning():
     users = {importing_file(path)[0] for path in FILES if "lightning" in {n.split(".")[0] for n in imports(path)}}
-    assert all(FLOOR[unit] >= FLOOR["tasks"] for unit in users), users
+    assert all(LAYER[unit] >= LAYER["task"] for unit in users), users
     assert users, "nobody imports lightning: this test looks at the wrong files"
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from solving import solve_batch
 
 from neuralpk.batch import collate
 from neuralpk.cohort import Dose, Subject
-from neuralpk.solve import solve
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -29,7 +29,7 @@ def test_a_meal_brings_back_what_the_bile_took(benchmark):
     lines = {}
     for back in (0.0, 2.0):
         theta = torch.tensor([[1.5, 4.0, 40.0, 0.15, back]], dtype=torch.float64)
-        states = solve(dynamics, dynamics.initial_state(theta), theta, batch).states[0]
+        states = solve_batch(dynamics, theta, batch).states[0]
         assert bool((states[1:].sum(1).diff() < 0).all())  # what is lost is lost by clearance alone
         lines[back] = states[:, 1]
     rises = {back: int((line[12:].diff() > 0).sum()) for back, line in lines.items()}

@@ -66,12 +66,12 @@ def test_the_hidden_haematocrit_is_what_acts_on_clearance(simulation, model):
     oracle = model.known_model(2, hidden=True)
     z = torch.zeros(3, 6, dtype=torch.float64)
     z[:, -1] = torch.tensor([-9.0, 0.0, 9.0])
-    cl = oracle.individual(z, torch.zeros(3, 1, 2, dtype=torch.float64))[:, 0]
+    cl = oracle.population(z, torch.zeros(3, 1, 2, dtype=torch.float64))[:, 0, 0]
     assert torch.allclose(cl, 21.2 * torch.tensor([25.0, 35.0, 45.0]).double().div(35) ** -3.14)
 
 
 def test_standard_deviations_add(simulation):
-    error = simulation.SumError.known(a=0.71, b=0.113)
+    error = simulation.SumError.from_values(a=0.71, b=0.113)
     sd = error.sd(torch.tensor([0.0, 10.0]), torch.tensor([0, 0]))
     assert sd.tolist() == pytest.approx([0.71, 1.84])
 

@@ -20,9 +20,14 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from neuralpk.callbacks import Dashboard, Report
-from neuralpk.callbacks.figures import line_errors, make_panels
-from neuralpk.datamodules import LotkaVolterraDataModule, PKDataModule, TableDataModule
-from neuralpk.tasks import LatentODETask
+from neuralpk.datamodules import SimulatedLotkaVolterraDataModule, SimulatedPKDataModule, TableDataModule
+from neuralpk.dynamics import CompartmentModel, LotkaVolterra
+from neuralpk.encoders import SetEncoder
+from neuralpk.objectives import ELBO, SquaredError
+from neuralpk.residual_error import LogNormalError
+from neuralpk.solve import Auto
+from neuralpk.study_figures import curve_errors, make_panels
+from neuralpk.task import LatentTask
 
 SCALARS = [
     "train_loss",
@@ -35,14 +40,19 @@ SCALARS = [
     "val_failures",
     "val_rmse",
     "val_log_rmse",
-    "val_line_rrmse",
+    "val_curve_rrmse",
     "val_evaluations",
     "learning_rate",
     "gradient_norm",
 ]
 
 
-def fit(data: L.LightningDataModule, task: LatentODETask, folder: Path, epochs: int = 2) -> tuple[L.Trainer, str]:
+def compartments() -> LatentTask:
+    """Two compartments."""
+    return LatentTask(CompartmentModel(), encoder=SetEncoder(), objective=ELBO())
+
+
+def fit(data: L.LightningDataModule, task: LatentTask, folder: Path, epochs: int = 2) -> tuple[L.Trainer, str]:
     """A tiny training with everything to look at; also what the report printed."""
     report = Report(subjects=3)
     report.console = Console(file=io.StringIO(), width=200, highlight=False, soft_wrap=True)
@@ -60,11 +70,11 @@ def fit(data: L.LightningDataModule, task: LatentODETask, folder: Path, epochs: 
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> tuple[L.Trainer, str, PKDataModule, LatentODETask]:
+def run(tmp_path_factory) -> tuple[L.Trainer, str, SimulatedPKDataModule, LatentTask]:
     """Two epochs on six patients."""
     torch.set_num_threads(1)
-    data = PKDataModule(subjects=6, test_subjects=3, samples=5, passes_per_epoch=2)
-    task = LatentODETask(data.scaling(), {"field": "mechanistic"})
+    data = SimulatedPKDataModule(subjects=6, test_subjects=3, samples=5, passes_per_epoch=2)
+    task = compartments()
     trainer, printed = fit(data, task, tmp_path_factory.mktemp("run"))
     return trainer, printed, data, task
 
@@ -107,16 +117,16 @@ def test_the_latent_space_is_kept_for_the_projector(run) -> None:
     assert len(rows[0].split("\t")) == 4  # CL, V1, Q, V2
 
 
-def test_settings_stand_beside_the_final_metrics(run, events: EventAccumulator) -> None:
+def test_settings_are_beside_the_final_metrics(run, events: EventAccumulator) -> None:
     trainer, *_ = run
     final = {name for name in events.Tags()["scalars"] if name.startswith("final/")}
-    assert final == {"final/val_loss", "final/val_rmse", "final/val_log_rmse", "final/val_line_rrmse"}
+    assert final == {"final/val_loss", "final/val_rmse", "final/val_log_rmse", "final/val_curve_rrmse"}
     assert events.Scalars("final/val_rmse")[-1].value == pytest.approx(float(trainer.callback_metrics["val_rmse"]))
     assert "hp_metric" not in events.Tags()["scalars"]
     content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
-    assert start.hparams["objective"].string_value == "elbo"
-    assert start.hparams["dynamics.field"].string_value == "mechanistic"
+    assert start.hparams["objective.class_path"].string_value == "neuralpk.objectives.elbo.ELBO"
+    assert start.hparams["dynamics.class_path"].string_value == "neuralpk.dynamics.compartments.CompartmentModel"
     assert start.hparams["learning_rate"].number_value == pytest.approx(run[3].learning_rate)
 
 
@@ -128,20 +138,20 @@ def test_the_panels_are_a_picture_beside_the_checkpoints(run) -> None:
 
 def test_the_report_compares_with_what_needs_no_model(run) -> None:
     printed = run[1]
-    assert "6 of the patients it learned from" in printed
+    assert "6 of the training patients" in printed
     assert "3 of new patients" in printed
     for name in ("model", "typical patient", "samples, interpolated"):
         assert len(re.findall(rf"^│ {name} +│ +\d\.\d{{3}} │", printed, re.MULTILINE)) == 2, name
 
 
-def test_the_errors_are_those_of_the_lines(run) -> None:
+def test_the_errors_are_those_of_the_curves(run) -> None:
     _, _, data, task = run
-    errors = line_errors(data, task, data.part("test"))
+    errors = curve_errors(data, task, data.part("test"))
     assert set(errors) == {"model", "typical patient", "samples, interpolated"}
     (result,) = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False).test(
         task, data, verbose=False
     )
-    assert errors["model"][0].mean() == pytest.approx(result["test_line_rrmse"], rel=1e-4)
+    assert errors["model"][0].mean() == pytest.approx(result["test_curve_rrmse"], rel=1e-4)
 
 
 def test_the_three_next_commands_are_printed_and_work(run, tmp_path) -> None:
@@ -152,7 +162,7 @@ def test_the_three_next_commands_are_printed_and_work(run, tmp_path) -> None:
     assert Path(board[board.index("--logdir") + 1]).is_dir()
     done = subprocess.run([sys.executable, *load[1:]], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "LatentODE(" in done.stdout
+    assert "PopulationModel(" in done.stdout
 
     from neuralpk.cli import main
     from neuralpk.tables import write_table
@@ -165,7 +175,7 @@ def test_the_three_next_commands_are_printed_and_work(run, tmp_path) -> None:
 
 def test_measured_data_have_no_table_of_errors(tmp_path) -> None:
     data = TableDataModule("indomethacin", covariates=[], evaluation_context="first", context_size=4)
-    task = LatentODETask(data.scaling(), {"field": "mechanistic"}, objective="mse")
+    task = LatentTask(CompartmentModel(), encoder=SetEncoder(), objective=SquaredError())
     trainer, printed = fit(data, task, tmp_path, epochs=1)
     assert "against the truth" not in printed
     assert (Path(trainer.log_dir) / "individuals.png").exists()
@@ -173,9 +183,9 @@ def test_measured_data_have_no_table_of_errors(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_each_endpoint_has_its_own_panels(tmp_path) -> None:
-    data = LotkaVolterraDataModule(subjects=2, samples=4)
-    task = LatentODETask(
-        data.scaling(), {"system": "lotka_volterra", "field": "mechanistic"}, error="log_normal", solver={"rtol": 1e-3}
+    data = SimulatedLotkaVolterraDataModule(subjects=2, samples=4)
+    task = LatentTask(
+        LotkaVolterra(), error=LogNormalError(), engine=Auto(rtol=1e-3), encoder=SetEncoder(), objective=ELBO()
     )
     trainer, _ = fit(data, task, tmp_path, epochs=1)
     folder = Path(trainer.log_dir)
@@ -186,9 +196,9 @@ def test_each_endpoint_has_its_own_panels(tmp_path) -> None:
 
 
 def test_panels_mark_what_the_encoder_saw() -> None:
-    data = PKDataModule(subjects=2, samples=6)
+    data = SimulatedPKDataModule(subjects=2, samples=6)
     cohort = data.part("train")
-    task = LatentODETask(data.scaling(), {"field": "mechanistic"})
+    task = compartments().build(data.scaling())
     panels = make_panels(cohort, task.reconstruct(cohort, draws=3, context=2), seen=2)
     assert [panel.seen.tolist() for panel in panels] == [[True, True, False, False, False, False]] * 2
     assert panels[0].true is not None
@@ -196,8 +206,8 @@ def test_panels_mark_what_the_encoder_saw() -> None:
 
 def test_a_run_without_a_logger_or_with_another_module_is_left_alone(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    data = PKDataModule(subjects=2, samples=3)
-    task = LatentODETask(data.scaling(), {"field": "mechanistic"})
+    data = SimulatedPKDataModule(subjects=2, samples=3)
+    task = compartments().build(data.scaling())
     trainer = L.Trainer(
         max_epochs=1,
         accelerator="cpu",

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from solving import solve_batch
 
 from neuralpk.batch import collate
 from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.dynamics import CompartmentModel
-from neuralpk.solve import SolverOptions, solve
+from neuralpk.solve import Exact, TorchDiffEq
 
 FILE = Path(__file__).parents[2] / "shared" / "data" / "nlmixr2_nmtest.csv"
 # a lag beyond the interval, or a long lag with SS = 2: no tool agrees with NONMEM there, seven are even negative
@@ -53,7 +54,7 @@ def read() -> list[tuple[Subject, dict[str, float]]]:
 
 
 @pytest.mark.skipif(not FILE.exists(), reason="the NONMEM conformance file lies beside the repository, not in it")
-@pytest.mark.parametrize("engine", ["exact", "torchdiffeq"])
+@pytest.mark.parametrize("engine", [Exact(), TorchDiffEq(rtol=1e-9, atol=1e-9)], ids=["exact", "torchdiffeq"])
 def test_agrees_with_nonmem_to_its_five_digits(engine):
     subjects = read()
     assert len(subjects) == 37
@@ -64,10 +65,9 @@ def test_agrees_with_nonmem_to_its_five_digits(engine):
     theta = torch.tensor(
         [[(values | own)[name] for name in model.parameter_names] for _, own in subjects], dtype=torch.float64
     )
-    options = SolverOptions(engine=engine, rtol=1e-9, atol=1e-9)
     with torch.no_grad():
-        line = solve(model, model.initial_state(theta), theta, batch, options=options)
-    line.check(batch.ids, options)
+        line = solve_batch(model, theta, batch, engine=engine)
+    line.check(batch.ids)
     predicted = model.observe(line.states, line.theta)[..., model.central] * 1000
     for k, (subject, _) in enumerate(subjects):
         np.testing.assert_allclose(

@@ -16,8 +16,8 @@ from neuralpk.batch import CohortBatch, TruthBatch, collate
 from neuralpk.cohort import Cohort
 from neuralpk.datamodules import (
     GlobalBatchSampler,
-    LotkaVolterraDataModule,
-    PKDataModule,
+    SimulatedLotkaVolterraDataModule,
+    SimulatedPKDataModule,
     TableDataModule,
     choose_context,
 )
@@ -47,14 +47,14 @@ def truths(cohort: Cohort) -> dict[str, np.ndarray]:
 
 
 def test_one_seed_gives_one_cohort_and_another_seed_another() -> None:
-    first, again, other = (values(PKDataModule(subjects=6, seed=seed).part("train")) for seed in (3, 3, 4))
+    first, again, other = (values(SimulatedPKDataModule(subjects=6, seed=seed).part("train")) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
 
 
 def test_batches_do_not_depend_on_the_number_of_workers() -> None:
     options = {"subjects": 7, "batch_size": 3, "passes_per_epoch": 2, "context": "random"}
-    alone, helped = (PKDataModule(num_workers=n, **options).train_dataloader() for n in (0, 2))
+    alone, helped = (SimulatedPKDataModule(num_workers=n, **options).train_dataloader() for n in (0, 2))
     for epoch in (0, 1):
         alone.sampler.set_epoch(epoch)
         helped.sampler.set_epoch(epoch)
@@ -64,7 +64,7 @@ def test_batches_do_not_depend_on_the_number_of_workers() -> None:
 
 
 def test_a_subject_of_a_small_cohort_is_the_same_in_a_large_one() -> None:
-    small, large = (PKDataModule(subjects=n, lloq=0.05, jitter=0.1).part("train") for n in (4, 9))
+    small, large = (SimulatedPKDataModule(subjects=n, lloq=0.05, jitter=0.1).part("train") for n in (4, 9))
     np.testing.assert_array_equal(values(small), values(large[:4]))
 
 
@@ -116,7 +116,7 @@ def test_every_pass_and_every_epoch_has_its_own_order() -> None:
 @pytest.fixture(scope="module")
 def ragged() -> CohortBatch:
     """Subjects with 0 to 5 observations, the third of one with no measured value."""
-    cohort = PKDataModule(subjects=12, samples=[0, 5]).part("train")
+    cohort = SimulatedPKDataModule(subjects=12, samples=[0, 5]).part("train")
     subjects = list(cohort)
     longest = max(range(12), key=lambda i: len(subjects[i].times))
     gap = subjects[longest].values.copy()
@@ -154,7 +154,7 @@ def test_random_shows_one_or_more_and_scores_everything(ragged: CohortBatch) -> 
 
 
 def test_a_random_choice_does_not_depend_on_the_company() -> None:
-    cohort = PKDataModule(subjects=8, samples=[2, 6]).part("train")
+    cohort = SimulatedPKDataModule(subjects=8, samples=[2, 6]).part("train")
     whole = choose_context(collate(cohort), "random", 3, 5, 9)
     for few in ([3], [6, 1]):
         part = choose_context(collate(cohort[few], index=few), "random", 3, 5, 9)
@@ -164,7 +164,7 @@ def test_a_random_choice_does_not_depend_on_the_company() -> None:
 
 
 def test_the_evaluation_has_a_context_of_its_own() -> None:
-    data = PKDataModule(subjects=4, context="random", evaluation_context="first", context_size=2)
+    data = SimulatedPKDataModule(subjects=4, context="random", evaluation_context="first", context_size=2)
     (training,), (validation,) = data.train_dataloader(), data.val_dataloader()
     assert torch.equal(training.target, training.observed)
     assert validation.context.sum(1).tolist() == [2] * 4
@@ -175,7 +175,7 @@ def test_the_evaluation_has_a_context_of_its_own() -> None:
 
 
 def test_shares_are_disjoint_by_subject_and_have_their_size() -> None:
-    data = PKDataModule(subjects=20, validation=0.2, test=0.3)
+    data = SimulatedPKDataModule(subjects=20, validation=0.2, test=0.3)
     parts = [set(data.part(name).ids) for name in ("train", "val", "test")]
     assert [len(part) for part in parts] == [10, 4, 6]
     assert not any(a & b for a, b in itertools.combinations(parts, 2))
@@ -183,19 +183,19 @@ def test_shares_are_disjoint_by_subject_and_have_their_size() -> None:
 
 
 def test_the_split_follows_the_seed() -> None:
-    held = [PKDataModule(subjects=20, test=0.3, seed=seed).part("test").ids for seed in (0, 0, 1)]
+    held = [SimulatedPKDataModule(subjects=20, test=0.3, seed=seed).part("test").ids for seed in (0, 0, 1)]
     assert held[0] == held[1] != held[2]
 
 
 def test_without_a_share_the_training_subjects_are_measured() -> None:
-    data = PKDataModule(subjects=5)
+    data = SimulatedPKDataModule(subjects=5)
     assert data.part("val").ids == data.part("test").ids == data.part("train").ids
-    held = PKDataModule(subjects=10, validation=0.2)
+    held = SimulatedPKDataModule(subjects=10, validation=0.2)
     assert held.part("test").ids == held.part("val").ids
 
 
 def test_further_test_subjects_are_new_ones_of_the_same_population() -> None:
-    data = PKDataModule(subjects=5, test_subjects=3)
+    data = SimulatedPKDataModule(subjects=5, test_subjects=3)
     assert data.part("train").ids == ("1", "2", "3", "4", "5")
     assert data.part("test").ids == ("6", "7", "8")
 
@@ -216,7 +216,7 @@ def test_folds_leave_every_subject_out_once() -> None:
 
 
 def test_training_batches_carry_no_truth_and_test_batches_do() -> None:
-    data = PKDataModule(subjects=4, test_subjects=2)
+    data = SimulatedPKDataModule(subjects=4, test_subjects=2)
     (training,), (validation,), (test,) = data.train_dataloader(), data.val_dataloader(), data.test_dataloader()
     assert training.truth is None
     assert isinstance(validation.truth, TruthBatch)
@@ -225,12 +225,11 @@ def test_training_batches_carry_no_truth_and_test_batches_do() -> None:
 
 
 def test_the_scaling_is_plain_and_measures_the_training_subjects_alone() -> None:
-    data = PKDataModule(subjects=12, test=0.5, covariates={"WT": [40.0, 100.0], "SEX": 0.5})
-    plain = data.scaling()
-    assert json.loads(json.dumps(plain)) == plain
-    assert Scaling.from_plain(json.loads(json.dumps(plain))) == Scaling.of(data.part("train"))
-    assert plain != Scaling.of(data.make_cohort()).plain()
-    assert set(plain["covariates"]) == {"WT", "SEX"}
+    data = SimulatedPKDataModule(subjects=12, test=0.5, covariates={"WT": [40.0, 100.0], "SEX": 0.5})
+    scaling = data.scaling()
+    assert scaling == Scaling.of(data.part("train")) != Scaling.of(data.make_cohort())
+    assert Scaling.from_plain(json.loads(json.dumps(scaling.plain()))) == scaling
+    assert set(scaling.covariates) == {"WT", "SEX"}
 
 
 # ---- options of the simulated cohort
@@ -263,13 +262,15 @@ KINETICS = {
 
 @pytest.mark.parametrize(("options", "states"), KINETICS.values(), ids=KINETICS)
 def test_every_kinetics_can_be_simulated(options: dict, states: tuple[str, ...]) -> None:
-    data = PKDataModule(subjects=3, times=[1.0, 6.0, 24.0, 48.0], samples=None, omega={}, doses=[100.0], **options)
+    data = SimulatedPKDataModule(
+        subjects=3, times=[1.0, 6.0, 24.0, 48.0], samples=None, omega={}, doses=[100.0], **options
+    )
     subject = data.part("train")[0]
     assert data.dynamics.states == states
     line = subject.truth.line[:, 0]
     assert (line >= -1e-9).all()
     assert line.max() > 0.1
-    reference = PKDataModule(
+    reference = SimulatedPKDataModule(
         subjects=1, typical=ONE, compartments=1, times=[1.0, 48.0], samples=2, omega={}, doses=[100.0]
     )
     if options["typical"] != ONE:
@@ -286,8 +287,12 @@ def test_an_oral_dose_rises_and_a_lag_delays_it() -> None:
         "samples": 2,
         "doses": [100.0],
     }
-    plain = PKDataModule(subjects=1, typical=ONE | {"KA": 1.0}, **oral).part("train")[0].truth
-    late = PKDataModule(subjects=1, typical=ONE | {"KA": 1.0, "LAG": 2.0}, lag=True, **oral).part("train")[0].truth
+    plain = SimulatedPKDataModule(subjects=1, typical=ONE | {"KA": 1.0}, **oral).part("train")[0].truth
+    late = (
+        SimulatedPKDataModule(subjects=1, typical=ONE | {"KA": 1.0, "LAG": 2.0}, lag=True, **oral)
+        .part("train")[0]
+        .truth
+    )
     assert 0 < int(np.argmax(plain.line)) < 100
     before = late.times < 2.0
     assert np.abs(late.line[before]).max() == 0.0
@@ -298,10 +303,10 @@ def test_an_oral_dose_rises_and_a_lag_delays_it() -> None:
 
 def test_repeated_doses_infusions_and_steady_state_reach_the_records() -> None:
     common = {"subjects": 1, "omega": {}, "doses": [50.0], "times": [0.5, 60.0], "samples": 2}
-    once = PKDataModule(**common).part("train")[0]
-    thrice = PKDataModule(repeats=3, interval=12.0, **common).part("train")[0]
-    slow = PKDataModule(infusion=2.0, **common).part("train")[0]
-    steady = PKDataModule(steady_state=True, interval=12.0, **common).part("train")[0]
+    once = SimulatedPKDataModule(**common).part("train")[0]
+    thrice = SimulatedPKDataModule(repeats=3, interval=12.0, **common).part("train")[0]
+    slow = SimulatedPKDataModule(infusion=2.0, **common).part("train")[0]
+    steady = SimulatedPKDataModule(steady_state=True, interval=12.0, **common).part("train")[0]
     assert [dose.time for record in thrice.doses for dose in record.expand()] == [0.0, 12.0, 24.0]
     assert slow.doses[0].duration == 2.0
     assert steady.doses[0].steady_state == 1
@@ -314,7 +319,7 @@ def test_repeated_doses_infusions_and_steady_state_reach_the_records() -> None:
 
 
 def test_doses_are_dealt_in_turn() -> None:
-    cohort = PKDataModule(subjects=5, doses=[10.0, 20.0]).part("train")
+    cohort = SimulatedPKDataModule(subjects=5, doses=[10.0, 20.0]).part("train")
     assert [subject.doses[0].amount for subject in cohort] == [10.0, 20.0, 10.0, 20.0, 10.0]
 
 
@@ -327,20 +332,20 @@ def test_variability_as_percent_as_omega_and_as_a_matrix() -> None:
         "samples": 1,
         "grid": [1, 24, 3],
     }
-    in_percent = truths(PKDataModule(cv={"CL": 50.0}, **common).part("train"))
-    as_omega = truths(PKDataModule(omega={"CL": 0.472380727}, **common).part("train"))  # sqrt(log(1 + 0.5²))
-    full = truths(PKDataModule(omega=[[0.25, 0.2], [0.2, 0.25]], **common).part("train"))
+    in_percent = truths(SimulatedPKDataModule(cv={"CL": 50.0}, **common).part("train"))
+    as_omega = truths(SimulatedPKDataModule(omega={"CL": 0.472380727}, **common).part("train"))  # sqrt(log(1 + 0.5²))
+    full = truths(SimulatedPKDataModule(omega=[[0.25, 0.2], [0.2, 0.25]], **common).part("train"))
     np.testing.assert_allclose(in_percent["CL"], as_omega["CL"], rtol=1e-6)
     assert in_percent["V1"] == pytest.approx(70.0)
     # 400 draws: standard errors of a standard deviation and of a correlation of 0.8 are 0.017 and 0.018
     assert np.log(in_percent["CL"]).std() == pytest.approx(0.472, abs=0.06)
     assert np.corrcoef(np.log(full["CL"]), np.log(full["V1"]))[0, 1] == pytest.approx(0.8, abs=0.06)
-    varied = truths(PKDataModule(**common).part("train"))
+    varied = truths(SimulatedPKDataModule(**common).part("train"))
     assert np.log(varied["V1"]).std() == pytest.approx(0.3, abs=0.04)
 
 
 def test_covariates_act_by_their_exponent_and_their_factor() -> None:
-    data = PKDataModule(
+    data = SimulatedPKDataModule(
         subjects=40,
         omega={},
         covariates={"WT": [40.0, 100.0], "SEX": 0.5},
@@ -357,7 +362,7 @@ def test_covariates_act_by_their_exponent_and_their_factor() -> None:
 
 
 def test_values_below_the_limit_of_quantification_are_censored_at_it() -> None:
-    free, limited = (PKDataModule(subjects=10, lloq=lloq).part("train") for lloq in (None, 0.2))
+    free, limited = (SimulatedPKDataModule(subjects=10, lloq=lloq).part("train") for lloq in (None, 0.2))
     below = values(free) < 0.2
     censored = np.concatenate([subject.censored for subject in limited])
     assert 0 < below.sum() < below.size
@@ -369,7 +374,7 @@ def test_values_below_the_limit_of_quantification_are_censored_at_it() -> None:
 def test_sampling_times_are_the_plan_the_plan_shaken_or_anywhere_between() -> None:
     plan = {"subjects": 20, "times": [1.0, 5.0, 9.0], "samples": 2}
     planned, shaken, between = (
-        np.concatenate([subject.times for subject in PKDataModule(**plan, **options).part("train")])
+        np.concatenate([subject.times for subject in SimulatedPKDataModule(**plan, **options).part("train")])
         for options in ({}, {"jitter": 0.1}, {"continuous": True})
     )
     distance = np.abs(shaken[:, None] - [1.0, 5.0, 9.0]).min(1)
@@ -381,9 +386,9 @@ def test_sampling_times_are_the_plan_the_plan_shaken_or_anywhere_between() -> No
 
 
 def test_a_range_of_samples_draws_how_many_each_keeps() -> None:
-    counts = {len(subject.times) for subject in PKDataModule(subjects=60, samples=[2, 5]).part("train")}
+    counts = {len(subject.times) for subject in SimulatedPKDataModule(subjects=60, samples=[2, 5]).part("train")}
     assert counts == {2, 3, 4, 5}
-    everything = PKDataModule(subjects=2, samples=None, times=[1.0, 2.0, 3.0]).part("train")
+    everything = SimulatedPKDataModule(subjects=2, samples=None, times=[1.0, 2.0, 3.0]).part("train")
     assert [len(subject.times) for subject in everything] == [3, 3]
 
 
@@ -398,7 +403,7 @@ def test_a_range_of_samples_draws_how_many_each_keeps() -> None:
 )
 def test_the_error_model_and_its_size_reach_the_values(error: str, sd: dict[str, float]) -> None:
     exact, noisy = (
-        values(PKDataModule(subjects=100, omega={}, doses=[60.0], error=error, error_sd=size).part("train"))
+        values(SimulatedPKDataModule(subjects=100, omega={}, doses=[60.0], error=error, error_sd=size).part("train"))
         for size in (dict.fromkeys(sd, 1e-9), sd)
     )
     size = {"additive": 0.1, "proportional": 0.1 * exact, "combined": np.hypot(0.1, 0.1 * exact)}
@@ -408,35 +413,35 @@ def test_the_error_model_and_its_size_reach_the_values(error: str, sd: dict[str,
 
 
 def test_the_true_line_stands_on_the_grid_that_was_asked_for() -> None:
-    truth = PKDataModule(subjects=1, grid=[0.0, 48.0, 7]).part("train")[0].truth
+    truth = SimulatedPKDataModule(subjects=1, grid=[0.0, 48.0, 7]).part("train")[0].truth
     np.testing.assert_allclose(truth.times, np.linspace(0.0, 48.0, 7))
     assert truth.line.shape == (7, 1)
 
 
 def test_typical_lines_are_those_of_the_typical_patient_under_each_ones_dose() -> None:
-    data = PKDataModule(subjects=6, test_subjects=2, doses=[10.0, 30.0])
+    data = SimulatedPKDataModule(subjects=6, test_subjects=2, doses=[10.0, 30.0])
     lines = data.typical_lines(data.part("test"))
     assert lines.shape == (2, 200, 1)
     for line, dose in zip(lines, (10.0, 30.0), strict=True):  # subjects 7 and 8: the first dose and the second
-        lone = PKDataModule(subjects=1, omega={}, doses=[dose]).part("train")[0].truth
+        lone = SimulatedPKDataModule(subjects=1, omega={}, doses=[dose]).part("train")[0].truth
         np.testing.assert_allclose(line, lone.line, rtol=1e-6)
 
 
 def test_typical_lines_follow_each_patients_covariates() -> None:
     options = {"subjects": 4, "covariates": {"WT": [40.0, 100.0]}, "effects": {"CL~WT": 2.0}}
-    data = PKDataModule(**options)
-    same = PKDataModule(omega={}, **options).part("train")
+    data = SimulatedPKDataModule(**options)
+    same = SimulatedPKDataModule(omega={}, **options).part("train")
     lines = data.typical_lines(data.part("train"))
     np.testing.assert_allclose(lines, np.stack([subject.truth.line for subject in same]), rtol=1e-9)
 
 
 def test_lotka_volterra_observes_two_species_without_doses() -> None:
-    data = LotkaVolterraDataModule(subjects=3, test_subjects=2, samples=5)
+    data = SimulatedLotkaVolterraDataModule(subjects=3, test_subjects=2, samples=5)
     subject = data.part("train")[0]
     assert subject.doses == ()
     assert subject.endpoints.tolist() == [1, 2] * 5
     assert subject.truth.line.shape == (200, 2)
-    assert len(data.scaling()["value"]) == 2
+    assert len(data.scaling().value) == 2
     assert {"alpha", "beta", "gamma", "delta", "prey0", "predator0"} <= set(subject.truth.parameters)
     assert data.part("test").ids == ("4", "5")
 
@@ -449,7 +454,7 @@ def test_a_data_set_by_name_and_the_same_from_its_file(tmp_path) -> None:
     named, read = TableDataModule("theophylline"), TableDataModule(str(tmp_path / "theo.csv"))
     np.testing.assert_array_equal(values(named.part("train")), values(read.part("train")))
     assert named.scaling() == read.scaling()
-    assert named.scaling()["covariates"].keys() == {"WT"}
+    assert named.scaling().covariates.keys() == {"WT"}
     assert named.typical_lines(named.part("train")) is None
 
 
@@ -492,17 +497,17 @@ def test_columns_covariates_and_units_of_a_table(tmp_path) -> None:
 )
 def test_bad_options_of_a_cohort_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        PKDataModule(**options)
+        SimulatedPKDataModule(**options)
 
 
 def test_parameters_of_another_model_are_refused() -> None:
     with pytest.raises(ValueError, match="KA"):
-        PKDataModule(subjects=2, absorption="first_order").part("train")
+        SimulatedPKDataModule(subjects=2, absorption="first_order").part("train")
 
 
 def test_errors_take_their_own_standard_deviations() -> None:
     with pytest.raises(ValueError, match="takes positive"):
-        PKDataModule(subjects=2, error="additive", error_sd={"b": 0.2}).part("train")
+        SimulatedPKDataModule(subjects=2, error="additive", error_sd={"b": 0.2}).part("train")
 
 
 @pytest.mark.parametrize("fold", [-1, 3])
@@ -528,4 +533,4 @@ def test_a_missing_or_faulty_table_is_refused(tmp_path) -> None:
 def test_a_simulation_says_nothing_unasked() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        PKDataModule(subjects=3).part("train")
+        SimulatedPKDataModule(subjects=3).part("train")

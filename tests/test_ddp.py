@@ -17,16 +17,18 @@ import warnings
 import lightning as L
 import torch
 
-from neuralpk.datamodules import PKDataModule
-from neuralpk.tasks import LatentODETask
+from neuralpk.datamodules import SimulatedPKDataModule
+from neuralpk.dynamics import CompartmentModel
+from neuralpk.encoders import SetEncoder
+from neuralpk.task import LatentTask
 
 out, objective, devices, subjects, batch_size = *sys.argv[1:3], *map(int, sys.argv[3:])
 torch.set_num_threads(1)
 torch.manual_seed(0)
-data = PKDataModule(
+data = SimulatedPKDataModule(
     subjects=subjects, samples=[2, 8], batch_size=batch_size or None, passes_per_epoch=5, context="random"
 )
-task = LatentODETask(data.scaling(), {"field": "mechanistic"}, encoder={"hidden": 16}, objective=objective)
+task = LatentTask(CompartmentModel(), encoder=SetEncoder(16), objective=objective)
 trainer = L.Trainer(
     max_epochs=1,
     accelerator="cpu",
@@ -53,7 +55,9 @@ def train(folder: Path, devices: int, subjects: int, batch_size: int, objective:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     # a name that the processes find each other by on a machine without a network
+    # and a global seed, from which a strategy of several processes seeds anew, unlike one process
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environment["PL_GLOBAL_SEED"] = "5"
     command = [sys.executable, str(script), str(out), objective, str(devices), str(subjects), str(batch_size)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -64,15 +68,27 @@ def train(folder: Path, devices: int, subjects: int, batch_size: int, objective:
 @pytest.mark.parametrize(
     ("subjects", "batch_size", "objective"),
     [
-        pytest.param(7, 0, "elbo", id="uneven shares"),
-        pytest.param(8, 3, "mse", id="small batches"),
+        pytest.param(7, 0, "ELBO", id="uneven shares"),
+        pytest.param(6, 0, "MarginalLikelihood", id="standard errors"),
+        pytest.param(8, 3, "SquaredError", id="small batches"),
     ],
 )
 def test_two_processes_give_the_result_of_one(tmp_path: Path, subjects: int, batch_size: int, objective: str) -> None:
     one, two = (train(tmp_path, devices, subjects, batch_size, objective) for devices in (1, 2))
     assert one["steps"] == two["steps"] >= 5
     for name, value in one["weights"].items():
-        # float32 sums in another order, passed five times through Adam, which divides by the size of the gradient
-        torch.testing.assert_close(two["weights"][name], value, rtol=1e-4, atol=2e-5, msg=name)
-    for name in ("train_loss", "train_fit", "train_kl", "val_loss", "val_rmse", "val_log_rmse", "val_line_rrmse"):
+        # float32 sums in another order, passed five times through Adam, which divides by the size of the gradient;
+        # draws of standard deviation 1.5 come from differences of such sums over 0.01
+        atol = 2e-3 if name == "model.parameter_draws" else 2e-5
+        torch.testing.assert_close(
+            two["weights"][name],
+            value,
+            rtol=1e-4,
+            atol=atol,
+            equal_nan=True,
+            msg=lambda said, name=name: f"{name}: {said}",
+        )
+    drawn = one["weights"]["model.parameter_draws"].isfinite().all()
+    assert bool(drawn) == (objective == "MarginalLikelihood")
+    for name in ("train_loss", "train_fit", "train_kl", "val_loss", "val_rmse", "val_log_rmse", "val_curve_rrmse"):
         torch.testing.assert_close(two["metrics"][name], one["metrics"][name], rtol=1e-4, atol=1e-5, msg=name)

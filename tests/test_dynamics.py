@@ -15,9 +15,11 @@ from neuralpk.dynamics import (
     LotkaVolterra,
     NeuralCompartments,
     NeuralField,
+    NeuralFlows,
+    NeuralSlope,
     RateConstants,
 )
-from neuralpk.dynamics.neural import mlp
+from neuralpk.dynamics.networks import mlp
 from neuralpk.dynamics.weight_prior import HIDDEN, WeightPrior
 from neuralpk.scaling import Scaling
 
@@ -25,6 +27,12 @@ OPTIONS = list(
     itertools.product((1, 2, 3), ("none", "first_order", "transit"), ("linear", "michaelis_menten", "time_varying"))
 )
 SCALING = Scaling(24.0, 100.0, (3.0,))
+
+
+def built(decoder, scaling=SCALING):
+    """A decoder for data of these magnitudes."""
+    decoder.build(scaling)
+    return decoder
 
 
 def random_point(model, subjects=20):
@@ -41,7 +49,7 @@ def test_amounts_only_move_or_leave(compartments, absorption, elimination):
     flow_out = model.rates(t, y, theta)[:, 0] * y[:, model.central]
     # to rounding: a sum of up to seven flows of this size
     torch.testing.assert_close(model(t, y, theta).sum(1), -flow_out, rtol=1e-12, atol=1e-12)
-    k = model._matrix(model.rates(t, y, theta))
+    k = model.matrix(model.rates(t, y, theta))
     off_diagonal = k - torch.diag_embed(k.diagonal(dim1=1, dim2=2))
     assert (off_diagonal >= 0).all()
     assert (k.sum(1) <= 1e-12).all()
@@ -115,10 +123,10 @@ def with_random_weights(model, std):
 
 @pytest.mark.parametrize("std", [0.1, 1.0, 10.0])
 def test_learned_rates_are_positive_and_bounded_whatever_the_weights(std):
-    model = with_random_weights(NeuralCompartments(CompartmentModel(2, "first_order"), 3, SCALING), std)
+    model = with_random_weights(built(NeuralCompartments(CompartmentModel(2, "first_order"), 3)), std)
     t, y, theta = random_point(model, 200)
     theta[:, -3:] = 3 * torch.randn(200, 3, dtype=torch.float64)
-    bend = (model.rates(t, 100 * y, theta) / model.base.rates(t, y, theta[:, :5])).log()
+    bend = (model.rates(t, 100 * y, theta) / model.inner.rates(t, y, theta[:, :5])).log()
     assert (bend.abs() <= 10.0 + 1e-12).all()  # exp(5·tanh) here over that in the empty system
     assert bend.std(0).min() > 0.01 * std, "no network at work"
     empty = torch.zeros_like(y)
@@ -133,7 +141,7 @@ def test_learned_rates_are_positive_and_bounded_whatever_the_weights(std):
 
 def test_a_new_neural_field_is_the_compartment_model_that_it_bends():
     known = CompartmentModel(2, "first_order", lag="depot", bioavailability="depot").double()
-    model = NeuralCompartments(known, 2, SCALING).double()
+    model = built(NeuralCompartments(known, 2)).double()
     t, y, theta = random_point(known)
     own = torch.cat([theta, torch.randn(len(y), 2, dtype=torch.float64)], dim=1)
     torch.testing.assert_close(model(t, y, own), known(t, y, theta), rtol=1e-12, atol=1e-12)
@@ -163,24 +171,20 @@ def test_a_correction_starts_a_hundred_times_slower_than_a_compartment_model():
 
 def test_only_what_is_linear_has_rates_to_bend():
     with pytest.raises(ValueError, match=r"rate constants of linear compartments"):
-        NeuralCompartments(CompartmentModel(2, elimination="michaelis_menten"), 0, SCALING)
+        NeuralCompartments(CompartmentModel(2, elimination="michaelis_menten"))
 
 
-@pytest.mark.parametrize("learned", [NeuralCompartments, NeuralField])
+@pytest.mark.parametrize("learned", [NeuralFlows, NeuralSlope])
 def test_a_hybrid_is_the_sum_of_its_parts(learned):
     known = CompartmentModel(2, "first_order", lag="depot").double()
-    if learned is NeuralField:
-        part = NeuralField(known.states, (1,), 2, SCALING, correction=True)
-    else:
-        part = NeuralCompartments(RateConstants(known.states, known.flows), 2, SCALING)
-    correction = with_random_weights(part, 0.5)
-    hybrid = HybridDynamics(known, correction)
+    correction = learned(latent_size=2)
+    hybrid = with_random_weights(built(HybridDynamics(known, correction)), 0.5)
     t, y, theta = random_point(hybrid)
     n = len(known.parameter_names)
     expected = known(t, y, theta[:, :n]) + correction(t, y, theta[:, n:])
     torch.testing.assert_close(hybrid(t, y, theta), expected, rtol=0.0, atol=0.0)
     flows = ("central_out", "central_peripheral", "peripheral_central", "depot_central")
-    base = tuple(f"base_{flow}" for flow in flows if learned is NeuralCompartments)
+    base = tuple(f"base_{flow}" for flow in flows if learned is NeuralFlows)
     assert hybrid.parameter_names == (*known.parameter_names, *base, "z1", "z2")
     assert tuple(hybrid.guess(SCALING)) == (*known.parameter_names, *base)
     torch.testing.assert_close(hybrid.lag(theta), known.lag(theta[:, :n]), rtol=0.0, atol=0.0)
@@ -190,7 +194,13 @@ def test_a_hybrid_is_the_sum_of_its_parts(learned):
 
 def test_parts_of_a_hybrid_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"states differ"):
-        HybridDynamics(CompartmentModel(2), NeuralCompartments(CompartmentModel(1), 2, SCALING))
+        HybridDynamics(CompartmentModel(2), NeuralCompartments(CompartmentModel(1), 2))
+    with pytest.raises(ValueError, match=r"both have parameters CL"):
+        HybridDynamics(CompartmentModel(2), NeuralCompartments(CompartmentModel(2)))
+    with pytest.raises(ValueError, match=r"no flows: use NeuralSlope"):
+        HybridDynamics(LotkaVolterra(), NeuralFlows())
+    with pytest.raises(ValueError, match=r"not central -> bile"):
+        HybridDynamics(CompartmentModel(2), NeuralFlows(extra_flows=[["central", "bile"]]))
 
 
 def test_a_dynamics_that_is_not_linear_has_no_rate_matrix():
@@ -200,14 +210,14 @@ def test_a_dynamics_that_is_not_linear_has_no_rate_matrix():
 
 def test_an_undosed_neural_field_starts_from_values_of_the_subject_in_the_unit_of_the_data():
     scaling = Scaling(90.0, 1.0, (30.0, 20.0))
-    field = NeuralField(("prey", "predator"), (0, 1), 2, scaling, dosed=False)
+    field = built(NeuralField(LotkaVolterra(), 2), scaling)
     assert field.parameter_names == ("prey0", "predator0", "z1", "z2")
     assert field.guess(scaling) == {"prey0": 30.0, "predator0": 20.0}
     theta = torch.tensor([[25.0, 40.0, 0.3, -0.7]])
     start = field.initial_state(theta)
     assert start.tolist() == [[25.0, 40.0]] == field.observe(start, theta).tolist()
     assert (field(torch.zeros(1), start, theta) == 0).all(), "a new field is at rest"
-    dosed = NeuralField(("depot", "central"), (1,), 2, SCALING)
+    dosed = built(NeuralField(CompartmentModel(1, "first_order"), 2))
     assert dosed.guess(SCALING) == {"base_V1": pytest.approx(100 / 3)}
     theta = torch.tensor([[20.0, 0.3, -0.7]])
     assert dosed.initial_state(theta).tolist() == [[0.0, 0.0]]
@@ -217,9 +227,10 @@ def test_an_undosed_neural_field_starts_from_values_of_the_subject_in_the_unit_o
 @pytest.mark.parametrize("dosed", [True, False])
 def test_the_slope_of_a_neural_field_depends_on_state_and_z_alone_in_whatever_units(dosed):
     plain, other = Scaling(1.0, 1.0, (1.0, 1.0)), Scaling(90.0, 100.0, (30.0, 20.0))
-    field = with_random_weights(NeuralField(("a", "b"), (0, 1), 2, plain, dosed), 1.0)
-    same = NeuralField(("a", "b"), (0, 1), 2, other, dosed).double()
-    same.network.load_state_dict(field.network.state_dict())
+    like = CompartmentModel(2) if dosed else LotkaVolterra()
+    field = with_random_weights(built(NeuralField(like, 2), plain), 1.0)
+    same = built(NeuralField(like, 2), other).double()
+    same.slope_network.network.load_state_dict(field.slope_network.network.state_dict())
     t, y, theta = random_point(field)
     unit = torch.tensor([100.0, 100.0] if dosed else [30.0, 20.0], dtype=torch.float64)
     slope = field(t, y, theta) * unit / 90
@@ -230,7 +241,7 @@ def test_the_slope_of_a_neural_field_depends_on_state_and_z_alone_in_whatever_un
 @pytest.mark.parametrize("absorption", ["none", "first_order"])
 def test_parameters_of_learned_compartments_are_those_of_the_field_near_the_empty_state(absorption):
     known = CompartmentModel(2, absorption)
-    states, model = known.states, with_random_weights(NeuralCompartments(known, 1, SCALING), 0.5)
+    states, model = known.states, with_random_weights(built(NeuralCompartments(known, 1)), 0.5)
     t, _, theta = random_point(model, 3)
     derived = model.derived(theta)
     assert set(derived) == {"k10", "k12", "k21"}
@@ -278,25 +289,25 @@ def test_the_prior_of_a_network_is_normal_around_the_features_that_it_starts_wit
 
 
 def test_before_data_the_rates_of_learned_compartments_bend_by_as_much_as_was_asked():
-    bend, bent = 0.4, []
+    prior_sd, bent = 0.4, []
     full = torch.full((1, 2), float(SCALING.amount), dtype=torch.float64)
     for seed in range(300):
         torch.manual_seed(seed)
-        field = NeuralCompartments(CompartmentModel(2), 0, SCALING, bend=bend).double()
-        prior = field.weight_prior
+        field = built(NeuralCompartments(prior_sd=prior_sd)).double()
+        prior = field.rate_network.weight_prior
         drawn = prior.mean + prior.sd * torch.randn_like(prior.sd)
-        torch.nn.utils.vector_to_parameters(drawn, field.network.parameters())
+        torch.nn.utils.vector_to_parameters(drawn, field.rate_network.network.parameters())
         typical = torch.tensor([list(field.guess(SCALING).values())], dtype=torch.float64)
-        bent.append((field.rates(torch.zeros(1), full, typical) / field._base_rates(typical)).log().detach())
+        bent.append((field.rates(torch.zeros(1), full, typical) / field.base_rates(typical)).log().detach())
     # 900 draws; the hidden layer adds a little, tanh takes a little off
-    assert float(torch.stack(bent).std()) == pytest.approx(bend, rel=0.1)
+    assert float(torch.stack(bent).std()) == pytest.approx(prior_sd, rel=0.1)
 
 
 def test_a_field_holds_the_prior_of_its_network_and_a_mechanism_none():
-    field = with_random_weights(NeuralCompartments(CompartmentModel(2), 1, SCALING), 0.5)
-    hybrid = HybridDynamics(CompartmentModel(2), field)
-    held = field.weight_prior(field.network).item()
-    assert held < 0.0 and field.log_prior().item() == hybrid.log_prior().item() == held
+    hybrid = with_random_weights(built(HybridDynamics(CompartmentModel(2), NeuralFlows(1))), 0.5)
+    part = hybrid.correction.rate_network
+    density = part.weight_prior(part.network).item()
+    assert density < 0.0 and hybrid.log_prior().item() == hybrid.correction.log_prior().item() == density
     hybrid.centre_prior()
     assert hybrid.log_prior().item() == 0.0
     assert CompartmentModel(2).log_prior() == 0.0

@@ -8,7 +8,16 @@ import torch
 
 from neuralpk.batch import collate
 from neuralpk.cohort import Cohort, Dose, Subject, Truth
-from neuralpk.encoders import ENCODERS, Posterior, PriorEncoder, feature_size, sample_features
+from neuralpk.encoders import (
+    Encoder,
+    Posterior,
+    RecurrentEncoder,
+    SampleReader,
+    SetEncoder,
+    feature_size,
+    sample_features,
+)
+from neuralpk.part import describe, make
 from neuralpk.scaling import Scaling
 
 SCALING = Scaling(24.0, 100.0, (3.0, 40.0), {"WT": (70.0, 0.2, True)})
@@ -29,9 +38,14 @@ def batch_of(subjects):
     return collate(Cohort(tuple(subjects)), dtype=torch.float64)
 
 
-@pytest.fixture(params=ENCODERS)
+def built(encoder):
+    encoder.build(SCALING, latent_size=3)
+    return encoder.double()
+
+
+@pytest.fixture(params=[SetEncoder, RecurrentEncoder])
 def encoder(request):
-    encoder = ENCODERS[request.param](SCALING, latent_size=3, hidden=8).double()
+    encoder = built(request.param(hidden=8))
     for p in encoder.parameters():  # far from the quiet start, so that everything that can matter does
         torch.nn.init.normal_(p, std=0.5)
     return encoder.requires_grad_(False)
@@ -51,8 +65,8 @@ def test_without_a_sample_the_posterior_is_the_prior(encoder):
     assert (posterior.sd[:2] < 1).all(), "a sample must add to what is known"
 
 
-def test_an_encoder_that_reads_nothing_says_the_prior_of_every_subject():
-    posterior = PriorEncoder(SCALING, latent_size=3)(batch_of(people()))
+def test_the_prior_of_every_subject_is_standard_normal():
+    posterior = Posterior.prior(3, 3, like=batch_of(people()).time)
     assert posterior.mean.shape == (3, 3)
     assert posterior.mean.dtype == torch.float64
     assert posterior.kl().tolist() == [0.0] * 3
@@ -77,8 +91,9 @@ def test_the_padding_does_not_matter(encoder):
     batch = batch_of(people())
     seen = {name: torch.where(batch.mask, getattr(batch, name), 7.0) for name in ("time", "value")}
     seen |= {name: torch.where(batch.mask, getattr(batch, name), 1) for name in ("endpoint", "censored")}
-    doses = {name: torch.where(batch.dose_mask, getattr(batch, name), 3.0) for name in ("dose_time", "dose_amount")}
-    assert_equal(encoder(dataclasses.replace(batch, **seen, **doses)), encoder(batch))
+    doses = {name: torch.where(batch.doses.mask, getattr(batch.doses, name), 3.0) for name in ("time", "amount")}
+    changed = dataclasses.replace(batch, **seen, doses=dataclasses.replace(batch.doses, **doses))
+    assert_equal(encoder(changed), encoder(batch))
 
 
 def test_a_sample_outside_the_context_does_not_matter(encoder):
@@ -101,10 +116,13 @@ def test_a_sample_outside_the_context_does_not_matter(encoder):
 FIELDS = ("compartments", "endpoints", "censored", "limits", "rows")
 
 
-@pytest.mark.parametrize("name", ["value", "time", "dose_amount", "dose_time", "covariates"])
+@pytest.mark.parametrize("name", ["value", "time", "doses.amount", "doses.time", "covariates"])
 def test_everything_that_was_measured_or_given_matters(encoder, name):
     batch = batch_of(people())
-    changed = dataclasses.replace(batch, **{name: getattr(batch, name) + 0.01})
+    of, _, inner = name.partition(".")
+    value = getattr(batch, of)
+    moved = dataclasses.replace(value, **{inner: getattr(value, inner) + 0.01}) if inner else value + 0.01
+    changed = dataclasses.replace(batch, **{of: moved})
     assert not torch.allclose(encoder(changed).mean[0], encoder(batch).mean[0])
 
 
@@ -118,8 +136,8 @@ def test_what_is_scored_does_not_matter(encoder):
 
 
 def test_a_set_has_no_order():
-    encoder = ENCODERS["set"](SCALING, 3, hidden=8).double().requires_grad_(False)
-    torch.nn.init.normal_(encoder.evidence.weight)
+    encoder = built(SetEncoder(hidden=8)).requires_grad_(False)
+    torch.nn.init.normal_(encoder.posterior.factors.weight)
     batch = batch_of(people())
     order = torch.tensor([2, 0, 3, 1])
     names = ("time", "value", "endpoint", "censored", "context", "mask", "observed", "target")
@@ -160,3 +178,26 @@ def test_the_gradient_reaches_every_weight_and_only_from_samples(encoder):
     encoder.zero_grad()
     encoder(batch_of(people()[2:])).mean.sum().backward()
     assert all(not p.grad.any() for p in encoder.parameters() if p.grad is not None)
+
+
+def test_a_reader_knows_a_sample_and_all_later_ones_only():
+    reader = SampleReader(hidden=8).build(SCALING).double().requires_grad_(False)
+    batch = batch_of(people())
+    value = batch.value.clone()
+    value[0, 1] += 1.0
+    before, after = reader(batch)[0], reader(dataclasses.replace(batch, value=value))[0]
+    assert before.shape == (4, 8)
+    assert (before != after).any(1).tolist() == [True, True, False, False]
+
+
+def test_an_encoder_is_made_again_from_its_description():
+    for encoder in (SetEncoder(), SetEncoder(hidden=8), RecurrentEncoder(hidden=8)):
+        again = make(describe(encoder), Encoder, "encoder")
+        assert (type(again), again.hidden) == (type(encoder), encoder.hidden)
+    assert describe(SetEncoder(hidden=8)) == {"class_path": "neuralpk.encoders.SetEncoder", "init_args": {"hidden": 8}}
+
+
+@pytest.mark.parametrize("kind", [SetEncoder, RecurrentEncoder, SampleReader])
+def test_a_width_is_at_least_one(kind):
+    with pytest.raises(ValueError, match="hidden, the width of the encoder, must be 1 or more, got 0"):
+        kind(hidden=0)

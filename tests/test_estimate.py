@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import io
 import re
 import warnings
 from importlib import resources
@@ -20,12 +22,12 @@ from neuralpk import datasets
 from neuralpk.batch import collate
 from neuralpk.cli import main
 from neuralpk.cohort import Cohort, Dose, Subject
+from neuralpk.cohort_simulation import Design, Population, omega_from_cv, simulate_cohort
 from neuralpk.dynamics import CompartmentModel
 from neuralpk.evaluate.metrics import shrinkage
-from neuralpk.published import PublishedPopulation
-from neuralpk.reconstruction import Reconstruction, reconstruct
+from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals
+from neuralpk.population_file import PublishedPopulation
 from neuralpk.residual_error import CombinedError
-from neuralpk.simulate import Design, Population, omega_from_cv, simulate_cohort
 from neuralpk.tables import write_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "estimate.md"
@@ -84,8 +86,8 @@ def mode_by_scipy(subject: Subject, correlation: float = 0.0) -> np.ndarray:
     return np.asarray(found.x)
 
 
-def estimated(plain: dict, cohort: Cohort, draws: int = 0) -> Reconstruction:
-    return reconstruct(PublishedPopulation.from_plain(plain).model(cohort), cohort, draws=draws, polish=True)
+def estimated(plain: dict, cohort: Cohort, draws: int = 0) -> IndividualEstimates:
+    return estimate_individuals(PublishedPopulation.from_plain(plain).model(cohort), cohort, draws=draws)
 
 
 def changed(plain: dict, **groups: object) -> dict:
@@ -96,12 +98,12 @@ def changed(plain: dict, **groups: object) -> dict:
 # ---- estimates
 
 
-def test_the_most_probable_place_is_that_of_an_independent_search() -> None:
+def test_the_map_is_that_of_an_independent_search() -> None:
     cohort = patients()
     result = estimated(BOLUS, cohort)
     expected = np.stack([mode_by_scipy(subject) for subject in cohort])
     assert np.abs(expected).max() > 0.8
-    np.testing.assert_allclose(result.place, expected, atol=1e-3)
+    np.testing.assert_allclose(result.z, expected, atol=1e-3)
 
 
 def test_a_full_omega_is_the_prior_of_an_independent_search() -> None:
@@ -121,7 +123,7 @@ def test_covariates_enter_as_a_power_of_the_ratio_and_as_a_factor() -> None:
     cohort = patients(4)
     model = PublishedPopulation.from_plain(BOLUS).model(cohort)
     batch = collate(cohort.with_covariates(["SEX", "WT"]), dtype=torch.float64)
-    theta = model.individual(model.prior_mean(4), batch.covariates).numpy()
+    theta = model.population(model.typical(4), batch.covariates)[:, 0].numpy()
     weight = np.array([subject.covariates["WT"] for subject in cohort]) / 70
     np.testing.assert_allclose(theta[:, 0], 5 * weight**0.75 * np.exp([0, -0.3, 0, -0.3]), rtol=1e-12)
     np.testing.assert_allclose(theta[:, 1], 20 * weight, rtol=1e-12)
@@ -173,7 +175,7 @@ def test_a_sample_before_the_dose_does_not_break_a_proportional_error() -> None:
     subject = Subject("1", np.array([0.0, 2.0, 9.0]), np.array([0.1, 3.0, 0.9]), (Dose(1.0, DOSE),))
     plain = changed(BOLUS, effects=None, references=None, error="proportional", error_sd={"b": 0.2})
     after = Subject("1", subject.times[1:], subject.values[1:], subject.doses)
-    with_it, without = (estimated(plain, Cohort((s,))).place for s in (subject, after))
+    with_it, without = (estimated(plain, Cohort((s,))).z for s in (subject, after))
     np.testing.assert_allclose(with_it, without, atol=1e-6)
 
 
@@ -196,17 +198,17 @@ def test_any_dynamics_recovers_a_patient_from_many_exact_samples(dynamics: dict,
     z = torch.linspace(-0.8, 0.9, len(typical), dtype=torch.float64)[None]
     values = model.predict(z, collate([blank], dtype=torch.float64)).value[0].numpy()
     seen = Subject("1", times, values, blank.doses, compartments=blank.compartments)
-    np.testing.assert_allclose(estimated(plain, Cohort((seen,))).place, z.numpy(), atol=0.02)
+    np.testing.assert_allclose(estimated(plain, Cohort((seen,))).z, z.numpy(), atol=0.02)
 
 
 def test_a_patient_is_estimated_the_same_among_others_and_in_parts(monkeypatch) -> None:
     cohort = patients()
     parts: list[int] = []
     model = PublishedPopulation.from_plain(BOLUS).model(cohort)
-    whole = reconstruct(model, cohort, draws=40, polish=True)
-    monkeypatch.setattr("neuralpk.reconstruction._SOLVED_AT_ONCE", 80)
-    split = reconstruct(
-        model, cohort, draws=40, polish=True, progress=lambda given: [parts.append(len(p)) or p for p in given]
+    whole = estimate_individuals(model, cohort, draws=40)
+    monkeypatch.setattr("neuralpk.individual_estimates._SOLVED_AT_ONCE", 80)
+    split = estimate_individuals(
+        model, cohort, draws=40, progress=lambda given: [parts.append(len(p)) or p for p in given]
     )
     assert parts == [2, 2, 2]
     pd.testing.assert_frame_equal(split.individuals(), whole.individuals(), rtol=1e-9)
@@ -217,7 +219,7 @@ def test_the_intervals_of_simulated_patients_hold_the_truth_nine_times_in_ten() 
     plain = changed(BOLUS, effects=None, references=None)
     population = Population(plain["typical"], plain["omega"])
     design = Design(((Dose(0.0, DOSE),),), (0.5, 2.0, 6.0, 12.0), samples=2)
-    error = CombinedError.known(**plain["error_sd"])
+    error = CombinedError.from_values(**plain["error_sd"])
     cohort = simulate_cohort(CompartmentModel(1), population, design, error, 300, seed=1)
     result = estimated(plain, cohort, draws=50)
     for name in ("CL", "V1"):
@@ -228,7 +230,7 @@ def test_the_intervals_of_simulated_patients_hold_the_truth_nine_times_in_ten() 
 
 
 def test_a_search_without_an_end_is_named(monkeypatch) -> None:
-    monkeypatch.setattr("neuralpk.inference.mode._FARTHEST", 1e-6)
+    monkeypatch.setattr("neuralpk.inference.map._LONGEST_STEP", 1e-6)
     with pytest.warns(UserWarning, match="subject 0, 1: the search"):
         estimated(BOLUS, patients()[:2])
 
@@ -237,7 +239,7 @@ def test_theophylline_by_the_focei_values_shrinks_as_focei_says() -> None:
     result = estimated(THEOPHYLLINE, datasets.theophylline())
     omega = np.array([omega_from_cv(THEOPHYLLINE["cv"][name]) for name in ("CL", "V1", "KA")])
     # of nlmixr2's FOCEI: KA 1.9 %, CL 4.0 %, V 10.3 %
-    shrunk = 100 * shrinkage(result.place * omega, omega)
+    shrunk = 100 * shrinkage(result.z * omega, omega)
     np.testing.assert_allclose(shrunk, [4.0, 10.3, 1.9], atol=2.0)
 
 
@@ -311,10 +313,12 @@ def test_covariates_that_do_not_fit_the_population_are_refused(groups: dict, sai
 
 
 def refusal(*arguments: str) -> str:
-    with pytest.raises(SystemExit) as refused:
+    """What the command says to a wrong call."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), pytest.raises(SystemExit) as refused:
         main(list(arguments))
     assert refused.value.code not in (0, None)
-    return str(refused.value.code)
+    return said.getvalue()
 
 
 def test_estimate_runs_the_example_of_the_documentation(capsys) -> None:

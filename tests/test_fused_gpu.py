@@ -9,6 +9,8 @@ import torch
 
 pytest.importorskip("triton", reason="the GPU kernels are written in Triton, which is for Linux alone")
 
+from solving import solve_batch
+
 from neuralpk.batch import collate
 from neuralpk.cohort import Dose, Subject
 from neuralpk.dynamics import (
@@ -16,25 +18,26 @@ from neuralpk.dynamics import (
     HybridDynamics,
     NeuralCompartments,
     NeuralField,
+    NeuralFlows,
     Perceptron,
-    RateConstants,
 )
 from neuralpk.scaling import Scaling
-from neuralpk.solve import SolverOptions, fused_cpu, fused_gpu, runge_kutta, solve
-from neuralpk.solve.mesh import Mesh, build_mesh, dose_inputs
-from neuralpk.solve.options import Status
-from neuralpk.solve.scheme import Explicit
+from neuralpk.solve import RungeKutta, adaptive_steps, fused_cpu, fused_gpu
+from neuralpk.solve.event_nodes import Mesh, build_mesh, dose_inputs
+from neuralpk.solve.tableau import STIFF
+from neuralpk.solve.trajectory import Status
+from neuralpk.solve.tsit5_rodas5p import Tsit5
 
 # a state beyond all bounds is what some of these subjects are about; the interpreter computes with NumPy, which warns
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero) encountered:RuntimeWarning")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SCALING = Scaling(24.0, 100.0, (3.0,), {})
 STATES = ("depot", "central")
-OPTIONS = SolverOptions(rtol=1e-3, atol=1e-3)
+OPTIONS = RungeKutta(rtol=1e-3, atol=1e-3)
 # no error is too large, and each step ten times as long as the one before: every engine takes the same ones, so that
 # their gradients, exact for the steps as taken, differ in rounding alone
-SAME_STEPS = SolverOptions(rtol=1e8, atol=1e8)
-TIGHT, TIGHTER = SolverOptions(rtol=1e-5, atol=1e-6), SolverOptions(rtol=1e-8, atol=1e-9)
+SAME_STEPS = RungeKutta(rtol=1e8, atol=1e8)
+TIGHT, TIGHTER = RungeKutta(rtol=1e-5, atol=1e-6), RungeKutta(rtol=1e-8, atol=1e-9)
 
 
 def each(function, value):
@@ -85,18 +88,22 @@ PEOPLE = [
 ]
 
 
+def built(dynamics):
+    """A dynamics for data of this scale."""
+    dynamics.build(SCALING)
+    return dynamics
+
+
 def neural_field():
-    return NeuralField(STATES, (1,), 2, SCALING, hidden=16, layers=2)
+    return built(NeuralField(CompartmentModel(1, "first_order"), 2, hidden=16, layers=2))
 
 
 def neural_compartments():
-    return NeuralCompartments(CompartmentModel(1, "first_order"), 2, SCALING, hidden=12, layers=1)
+    return built(NeuralCompartments(CompartmentModel(1, "first_order"), 2, hidden=12, layers=1))
 
 
 def hybrid():
-    mechanism = CompartmentModel(1, "first_order")
-    correction = NeuralCompartments(RateConstants(STATES, mechanism.flows), 2, SCALING, hidden=8, layers=2)
-    return HybridDynamics(mechanism, correction)
+    return built(HybridDynamics(CompartmentModel(1, "first_order"), NeuralFlows(2, hidden=8, layers=2)))
 
 
 def problem(model, people=PEOPLE):
@@ -119,7 +126,7 @@ def gradients(engine, model, batch, theta, y0, options):
         leaves[name] = getattr(built, name).detach().clone().requires_grad_()
     mesh = dataclasses.replace(built, **{name: leaves[name] for name in list(leaves)[2:]})
     if engine == "general":
-        states, run = runge_kutta.step_through(Explicit(), model, leaves["y0"], leaves["theta"], mesh, options)
+        states, run = adaptive_steps.step_through(Tsit5(), model, leaves["y0"], leaves["theta"], mesh, options)
         status = run.status
     else:
         form = model.perceptron(leaves["theta"])
@@ -223,7 +230,7 @@ def test_the_largest_fields_have_room_on_the_chip(width):
 def test_each_subject_takes_its_own_steps_and_one_that_fails_spoils_no_other(engine):
     n = 17  # the last one in a program of its own
     form = perceptron(n, 1, 4, 1, "tanh", matrix=-torch.ones(n, 1, 1))
-    failed = {3: Status.STIFF, 7: Status.NON_FINITE, 9: Status.NON_FINITE}
+    failed = {3: STIFF, 7: Status.NON_FINITE, 9: Status.NON_FINITE}
     form.matrix[5], form.matrix[3], form.shift[7], form.shift[9, 0] = -10.0, -400.0, torch.nan, torch.inf
     if engine is cpu:  # which bears it for longer
         del failed[3]
@@ -284,8 +291,8 @@ def test_a_cohort_is_solved_on_the_gpu_as_on_the_cpu(make):
         model = model.to(device)
         model.zero_grad()
         own = theta.detach().to(device).requires_grad_()
-        trajectory = solve(model, y0.to(device), own, batch.to(device), options=TIGHT)
-        trajectory.check(batch.ids, TIGHT)
+        trajectory = solve_batch(model, own, batch.to(device), engine=TIGHT, y0=y0.to(device))
+        trajectory.check(batch.ids)
         trajectory.states.square().mean().backward()
         weights = {name: p.grad.clone().cpu() for name, p in model.named_parameters() if p.grad is not None}
         results.append({"states": trajectory.states.detach().cpu(), "theta": own.grad.cpu()} | weights)

@@ -15,15 +15,16 @@ from torch import Tensor
 
 from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Cohort, Dose, Subject
-from neuralpk.dynamics import Dynamics
-from neuralpk.encoders import PriorEncoder
+from neuralpk.dynamics import CompartmentModel, Dynamics
 from neuralpk.inference import importance, joint, tempering
-from neuralpk.inference.mode import Mode, maximise, most_probable
-from neuralpk.inference.population import PopulationEstimate, estimate_population
-from neuralpk.models import IndividualParameters, LatentODE, Prediction, build_model
-from neuralpk.residual_error import ERRORS, AdditiveError
+from neuralpk.inference.map import Mode, map_estimate, maximise
+from neuralpk.inference.standard_errors import PopulationEstimate, _inverse, standard_errors
+from neuralpk.parameters import PopulationParameters
+from neuralpk.population_model import PopulationModel, Prediction
+from neuralpk.randomness import Stream
+from neuralpk.residual_error import AdditiveError, error_class
 from neuralpk.scaling import Scaling
-from neuralpk.solve import SolveError, SolverOptions, Status
+from neuralpk.solve import SolveError, Status
 
 UNSOLVABLE = 3000.0  # exp(0.35 · 3000) is no number
 
@@ -47,26 +48,24 @@ class StraightLine(Dynamics):
         return theta
 
 
-def straight(sd: float = 0.5) -> tuple[LatentODE, CohortBatch, np.ndarray]:
+def straight(sd: float = 0.5) -> tuple[PopulationModel, CohortBatch, list[np.ndarray]]:
     """The model, two patients, and the design matrix of each."""
     times = np.array([0.0, 1.0, 2.0, 4.0])
     people = [Subject("1", times, np.array([1.0, 1.7, 2.2, 4.1])), Subject("2", times[:2], np.array([-0.5, -1.9]))]
-    dynamics, scaling = StraightLine(), Scaling()
-    individual = IndividualParameters({}, 2, scaling)
-    made = LatentODE(PriorEncoder(scaling, 2), individual, dynamics, AdditiveError.known(a=sd), SolverOptions())
+    made = PopulationModel(StraightLine(), error=AdditiveError.from_values(a=sd)).build(Scaling(), torch.float64)
     design = [np.stack([np.ones(len(p.times)), p.times], axis=1) for p in people]
-    return made.double(), collate(people, dtype=torch.float64), design
+    return made, collate(people, dtype=torch.float64), design
 
 
-def bolus(subjects: int = 6, lloq: float = 0.0, fewest: int = 1) -> tuple[LatentODE, CohortBatch, Cohort]:
+def bolus(subjects: int = 6, lloq: float = 0.0, fewest: int = 1) -> tuple[PopulationModel, CohortBatch, Cohort]:
     people = quadrature.cohort(subjects, lloq, fewest)
     return quadrature.model(people), collate(people, dtype=torch.float64), people
 
 
-def drawn(model: LatentODE, batch: CohortBatch, draws: int, seed: int = 0) -> importance.Draws:
+def drawn(model: PopulationModel, batch: CohortBatch, draws: int, seed: int = 0) -> importance.Draws:
     """Draws around the modes, without gradient."""
     with torch.no_grad():
-        mode = maximise(model, batch, model.prior_mean(len(batch)))
+        mode = maximise(model, batch, model.typical(len(batch)))
         return importance.draw(model, batch, mode, importance.noise(seed, 0, batch.index, draws, 2, torch.float64))
 
 
@@ -79,10 +78,12 @@ def differ(left: Mode | importance.Draws, right: Mode | importance.Draws) -> lis
 # ---- how much one observation says
 
 
-@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize("name", ["additive", "proportional", "combined", "log_normal"])
 def test_the_information_of_an_observation_is_the_mean_square_of_its_score(name: str) -> None:
-    error = ERRORS[name](Scaling(value=(3.0, 50.0))).double()
-    for k, own in enumerate(error.log_sd.values()):
+    error = error_class(name)()
+    error.build(Scaling(value=(3.0, 50.0)))
+    error.double()
+    for k, own in enumerate(error.log_values.values()):
         own.data.copy_(torch.tensor([0.2 + 0.1 * k, 0.4], dtype=torch.float64).log())
     endpoint = torch.tensor([[0, 1, 1], [1, 0, 0]])
     f = torch.tensor([[0.7, 20.0, 90.0], [5.0, 3.0, 11.0]], dtype=torch.float64)
@@ -157,7 +158,7 @@ def test_where_nobody_can_be_solved_there_is_no_slope() -> None:
 def test_a_search_of_one_patient_turns_back_from_where_there_is_no_line() -> None:
     model, batch, _ = bolus(1)
     batch = dataclasses.replace(batch, value=0.3 * batch.value)
-    start = model.prior_mean(1)
+    start = model.typical(1)
     first = maximise(model, batch, start, steps=1)
     bound = 0.5 * float(first.z[0, 0])
     refused = []
@@ -183,7 +184,7 @@ def test_a_search_of_one_patient_turns_back_from_where_there_is_no_line() -> Non
 def test_of_a_line_that_is_linear_in_z_curvature_mode_and_likelihood_are_the_closed_forms() -> None:
     sd = 0.5
     model, batch, design = straight(sd)
-    mode = maximise(model, batch, model.prior_mean(2))
+    mode = maximise(model, batch, model.typical(2))
     draws = drawn(model, batch, 4000)
     error = (draws.weight * 4000).std(1) / 4000**0.5
     assert (error < 0.03).all()
@@ -212,9 +213,9 @@ def test_the_curvature_is_the_one_of_the_exact_slopes() -> None:
 
 def test_a_search_works_where_lightning_evaluates() -> None:
     model, batch, _ = bolus(3)
-    expected = maximise(model, batch, model.prior_mean(3))
+    expected = maximise(model, batch, model.typical(3))
     with torch.inference_mode():
-        found = maximise(model, batch.clone(), model.prior_mean(3))
+        found = maximise(model, batch.clone(), model.typical(3))
         assert not torch.is_grad_enabled()
     assert differ(found, expected) == []
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -223,22 +224,20 @@ def test_a_search_works_where_lightning_evaluates() -> None:
 def test_a_censored_record_counts_and_a_hidden_one_does_not() -> None:
     model, batch, people = bolus(6, lloq=2.0)
     row = int((batch.censored == 1).any(1).nonzero()[-1])
-    with_it = maximise(model, batch, model.prior_mean(6))
-    hidden = maximise(
-        model, dataclasses.replace(batch, target=batch.target & (batch.censored == 0)), model.prior_mean(6)
-    )
+    with_it = maximise(model, batch, model.typical(6))
+    hidden = maximise(model, batch.scored_on(batch.target & (batch.censored == 0)), model.typical(6))
     subject = people[row]
     seen = subject.censored == 0
     without = dataclasses.replace(
         subject, **{n: getattr(subject, n)[seen] for n in ("times", "values", "censored", "endpoints")},
         compartments=None, limits=None, rows=None,
     )  # fmt: skip
-    alone = maximise(model, collate([without], dtype=torch.float64), model.prior_mean(1))
+    alone = maximise(model, collate([without], dtype=torch.float64), model.typical(1))
     assert float((with_it.z[row] - hidden.z[row]).norm()) > 0.01
     torch.testing.assert_close(hidden.z[row], alone.z[0], rtol=0.0, atol=1e-9)  # shorter rows round otherwise
     encoder_sees_less = dataclasses.replace(batch, context=batch.context & (batch.censored == 0))
     torch.testing.assert_close(
-        most_probable(model, encoder_sees_less, model.prior_mean(6)).z, hidden.z, rtol=0.0, atol=1e-3
+        map_estimate(model, encoder_sees_less, model.typical(6)).z, hidden.z, rtol=0.0, atol=1e-3
     )
 
 
@@ -311,7 +310,7 @@ def test_padding_has_no_say() -> None:
     assert not bool(batch.mask.all())
     other = dataclasses.replace(batch, value=torch.where(batch.mask, batch.value, 1e6))
     assert differ(drawn(model, batch, 20), drawn(model, other, 20)) == []
-    assert differ(*(maximise(model, b, model.prior_mean(6)) for b in (batch, other))) == []
+    assert differ(*(maximise(model, b, model.typical(6)) for b in (batch, other))) == []
 
 
 # ---- tempering
@@ -319,9 +318,9 @@ def test_padding_has_no_say() -> None:
 
 def test_tempering_finds_the_posterior_of_a_straight_line_from_afar() -> None:
     model, batch, design = straight()
-    mode = maximise(model, batch, model.prior_mean(2))
+    mode = maximise(model, batch, model.typical(2))
     away = dataclasses.replace(mode, z=mode.z + 2.0, precision=torch.eye(2, dtype=torch.float64).expand(2, -1, -1))
-    found = tempering.temper(model, batch, away, 4000, seed=0, stream=0)
+    found = tempering.temper(model, batch, away, 4000, seed=0, stream=Stream.TEMPERING.at(0))
     for z, own, subject in zip(found.z, design, range(2), strict=True):
         covariance = np.linalg.inv(own.T @ own / 0.25 + np.eye(2))
         mean = covariance @ own.T @ batch.value[subject, : len(own)].numpy() / 0.25
@@ -333,9 +332,9 @@ def test_tempering_finds_the_posterior_of_a_straight_line_from_afar() -> None:
 
 def test_tempered_draws_have_the_moments_of_a_posterior_that_is_no_normal() -> None:
     model, batch, _ = bolus(2)
-    mode = maximise(model, batch, model.prior_mean(2))
-    first = tempering.temper(model, batch, mode, 2000, seed=1, stream=0)
-    found = tempering.move(model, batch, first, seed=1, stream=1000, moves=20)
+    mode = maximise(model, batch, model.typical(2))
+    first = tempering.temper(model, batch, mode, 2000, seed=1, stream=Stream.TEMPERING.at(0))
+    found = tempering.move(model, batch, first, seed=1, stream=Stream.TEMPERING.at(1000), moves=20)
     axis = torch.linspace(-5.0, 5.0, 81, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     for row in range(2):
@@ -352,10 +351,10 @@ def test_tempered_draws_have_the_moments_of_a_posterior_that_is_no_normal() -> N
 
 def test_tempering_names_a_patient_of_whom_no_draw_can_be_solved() -> None:
     model, batch, _ = bolus(2)
-    mode = maximise(model, batch, model.prior_mean(2))
+    mode = maximise(model, batch, model.typical(2))
     lost = dataclasses.replace(mode, z=torch.where(torch.arange(2)[:, None] == 1, UNSOLVABLE, mode.z))
     with pytest.raises(SolveError, match=f"{batch.ids[1]}: no draw"):
-        tempering.temper(model, batch, lost, 20, seed=0, stream=0)
+        tempering.temper(model, batch, lost, 20, seed=0, stream=Stream.TEMPERING.at(0))
 
 
 def test_copies_that_have_not_moved_count_once_and_those_that_have_forgotten_count_all() -> None:
@@ -371,12 +370,12 @@ def test_copies_that_have_not_moved_count_once_and_those_that_have_forgotten_cou
 
 
 @pytest.fixture(scope="module")
-def estimated() -> tuple[LatentODE, CohortBatch, Cohort, PopulationEstimate, dict[str, Tensor]]:
+def estimated() -> tuple[PopulationModel, CohortBatch, Cohort, PopulationEstimate, dict[str, Tensor]]:
     """Sixteen patients, and the state of the model before they were asked about."""
     torch.set_num_threads(1)
     model, batch, people = bolus(16, fewest=3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    return model, batch, people, estimate_population(model, batch, draws=3000), before
+    return model, batch, people, standard_errors(model, batch, model.typical(16), draws=3000), before
 
 
 def test_standard_errors_are_those_of_the_curvature_of_the_likelihood(estimated) -> None:
@@ -408,7 +407,7 @@ def test_the_rows_of_a_population_are_in_its_own_units(estimated) -> None:
     rows = {row["PARAMETER"]: row for row in estimate.rows}
     assert list(rows) == ["CL", "V1", "a"]
     sd = dict(zip((c.name for c in model.coordinates()), estimate.covariance.diagonal().sqrt().tolist(), strict=True))
-    modes = maximise(model, batch, model.prior_mean(len(batch))).z
+    modes = maximise(model, batch, model.typical(len(batch))).z
     for k, (name, value) in enumerate((("CL", quadrature.CL), ("V1", quadrature.V1), ("a", SD))):
         row = rows[name]
         # guesses were made in single precision
@@ -430,7 +429,7 @@ def test_the_rows_of_a_population_are_in_its_own_units(estimated) -> None:
 
 def test_an_estimate_leaves_the_model_as_it_was(estimated) -> None:
     model, _, _, _, before = estimated
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0.0, atol=0.0, equal_nan=True)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -443,18 +442,18 @@ def test_a_correlation_of_random_effects_that_are_known_has_the_error_of_a_sampl
         line = quadrature.DOSE / volume * np.exp(-clearance / volume * times)
         people.append(Subject(str(k), times, line, (Dose(0.0, quadrature.DOSE),)))
     cohort = Cohort(tuple(people))
-    settings = {"field": "mechanistic", "compartments": 1, "typical": {"CL": quadrature.CL, "V1": quadrature.V1}}
-    model = build_model(settings | {"correlated": True}, {}, "additive", {}, Scaling.of(cohort)).double()
-    known = IndividualParameters.known(
-        settings["typical"],
+    typical = {"CL": quadrature.CL, "V1": quadrature.V1}
+    parameters = PopulationParameters(typical, correlated=True)
+    model = PopulationModel(CompartmentModel(1), parameters, AdditiveError(1e-3))
+    model.build(Scaling.of(cohort), torch.float64)
+    known = PopulationParameters.from_values(
+        typical,
         dict(zip(("CL", "V1"), eta.std(0), strict=True)),
-        {},
-        model.individual.scaling,
-        {("CL", "V1"): np.corrcoef(eta.T)[0, 1]},
+        correlation={("CL", "V1"): np.corrcoef(eta.T)[0, 1]},
     )
-    model.individual.load_state_dict(known.state_dict())
-    torch.nn.init.constant_(model.error.log_sd["a"], math.log(1e-3))
-    rows = {row["PARAMETER"]: row for row in estimate_population(model, collate(cohort, dtype=torch.float64)).rows}
+    model.population.load_state_dict(known.state_dict())
+    batch = collate(cohort, dtype=torch.float64)
+    rows = {row["PARAMETER"]: row for row in standard_errors(model, batch, model.typical(count)).rows}
     row, expected = rows["corr CL~V1"], float(np.corrcoef(eta.T)[0, 1])
     assert row["ESTIMATE"] == pytest.approx(expected, rel=1e-6)
     error = (1 - expected**2) / math.sqrt(count)
@@ -463,14 +462,47 @@ def test_a_correlation_of_random_effects_that_are_known_has_the_error_of_a_sampl
     assert rows["CL"]["SHRINKAGE"] == pytest.approx(0.0, abs=1.0)
 
 
+@pytest.mark.parametrize("prior_sd", [None, 0.5])
+def test_where_the_likelihood_curves_upwards_the_prior_of_omega_decides(prior_sd: float | None) -> None:
+    # far below the omega of these patients the likelihood grows faster and faster with it
+    people, omega = quadrature.cohort(16, fewest=3), {"CL": OMEGA, "V1": 0.02}
+    model = quadrature.model(people, omega=omega, omega_prior_sd=prior_sd)
+    estimate = standard_errors(model, collate(people, dtype=torch.float64), model.typical(16), draws=1000)
+    at = quadrature.coordinates(model)
+    curvature = torch.autograd.functional.hessian(lambda at: quadrature.log_likelihood(at, people).sum(), at)
+    values, vectors = torch.linalg.eigh(-curvature)
+    assert values[0] < -10 and values[1] > 10  # so far that data and prior added would curve upwards too
+    prior = torch.zeros(5, dtype=torch.float64)
+    prior[2:4] = 0.0 if prior_sd is None else prior_sd**-2
+    information = (vectors * values.clamp(min=0.0)) @ vectors.T + torch.diag(prior)
+    if prior_sd is None:  # what neither data nor prior determine is wide, and finite
+        information = information + 0.25 * vectors[:, :1] @ vectors[:, :1].T
+    expected = torch.linalg.inv(information).diagonal().sqrt()
+    sd = estimate.covariance.diagonal().sqrt()
+    # the direction that the data leave out is nearly that of omega V1
+    torch.testing.assert_close(sd[[0, 2, 3]], expected[[0, 2, 3]], rtol=0.1, atol=0.0)
+    assert float(sd[3]) == pytest.approx(2.0 if prior_sd is None else prior_sd, rel=0.02)
+    assert torch.isfinite(estimate.parameter_draws).all()
+
+
+def test_information_of_the_data_and_of_the_prior_add_up_unless_the_data_curve_upwards() -> None:
+    data = torch.tensor([[5.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
+    prior = torch.diag(torch.tensor([0.0, 4.0], dtype=torch.float64))
+    torch.testing.assert_close(_inverse(data, prior), torch.linalg.inv(data + prior))
+    upwards = torch.diag(torch.tensor([5.0, -100.0], dtype=torch.float64))
+    torch.testing.assert_close(_inverse(upwards, prior).diagonal(), torch.tensor([0.2, 0.25], dtype=torch.float64))
+    # without a prior a standard deviation of 2 on the learned scale
+    nothing = torch.zeros_like(prior)
+    torch.testing.assert_close(_inverse(upwards, nothing).diagonal(), torch.tensor([0.2, 4.0], dtype=torch.float64))
+
+
 def test_effects_on_dimensions_without_a_name_are_counted_as_learned() -> None:
     _, batch, _ = straight()
     batch = dataclasses.replace(batch, covariates=torch.tensor([[[50.0]], [[90.0]]], dtype=torch.float64))
     scaling = Scaling(covariates={"WT": (70.0, 0.3, True)})
-    parts = IndividualParameters({}, 2, scaling), StraightLine(), AdditiveError(scaling)
-    model = LatentODE(PriorEncoder(scaling, 2), *parts, SolverOptions()).double()
+    model = PopulationModel(StraightLine(), error=AdditiveError()).build(scaling, torch.float64)
     # WT on z1 and z2, a
-    assert estimate_population(model, batch, draws=50).parameters == 3
+    assert standard_errors(model, batch, model.typical(2), draws=50).parameters == 3
 
 
 def test_a_precision_that_single_precision_does_not_keep_positive_still_gives_draws():

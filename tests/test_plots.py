@@ -58,7 +58,7 @@ def test_panels_draw_what_they_are_given():
     first, second = figure.axes
     assert [axes.get_title() for axes in figure.axes] == ["1", "2"]
     np.testing.assert_array_equal(lines(second, "IPRED")[0].get_ydata(), 2 * LINE)
-    for label, expected in [("IPRED", LINE), ("PRED", 0.9 * LINE), ("true line", 1.1 * LINE)]:
+    for label, expected in [("IPRED", LINE), ("PRED", 0.9 * LINE), ("true curve", 1.1 * LINE)]:
         np.testing.assert_array_equal(lines(first, label)[0].get_xydata(), np.column_stack([GRID, expected]))
     band = first.collections[0].get_paths()[0].vertices
     np.testing.assert_allclose([band[:, 1].min(), band[:, 1].max()], [0.8 * LINE[-1], 1.3 * LINE[0]])

@@ -5,13 +5,14 @@ import torch
 
 from neuralpk.batch import collate
 from neuralpk.cohort import Dose
-from neuralpk.dynamics import CompartmentModel
-from neuralpk.models import build_model
-from neuralpk.objectives import evidence_bound
-from neuralpk.residual_error import ERRORS
+from neuralpk.cohort_simulation import Design, Population, simulate_cohort
+from neuralpk.dynamics import CompartmentModel, HybridDynamics, NeuralCompartments, NeuralField, NeuralFlows
+from neuralpk.encoders import SetEncoder
+from neuralpk.objectives import ELBO, Step
+from neuralpk.residual_error import CombinedError, ProportionalError
 from neuralpk.scaling import Scaling
-from neuralpk.simulate import Design, Population, simulate_cohort
-from neuralpk.solve import Status
+from neuralpk.solve import Auto, Status
+from neuralpk.task import LatentTask
 
 REGIMENS = (
     (Dose(0, 100),),
@@ -22,33 +23,46 @@ TIMES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 24.0, 30.0, 48.0)
 TYPICAL = {"CL": 4.0, "V1": 70.0, "Q": 4.0, "V2": 50.0}
 
 
+def learned_dynamics(seed):
+    """One of three learned dynamics, with two latent dimensions or as many as it has by default."""
+    latent = {"latent_size": 2} if seed % 2 else {}
+    return (
+        lambda: NeuralCompartments(CompartmentModel(2), hidden=16, **latent),
+        lambda: NeuralField(CompartmentModel(2), hidden=16, **latent),
+        lambda: HybridDynamics(CompartmentModel(2), NeuralFlows(hidden=16, **latent)),
+    )[seed % 3]()
+
+
 def train(seed, steps=30):
     """Steps of Adam from random weights and a random cohort; how many subjects of any step were left out."""
     torch.manual_seed(seed)
     population = Population(TYPICAL, omega=dict.fromkeys(TYPICAL, 0.5))
-    mechanism, error = CompartmentModel(2), ERRORS["proportional"].known(b=0.3)
+    mechanism, error = CompartmentModel(2), ProportionalError.from_values(b=0.3)
     cohort = simulate_cohort(mechanism, population, Design(REGIMENS, TIMES, samples=6), error, 12, seed)
-    dynamics = {"field": ("neural", "free", "hybrid")[seed % 3], "hidden": 16}
-    if seed % 2:
-        dynamics["latent_size"] = 2
-    model = build_model(dynamics, {"hidden": 16}, "combined", {"rtol": 1e-4, "atol": 1e-4}, Scaling.of(cohort))
+    task = LatentTask(
+        learned_dynamics(seed),
+        error=CombinedError(),
+        engine=Auto(rtol=1e-4, atol=1e-4),
+        encoder=SetEncoder(16),
+        objective=ELBO(),
+    ).build(Scaling.of(cohort))
     batch = collate(cohort)
     # ten times the usual rate: what a careless user may do
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.1 if seed % 5 == 0 else 0.01)
+    optimizer = torch.optim.Adam(task.parameters(), lr=0.1 if seed % 5 == 0 else 0.01)
     left_out = 0
-    for _ in range(steps):
-        noise = torch.randn(len(batch), model.individual.latent_size)
-        loss = evidence_bound(model, batch, noise)
-        prediction = loss.fit + loss.kl
-        assert bool(torch.isfinite(prediction)), f"seed {seed}"
+    for number in range(steps):
+        loss = task.loss(batch, Step(seed, number))
+        assert loss.kl_weight == 1.0
+        bound = loss.fit + loss.kl
+        assert bool(torch.isfinite(bound)), f"seed {seed}"
         optimizer.zero_grad()
-        prediction.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        bound.backward()
+        norm = torch.nn.utils.clip_grad_norm_(task.parameters(), 5.0)
         assert bool(torch.isfinite(norm)), f"seed {seed}"
         optimizer.step()
         left_out += int(loss.failures)
     if left_out:
-        status = model.predict(model.encoder(batch).mean, batch).trajectory.status
+        status = task.model.predict(task.estimate(batch), batch).trajectory.status
         assert all(int(code) in [int(s) for s in Status] for code in status), f"seed {seed}"
     return left_out
 

@@ -13,11 +13,11 @@ from scipy import stats
 from neuralpk import randomness
 from neuralpk.batch import collate
 from neuralpk.cohort import Cohort, Dose, Subject
+from neuralpk.cohort_simulation import Design, Population, omega_from_cv, simulate_batches, simulate_cohort
 from neuralpk.dynamics import CompartmentModel, LotkaVolterra
 from neuralpk.residual_error import AdditiveError, ProportionalError
-from neuralpk.simulate import Design, Population, omega_from_cv, simulate_batches, simulate_cohort
 from neuralpk.tables import read_table, to_frame
-from neuralpk.tables.streaming import batch_frame, write_frames
+from neuralpk.tables.streamed_writing import batch_frame, write_frames
 
 TYPICAL = {"CL": 5.0, "V1": 20.0}
 TIMES = (0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 24.0)
@@ -28,7 +28,7 @@ def cohort_of(subjects=6, seed=1, dynamics=None, population=None, design=None, e
         dynamics or CompartmentModel(1),
         population or Population(TYPICAL, {"CL": 0.3, "V1": 0.2}),
         design or Design(((Dose(0, 100),), (Dose(0, 50, duration=2),)), TIMES),
-        error or ProportionalError.known(b=0.1),
+        error or ProportionalError.from_values(b=0.1),
         subjects,
         seed,
     )
@@ -68,7 +68,7 @@ DESIGNS = {
 @pytest.mark.parametrize("design", DESIGNS.values(), ids=DESIGNS)
 def test_batches_hold_the_subjects_of_the_cohort(design, tmp_path):
     population = Population(TYPICAL, {"CL": 0.3}, covariates={"WT": (50.0, 90.0), "SEX": 0.3})
-    given = (CompartmentModel(1), population, design, ProportionalError.known(b=0.1), 11, 3)
+    given = (CompartmentModel(1), population, design, ProportionalError.from_values(b=0.1), 11, 3)
     cohort = simulate_cohort(*given)
     batches = list(simulate_batches(*given, size=4))
     assert [len(batch) for batch in batches] == [4, 4, 3]
@@ -101,10 +101,10 @@ def test_the_truth_is_the_closed_form_of_the_subjects_own_parameters():
 
 
 def test_simulating_leaves_the_models_as_they_were():
-    model, error = CompartmentModel(1), AdditiveError.known(a=0.1)
+    model, error = CompartmentModel(1), AdditiveError.from_values(a=0.1)
     cohort_of(dynamics=model, error=error)
     assert model.incidence.dtype == torch.float32
-    assert error.log_sd["a"].dtype == torch.float32
+    assert error.log_values["a"].dtype == torch.float32
 
 
 N = 20_000
@@ -185,7 +185,7 @@ def test_jitter_moves_the_actual_times_and_the_values_follow():
 
 
 def test_a_sample_planned_before_the_first_dose_stays_there():
-    cohort = cohort_of(3, design=Design(((Dose(0, 100),),), (-1.0, 1.0)), error=AdditiveError.known(a=1e-9))
+    cohort = cohort_of(3, design=Design(((Dose(0, 100),),), (-1.0, 1.0)), error=AdditiveError.from_values(a=1e-9))
     for subject in cohort:
         assert subject.times.tolist() == [-1.0, 1.0]
         assert abs(subject.values[0]) < 1e-6 < subject.values[1]
@@ -194,7 +194,9 @@ def test_a_sample_planned_before_the_first_dose_stays_there():
 def test_prey_and_predator_are_both_observed():
     typical = {"alpha": 0.5, "beta": 0.03, "gamma": 0.8, "delta": 0.03, "prey0": 30.0, "predator0": 5.0}
     design = Design(((),), (0.0, 1.0, 2.0), endpoints=(1, 2))
-    cohort = cohort_of(2, 1, LotkaVolterra(), Population(typical), design, ProportionalError.known(endpoints=2, b=1e-9))
+    cohort = cohort_of(
+        2, 1, LotkaVolterra(), Population(typical), design, ProportionalError.from_values(endpoints=2, b=1e-9)
+    )
     assert cohort[0].endpoints.tolist() == [1, 2] * 3
     np.testing.assert_allclose(cohort[0].values[:2], [30.0, 5.0], rtol=1e-6)
     assert cohort[0].truth.line.shape == (200, 2)
@@ -203,7 +205,7 @@ def test_prey_and_predator_are_both_observed():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"typical": {"CL": 0.0}}, "must be positive"),
+        ({"typical": {"CL": 0.0}}, "must be above 0"),
         ({"typical": TYPICAL, "omega": {"KA": 0.3}}, "KA"),
         ({"typical": TYPICAL, "effects": {("CL", "AGE"): 1.0}}, "AGE"),
         ({"typical": TYPICAL, "omega": [[0.1, 0.2], [0.2, 0.1]]}, "not positive definite"),
@@ -315,4 +317,4 @@ def test_additional_doses_are_written_out_once():
     expanded = record.expand()
     assert [dose.time for dose in expanded] == [2, 8, 14]
     assert [(dose.steady_state, dose.reset) for dose in expanded] == [(1, True), (0, False), (0, False)]
-    assert collate([Subject("1", [0.0], [1.0], (record,))]).dose_mask.sum() == 3
+    assert collate([Subject("1", [0.0], [1.0], (record,))]).doses.mask.sum() == 3

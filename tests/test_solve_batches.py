@@ -8,11 +8,12 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from solving import engine_with, solve_batch
 
 from neuralpk.batch import collate
 from neuralpk.cohort import Dose, Subject
 from neuralpk.dynamics import CompartmentModel, Dynamics
-from neuralpk.solve import SolveError, SolverOptions, Status, solve
+from neuralpk.solve import Auto, Exact, RungeKutta, SolveError, Status, TorchDiffEq
 
 
 def subject(name, doses, times):
@@ -22,7 +23,7 @@ def subject(name, doses, times):
 def lines(model, theta, subjects, options=None, y0=None):
     batch = collate(subjects, dtype=torch.float64)
     theta = torch.as_tensor(theta, dtype=torch.float64)
-    return solve(model, model.initial_state(theta) if y0 is None else y0, theta, batch, options=options)
+    return solve_batch(model, theta, batch, engine=options)
 
 
 class Oscillator(Dynamics):
@@ -41,7 +42,7 @@ class Oscillator(Dynamics):
 @pytest.mark.parametrize("easy", [10, 100, 1000])
 def test_a_hard_subject_is_as_accurate_among_easy_ones_as_alone(easy):
     # torchdiffeq's own norm, a mean over the batch, allows sqrt(1000) = 32 times the error here
-    options = SolverOptions(rtol=1e-4, atol=1e-4)
+    options = Auto(rtol=1e-4, atol=1e-4)
     model, hard = Oscillator().double(), subject("hard", (), [0.0, 10.0])
     others = [subject(k, (), [0.0, 10.0]) for k in range(easy)]
     with torch.no_grad():
@@ -53,7 +54,7 @@ def test_a_hard_subject_is_as_accurate_among_easy_ones_as_alone(easy):
 
 @pytest.mark.parametrize("easy", [10, 1000])
 def test_the_gradient_of_a_hard_subject_is_as_accurate_among_easy_ones_as_alone(easy):
-    options = SolverOptions(rtol=1e-4, atol=1e-4)
+    options = Auto(rtol=1e-4, atol=1e-4)
     model = Oscillator().double()
 
     def gradient(n):
@@ -77,9 +78,9 @@ THETA = [[5.0, 20.0, 3.0, 40.0, 0.1], [9.0, 10.0, 1.0, 20.0, 0.5], [2.0, 30.0, 5
 THETA = [*THETA, [4.0, 25.0, 2.0, 30.0, 0.2], [3.0, 15.0, 4.0, 50.0, 0.3]]
 # torchdiffeq chooses its steps for all subjects together; to the other engines their batch mates are nothing
 ENGINES = {
-    "exact": (SolverOptions(engine="exact"), 1e-12),
-    "runge_kutta": (SolverOptions(engine="runge_kutta"), 1e-12),
-    "torchdiffeq": (SolverOptions(engine="torchdiffeq", rtol=1e-7, atol=1e-8), 1e-5),
+    "exact": (Exact(), 1e-12),
+    "runge_kutta": (RungeKutta(), 1e-12),
+    "torchdiffeq": (TorchDiffEq(rtol=1e-7, atol=1e-8), 1e-5),
 }
 
 
@@ -106,21 +107,17 @@ def test_the_padding_does_not_matter():
     model, theta = mixed_model(), torch.tensor(THETA, dtype=torch.float64)
     batch = collate(MIXED, dtype=torch.float64)
     # any other finite numbers, as long as no padded time lies before the start or after the last record
-    changed = {
-        name: torch.where(batch.dose_mask, getattr(batch, name), 3)
-        for name in ("dose_time", "dose_amount", "dose_rate", "dose_interval")
-    }
-    changed |= {
-        k: torch.where(batch.dose_mask, getattr(batch, k), 1) for k in ("dose_compartment", "dose_steady_state")
-    }
-    changed["dose_reset"] = batch.dose_reset | ~batch.dose_mask
-    changed["value"] = torch.where(batch.mask, batch.value, 99.0)
+    doses = batch.doses
+    moved = {n: torch.where(doses.mask, getattr(doses, n), 3) for n in ("time", "amount", "rate", "interval")}
+    moved |= {n: torch.where(doses.mask, getattr(doses, n), 1) for n in ("compartment", "steady_state")}
+    moved["reset"] = doses.reset | ~doses.mask
+    changed = {"doses": dataclasses.replace(doses, **moved), "value": torch.where(batch.mask, batch.value, 99.0)}
     first, last = batch.start[:, None], batch.time.amax(1, keepdim=True)
     changed["time"] = torch.where(batch.mask, batch.time, (first + last) / 2)
     other = dataclasses.replace(batch, **changed)
     with torch.no_grad():
-        expected = solve(model, model.initial_state(theta), theta, batch).states[batch.mask]
-        found = solve(model, model.initial_state(theta), theta, other).states[batch.mask]
+        expected = solve_batch(model, theta, batch).states[batch.mask]
+        found = solve_batch(model, theta, other).states[batch.mask]
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)  # other nodes, other rounding
 
 
@@ -164,7 +161,7 @@ def test_the_unit_of_time_does_not_matter():
         for s in MIXED
     ]
     theta = np.array(THETA) * [1 / 60, 1, 1 / 60, 1, 60]  # CL, V1, Q, V2, LAG
-    options = SolverOptions(engine="torchdiffeq")
+    options = TorchDiffEq()
     with torch.no_grad():
         hours = lines(mixed_model(), THETA, MIXED, options).states
         found = lines(mixed_model(), theta, minutes, options).states
@@ -226,7 +223,7 @@ def outcome(dynamics, theta, options, ids):
     theta = theta.clone().requires_grad_()
     people = [subject(k, (), [0.0, 0.5, 2.0]) for k in ids]
     batch = collate(people, dtype=torch.float64)
-    solution = solve(dynamics, dynamics.initial_state(theta), theta, batch, options=options)
+    solution = solve_batch(dynamics, theta, batch, engine=options)
     solution.states[solution.ok].square().sum().backward()
     return solution, theta.grad, dynamics.weight.grad.clone()
 
@@ -240,7 +237,7 @@ CASES += [(cause, None, "discrete") for cause in ("nan", "blow-up", "evaluations
 @pytest.mark.parametrize(("cause", "method", "gradient"), CASES)
 def test_subjects_that_cannot_be_solved_are_named_and_spoil_nothing(cause, method, gradient):
     dynamics, theta = with_bad(cause)
-    options = SolverOptions(method=method, gradient=gradient, step=0.05, rtol=1e-8, atol=1e-8, max_evaluations=300)
+    options = engine_with(gradient, method, 0.05, rtol=1e-8, atol=1e-8, max_evaluations=300)
     good = [k for k in range(16) if k not in BAD]
     expected, expected_theta, expected_weight = outcome(dynamics, theta[good], options, good)
     assert bool(expected.ok.all())
@@ -259,14 +256,14 @@ def test_a_batch_of_bad_subjects_only_is_an_error_with_names(method):
     dynamics, theta = with_bad("nan")
     theta = theta[BAD]
     batch = collate([subject(f"patient {k}", (), [0.0, 1.0]) for k in BAD], dtype=torch.float64)
-    options = SolverOptions(method=method, step=0.1)
-    solution = solve(dynamics, dynamics.initial_state(theta), theta, batch, options=options)
+    options = engine_with("backprop", method, 0.1)
+    solution = solve_batch(dynamics, theta, batch, engine=options)
     assert (solution.status != Status.OK).all()
     how = "(non_finite|step_underflow)"
-    message = rf"3 of 3 subjects not solved by torchdiffeq {method} at rtol 1e-05"
+    message = rf"3 of 3 subjects not solved by TorchDiffEq\(method='{method}'"
     message += rf".*patient 0: {how}; patient 5.*patient 11: {how}"
     with pytest.raises(SolveError, match=message):
-        solution.check(batch.ids, options)
+        solution.check(batch.ids)
 
 
 @pytest.mark.parametrize("gradient", ["adjoint", pytest.param("backprop", marks=pytest.mark.slow)])
@@ -275,7 +272,7 @@ def test_a_subject_without_a_steady_state_spoils_nothing(gradient):
     model = CompartmentModel(1, elimination="michaelis_menten").double()
     people = [subject(k, [Dose(0, 100, interval=8, steady_state=1)], [0.0, 4.0]) for k in range(3)]
     theta = torch.tensor([[30.0, 1.0, 20.0], [2.0, 1.0, 20.0], [40.0, 1.0, 20.0]], dtype=torch.float64)
-    options = SolverOptions(gradient=gradient, max_evaluations=200)
+    options = engine_with(gradient, max_evaluations=200)
     solution = lines(model, theta.requires_grad_(), people, options)
     assert solution.ok.tolist() == [True, False, True]
     solution.states[solution.ok].sum().backward()
@@ -289,14 +286,22 @@ def test_a_subject_without_a_steady_state_spoils_nothing(gradient):
 
 def test_many_doses_do_not_use_up_the_evaluations_of_the_backward_sweep():
     # the limit is one between two nodes, not one for all
-    model = CompartmentModel(1, elimination="michaelis_menten").double()
+    class Counting(CompartmentModel):
+        calls = 0
+
+        def forward(self, t, y, theta):
+            self.calls += 1
+            return super().forward(t, y, theta)
+
+    model = Counting(1, elimination="michaelis_menten").double()
     theta = torch.tensor([[30.0, 1.0, 20.0]], dtype=torch.float64, requires_grad=True)
     given = [subject("a", [Dose(0, 100, interval=4, additional=20)], [80.0])]
-    solution = lines(model, theta, given, SolverOptions(gradient="adjoint", rtol=1e-7, max_evaluations=200))
+    solution = lines(model, theta, given, TorchDiffEq(gradient="adjoint", rtol=1e-7, max_evaluations=200))
     assert solution.ok.all()
-    forward = solution.count.total
+    forward = model.calls
     solution.states.sum().backward()
-    assert solution.count.total - forward > 200 < forward
+    assert model.calls - forward > 200 < forward
+    assert solution.evaluations == forward - 1  # one more looked for captured tensors
     assert theta.grad.isfinite().all()
 
 
@@ -309,7 +314,7 @@ def test_nothing_hangs_where_assertions_are_switched_off():
         assert False  # passed over under -O
         for cause, method, gradient in CASES[::4]:  # dopri5 through each cause
             dynamics, theta = with_bad(cause)
-            options = SolverOptions(method=method, gradient=gradient, step=0.05, max_evaluations=200)
+            options = engine_with(gradient, method, 0.05, max_evaluations=200)
             found, *gradients = outcome(dynamics, theta, options, range(16))
             if found.status.nonzero().flatten().tolist() != BAD or not all(g.isfinite().all() for g in gradients):
                 raise SystemExit(f"{cause} {method} {gradient}: {found.status}")
@@ -329,7 +334,7 @@ def test_a_clearance_that_changes_with_time_runs_on_the_clock_of_the_subject():
     model = CompartmentModel(1, elimination="time_varying").double()
     theta = torch.tensor([[4.0, 0.3, 0.05, 20.0]] * 3, dtype=torch.float64)
     moved = [subject(str(by), [Dose(by, 100.0)], np.array([1.0, 10.0, 30.0]) + by) for by in (0.0, 100.0, -24.0)]
-    line = lines(model, theta, moved, SolverOptions(rtol=1e-9, atol=1e-9)).states
+    line = lines(model, theta, moved, Auto(rtol=1e-9, atol=1e-9)).states
     # the same system solved on the same clock: only the rounding of the times differs
     torch.testing.assert_close(line[1:], line[:1].expand(2, -1, -1), rtol=1e-7, atol=1e-9)
 

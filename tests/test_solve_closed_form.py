@@ -1,6 +1,7 @@
 """Solutions against closed forms, SciPy, and the order that each method is known for."""
 
 import math
+import textwrap
 
 import numpy as np
 import pytest
@@ -8,17 +9,19 @@ import torch
 from closed_forms import KA, LAG, LOTKA_VOLTERRA, PARAMETERS, Disposition, F, rate_matrix
 from scipy.integrate import solve_ivp
 from scipy.linalg import expm
+from solving import solve_batch
 
-from neuralpk.batch import collate
+from neuralpk.batch import Doses, collate
 from neuralpk.cohort import Dose, Subject
-from neuralpk.dynamics import CompartmentModel, Dynamics, LotkaVolterra
-from neuralpk.solve import SolverOptions, solve
+from neuralpk.dynamics import CompartmentModel, Dynamics, LotkaVolterra, OrnsteinUhlenbeck
+from neuralpk.part import describe, make
+from neuralpk.solve import Auto, Engine, Exact, RungeKutta, TorchDiffEq, TorchSDE, solve
 
 ENGINES = {
     # the matrix exponential is good to rounding times the condition of K·h; the other to its tolerance
-    "exact": (SolverOptions(engine="exact"), 1e-10),
-    "runge_kutta": (SolverOptions(engine="runge_kutta", rtol=1e-8, atol=1e-9), 1e-6),
-    "torchdiffeq": (SolverOptions(engine="torchdiffeq", method="dopri8", rtol=1e-8, atol=1e-9), 1e-6),
+    "exact": (Exact(), 1e-10),
+    "runge_kutta": (RungeKutta(rtol=1e-8, atol=1e-9), 1e-6),
+    "torchdiffeq": (TorchDiffEq(method="dopri8", rtol=1e-8, atol=1e-9), 1e-6),
 }
 TIMES = np.array([0.0, 0.25, 0.5, 1.0, 1.0, 2.0, 3.5, 6.0, 9.0, 12.0, 12.5, 18.0, 24.0, 30.0, 36.0])
 
@@ -31,8 +34,8 @@ def concentrations(model, parameters, subjects, options, times=None):
     theta = torch.tensor([[row[name] for name in model.parameter_names] for row in rows], dtype=torch.float64)
     times = None if times is None else torch.as_tensor(times, dtype=torch.float64).expand(len(subjects), -1)
     with torch.no_grad():
-        solution = solve(model, model.initial_state(theta), theta, batch, times, options)
-    solution.check(batch.ids, options)
+        solution = solve_batch(model, theta, batch, times, engine=options)
+    solution.check(batch.ids)
     return model.observe(solution.states, solution.theta)[..., model.endpoints[0]].numpy()
 
 
@@ -145,10 +148,10 @@ def test_no_infusion_is_too_short_to_be_seen(method, duration):
             return y
 
     if method == "exact":
-        options = SolverOptions(engine="exact")
+        options = Exact()
     else:
         step = 0.05 if method == "rk4" else None
-        options = SolverOptions(engine="torchdiffeq", method=method, rtol=1e-8, atol=1e-10, step=step)
+        options = TorchDiffEq(method=method, rtol=1e-8, atol=1e-10, step=step)
     given = subject(Dose(0, 100, duration=duration), times=np.array([0.0, 120.0]))
     # after 120 h, 30 time constants, exp(−30·…) < 1e-10 of the dose is left
     found = concentrations(WithArea(), {"CL": 5.0, "V1": 20.0}, [given], options)[0, 1]
@@ -171,7 +174,7 @@ def by_scipy(field, y0, stops, jumps, times, scale):
     return out
 
 
-SMOOTH = SolverOptions(method="dopri8", rtol=1e-9, atol=1e-10)
+SMOOTH = TorchDiffEq(method="dopri8", rtol=1e-9, atol=1e-10)
 LATER = np.array([0.5, 1.0, 2.0, 4.0, 7.0, 11.0, 13.0, 20.0, 30.0])
 
 
@@ -219,7 +222,7 @@ def test_lotka_volterra_agrees_with_dop853():
     model = LotkaVolterra().double()
     theta = torch.tensor([[*LOTKA_VOLTERRA["p"], 1.0, 1.0]], dtype=torch.float64)
     batch = collate([subject(times=np.array([0.0, 10.0]))], dtype=torch.float64)
-    solution = solve(model, model.initial_state(theta), theta, batch, options=SolverOptions(rtol=1e-10, atol=1e-10))
+    solution = solve_batch(model, theta, batch, engine=Auto(rtol=1e-10, atol=1e-10))
     np.testing.assert_allclose(solution.states[0, 1], LOTKA_VOLTERRA["u_dop853"], rtol=1e-8)
 
 
@@ -254,7 +257,7 @@ def test_a_second_steady_state_is_added_to_the_first(engine):
 
 
 @pytest.mark.parametrize(
-    "options", [pytest.param(SMOOTH, marks=pytest.mark.slow, id="tight"), pytest.param(SolverOptions(), id="default")]
+    "options", [pytest.param(SMOOTH, marks=pytest.mark.slow, id="tight"), pytest.param(Auto(), id="default")]
 )
 def test_a_michaelis_menten_steady_state_agrees_with_many_doses(options):
     p = {"VMAX": 20.0, "KM": 1.5, "V1": 20.0}
@@ -280,7 +283,7 @@ def test_a_constant_infusion_at_steady_state_is_rate_over_clearance(engine):
 def test_bioavailability_shortens_an_infusion_of_given_rate_and_thins_one_of_given_duration():
     model, p = CompartmentModel(1, bioavailability="central"), PARAMETERS | {"F": F}
     by_rate, by_duration = subject(Dose(0, 100, rate=50)), subject(Dose(0, 100, duration=2), name="2")
-    found = concentrations(model, p, [by_rate, by_duration], SolverOptions())
+    found = concentrations(model, p, [by_rate, by_duration], Auto())
     d = Disposition.of(1)
     np.testing.assert_allclose(found[0], d.infusion(TIMES, 60, 1.2), rtol=1e-10)
     np.testing.assert_allclose(found[1], d.infusion(TIMES, 60, 2.0), rtol=1e-10)
@@ -288,7 +291,7 @@ def test_bioavailability_shortens_an_infusion_of_given_rate_and_thins_one_of_giv
 
 def test_a_lag_delays_an_infusion_whole():
     given = subject(Dose(0, 100, duration=2))
-    found = concentrations(CompartmentModel(2, lag="central"), PARAMETERS | {"LAG": LAG}, [given], SolverOptions())
+    found = concentrations(CompartmentModel(2, lag="central"), PARAMETERS | {"LAG": LAG}, [given], Auto())
     np.testing.assert_allclose(found[0], Disposition.of(2).infusion(TIMES - LAG, 100, 2), rtol=1e-10)
 
 
@@ -317,7 +320,7 @@ def test_records_of_the_same_time_act_in_the_order_of_their_rows(engine):
 def test_wanted_times_are_read_after_the_doses_of_the_same_time_in_any_order():
     wanted = np.array([12.0, 0.0, 6.0, 6.0, 3.0])
     given = subject(Dose(0, 100), Dose(6, 50))
-    found = concentrations(CompartmentModel(1), PARAMETERS, [given], SolverOptions(), wanted)[0]
+    found = concentrations(CompartmentModel(1), PARAMETERS, [given], Auto(), wanted)[0]
     d = Disposition.of(1)
     np.testing.assert_allclose(found, d.bolus(wanted, 100) + d.bolus(wanted - 6, 50), rtol=1e-10)
 
@@ -332,49 +335,126 @@ def refused(**change):
 
 
 def test_what_does_not_fit_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"theta must be .* CL, V1; got \(1, 3\)"):
-        solve(**refused(theta=torch.ones(1, 3, dtype=torch.float64)))
+    with pytest.raises(ValueError, match=r"theta must be .* CL, V1; got \(1, 1, 3\)"):
+        solve_batch(**refused(theta=torch.ones(1, 3, dtype=torch.float64)))
     with pytest.raises(ValueError, match=r"y0 must be"):
-        solve(**refused(y0=torch.zeros(1, 2, dtype=torch.float64)))
+        solve_batch(**refused(y0=torch.zeros(1, 2, dtype=torch.float64)))
     with pytest.raises(ValueError, match=r"share float32 or float64, got .*float32.*float64"):
-        solve(**refused(theta=torch.ones(1, 2)))
+        solve_batch(**refused(theta=torch.ones(1, 2)))
     with pytest.raises(ValueError, match=r"times must be finite"):
-        solve(**refused(times=torch.tensor([[1.0, math.nan]], dtype=torch.float64)))
+        solve_batch(**refused(times=torch.tensor([[1.0, math.nan]], dtype=torch.float64)))
     with pytest.raises(ValueError, match=r"before the first record of subject 1"):
-        solve(**refused(times=torch.tensor([[0.5]], dtype=torch.float64)))
+        solve_batch(**refused(times=torch.tensor([[0.5]], dtype=torch.float64)))
     elsewhere = collate([subject(Dose(1, 100, compartment=3), times=np.array([1.0]))], dtype=torch.float64)
     with pytest.raises(ValueError, match=r"subject 1: a dose into a compartment beyond the 1"):
-        solve(**refused(batch=elsewhere))
+        solve_batch(**refused(batch=elsewhere))
 
 
 def test_half_precision_is_refused():
     half = {name: refused()[name].to(torch.bfloat16) for name in ("y0", "theta", "batch")}
     with pytest.raises(ValueError, match=r"float32 or float64, got .*bfloat16"):
-        solve(**refused(**half))
+        solve_batch(**refused(**half))
 
 
 def test_a_tolerance_that_float32_cannot_resolve_is_refused():
     single = {name: refused()[name].to(torch.float32) for name in ("y0", "theta", "batch")}
-    options = SolverOptions(engine="torchdiffeq", rtol=1e-8)
+    options = TorchDiffEq(rtol=1e-8)
     with pytest.raises(ValueError, match=r"rtol 1e-08 is below what float32 resolves"):
-        solve(**refused(**single), options=options)
+        solve_batch(**refused(**single), engine=options)
 
 
 def test_the_exact_engine_refuses_what_is_not_linear():
     model = CompartmentModel(1, elimination="michaelis_menten").double()
     theta = torch.ones(1, 3, dtype=torch.float64)
-    with pytest.raises(TypeError, match=r"CompartmentModel is not linear"):
-        solve(**refused(dynamics=model, theta=theta), options=SolverOptions(engine="exact"))
+    with pytest.raises(ValueError, match=r"Exact solves linear dynamics and CompartmentModel is not linear"):
+        solve_batch(**refused(dynamics=model, theta=theta), engine=Exact())
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"engine": "fast"}, {"gradient": "none"}, {"method": "bosh3"}, {"rtol": 0.0}, {"method": "rk4"}],
-    ids=lambda wrong: next(iter(wrong)),
+    ("engine", "wrong", "message"),
+    [
+        (TorchDiffEq, {"gradient": "none"}, "gradient is one of backprop, adjoint"),
+        (TorchDiffEq, {"method": "bosh3"}, "method is one of dopri5"),
+        (TorchDiffEq, {"method": "rk4"}, "takes fixed steps"),
+        (TorchDiffEq, {"step": 0.1}, "chooses its steps by the tolerances"),
+        (TorchDiffEq, {"atol": -1.0}, "tolerances must be positive"),
+        (RungeKutta, {"rtol": 0.0}, "tolerances must be positive"),
+        (Auto, {"max_evaluations": 0}, "max_evaluations must be 1 or more"),
+        (TorchSDE, {"step": 0.0}, "step must be positive"),
+        (TorchSDE, {"gradient": "discrete"}, "gradient is one of backprop, adjoint"),
+    ],
 )
-def test_options_that_do_not_exist_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"one of|positive"):
-        SolverOptions(**wrong)
+def test_options_that_do_not_exist_are_refused(engine, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        engine(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("engine", "dynamics", "message"),
+    [
+        (RungeKutta(), OrnsteinUhlenbeck(0.1), "RungeKutta solves ordinary .* OrnsteinUhlenbeck is stochastic"),
+        (TorchDiffEq(), OrnsteinUhlenbeck(0.1), "TorchDiffEq solves ordinary .* OrnsteinUhlenbeck is stochastic"),
+        (Exact(), OrnsteinUhlenbeck(0.1), "Exact solves ordinary .* OrnsteinUhlenbeck is stochastic"),
+        (TorchSDE(), CompartmentModel(1), "TorchSDE solves stochastic .* CompartmentModel has no noise"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_engine_refuses_what_it_cannot_solve(engine, dynamics, message):
+    theta = torch.ones(1, len(dynamics.parameter_names))
+    with pytest.raises(ValueError, match=message):
+        solve(dynamics, theta, torch.tensor([[0.0, 1.0]]), engine=engine)
+
+
+@pytest.mark.parametrize("engine", [Auto(1e-4), Exact(), RungeKutta(), TorchDiffEq("rk4", step=0.5), TorchSDE(0.1)])
+def test_an_engine_is_a_part(engine):
+    assert make(describe(engine), Engine, "engine") == engine
+
+
+def test_a_system_is_solved_without_patients():
+    model, times = CompartmentModel(1).double(), torch.tensor([[0.0, 1.0, 6.0], [2.0, 8.0, 3.0]], dtype=torch.float64)
+    theta = torch.tensor([[5.0, 20.0], [2.0, 10.0]], dtype=torch.float64)
+    doses = [[Dose(0, 100)], [Dose(2, 50), Dose(0, 80)]]  # in any order
+    solution = solve(model, theta, times, doses)
+    solution.check()
+    k = (theta[:, 0] / theta[:, 1])[:, None]
+    expected = torch.tensor([[100.0], [80.0]]) * torch.exp(-k * times)
+    expected[1] += 50.0 * torch.exp(-k[1] * (times[1] - 2.0))
+    torch.testing.assert_close(solution.states[..., 0], expected)
+    assert solution.engine == Exact()
+    again = solve(model, theta[:, None], times, Doses.of(doses, torch.float64), engine=RungeKutta(1e-9, 1e-9))
+    torch.testing.assert_close(again.states[..., 0], expected, rtol=1e-7, atol=1e-7)
+    # a clearance that doubles at 1 h
+    periods = torch.stack([theta, theta * torch.tensor([2.0, 1.0])], dim=1)
+    begin = torch.tensor([[0.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
+    changed = solve(model, periods, times[:1].expand(2, -1), doses, period_start=begin).states[0, :, 0]
+    assert float(changed[2]) == pytest.approx(100.0 * math.exp(-0.25 - 0.5 * 5.0))
+
+
+def test_without_a_dose_the_solve_begins_at_the_first_time_or_where_it_is_told():
+    model, times = CompartmentModel(1).double(), torch.tensor([3.0, 4.0], dtype=torch.float64)
+    theta, y0 = torch.tensor([[5.0, 20.0]], dtype=torch.float64), torch.tensor([[100.0]], dtype=torch.float64)
+    found = solve(model, theta, times, y0=y0).states[0, :, 0]
+    torch.testing.assert_close(found, 100.0 * torch.exp(-0.25 * (times - 3.0)))
+    early = solve(model, theta, times, y0=y0, start=torch.tensor([1.0], dtype=torch.float64)).states[0, :, 0]
+    torch.testing.assert_close(early, 100.0 * torch.exp(-0.25 * (times - 1.0)))
+
+
+def test_what_does_not_fit_a_solve_without_patients_is_refused():
+    model, theta, times = CompartmentModel(1), torch.ones(2, 2), torch.tensor([0.0, 1.0])
+    with pytest.raises(ValueError, match=r"one sequence for each of the 2 subjects, got 1"):
+        solve(model, theta, times, [[Dose(0, 1)]])
+    with pytest.raises(ValueError, match=r"theta has 3 periods: pass period_start"):
+        solve(model, torch.ones(2, 3, 2), times)
+    with pytest.raises(ValueError, match=r"times must be \[subject, time\] with 2 subjects"):
+        solve(model, theta, torch.ones(3, 4))
+
+
+def test_the_example_of_the_documentation_runs():
+    code = textwrap.dedent(solve.__doc__.split("L/h::")[1].split("Args:")[0])
+    names = {}
+    exec(code, names)
+    expected = 10.0 * np.exp(-np.outer([0.2, 0.4], [0.0, 1.0, 2.0]))
+    np.testing.assert_allclose(names["concentration"], expected, rtol=1e-6)
 
 
 class Sine(Dynamics):
@@ -405,7 +485,7 @@ def error_at_one(dynamics, y0, options):
     batch = collate([subject(times=np.array([0.0, 1.0]))], dtype=torch.float64)
     theta = torch.zeros(1, 1, dtype=torch.float64)
     with torch.no_grad():
-        y = solve(dynamics, y0, theta, batch, options=options).states[0, 1].numpy()
+        y = solve_batch(dynamics, theta, batch, engine=options, y0=y0).states[0, 1].numpy()
     if isinstance(dynamics, Sine):
         exact = 2 * np.arctan(np.tan(y0[0].numpy() / 2) * np.e)
     else:
@@ -422,10 +502,7 @@ PROBLEMS = {
 @pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize(("method", "order"), [("euler", 1), ("midpoint", 2), ("heun2", 2), ("heun3", 3), ("rk4", 4)])
 def test_halving_the_step_shrinks_the_error_by_the_order_of_the_method(method, order, problem):
-    errors = [
-        error_at_one(*PROBLEMS[problem], SolverOptions(engine="torchdiffeq", method=method, step=2.0**-k))
-        for k in (6, 7)
-    ]
+    errors = [error_at_one(*PROBLEMS[problem], TorchDiffEq(method=method, step=2.0**-k)) for k in (6, 7)]
     # at 1/64 the next term of the expansion still bends the slope by a few hundredths
     assert abs(math.log2(errors[0] / errors[1]) - order) < 0.1
 
@@ -434,5 +511,5 @@ def test_halving_the_step_shrinks_the_error_by_the_order_of_the_method(method, o
 @pytest.mark.parametrize("tolerance", [1e-4, 1e-6, 1e-8])
 @pytest.mark.parametrize("method", ["dopri5", "dopri8"])
 def test_an_adaptive_method_keeps_to_its_tolerance(method, tolerance, problem):
-    options = SolverOptions(engine="torchdiffeq", method=method, rtol=tolerance, atol=tolerance)
+    options = TorchDiffEq(method=method, rtol=tolerance, atol=tolerance)
     assert error_at_one(*PROBLEMS[problem], options) <= 10 * tolerance  # errors of several steps add up

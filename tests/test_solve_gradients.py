@@ -6,21 +6,33 @@ import numpy as np
 import pytest
 import torch
 from closed_forms import KA, LOTKA_VOLTERRA, Disposition
+from solving import engine_with, solve_batch
 
 from neuralpk.batch import collate
 from neuralpk.cohort import Cohort, Dose, Subject
-from neuralpk.dynamics import CompartmentModel, Dynamics, LotkaVolterra, NeuralCompartments, NeuralField
-from neuralpk.models import build_model
-from neuralpk.objectives import evidence_bound
+from neuralpk.dynamics import (
+    CompartmentModel,
+    Dynamics,
+    HybridDynamics,
+    LotkaVolterra,
+    NeuralCompartments,
+    NeuralField,
+    NeuralFlows,
+)
+from neuralpk.encoders import RecurrentEncoder, SetEncoder
+from neuralpk.objectives import ELBO, Step
+from neuralpk.parameters import PopulationParameters
+from neuralpk.population_model import PopulationModel
+from neuralpk.residual_error import CombinedError
 from neuralpk.scaling import Scaling
-from neuralpk.solve import SolverOptions, solve
+from neuralpk.solve import Exact, RungeKutta, TorchDiffEq
 
 TIGHT = {"method": "dopri8", "rtol": 1e-9, "atol": 1e-10}
 WAYS = {
-    "exact": SolverOptions(engine="exact"),
-    "discrete": SolverOptions(engine="runge_kutta", rtol=1e-9, atol=1e-10),
-    "backprop": SolverOptions(engine="torchdiffeq", gradient="backprop", **TIGHT),
-    "adjoint": SolverOptions(engine="torchdiffeq", gradient="adjoint", **TIGHT),
+    "exact": Exact(),
+    "discrete": RungeKutta(rtol=1e-9, atol=1e-10),
+    "backprop": TorchDiffEq(gradient="backprop", **TIGHT),
+    "adjoint": TorchDiffEq(gradient="adjoint", **TIGHT),
 }
 
 
@@ -34,8 +46,8 @@ def loss_of(model, people, options, weights=None):
 
     def loss(theta, y0=None):
         y0 = model.initial_state(theta if theta.dim() == 2 else theta[:, 0]) if y0 is None else y0
-        solution = solve(model, y0, theta, batch, options=options)
-        solution.check(batch.ids, options)
+        solution = solve_batch(model, theta, batch, engine=options, y0=y0)
+        solution.check(batch.ids)
         return (solution.states.square() * batch.mask[..., None]).sum()
 
     return loss
@@ -62,7 +74,7 @@ def test_the_gradient_of_an_oral_dose_is_that_of_its_closed_form(way):
     model = CompartmentModel(1, "first_order").double()
     theta = torch.tensor([[5.0, 20.0, KA]], dtype=torch.float64, requires_grad=True)
     batch = collate([subject([Dose(0, 100)], [3.0])], dtype=torch.float64)
-    solution = solve(model, model.initial_state(theta), theta, batch, options=WAYS[way])
+    solution = solve_batch(model, theta, batch, engine=WAYS[way])
     model.observe(solution.states, solution.theta)[0, 0, 1].backward()
 
     def closed_form(cl, v, ka):
@@ -81,8 +93,8 @@ def test_lotka_volterra_has_the_published_gradient(gradient):
     theta = torch.tensor([[*LOTKA_VOLTERRA["p"], 1.0, 1.0]], dtype=torch.float64, requires_grad=True)
     batch = collate([subject([], [0.0, 10.0])], dtype=torch.float64)
     # the order (alpha, beta, gamma, delta) is that of p
-    options = SolverOptions(gradient=gradient, rtol=1e-10, atol=1e-10)
-    end = solve(model, model.initial_state(theta), theta, batch, options=options).states[0, 1]
+    options = engine_with(gradient, rtol=1e-10, atol=1e-10)
+    end = solve_batch(model, theta, batch, engine=options).states[0, 1]
     (0.5 * (1 - end).square().sum()).backward()
     found = theta.grad[0].numpy()
     np.testing.assert_allclose(found[:4], LOTKA_VOLTERRA["dp_cvodes"], atol=1e-6)  # their digits end at 2.4e-7
@@ -96,7 +108,7 @@ def test_the_default_tolerance_gives_a_gradient_good_to_a_thousandth(gradient):
     theta = torch.tensor([[12.0, 0.8, 20.0, 3.0, 40.0, KA]], dtype=torch.float64)
     people = [subject([Dose(0, 100), Dose(12, 60)], [1.0, 4.0, 12.0, 20.0])]
     grads = []
-    for options in (SolverOptions(gradient=gradient), WAYS["backprop"]):
+    for options in (engine_with(gradient), WAYS["backprop"]):
         own = theta.clone().requires_grad_()
         loss_of(model, people, options)(own).backward()
         grads.append(own.grad)
@@ -182,7 +194,7 @@ def test_each_period_has_its_own_parameters_and_their_gradient(way):
     person = subject([Dose(0, 100)], [2.0, 4.0, 6.0, 12.0], covariates={"WT": ((0.0, 60.0), (4.0, 70.0), (9.0, 80.0))})
     theta = torch.tensor([[[5.0, 20.0], [2.0, 20.0], [9.0, 20.0]]], dtype=torch.float64, requires_grad=True)
     batch = collate([person], dtype=torch.float64)
-    solution = solve(model, model.initial_state(theta[:, 0]), theta, batch, options=WAYS[way])
+    solution = solve_batch(model, theta, batch, engine=WAYS[way])
     amounts = solution.states[0, :, 0]
     # in each period the logarithm falls by CL/V1 per hour
     logs = math.log(100) - np.array([2 * 5, 4 * 5, 4 * 5 + 2 * 2, 4 * 5 + 5 * 2 + 3 * 9]) / 20
@@ -209,15 +221,15 @@ def test_a_field_that_closes_over_a_tensor_is_refused_by_the_adjoint_alone():
     leaf = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     theta, y0 = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
     batch = collate([subject([], [0.0, 2.0])], dtype=torch.float64)
-    adjoint = SolverOptions(gradient="adjoint")
+    adjoint = TorchDiffEq(gradient="adjoint")
     for kept in (leaf, leaf * 1.0):  # a tensor that was computed from another is lost just as silently
-        with pytest.raises(ValueError, match=r"Closure uses a tensor .* gradient='backprop'"):
-            solve(Closure(kept), y0, theta, batch, options=adjoint)
-    solve(Closure(leaf.detach()), y0, theta, batch, options=adjoint)
+        with pytest.raises(ValueError, match=r"Closure uses a tensor .* TorchDiffEq\(gradient='backprop'\)"):
+            solve_batch(Closure(kept), theta, batch, engine=adjoint, y0=y0)
+    solve_batch(Closure(leaf.detach()), theta, batch, engine=adjoint, y0=y0)
     with torch.no_grad():
-        solve(Closure(leaf), y0, theta, batch, options=adjoint)
-    options = SolverOptions(gradient="backprop", rtol=1e-9, atol=1e-10)
-    end = solve(Closure(leaf), y0, theta, batch, options=options).states[0, 1, 0]
+        solve_batch(Closure(leaf), theta, batch, engine=adjoint, y0=y0)
+    options = TorchDiffEq(gradient="backprop", rtol=1e-9, atol=1e-10)
+    end = solve_batch(Closure(leaf), theta, batch, engine=options, y0=y0).states[0, 1, 0]
     end.backward()
     assert math.isclose(float(leaf.grad), -2 * math.exp(-1.0), rel_tol=1e-7)
 
@@ -241,11 +253,13 @@ SCALING = Scaling(24.0, 100.0, (3.0,), {"WT": (70.0, 0.2, True)})
 
 @pytest.mark.parametrize("kind", ["compartments", "field"])
 def test_every_weight_of_a_neural_field_has_the_gradient_of_backprop_and_finite_differences(kind):
-    states = ("depot", "central")
+    like = CompartmentModel(1, "first_order")
     if kind == "compartments":
-        model = NeuralCompartments(CompartmentModel(1, "first_order"), 2, SCALING, hidden=4, layers=1).double()
+        model = NeuralCompartments(like, 2, hidden=4, layers=1)
     else:
-        model = NeuralField(states, (1,), 2, SCALING, hidden=4, layers=1).double()
+        model = NeuralField(like, 2, hidden=4, layers=1)
+    model.build(SCALING)
+    model = model.double()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
     batch = collate([subject([Dose(0, 100)], [1.0, 6.0], "1"), subject([Dose(0, 50)], [3.0], "2")], dtype=torch.float64)
@@ -253,7 +267,7 @@ def test_every_weight_of_a_neural_field_has_the_gradient_of_backprop_and_finite_
     theta = torch.tensor([[*own, 0.3, -1.0], [*(1.5 * v for v in own), 1.2, 0.4]], dtype=torch.float64)
 
     def loss(options):
-        solution = solve(model, model.initial_state(theta), theta, batch, options=options)
+        solution = solve_batch(model, theta, batch, engine=options)
         return model.observe(solution.states, solution.theta).square().sum()
 
     exact = weight_gradients(model, lambda: loss(WAYS["backprop"]))
@@ -270,38 +284,40 @@ def test_every_weight_of_a_neural_field_has_the_gradient_of_backprop_and_finite_
         assert abs((up - down) / 2e-4 - float(exact[name].view(-1)[0])) < 1e-5 * float(exact[name].norm()), name
 
 
+LIKE = CompartmentModel(1, "first_order")
+NEURAL = {"latent_size": 2, "hidden": 4, "layers": 1}
 MODELS = {
-    "mechanistic": {"field": "mechanistic", "elimination": "michaelis_menten", "effects": {"VMAX": ["WT"]}},
-    "neural": {"field": "neural"},
-    "free": {"field": "free"},
-    "hybrid": {"field": "hybrid"},
+    "mechanistic": (lambda: CompartmentModel(1, "first_order", "michaelis_menten"), {"VMAX": ["WT"]}),
+    "neural": (lambda: NeuralCompartments(LIKE, **NEURAL), "all"),
+    "free": (lambda: NeuralField(LIKE, **NEURAL), "all"),
+    "hybrid": (lambda: HybridDynamics(CompartmentModel(1, "first_order"), NeuralFlows(**NEURAL)), None),
 }
 
 
-@pytest.mark.parametrize("encoder", ["set", "recurrent"])
+@pytest.mark.parametrize("encoder", [SetEncoder, RecurrentEncoder])
 @pytest.mark.parametrize("kind", MODELS)
 def test_every_weight_from_the_encoder_to_the_residual_error_gets_its_gradient(kind, encoder):
     people = [
         Subject("1", [0.5, 2.0, 8.0], [1.0, 2.0, 0.7], (Dose(0, 100),), covariates={"WT": 60.0}),
         Subject("2", [1.0, 12.0], [2.5, 0.4], (Dose(0, 100), Dose(6, 50, duration=2)), covariates={"WT": 90.0}),
     ]
-    settings = {"compartments": 1, "absorption": "first_order", "latent_size": 2, "hidden": 4, "layers": 1}
     batch = collate(Cohort(tuple(people)), dtype=torch.float64)
-    noise = torch.randn(2, 8, dtype=torch.float64)
     grads = []
     for gradient in ("adjoint", "backprop"):
         torch.manual_seed(3)
-        solver = {"engine": "torchdiffeq", "gradient": gradient, **TIGHT}
-        model = build_model(
-            settings | MODELS[kind], {"kind": encoder, "hidden": 8}, "combined", solver, SCALING
-        ).double()
+        dynamics, effects = MODELS[kind]
+        parameters = PopulationParameters(effects=effects)
+        model = PopulationModel(dynamics(), parameters, CombinedError(), TorchDiffEq(gradient=gradient, **TIGHT))
+        model.build(SCALING)
+        reader = encoder(8)
+        reader.build(SCALING, model.latent_size)
+        both = torch.nn.ModuleDict({"model": model, "encoder": reader}).double()
         for p in model.dynamics.parameters():  # some start at zero, where others have no effect yet
             torch.nn.init.normal_(p, std=0.3)
-        own = noise[:, : model.individual.latent_size]
-        grads.append(weight_gradients(model, lambda m=model, n=own: sum(_objective(m, batch, n))))
+        grads.append(
+            weight_gradients(both, lambda b=both: ELBO().loss(b["model"], b["encoder"], None, batch, STEP).total)
+        )
     assert_complete_and_equal(*grads)
 
 
-def _objective(model, batch, noise):
-    loss = evidence_bound(model, batch, noise)
-    return loss.fit, loss.kl
+STEP = Step(seed=5, number=3)

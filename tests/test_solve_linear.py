@@ -5,13 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from solving import solve_batch
 
 from neuralpk.batch import collate
 from neuralpk.cohort import Dose, Subject
 from neuralpk.dynamics import CompartmentModel, Dynamics
-from neuralpk.solve import exact, interface, solve
-from neuralpk.solve.compiled import linear, modes
-from neuralpk.solve.mesh import build_mesh, dose_inputs
+from neuralpk.solve import exact
+from neuralpk.solve.compiled import linear, rate_matrix_exponential
+from neuralpk.solve.event_nodes import build_mesh, dose_inputs
 
 TYPICAL = {"CL": 5.0, "V1": 20.0, "Q": 3.0, "V2": 40.0, "Q3": 1.0, "V3": 60.0, "KA": 1.3, "KTR": 2.0}
 TYPICAL |= {"LAG": 0.7, "F": 0.6}
@@ -44,8 +45,8 @@ def outcome(engine, monkeypatch, model, theta, people=PEOPLE, times=None):
     theta = theta.clone().requires_grad_()
     y0 = torch.rand(len(theta), len(model.states), dtype=theta.dtype, generator=torch.Generator().manual_seed(2))
     y0.requires_grad_()
-    monkeypatch.setattr(interface.exact, "integrate", engine)
-    states = solve(model, y0, theta, collate(people, dtype=theta.dtype), times).states
+    monkeypatch.setattr(exact, "integrate", engine)
+    states = solve_batch(model, theta, collate(people, dtype=theta.dtype), times, y0=y0).states
     weights = torch.rand(states.shape, dtype=theta.dtype, generator=torch.Generator().manual_seed(3))
     (states * weights).sum().backward()
     return states.detach(), y0.grad, theta.grad
@@ -134,7 +135,7 @@ def test_the_central_amount_has_the_digits_of_the_closed_form(rates):
     times = np.array([0.0, 0.1, 1.0, 5.0, 24.0])
     theta = torch.tensor([[k10, 1.0, ka]], dtype=torch.float64)
     batch = collate([subject("a", [Dose(0, 1)], times)], dtype=torch.float64)
-    found = solve(model, model.initial_state(theta), theta, batch).states[0, :, 1].numpy()
+    found = solve_batch(model, theta, batch).states[0, :, 1].numpy()
     mean, half = (ka + k10) / 2, (ka - k10) / 2 * times
     expected = (
         ka * times * np.exp(-mean * times) * np.where(half == 0, 1.0, np.sinh(half) / np.where(half == 0, 1, half))
@@ -147,10 +148,10 @@ def test_single_precision_is_rounded_once_more_and_no_worse():
     model = CompartmentModel(3, "first_order")
     theta = theta_of(model).float()
     with torch.no_grad():
-        single = solve(model, model.initial_state(theta), theta, collate(PEOPLE)).states
+        single = solve_batch(model, theta, collate(PEOPLE)).states
         theta = theta.double()
         double = model.double()
-        exact_ = solve(double, double.initial_state(theta), theta, collate(PEOPLE, dtype=torch.float64)).states
+        exact_ = solve_batch(double, theta, collate(PEOPLE, dtype=torch.float64)).states
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), exact_, rtol=2e-5, atol=1e-5)  # 50 h of rates rounded to 6e-8
 
@@ -171,14 +172,18 @@ def test_the_gradients_are_those_of_finite_differences(case):
     batch = collate([subject("a", doses, [0.5, 1.0, 4.0, 7.0])], dtype=torch.float64)
     y0 = torch.ones(1, len(model.states), dtype=torch.float64, requires_grad=True)
     times = batch.time.clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda *at: solve(model, *at[:2], batch, at[2]).states, (y0, theta, times))
+
+    def solved(y0, theta, times):
+        return solve_batch(model, theta, batch, times, y0=y0).states
+
+    assert torch.autograd.gradcheck(solved, (y0, theta, times))
 
 
 def test_zero_inputs_and_states_still_have_their_gradient():
     k = torch.tensor([[[[-2.0, 0.0], [2.0, -2.0]]]], dtype=torch.float64, requires_grad=True)  # a Jordan block
     model, theta = CompartmentModel(1, "first_order").double(), torch.ones(1, 3, dtype=torch.float64)
     batch = collate([subject("a", [Dose(0, 1)], [0.0, 1.0, 5.0])], dtype=torch.float64)
-    mesh = build_mesh(batch, dose_inputs(model, theta, batch), 2, batch.time, batch.row)
+    mesh = build_mesh(batch, dose_inputs(model, theta[:, None], batch), 2, batch.time, batch.row)
     jump, input_ = torch.zeros_like(mesh.jump).requires_grad_(), torch.zeros_like(mesh.input).requires_grad_()
     y0 = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
 
@@ -192,7 +197,7 @@ def test_a_second_derivative_is_refused():
     model = CompartmentModel(1).double()
     theta = theta_of(model, 1).requires_grad_()
     batch = collate(PEOPLE[:1], dtype=torch.float64)
-    value = solve(model, model.initial_state(theta), theta, batch).states.sum()
+    value = solve_batch(model, theta, batch).states.sum()
     with pytest.raises(RuntimeError, match="differentiated once"):
         torch.autograd.grad(value, theta, create_graph=True)
 
@@ -208,7 +213,7 @@ def test_the_batch_changes_no_bit_of_a_subject(absorption):
     model, people, theta = crowd(absorption, 12)
 
     def line(theta, people):
-        return solve(model, model.initial_state(theta), theta, collate(people, dtype=torch.float64)).states
+        return solve_batch(model, theta, collate(people, dtype=torch.float64)).states
 
     together = line(theta, people)
     for k, person in enumerate(people):
@@ -228,7 +233,7 @@ def test_what_is_not_finite_spoils_one_subject_alone():
     model, people, theta = crowd("first_order", 6)
     theta[2, 0] = torch.inf
     theta.requires_grad_()
-    solution = solve(model, torch.zeros(6, 3).double(), theta, collate(people, dtype=torch.float64))
+    solution = solve_batch(model, theta, collate(people, dtype=torch.float64), y0=torch.zeros(6, 3).double())
     assert solution.ok.tolist() == [True, True, False, True, True, True]
     solution.states[solution.ok].sum().backward()
     assert theta.grad[solution.ok].isfinite().all()
@@ -244,7 +249,7 @@ def test_compartments_have_modes_and_equal_rates_none():
         linear._decompose(0, len(k), k, *found)
         ok, rate, right, left = found
         whole = np.einsum("spij,spj,spjk->spik", right, rate, left)
-        np.testing.assert_allclose(whole[ok], k[ok], atol=1e-13 * modes._CONDITION)
+        np.testing.assert_allclose(whole[ok], k[ok], atol=1e-13 * rate_matrix_exponential._CONDITION)
         assert whole.shape[-1] == n
         return ok.mean()
 

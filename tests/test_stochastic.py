@@ -12,15 +12,18 @@ from closed_forms import PARAMETERS, Disposition
 from neuralpk import randomness
 from neuralpk.batch import collate
 from neuralpk.cohort import Cohort, Dose, Subject
-from neuralpk.datamodules import LotkaVolterraDataModule, PKDataModule
+from neuralpk.cohort_simulation import Design, Population, simulate_cohort
+from neuralpk.datamodules import SimulatedLotkaVolterraDataModule, SimulatedPKDataModule
 from neuralpk.dynamics import CompartmentModel, FluctuatingClearance, OrnsteinUhlenbeck, StochasticLotkaVolterra
-from neuralpk.encoders import RecurrentEncoder
-from neuralpk.models import IndividualParameters, LatentSDE
-from neuralpk.residual_error import AdditiveError
+from neuralpk.encoders import RecurrentEncoder, SetEncoder
+from neuralpk.objectives import ELBO, MarginalLikelihood, PathELBO, SquaredError, Step
+from neuralpk.parameters import PopulationParameters
+from neuralpk.path_guide import PathDraws, PathGuide
+from neuralpk.population_model import PopulationModel
+from neuralpk.residual_error import AdditiveError, LogNormalError
 from neuralpk.scaling import Scaling
-from neuralpk.simulate import Design, Population, simulate_cohort
-from neuralpk.solve import Noise, SolverOptions, solve_paths
-from neuralpk.tasks import LatentODETask
+from neuralpk.solve import Noise, TorchSDE, solve_paths
+from neuralpk.task import LatentTask
 
 RATE, MEAN, START, SIGMA, ERROR = 0.8, 5.0, 6.0, 0.7, 0.3
 NOISE = Noise(seed=3, stream=7)
@@ -38,9 +41,9 @@ def ou():
     return OrnsteinUhlenbeck(SIGMA).double()
 
 
-def paths(dynamics, theta, batch, step=0.1, noise=NOISE, gradient=None, **options):
-    settings = SolverOptions(step=step, gradient=gradient)
-    return solve_paths(dynamics, dynamics.initial_state(theta), theta, batch, options=settings, noise=noise, **options)
+def paths(dynamics, theta, batch, step=0.1, noise=NOISE, gradient="backprop", **options):
+    settings = TorchSDE(step, gradient)
+    return solve_paths(dynamics, theta[:, None], batch, engine=settings, noise=noise, **options)
 
 
 def test_a_brownian_motion_has_independent_increments_and_is_the_same_whatever_else_is_asked():
@@ -124,20 +127,35 @@ def test_steady_state_is_refused():
 def ou_cohort(subjects, samples=8):
     population = Population({"rate": RATE, "mean": MEAN, "start": START})
     design = Design(((),), tuple(np.linspace(0, 6, 25)), samples, grid=(0.0, 6.0))
-    error = AdditiveError.known(a=ERROR)
+    error = AdditiveError.from_values(a=ERROR)
     return simulate_cohort(ou(), population, design, error, subjects, seed=1)
 
 
-def ou_model(cohort, gradient=None):
-    """The truth as a latent SDE without variability, whose network has weights that matter."""
+class GuidedModel(torch.nn.Module):
+    """A model with its encoder and its guide."""
+
+    def __init__(self, model, scaling):
+        super().__init__()
+        self.model, self.encoder, self.guide = model, RecurrentEncoder(8), PathGuide(8)
+        self.encoder.build(scaling, model.latent_size)
+        self.guide.build(model.dynamics, scaling)
+
+    def draw(self, batch, normal, noise) -> PathDraws:
+        return self.guide.draw(self.model, self.encoder(batch), batch, normal, noise)
+
+
+def ou_model(cohort, gradient="backprop"):
+    """The truth without variability, with a guide whose network has weights that matter."""
     scaling = Scaling.of(cohort)
     torch.manual_seed(0)
-    individual = IndividualParameters.known({"rate": RATE, "mean": MEAN, "start": START}, {}, {}, scaling)
-    options = SolverOptions(step=0.1, gradient=gradient)
-    error = AdditiveError.known(a=ERROR)
-    model = LatentSDE(RecurrentEncoder(scaling, 3, 8), individual, ou(), error, options, hidden=8).double()
-    torch.nn.init.normal_(model.network[-1].weight, std=0.1)
-    return model
+    typical = {"rate": RATE, "mean": MEAN, "start": START}
+    # next to no variability: three latent dimensions that change nothing
+    population = PopulationParameters.from_values(typical, dict.fromkeys(typical, 1e-12), scaling=scaling)
+    error, engine = AdditiveError.from_values(a=ERROR), TorchSDE(0.1, gradient)
+    model = PopulationModel(ou(), population, error, engine).build(scaling, torch.float64)
+    guided = GuidedModel(model, scaling).double()
+    torch.nn.init.normal_(guided.guide.network[-1].weight, std=0.1)
+    return guided
 
 
 def kalman_log_likelihood(subject):
@@ -158,7 +176,7 @@ def test_selected_paths_give_the_likelihood_of_the_kalman_filter():
     normal = torch.zeros(len(batch), draws, 3, dtype=torch.float64)
     with torch.no_grad():
         constant = model.encoder(batch).sd.log().sum(1, keepdim=True)  # of the z, which say nothing
-        runs = [model.weigh(batch, normal, Noise(0, k)).paths for k in range(filters)]
+        runs = [model.draw(batch, normal, Noise(0, k)).paths for k in range(filters)]
     weight = torch.stack([run.log_weight.reshape(len(batch), draws).logsumexp(1) for run in runs], 1)
     weight = weight - math.log(draws) - constant
     found = (weight.logsumexp(1) - math.log(filters)).numpy()
@@ -170,18 +188,18 @@ def test_selected_paths_give_the_likelihood_of_the_kalman_filter():
     assert abs((found - expected).sum()) < 3 * np.sqrt((error**2).sum())
     # the guide is not the exact posterior: one path alone is on average worth less
     with torch.no_grad():
-        alone = model.weigh(batch, normal[:, :1], NOISE).paths.log_weight - constant[:, 0]
+        alone = model.draw(batch, normal[:, :1], NOISE).paths.log_weight - constant[:, 0]
     assert float(alone.mean()) < expected.mean() - 0.1
 
 
 def test_selected_paths_are_whole_and_near_the_samples():
     cohort, draws = ou_cohort(3), 60
     model, batch = ou_model(cohort), collate(cohort, dtype=torch.float64)
-    unguided = dataclasses.replace(batch, context=torch.zeros_like(batch.context))
+    unguided = batch.unseen()
     with torch.no_grad():
-        drawn = model.weigh(unguided, torch.zeros(3, draws, 3, dtype=torch.float64), NOISE)
-        alone = model.weigh(unguided.repeat(draws), torch.zeros(3 * draws, 1, 3, dtype=torch.float64), NOISE)
-        fit = model.error.log_likelihood(batch.repeat(draws), drawn.value).sum(1)
+        drawn = model.draw(unguided, torch.zeros(3, draws, 3, dtype=torch.float64), NOISE)
+        alone = model.draw(unguided.repeat(draws), torch.zeros(3 * draws, 1, 3, dtype=torch.float64), NOISE)
+        fit = model.model.error.log_likelihood(batch.repeat(draws), drawn.value).sum(1)
     torch.testing.assert_close(drawn.log_likelihood, fit)
     value = drawn.value.reshape(3, draws, -1)
     # survivors share their beginnings
@@ -194,12 +212,12 @@ def test_selected_paths_are_whole_and_near_the_samples():
 def test_without_a_sample_ahead_the_posterior_is_the_prior():
     cohort = ou_cohort(3)
     model, batch = ou_model(cohort), collate(cohort, dtype=torch.float64)
-    unread = dataclasses.replace(batch, context=torch.zeros_like(batch.context))
+    unread = batch.unseen()
     with torch.no_grad():
         normal = torch.zeros(3, 1, 3, dtype=torch.float64)
-        free, guided = (model.weigh(b, normal, NOISE).paths for b in (unread, batch))
+        free, guided = (model.draw(b, normal, NOISE).paths for b in (unread, batch))
         theta = theta_of(3, RATE, MEAN, START)
-        prior = paths(model.dynamics, theta, batch)
+        prior = paths(model.model.dynamics, theta, batch)
     assert free.kl.abs().max() == 0
     torch.testing.assert_close(free.states, prior.states)
     assert float(guided.kl.min()) > 0.1
@@ -210,25 +228,29 @@ def test_adjoint_and_backprop_give_the_same_gradients():
     batch = collate(cohort, dtype=torch.float64)
     for gradient in ("backprop", "adjoint"):
         model = ou_model(cohort, gradient)
-        drawn = model.weigh(batch, torch.zeros(3, 1, 3, dtype=torch.float64), NOISE)
+        drawn = model.draw(batch, torch.zeros(3, 1, 3, dtype=torch.float64), NOISE)
         drawn.paths.log_weight.sum().backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     first, second = gradients
-    assert {"dynamics.log_sigma", "gain", "network.0.weight", "encoder.cell.weight_hh"} <= set(first) == set(second)
+    assert (
+        {"model.dynamics.log_sigma", "guide.gain", "guide.network.0.weight", "guide.reader.cell.weight_hh"}
+        <= set(first)
+        == set(second)
+    )
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, rtol=1e-8, atol=1e-9, msg=name)
-    assert float(first["encoder.cell.weight_hh"].abs().max()) > 1e-6
+    assert float(first["guide.reader.cell.weight_hh"].abs().max()) > 1e-6
 
 
 def test_a_simulated_path_is_the_truth_and_belongs_to_its_subject():
-    data = [LotkaVolterraDataModule(subjects=n, noise=0.2, samples=5) for n in (2, 4)]
+    data = [SimulatedLotkaVolterraDataModule(subjects=n, noise=0.2, samples=5) for n in (2, 4)]
     small, large = (module.part("train") for module in data)
     np.testing.assert_allclose(small[1].truth.line, large[1].truth.line, rtol=1e-9)
     assert small[0].truth.parameters["sigma_log_prey"] == pytest.approx(0.2)
     line = np.log(small[0].truth.line[:, 0])
-    smooth = LotkaVolterraDataModule(subjects=2, samples=5).part("train")[0].truth.line[:, 0]
+    smooth = SimulatedLotkaVolterraDataModule(subjects=2, samples=5).part("train")[0].truth.line[:, 0]
     assert np.diff(line, 2).std() > 5 * np.diff(np.log(smooth), 2).std()
-    patient = PKDataModule(subjects=1, noise=0.1).part("train")[0]
+    patient = SimulatedPKDataModule(subjects=1, noise=0.1).part("train")[0]
     assert patient.truth.line[0, 0] > patient.truth.line[-1, 0] > 0
 
 
@@ -241,21 +263,22 @@ def quick(task, data, epochs):
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def task_of(data, **options):
-    return LatentODETask(
-        scaling=data.scaling(),
-        dynamics={"system": "lotka_volterra", "field": "mechanistic", "omega": 0.15, "noise": 0.5, "hidden": 16},
-        encoder={"kind": "recurrent", "hidden": 16},
-        solver={"step": 0.5},
-        error="log_normal",
+def task_of(data):
+    task = LatentTask(
+        StochasticLotkaVolterra(0.5),
+        PopulationParameters(omega=0.15),
+        LogNormalError(),
+        TorchSDE(step=0.5),
+        RecurrentEncoder(16),
+        PathGuide(16),
+        PathELBO(draws=2),
         learning_rate=0.02,
-        draws=2,
-        **options,
     )
+    return task.build(data.scaling())
 
 
 def test_a_training_finds_the_size_of_the_noise():
-    data = LotkaVolterraDataModule(40, omega={}, noise=0.2, samples=9, times=list(np.arange(0, 5, 0.5)))
+    data = SimulatedLotkaVolterraDataModule(40, omega={}, noise=0.2, samples=9, times=list(np.arange(0, 5, 0.5)))
     data.passes_per_epoch = 20
     task = task_of(data)
     first = quick(task_of(data), data, 1)["train_loss"]
@@ -273,19 +296,51 @@ def test_a_training_finds_the_size_of_the_noise():
     assert np.abs(np.log(other.ipred / result.ipred)).mean() > 0.3
 
 
+OU, GUIDE, SAMPLES = OrnsteinUhlenbeck(0.3), PathGuide(8), SetEncoder(8)
+
+
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("parts", "words"),
     [
-        ({"encoder": {"kind": "set"}}, "recurrent encoder"),
-        ({"dynamics": {"field": "neural", "noise": 0.1}}, "mechanistic field"),
-        ({"dynamics": {"system": "ornstein_uhlenbeck", "field": "mechanistic"}}, "has noise"),
-        ({"dynamics": {"field": "mechanistic", "noise": 0.1, "system": "sir"}}, "noise is there for"),
-        ({"dynamics": {"field": "mechanistic", "noise": 0.1, "crowding": True}}, "noise is there for"),
-        ({"dynamics": {"field": "mechanistic", "noise": -0.1}}, "noise must be positive"),
-        ({"objective": "mse"}, "objective 'elbo'"),
+        ({"dynamics": OU, "guide": GUIDE, "encoder": SAMPLES, "objective": SquaredError()}, "objective PathELBO, not"),
+        ({"dynamics": OU, "guide": GUIDE, "encoder": SAMPLES, "objective": ELBO()}, "objective PathELBO, not"),
+        ({"dynamics": OU, "guide": GUIDE, "objective": MarginalLikelihood()}, "objective PathELBO, not"),
+        ({"dynamics": OU, "encoder": SAMPLES, "objective": PathELBO()}, "needs a guide for its paths"),
+        ({"dynamics": OU, "guide": GUIDE, "objective": PathELBO()}, "from an encoder"),
+        ({"dynamics": CompartmentModel(), "encoder": SAMPLES, "objective": PathELBO()}, "CompartmentModel has none"),
+        (
+            {"dynamics": CompartmentModel(), "encoder": SAMPLES, "guide": GUIDE, "objective": ELBO()},
+            "a guide is for a dynamics with noise",
+        ),
     ],
 )
-def test_settings_that_do_not_go_with_noise_are_refused(change, words):
-    settings = {"dynamics": {"field": "mechanistic", "noise": 0.1}, "encoder": {"kind": "recurrent"}} | change
+def test_parts_that_do_not_go_with_noise_are_refused(parts, words):
     with pytest.raises(ValueError, match=words):
-        LatentODETask(**settings)
+        LatentTask(**parts)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: FluctuatingClearance(CompartmentModel(1), -0.1), "sigma, .*, must be positive"),
+        (lambda: FluctuatingClearance(CompartmentModel(1, elimination="michaelis_menten"), 0.1), "linear elimination"),
+        (lambda: SimulatedLotkaVolterraDataModule(logistic=True, noise=0.1), "leave logistic or noise out"),
+        (lambda: PathELBO(draws=0), "draws must be 1 or more"),
+    ],
+)
+def test_options_that_do_not_go_with_noise_are_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+@pytest.mark.parametrize("encoder", [SetEncoder(8), RecurrentEncoder(8)], ids=["set", "recurrent"])
+def test_any_encoder_goes_with_a_guide(encoder):
+    cohort = ou_cohort(3, samples=4)
+    task = LatentTask(
+        OrnsteinUhlenbeck(SIGMA), encoder=encoder, guide=PathGuide(8), engine=TorchSDE(0.5), objective=PathELBO()
+    )
+    task.build(Scaling.of(cohort))
+    loss = task.loss(collate(cohort), Step(0, 1))
+    loss.total.backward()
+    assert bool(torch.isfinite(loss.total))
+    assert all(weight.grad is not None for weight in [*task.encoder.parameters(), *task.guide.parameters()])

@@ -6,23 +6,24 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from solving import solve_batch
 
 from neuralpk.batch import collate
 from neuralpk.cohort import Dose, Subject
 from neuralpk.dynamics import CompartmentModel, HybridDynamics, LotkaVolterra
 from neuralpk.evaluate.correction_plots import correction_maps, covered_region
-from neuralpk.solve import SolverOptions, solve
-from neuralpk.symbolic import Library, OwnNetwork, TermDynamics, discover, learn_correction
+from neuralpk.solve import Auto
+from neuralpk.symbolic import IndividualNetwork, Library, TermDynamics, discover, learn_correction
+from neuralpk.symbolic.best_subsets import best_subsets, criterion, without
 from neuralpk.symbolic.equations import with_error
-from neuralpk.symbolic.least_squares import minimise
-from neuralpk.symbolic.network import magnitudes, unit_ways
+from neuralpk.symbolic.learn_correction import magnitudes, unit_ways
+from neuralpk.symbolic.nonlinear_least_squares import minimise
 from neuralpk.symbolic.sensitivity import predict_with_slopes
-from neuralpk.symbolic.sparse import best_subsets, criterion, without
 
 LIBRARY = Library(("x", "y"), degree=3)
 TRUTH = torch.tensor([[1.3, 0.9, 1.8, 0.8, 0.44249296, 4.6280594]], dtype=torch.float64)
 FREE = ("prey0", "predator0")
-EXACT, TIGHT = SolverOptions(rtol=1e-10, atol=1e-12), SolverOptions(rtol=1e-6, atol=1e-8)
+EXACT, TIGHT = Auto(rtol=1e-10, atol=1e-12), Auto(rtol=1e-6, atol=1e-8)
 TIMES = np.linspace(0.0, 3.0, 31)
 
 
@@ -32,7 +33,7 @@ def predator_and_prey(noise, seeds):
     times = np.repeat(TIMES, 2)
     empty = collate([Subject("1", times, np.ones(len(times)), endpoints=endpoints)], dtype=torch.float64)
     dynamics = LotkaVolterra()
-    states = solve(dynamics, dynamics.initial_state(TRUTH), TRUTH, empty, options=EXACT).states[0].numpy()
+    states = solve_batch(dynamics, TRUTH, empty, engine=EXACT).states[0].numpy()
     clean = np.where(endpoints == 1, states[:, 0], states[:, 1])
     scale = np.array([clean[endpoints == e].mean() for e in (1, 2)])[endpoints - 1]
     values = [clean + noise * scale * np.random.default_rng(seed).normal(size=len(clean)) for seed in seeds]
@@ -76,7 +77,7 @@ def test_a_library_writes_its_terms_and_evaluates_them():
 def test_slopes_of_a_prediction_are_those_of_differences():
     times = np.array([0.0, 0.2, 0.5])
     batch = collate([Subject("1", times, np.ones(3), endpoints=np.array([1, 2, 1]))], dtype=torch.float64)
-    network = OwnNetwork(("prey", "predator"), torch.tensor([0.5, 1.0]), 3.0, hidden=2)
+    network = IndividualNetwork(("prey", "predator"), (0.5, 1.0), 3.0, hidden=2)
     dynamics = TermDynamics(LotkaVolterra(), Library(("x", "y"), degree=1), network)
     theta = torch.cat([TRUTH[0], 0.3 * torch.randn(len(dynamics.parameter_names) - 6, dtype=torch.float64)])[None]
     # a direction for every kind of parameter: a rate, an initial state, a weight, the share, a coefficient
@@ -170,8 +171,8 @@ def test_an_equation_that_cannot_be_solved_loses_to_every_other():
     theta = torch.cat([only_linear(batch), torch.zeros(2, 2 * len(LIBRARY.terms), dtype=torch.float64)], 1)
     cube = 6 + LIBRARY.terms.index("x³")
     theta[0, cube] = 50.0  # explodes before the first sample
-    ways, few = unit_ways(theta.shape[1], torch.tensor([[cube], [cube]])), SolverOptions(max_evaluations=150)
-    fit = minimise(dynamics, theta, ways, batch, magnitudes(dynamics, batch), options=few)
+    ways, few = unit_ways(theta.shape[1], torch.tensor([[cube], [cube]])), Auto(max_evaluations=150)
+    fit = minimise(dynamics, theta, ways, batch, magnitudes(dynamics, batch), engine=few)
     assert float(fit.squares[0]) == float("inf")
     assert np.isfinite(float(fit.squares[1]))
 
@@ -193,7 +194,7 @@ def test_the_network_learns_the_correction_where_the_data_are(learned):
     batch, hybrid = learned
     fine = torch.linspace(0.3, 2.7, 49, dtype=torch.float64).expand(2, -1)
     field = hybrid.hybrid
-    states = solve(field, field.initial_state(hybrid.theta), hybrid.theta, batch, fine, EXACT).states
+    states = solve_batch(field, hybrid.theta, batch, fine, engine=EXACT).states
     weights = hybrid.theta[:, None, 6:].expand(-1, 49, -1)
     found = field.correction(fine, states, weights)
     product = states.prod(-1)
@@ -216,7 +217,7 @@ def test_series_do_not_disturb_each_other(learned, equations):
 def test_a_correction_that_has_nothing_to_do_is_replaced_by_nothing():
     batch = predator_and_prey(0.01, (5,))
     mechanism, theta = LotkaVolterra(), TRUTH.clone()
-    network = OwnNetwork(mechanism.states, torch.tensor([0.5, 1.0]).double(), 3.0)
+    network = IndividualNetwork(mechanism.states, (0.5, 1.0), 3.0)
     together = torch.cat([theta, network.first_weights(1, 0)], dim=1)
     (found,) = discover(HybridDynamics(mechanism, network), together, batch, LIBRARY, FREE)
     assert found.terms == {"prey": (), "predator": ()}

@@ -18,7 +18,7 @@ import pytest
 from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.datasets import theophylline
 from neuralpk.tables import RULES, DataError, DataWarning, read_table, to_frame, write_table
-from neuralpk.tables import sheets as sheets_module
+from neuralpk.tables import sheet as sheets_module
 
 HEADER = "ID,TIME,AMT,DV"
 BASE = [HEADER, "1,0,100,.", "1,1,.,5", "1,2,.,4", "2,0,100,.", "2,1,.,6"]

@@ -1,7 +1,7 @@
-"""What is seen of a training: the only code that touches the logger, and the only unit besides the command line that
-sees both the task and the data."""
+"""Callbacks of a training: the TensorBoard dashboard, the last checkpoint, the report at the end of a fit."""
 
-from neuralpk.callbacks.dashboard import Dashboard
+from neuralpk.callbacks.last_checkpoint import LastCheckpoint
 from neuralpk.callbacks.report import Report
+from neuralpk.callbacks.tensorboard import Dashboard
 
-__all__ = ["Dashboard", "Report"]
+__all__ = ["Dashboard", "LastCheckpoint", "Report"]

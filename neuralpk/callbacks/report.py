@@ -1,4 +1,4 @@
-"""What a training prints and leaves behind at its end."""
+"""The report at the end of a training: tables, checks and figures beside the checkpoints."""
 
 from __future__ import annotations
 
@@ -9,34 +9,27 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import pandas as pd
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from neuralpk.callbacks.dashboard import parts_of, writers_of
-from neuralpk.callbacks.figures import (
-    MeasuredAgain,
-    first_seen,
-    line_errors,
-    measured_again,
-    population_figures,
-    save_panels,
-)
+from neuralpk.callbacks.tensorboard import parts_of, writers_of
 from neuralpk.datamodules import CohortDataModule
 from neuralpk.evaluate.simulation_checks import calibration
-from neuralpk.tasks import LatentODETask
-
-
-def _keep_populations(task: LatentODETask, checkpoint: str) -> None:
-    """Write into a checkpoint how sure the population is, which is known only after the training."""
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    saved["state_dict"]["model.populations"] = task.model.populations.cpu()
-    torch.save(saved, checkpoint)
+from neuralpk.inference.standard_errors import PopulationEstimate
+from neuralpk.study_figures import (
+    SimulatedStudy,
+    curve_errors,
+    first_seen,
+    population_figures,
+    save_panels,
+    simulate_study,
+)
+from neuralpk.task import LatentTask
 
 
 class Report(L.Callback):
-    """At the end of a training: the population and its checks (``iwae``), a table of the errors, a figure of individual
-    panels beside the checkpoints, and the commands that come next.
+    """Report at the end of a training: the population and its checks (of an objective that maximises the likelihood), a
+    table of the errors, individual panels beside the checkpoints, and the commands that come next.
 
     Args:
         subjects: how many panels.
@@ -53,24 +46,23 @@ class Report(L.Callback):
         task, data = parts
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.console.print(f"This model was {task.track}")
+        self.console.print(f"This model was {task.provenance.description}")
         callback = trainer.checkpoint_callback
         last = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
-        if task.objective == "iwae" and task.model.individual.learned:
-            self._population(data, task, folder)
-            if last:
-                _keep_populations(task, last)
+        if task.covariance is not None:
+            self._population(data, task, task.covariance, folder)
             self._checks(trainer, data, task, folder)
         self._errors(data, task)
         self._panels(data, task, folder)
         if last:
             self._next(folder, last)
 
-    def _population(self, data: CohortDataModule, task: LatentODETask, folder: Path) -> None:
-        estimate = task.estimate_population(data.part("train"))
+    def _population(self, data: CohortDataModule, task: LatentTask, estimate: PopulationEstimate, folder: Path) -> None:
         frame = pd.DataFrame(estimate.rows)
-        frame.assign(TRACK=task.track).to_csv(folder / "population.csv", index=False)
-        table = Table(title=f"Population of the {len(data.part('train'))} patients it learned from", caption=task.track)
+        frame.assign(TRACK=task.provenance.description).to_csv(folder / "population.csv", index=False)
+        table = Table(
+            title=f"Population of the {len(data.part('train'))} training patients", caption=task.provenance.description
+        )
         table.add_column("parameter", overflow="fold")
         for column in ("estimate", "RSE", "95 % CI", "CV", "shrinkage"):
             table.add_column(column, justify="right", no_wrap=True)
@@ -86,11 +78,11 @@ class Report(L.Callback):
         criteria = "" if learned else f", AIC {estimate.aic:.2f}, BIC {estimate.bic:.2f}"
         self.console.print(f"{likelihood}{criteria}; table: {folder / 'population.csv'}")
 
-    def _checks(self, trainer: L.Trainer, data: CohortDataModule, task: LatentODETask, folder: Path) -> None:
+    def _checks(self, trainer: L.Trainer, data: CohortDataModule, task: LatentTask, folder: Path) -> None:
         """Calibration of the population, visual predictive check, npde and random effects of the training subjects,
         beside the checkpoints and in TensorBoard."""
         cohort = data.part("train")
-        studies = measured_again(task, cohort)
+        studies = simulate_study(task, cohort)
         self._calibration(studies, cohort.units.value, folder)
         figures = population_figures(task, cohort, studies)
         for name, figure in figures.items():
@@ -99,35 +91,35 @@ class Report(L.Callback):
                 writer.add_figure(f"population/{name}", figure, trainer.global_step)
         self.console.print(f"Checks of the population: {', '.join(figures)}, beside it")
 
-    def _calibration(self, studies: Mapping[int, MeasuredAgain], unit: str, folder: Path) -> None:
+    def _calibration(self, studies: Mapping[int, SimulatedStudy], unit: str, folder: Path) -> None:
         found = {dvid: calibration(own.observed, own.simulated, own.npde) for dvid, own in studies.items()}
         rows = [{"DVID": dvid} | asdict(one) for dvid, one in found.items()]
         pd.DataFrame(rows).to_csv(folder / "calibration.csv", index=False)
         for dvid, one in found.items():
             endpoint = f", endpoint {dvid}" if len(found) > 1 else ""
             self.console.print(
-                f"Simulated anew from the population, {one.observations} values{endpoint}: {100 * one.cover90:.0f} % "
+                f"Simulated from the population, {one.observations} values{endpoint}: {100 * one.cover90:.0f} % "
                 f"within their 90 % intervals, CRPS {one.crps:.3g} {unit} (absolute error of the medians "
                 f"{one.absolute:.3g}), npde mean {one.npde_mean:+.2f}, sd {one.npde_sd:.2f}"
             )
 
-    def _errors(self, data: CohortDataModule, task: LatentODETask) -> None:
-        for name, cohort in (("the patients it learned from", data.part("train")), ("new patients", data.part("test"))):
+    def _errors(self, data: CohortDataModule, task: LatentTask) -> None:
+        for name, cohort in (("the training patients", data.part("train")), ("new patients", data.part("test"))):
             if name == "new patients" and set(cohort.ids) <= set(data.part("train").ids):
                 continue
-            errors = line_errors(data, task, cohort)
+            errors = curve_errors(data, task, cohort)
             if not errors:
                 continue
-            table = Table(title=f"Error of the line against the truth, {len(cohort)} of {name}")
+            table = Table(title=f"Error of the curve against the truth, {len(cohort)} of {name}")
             table.add_column("reconstruction by", no_wrap=True)
-            for column in ("line, rel. RMSE", "AUC, rel. RMSE", "AUC, mean error"):
+            for column in ("curve, rel. RMSE", "AUC, rel. RMSE", "AUC, mean error"):
                 table.add_column(column, justify="right", no_wrap=True)
-            for by, (line, auc) in errors.items():
+            for by, (curve, auc) in errors.items():
                 rmse = np.sqrt(np.mean(auc**2))
-                table.add_row(by, f"{line.mean():.3f}", f"{100 * rmse:.1f} %", f"{100 * auc.mean():+.1f} %")
+                table.add_row(by, f"{curve.mean():.3f}", f"{100 * rmse:.1f} %", f"{100 * auc.mean():+.1f} %")
             self.console.print(table)
 
-    def _panels(self, data: CohortDataModule, task: LatentODETask, folder: Path) -> None:
+    def _panels(self, data: CohortDataModule, task: LatentTask, folder: Path) -> None:
         cohort = data.part("val")[: self.subjects]
         result = task.reconstruct(cohort, context=first_seen(data))
         for path in save_panels(cohort, result, folder, first_seen(data)):
@@ -138,8 +130,8 @@ class Report(L.Callback):
             ("open the dashboard", f"tensorboard --logdir {folder}"),
             (
                 "load the model in Python",
-                'python -c "from neuralpk.tasks import LatentODETask; '
-                f"print(LatentODETask.load_from_checkpoint('{checkpoint}').model)\"",
+                'python -c "from neuralpk.task import LatentTask; '
+                f"print(LatentTask.load_from_checkpoint('{checkpoint}').model)\"",
             ),
             (
                 "reconstruct your own patients",

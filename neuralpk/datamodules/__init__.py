@@ -1,8 +1,14 @@
 """LightningDataModules: cohorts, simulated or read from a table, split by subject and batched."""
 
 from neuralpk.datamodules.base import CohortDataModule
-from neuralpk.datamodules.batches import BatchDataset, Context, GlobalBatchSampler, choose_context
-from neuralpk.datamodules.simulated import LotkaVolterraDataModule, PKDataModule, SimulatedDataModule, SIRDataModule
+from neuralpk.datamodules.batches import BatchDataset, GlobalBatchSampler
+from neuralpk.datamodules.context import Context, choose_context
+from neuralpk.datamodules.simulated import (
+    SimulatedDataModule,
+    SimulatedLotkaVolterraDataModule,
+    SimulatedPKDataModule,
+    SimulatedSIRDataModule,
+)
 from neuralpk.datamodules.table import TableDataModule
 
 __all__ = [
@@ -10,10 +16,10 @@ __all__ = [
     "CohortDataModule",
     "Context",
     "GlobalBatchSampler",
-    "LotkaVolterraDataModule",
-    "PKDataModule",
-    "SIRDataModule",
     "SimulatedDataModule",
+    "SimulatedLotkaVolterraDataModule",
+    "SimulatedPKDataModule",
+    "SimulatedSIRDataModule",
     "TableDataModule",
     "choose_context",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import lightning as L
 import numpy as np
@@ -14,11 +14,13 @@ from torch.utils.data import DataLoader
 from neuralpk import randomness
 from neuralpk.batch import CohortBatch
 from neuralpk.cohort import Cohort
-from neuralpk.datamodules.batches import BatchDataset, Context, GlobalBatchSampler, ResumableLoader, as_is
+from neuralpk.datamodules.batches import BatchDataset, GlobalBatchSampler, ResumableLoader, as_is
+from neuralpk.datamodules.context import Context
+from neuralpk.randomness import Stream
 from neuralpk.scaling import Scaling
+from neuralpk.training_history import Provenance
 
 Part = Literal["train", "val", "test"]
-_SPLIT = 100  # key of the counter-based random numbers
 
 
 class CohortDataModule(L.LightningDataModule, ABC):
@@ -95,7 +97,7 @@ class CohortDataModule(L.LightningDataModule, ABC):
 
     def split(self, cohort: Cohort) -> dict[Part, Cohort]:
         """Training, validation and test subjects."""
-        order = randomness.uniform(self.seed, 0, torch.tensor([_SPLIT]), len(cohort))[0].argsort().tolist()
+        order = randomness.uniform(self.seed, Stream.SPLIT.at(0), torch.tensor([0]), len(cohort))[0].argsort().tolist()
         # a share above 0 is at least one subject: none would mean the training subjects
         val, test = (max(1, round(s * len(cohort))) if s else 0 for s in (self.validation, self.test))
         if val + test >= len(cohort):
@@ -115,9 +117,13 @@ class CohortDataModule(L.LightningDataModule, ABC):
                     self._parts[name] = self._parts[name].hidden_from(self.forecast)
         return self._parts[name]
 
-    def scaling(self) -> dict[str, Any]:
-        """`Scaling` of the training subjects, as plain numbers for a task."""
-        return Scaling.of(self.part("train")).plain()
+    def scaling(self) -> Scaling:
+        """Magnitudes of the training subjects."""
+        return Scaling.of(self.part("train"))
+
+    def provenance(self) -> Provenance:
+        """Whose data a model learns from."""
+        return Provenance(len(self.part("train")))
 
     def setup(self, stage: str | None = None) -> None:
         """Make the cohort; called by Lightning in every process."""
@@ -131,11 +137,13 @@ class CohortDataModule(L.LightningDataModule, ABC):
         context = self.context if training else self.evaluation_context
         if training:  # the truth of a training subject goes nowhere near the training
             cohort = dataclasses.replace(cohort, subjects=tuple(dataclasses.replace(s, truth=None) for s in cohort))
+        # the batches of `overfit_batches` are the same ones in every epoch
+        overfits = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         sampler = GlobalBatchSampler(
             len(cohort),
             self.batch_size or len(cohort),
             self.passes_per_epoch if training else 1,
-            training,
+            training and not overfits,
             self.seed,
             rank,
             devices,

@@ -1,45 +1,24 @@
-"""Batches of a cohort: what the encoder sees in them, and the same ones on any number of devices."""
+"""Batches of a cohort: the same ones on any number of devices, and after an interruption."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
 from itertools import islice, pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
 
 from neuralpk import randomness
 from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Cohort
-
-Context = Literal["all", "random", "first"]
-_CONTEXT_STREAM = 1 << 43  # apart from the streams of the simulation and of the training, whose seed may be the same
-_ORDER = 101  # key of the counter-based random numbers
-
-
-def choose_context(batch: CohortBatch, context: Context, size: int, seed: int, stream: int) -> CohortBatch:
-    """Decide what the encoder sees and what the loss scores.
-
-    ``all``: it sees and is scored on everything measured. ``random``: it sees a random subset of one observation or
-    more and is scored on everything. ``first``: it sees the first `size` observations and is scored on the rest.
-    """
-    if context == "all":
-        return batch
-    observed, width = batch.observed, batch.observed.shape[1]
-    if context == "first":
-        seen = observed & (observed.long().cumsum(1) <= size)
-        return dataclasses.replace(batch, context=seen, target=observed & ~seen)
-    rank = torch.where(observed, randomness.uniform(seed, _CONTEXT_STREAM + 2 * stream, batch.index, width), 2.0)
-    rank = rank.argsort(1).argsort(1)
-    share = randomness.uniform(seed, _CONTEXT_STREAM + 2 * stream + 1, batch.index, 1)
-    kept = 1 + (share * observed.sum(1, keepdim=True)).long()
-    return dataclasses.replace(batch, context=observed & (rank < kept))
+from neuralpk.datamodules.context import Context, choose_context
+from neuralpk.randomness import Stream
 
 
 class BatchDataset(Dataset[CohortBatch]):
-    """Whole batches of a cohort, asked for by (stream, subjects); with a `forecast` only what lies before that time is
+    """Whole batches of a cohort, asked for by (pass, subjects); with a `forecast` only what lies before that time is
     seen, and what follows is scored."""
 
     def __init__(self, cohort: Cohort, context: Context, size: int, seed: int, forecast: float | None = None) -> None:
@@ -47,10 +26,10 @@ class BatchDataset(Dataset[CohortBatch]):
         self.whole = collate(cohort) if len(cohort) else None  # once: a batch is then a choice of rows
 
     def __getitem__(self, request: tuple[int, list[int]]) -> CohortBatch:
-        stream, subjects = request
+        draw, subjects = request
         assert self.whole is not None
         batch = self.whole.select(torch.tensor(subjects)).trimmed()
-        batch = choose_context(batch, self.context, self.size, self.seed, stream)
+        batch = choose_context(batch, self.context, self.size, self.seed, draw)
         if self.forecast is None:
             return batch
         before = batch.time < self.forecast
@@ -60,11 +39,12 @@ class BatchDataset(Dataset[CohortBatch]):
         return 0 if self.whole is None else len(self.whole)
 
 
-class GlobalBatchSampler(DistributedSampler[Any]):
+class GlobalBatchSampler(DistributedSampler[Any], SequentialSampler):
     """Batches that do not depend on the number of devices: each device takes its share of the same global batch.
 
-    A `DistributedSampler` by type, so that Lightning keeps it and sets its epoch; unlike one it never repeats a
-    subject to even out the shares.
+    A `DistributedSampler` by type, so that Lightning keeps it and sets its epoch, and a `SequentialSampler` by type, so
+    that it keeps it with ``overfit_batches`` too. Unlike the one it never repeats a subject to even out the shares;
+    unlike the other it may shuffle.
 
     Args:
         subjects: number of subjects.
@@ -89,15 +69,16 @@ class GlobalBatchSampler(DistributedSampler[Any]):
             del cuts[-2]  # a last batch too small to give every device a subject joins the one before
         return cuts
 
-    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:  # type: ignore[override]  # of whole batches
         cuts = self._cuts()
         for k in range(self.passes):
-            stream = self.epoch * self.passes + k
+            number = self.epoch * self.passes + k
             order = torch.arange(self.subjects)
             if not self.ordered:
-                order = randomness.uniform(self.own_seed, stream, torch.tensor([_ORDER]), self.subjects)[0].argsort()
+                stream = Stream.ORDER.at(number)
+                order = randomness.uniform(self.own_seed, stream, torch.tensor([0]), self.subjects)[0].argsort()
             for a, b in pairwise(cuts):
-                yield stream, order[a:b][self.rank :: self.num_replicas].tolist()
+                yield number, order[a:b][self.rank :: self.num_replicas].tolist()
 
     def __len__(self) -> int:
         return self.passes * (len(self._cuts()) - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,14 @@ import numpy as np
 import pandas as pd
 
 from neuralpk.cohort import Cohort, Dose, Units
+from neuralpk.cohort_simulation import (
+    Design,
+    Population,
+    PopulationPrior,
+    omega_from_cv,
+    simulate_batches,
+    simulate_cohort,
+)
 from neuralpk.datamodules.base import CohortDataModule, Part
 from neuralpk.dynamics import (
     SIR,
@@ -21,16 +30,9 @@ from neuralpk.dynamics import (
     LotkaVolterra,
     StochasticLotkaVolterra,
 )
-from neuralpk.residual_error import ERRORS, ResidualError
-from neuralpk.simulate import (
-    Design,
-    Population,
-    PopulationPrior,
-    omega_from_cv,
-    simulate_batches,
-    simulate_cohort,
-)
-from neuralpk.tables.streaming import batch_frame
+from neuralpk.residual_error import ResidualError, error_class
+from neuralpk.tables.streamed_writing import batch_frame
+from neuralpk.training_history import Provenance
 
 
 class SimulatedDataModule(CohortDataModule):
@@ -39,6 +41,8 @@ class SimulatedDataModule(CohortDataModule):
     Args:
         subjects: how many.
         test_subjects: further subjects of the same population for the test, beside any held out; 0 for none.
+        error: additive, proportional, combined or log_normal.
+        error_sd: its standard deviations.
         options: of `CohortDataModule`.
     """
 
@@ -47,12 +51,12 @@ class SimulatedDataModule(CohortDataModule):
     design: Design
     units: Units
 
+    @abstractmethod
     def __init__(
         self, subjects: int, test_subjects: int, error: str, error_sd: dict[str, float], **options: Any
     ) -> None:
         super().__init__(**options)
-        if error not in ERRORS:
-            raise ValueError(f"error is one of {', '.join(ERRORS)}; not {error!r}")
+        error_class(error)
         if subjects < 1 or test_subjects < 0:
             raise ValueError(f"subjects must be 1 or more and test_subjects 0 or more: {subjects}, {test_subjects}")
         self.subjects, self.test_subjects = subjects, test_subjects
@@ -63,7 +67,7 @@ class SimulatedDataModule(CohortDataModule):
         return simulate_cohort(self.dynamics, population, design, error, subjects, self.seed, self.units)
 
     def _residual_error(self, design: Design) -> ResidualError:
-        return ERRORS[self.error].known(endpoints=len(set(design.endpoints)), **self.error_sd)
+        return error_class(self.error).from_values(endpoints=len(set(design.endpoints)), **self.error_sd)
 
     def frames(self, size: int = 10_000) -> Iterator[pd.DataFrame]:
         """The event table of the cohort, `size` subjects at a time, whatever their number."""
@@ -89,13 +93,17 @@ class SimulatedDataModule(CohortDataModule):
 _TIMES = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 36, 48, 71.99)
 
 
-class PKDataModule(SimulatedDataModule):
+class SimulatedPKDataModule(SimulatedDataModule):
     """A simulated pharmacokinetic cohort; the default is the talk's: 50 patients, two compartments, an IV bolus.
 
     Args:
         subjects: number of patients.
         test_subjects: further patients for the test.
-        compartments: 1, 2 or 3; with `absorption`, `elimination`, `transits` and `lag` as for `CompartmentModel`.
+        compartments: 1, 2 or 3.
+        absorption: ``none`` (into the central compartment), ``first_order`` or ``transit`` (`CompartmentModel`).
+        elimination: ``linear``, ``michaelis_menten`` or ``time_varying`` (`CompartmentModel`).
+        transits: transit compartments of the absorption ``transit``.
+        lag: a lag time before a dose arrives.
         typical: typical value of every parameter (L, h, mg).
         cv: between-subject variability in percent by parameter, CV% = 100·sqrt(exp(omega²) − 1).
         omega: standard deviation of eta by parameter, or the full covariance matrix in the order of `typical`; given
@@ -113,7 +121,7 @@ class PKDataModule(SimulatedDataModule):
         samples: how many each patient keeps at random; [low, high] draws how many; null keeps all.
         continuous: draw the times uniformly over the span of `times` instead.
         jitter: standard deviation of the sampling times around their plan, h.
-        grid: first time, last time and number of points of the true line.
+        grid: first time, last time and number of points of the true curve.
         error: additive, proportional, combined or log_normal.
         error_sd: its standard deviations, a (mg/L) and b.
         lloq: lower limit of quantification, mg/L.
@@ -196,8 +204,8 @@ class PKDataModule(SimulatedDataModule):
             grid=tuple(np.linspace(first, last, int(points)).tolist()),
         )
 
-    def scaling(self) -> dict[str, Any]:
-        return super().scaling() | {"populations": self._populations()}
+    def provenance(self) -> Provenance:
+        return super().provenance()._replace(populations=self._populations())
 
     def _populations(self) -> str:
         """The prior over populations in words; empty for one population."""
@@ -223,7 +231,7 @@ def _two_endpoints(times: list[float], samples: int | None) -> Design:
     return Design(((),), tuple(times), samples, endpoints=(1, 2))
 
 
-class LotkaVolterraDataModule(SimulatedDataModule):
+class SimulatedLotkaVolterraDataModule(SimulatedDataModule):
     """A simulated cohort of predator–prey series, each with its own rates and starting densities.
 
     Args:
@@ -233,7 +241,7 @@ class LotkaVolterraDataModule(SimulatedDataModule):
         omega: standard deviation of eta of each, or the full covariance matrix.
         times: candidate observation times.
         samples: how many each series keeps at random; null keeps all.
-        crowding: the prey limit themselves, with a further parameter kappa (`LotkaVolterra`).
+        logistic: with the logistic limit of the prey's growth and its parameter kappa (`LotkaVolterra`).
         error: additive, proportional, combined or log_normal.
         error_sd: its standard deviations, for prey and predator alike.
         noise: sigma of a noise on each growth rate (`StochasticLotkaVolterra`), per square root of time; null for none.
@@ -248,25 +256,25 @@ class LotkaVolterraDataModule(SimulatedDataModule):
         omega: dict[str, float] | list[list[float]] | None = None,
         times: list[float] | None = None,
         samples: int | None = 12,
-        crowding: bool = False,
+        logistic: bool = False,
         error: str = "log_normal",
         error_sd: dict[str, float] | None = None,
         noise: float | None = None,
         **options: Any,
     ) -> None:
         super().__init__(subjects, test_subjects, error, error_sd or {"b": 0.1}, **options)
-        if noise is not None and crowding:
-            raise ValueError("crowding and noise together are not there: leave one out")
-        self.dynamics = LotkaVolterra(crowding=crowding) if noise is None else StochasticLotkaVolterra(noise)
+        if noise is not None and logistic:
+            raise ValueError("a Lotka–Volterra system has no logistic term with noise: leave logistic or noise out")
+        self.dynamics = LotkaVolterra(logistic=logistic) if noise is None else StochasticLotkaVolterra(noise)
         self.units = Units(time="", amount="", value="")
         typical = typical or {
             "alpha": 1.3, "beta": 0.9, "gamma": 1.8, "delta": 0.8, "prey0": 1.5, "predator0": 1.5,
-        } | ({"kappa": 0.2} if crowding else {})  # fmt: skip
+        } | ({"kappa": 0.2} if logistic else {})  # fmt: skip
         self.population = Population(typical, dict.fromkeys(typical, 0.15) if omega is None else omega)
         self.design = _two_endpoints(times or np.linspace(0.0, 8.0, 33).tolist(), samples)
 
 
-class SIRDataModule(SimulatedDataModule):
+class SimulatedSIRDataModule(SimulatedDataModule):
     """A simulated cohort of epidemics, each with its own rates, read as shares of the population.
 
     Args:

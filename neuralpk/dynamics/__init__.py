@@ -1,7 +1,6 @@
-"""Dynamics: dy/dt = f(t, y, theta)."""
+"""Dynamics: dy/dt = f(t, y, theta), and the base class of all decoders."""
 
-from neuralpk.dynamics.base import Dynamics, StateSpace
-from neuralpk.dynamics.compartment import (
+from neuralpk.dynamics.compartments import (
     Absorption,
     CompartmentModel,
     Compartments,
@@ -9,19 +8,24 @@ from neuralpk.dynamics.compartment import (
     Elimination,
     RateConstants,
 )
-from neuralpk.dynamics.features import FeatureField
-from neuralpk.dynamics.fixed import FixedParameters
+from neuralpk.dynamics.corrections import Correction, NeuralFlows, NeuralSlope
+from neuralpk.dynamics.decoder import Decoder, Solver
+from neuralpk.dynamics.fixed_parameters import FixedParameters
+from neuralpk.dynamics.fused_form import Activation, Perceptron
 from neuralpk.dynamics.hybrid import HybridDynamics
-from neuralpk.dynamics.neural import NeuralCompartments, NeuralField
-from neuralpk.dynamics.perceptron import Activation, Perceptron
-from neuralpk.dynamics.population import SIR, LotkaVolterra
-from neuralpk.dynamics.recurrent import ContinuousTimeRNN, GatedRecurrence, JumpingField
+from neuralpk.dynamics.lotka_volterra import LotkaVolterra
+from neuralpk.dynamics.neural_compartments import NeuralCompartments
+from neuralpk.dynamics.neural_field import NeuralField
+from neuralpk.dynamics.random_feature_fields import RandomFeatureField, RandomFeatureSlope
+from neuralpk.dynamics.sir import SIR
 from neuralpk.dynamics.stochastic import (
     FluctuatingClearance,
     OrnsteinUhlenbeck,
     StochasticDynamics,
     StochasticLotkaVolterra,
 )
+from neuralpk.dynamics.vector_field import Dynamics
+from neuralpk.dynamics.wrapper import Wrapper
 
 __all__ = [
     "SIR",
@@ -30,22 +34,25 @@ __all__ = [
     "CompartmentModel",
     "Compartments",
     "ConcentrationModel",
-    "ContinuousTimeRNN",
+    "Correction",
+    "Decoder",
     "Dynamics",
     "Elimination",
-    "FeatureField",
     "FixedParameters",
     "FluctuatingClearance",
-    "GatedRecurrence",
     "HybridDynamics",
-    "JumpingField",
     "LotkaVolterra",
     "NeuralCompartments",
     "NeuralField",
+    "NeuralFlows",
+    "NeuralSlope",
     "OrnsteinUhlenbeck",
     "Perceptron",
+    "RandomFeatureField",
+    "RandomFeatureSlope",
     "RateConstants",
-    "StateSpace",
+    "Solver",
     "StochasticDynamics",
     "StochasticLotkaVolterra",
+    "Wrapper",
 ]

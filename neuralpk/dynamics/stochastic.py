@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from neuralpk.dynamics.base import Dynamics
-from neuralpk.dynamics.compartment import CompartmentModel
-from neuralpk.dynamics.population import LotkaVolterra
+from neuralpk.dynamics.compartments import CompartmentModel
+from neuralpk.dynamics.lotka_volterra import LotkaVolterra
+from neuralpk.dynamics.vector_field import Dynamics
+from neuralpk.dynamics.wrapper import Wrapper
 from neuralpk.scaling import Scaling
 
 
@@ -16,12 +17,12 @@ class StochasticDynamics(Dynamics):
 
         dY = f(t, Y, theta) dt + g(t, theta) dW
 
-    `forward` is the drift f. Some states have a Brownian motion of their own, the others none. A system is written in
-    coordinates in which its noise is additive, as its logarithm where noise is multiplicative (Lamperti's transform):
-    there Itô's and Stratonovich's integral agree, and `solve` has methods of higher order.
+    `forward` is the drift f. Each noisy state has an independent Brownian motion, the other states have none. A system
+    is written in coordinates in which its noise is additive, for example the logarithm where noise is multiplicative
+    (Lamperti's transform): then Itô's and Stratonovich's integral agree, and there are methods of higher order.
 
     Args:
-        sigma: first guess of the size of the noise, per square root of time, for every noisy state.
+        sigma: starting value of the standard deviation of the noise, per square root of time, for every noisy state.
 
     Attributes:
         noisy: indices of the states with noise.
@@ -31,28 +32,26 @@ class StochasticDynamics(Dynamics):
     """
 
     noisy: tuple[int, ...] = (0,)
+    stochastic = True
 
     def __init__(self, sigma: float) -> None:
         super().__init__()
         if not sigma > 0:
-            raise ValueError(f"the size of the noise must be positive, not {sigma}")
+            raise ValueError(f"sigma, the standard deviation of the noise, must be positive, not {sigma}")
         self.log_sigma = nn.Parameter(torch.full((len(self.noisy),), float(sigma)).log())
 
     @property
     def noise(self) -> dict[str, Tensor]:
-        """What the noise is like, by name, each a scalar; the same for all subjects."""
+        """Parameters of the noise by name, each a scalar; the same for all subjects."""
         names = [f"sigma_{self.states[k]}" for k in self.noisy]
         return dict(zip(names, self.log_sigma.exp().unbind(), strict=True))
 
     def diffusion(self, t: Tensor, theta: Tensor) -> Tensor:
-        """g at the noisy states, ``[subject, noise]``; arguments as for the drift.
-
-        Here sigma, the same for all subjects.
-        """
+        """g at the noisy states, ``[subject, noise]``, by default sigma; arguments as for the drift."""
         return self.log_sigma.exp().expand(len(theta), -1)
 
     def foresee(self, y: Tensor, drift: Tensor, span: Tensor) -> Tensor:
-        """About where the drift alone takes the state within a time, ``[subject, state]``.
+        """Approximate state after a time `span` of the drift alone, ``[subject, state]``.
 
         Args:
             y: state, ``[subject, state]``.
@@ -61,21 +60,20 @@ class StochasticDynamics(Dynamics):
         """
         return y + drift * span
 
-    def size(self, scaling: Scaling) -> tuple[float, ...]:
-        """Magnitude of each state in data of this scale."""
-        return (1.0,) * len(self.states)
-
     def derived(self, theta: Tensor) -> dict[str, Tensor]:
         return {name: value.expand(theta.shape[:-1]) for name, value in self.noise.items()}
 
 
 class OrnsteinUhlenbeck(StochasticDynamics):
-    """A quantity that is drawn back to its mean (Uhlenbeck and Ornstein 1930)::
+    """The Ornstein–Uhlenbeck process, which returns to its mean (Uhlenbeck and Ornstein 1930)::
 
         dx = rate·(mean − x) dt + sigma dW
 
     Parameters: rate (1/time), mean, and start, the value at the first record. Given x(0) the value at t is normal with
     mean ``mean + (x(0) − mean)·exp(−rate·t)`` and variance ``sigma²·(1 − exp(−2·rate·t))/(2·rate)``.
+
+    Args:
+        sigma: starting value of the standard deviation of the noise, per square root of time.
     """
 
     states = ("value",)
@@ -88,98 +86,110 @@ class OrnsteinUhlenbeck(StochasticDynamics):
     def initial_state(self, theta: Tensor) -> Tensor:
         return theta[..., 2:]
 
-    def size(self, scaling: Scaling) -> tuple[float, ...]:
-        return scaling.value
-
     def guess(self, scaling: Scaling) -> dict[str, float]:
         return {"rate": 10.0 / scaling.time, "mean": scaling.value[0], "start": scaling.value[0]}
 
 
-class StochasticLotkaVolterra(StochasticDynamics):
-    """Predator and prey in a fluctuating environment: each growth rate has a white noise of its own::
+class StochasticLotkaVolterra(Wrapper, StochasticDynamics):
+    """Predator and prey with independent white noise of each growth rate::
 
         dx = x·(alpha − beta·y) dt + sigma_prey·x dW1        dy = y·(delta·x − gamma) dt + sigma_predator·y dW2
 
-    Solved for the logarithms, which cannot turn negative and whose noise is additive: by Itô's formula
-    d log x = (alpha − beta·y − sigma_prey²/2) dt + sigma_prey dW1, and so for y. Parameters and endpoints as of
-    `LotkaVolterra`.
+    Its states are the logarithms, which cannot make a density negative and have additive noise: by Itô's formula
+    d log x = (alpha − beta·y − sigma_prey²/2) dt + sigma_prey dW1, and likewise for y. Parameters and endpoints are
+    those of `LotkaVolterra`.
+
+    Args:
+        sigma: starting value of the standard deviation of both noises, per square root of time.
     """
 
-    states = ("log_prey", "log_predator")
-    endpoints = (0, 1)
     noisy = (0, 1)
 
     def __init__(self, sigma: float) -> None:
-        super().__init__(sigma)
-        self.mechanism = LotkaVolterra()
-        self.parameter_names = self.mechanism.parameter_names
+        StochasticDynamics.__init__(self, sigma)
+        self.wrap(LotkaVolterra())
+        self.states = tuple(f"log_{state}" for state in self.inner.states)
+
+    def inner_theta(self, theta: Tensor) -> Tensor:
+        return theta
+
+    def inner_state(self, y: Tensor) -> Tensor:
+        return y.exp()
+
+    def state_size(self, scaling: Scaling) -> tuple[float, ...]:
+        return (1.0,) * len(self.states)
 
     def forward(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
         density = y.exp()
-        growth: Tensor = self.mechanism(t, density, theta) / density
+        growth: Tensor = self.inner(t, density, theta) / density
         return growth - 0.5 * (2 * self.log_sigma).exp()
 
     def initial_state(self, theta: Tensor) -> Tensor:
-        return self.mechanism.initial_state(theta).log()
+        return super().initial_state(theta).log()
 
-    def observe(self, y: Tensor, theta: Tensor) -> Tensor:
-        return y.exp()
-
-    def guess(self, scaling: Scaling) -> dict[str, float]:
-        return self.mechanism.guess(scaling)
+    def derived(self, theta: Tensor) -> dict[str, Tensor]:
+        return super().derived(theta) | StochasticDynamics.derived(self, theta)
 
 
-class FluctuatingClearance(StochasticDynamics):
-    """Compartments with a clearance that wanders within each patient::
+class FluctuatingClearance(Wrapper, StochasticDynamics):
+    """Compartments with a clearance that fluctuates in time within each patient::
 
         dA/dt = K(CL·exp(x))·A + doses        dx = −reversion·x dt + sigma dW,    x(0) = 0
 
-    x, the state ``log_clearance``, is an Ornstein–Uhlenbeck process: the clearance is CL at the first record and comes
-    back to it. Endpoints and parameters as of `CompartmentModel`; reversion (1/time) and sigma are the same for all.
+    x, the state ``log_clearance``, is an Ornstein–Uhlenbeck process: the clearance is CL at the first record and
+    returns to it. Endpoints and parameters are those of the compartments; reversion (1/time) and sigma are the same for
+    all subjects.
 
     Args:
-        mechanism: compartments with a linear elimination, without lag or bioavailability.
-        sigma: first guess of the size of the noise, per square root of time.
-        reversion: first guess of the rate at which the clearance comes back, 1/time.
+        compartments: a compartment model with linear elimination, without lag or bioavailability.
+        sigma: starting value of the standard deviation of the noise, per square root of time.
+        reversion: starting value of the rate at which the clearance returns to CL, 1/time; None for 4 per span of the
+            data.
 
     Raises:
-        ValueError: a mechanism without a CL of its own, or with lag or bioavailability.
+        ValueError: compartments without a linear clearance, or with lag or bioavailability; a number that is not
+            positive.
     """
 
-    def __init__(self, mechanism: CompartmentModel, sigma: float, reversion: float) -> None:
-        self.noisy = (len(mechanism.states),)
-        super().__init__(sigma)
-        if mechanism.elimination != "linear" or {"LAG", "F"} & set(mechanism.parameter_names):
+    clearance: Tensor
+
+    def __init__(self, compartments: CompartmentModel, sigma: float, reversion: float | None = None) -> None:
+        self.noisy = (len(compartments.states),)
+        StochasticDynamics.__init__(self, sigma)
+        if compartments.elimination != "linear" or {"LAG", "F"} & set(compartments.parameter_names):
             raise ValueError("a fluctuating clearance needs linear elimination, without lag or bioavailability")
-        self.mechanism = mechanism
-        self.states = (*mechanism.states, "log_clearance")
-        self.endpoints = mechanism.endpoints
-        self.parameter_names = mechanism.parameter_names
-        self.log_reversion = nn.Parameter(torch.tensor(float(reversion)).log())
+        if reversion is not None and not reversion > 0:
+            raise ValueError(f"reversion must be positive, not {reversion}")
+        self.wrap(compartments)
+        self.states = (*compartments.states, "log_clearance")
+        self.reversion = reversion
+        self.log_reversion = nn.Parameter(torch.tensor(4.0 if reversion is None else float(reversion)).log())
+        is_clearance = [name == "CL" for name in self.parameter_names]
+        self.register_buffer("clearance", torch.tensor(is_clearance), persistent=False)
 
     @property
     def noise(self) -> dict[str, Tensor]:
         return super().noise | {"reversion": self.log_reversion.exp()}
 
+    def build(self, scaling: Scaling) -> None:
+        super().build(scaling)
+        if self.reversion is None:
+            with torch.no_grad():
+                self.log_reversion.fill_(4.0 / scaling.time).log_()
+
+    def inner_theta(self, theta: Tensor) -> Tensor:
+        return theta
+
     def forward(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
-        amounts, x = y[..., :-1], y[..., -1:]
-        now = torch.cat([theta[..., :1] * x.exp(), theta[..., 1:]], dim=-1)  # CL comes first
-        return torch.cat([self.mechanism(t, amounts, now), -self.log_reversion.exp() * x], dim=-1)
+        x = y[..., -1:]
+        now = torch.where(self.clearance, theta * x.exp(), theta)
+        return torch.cat([self.inner(t, y[..., :-1], now), -self.log_reversion.exp() * x], dim=-1)
 
     def foresee(self, y: Tensor, drift: Tensor, span: Tensor) -> Tensor:
-        # amounts stay positive: what falls falls like an exponential
+        # exponential decline and growth, so that amounts stay positive
         amounts = y[..., :-1].clamp(min=1e-6)
         later = amounts * torch.exp((drift[..., :-1] / amounts * span).clamp(-3.0, 3.0))
         return torch.cat([later, y[..., -1:]], dim=-1)
 
-    def observe(self, y: Tensor, theta: Tensor) -> Tensor:
-        return torch.cat([self.mechanism.observe(y[..., :-1], theta), y[..., -1:]], dim=-1)
-
-    def size(self, scaling: Scaling) -> tuple[float, ...]:
-        return (*[scaling.amount] * len(self.mechanism.states), 1.0)
-
     def derived(self, theta: Tensor) -> dict[str, Tensor]:
-        return self.mechanism.derived(theta) | super().derived(theta)
-
-    def guess(self, scaling: Scaling) -> dict[str, float]:
-        return self.mechanism.guess(scaling)
+        return super().derived(theta) | StochasticDynamics.derived(self, theta)

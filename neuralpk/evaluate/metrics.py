@@ -39,12 +39,12 @@ def line_rrmse(predicted: FloatArray, true: FloatArray) -> FloatArray:
         Without unit, ``[subject]``.
 
     Raises:
-        ValueError: shapes that differ; a true line that is zero throughout.
+        ValueError: shapes that differ; a true curve that is zero throughout.
     """
     _same_shape(predicted=predicted, true=true)
     size = np.sqrt(np.mean(np.square(true), axis=-1))
     if not np.all(size > 0):
-        raise ValueError(f"subject at index {int(np.argmin(size > 0))}: the true line is zero, leave the subject out")
+        raise ValueError(f"subject at index {int(np.argmin(size > 0))}: the true curve is zero, leave the subject out")
     return np.asarray(np.sqrt(np.mean(np.square(predicted - true), axis=-1)) / size, np.float64)
 
 

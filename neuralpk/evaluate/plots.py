@@ -138,7 +138,7 @@ def _draw_panel(axes: Axes, subject: Panel) -> None:
         axes.plot(subject.times, subject.pred, color=ORANGE, lw=1.2, ls=":", label="PRED")
     axes.plot(subject.times, subject.ipred, color=BLUE, lw=1.6, label="IPRED")
     if subject.true is not None:
-        axes.plot(subject.times, subject.true, color=BLACK, lw=1.0, ls=(0, (4, 2)), label="true line")
+        axes.plot(subject.times, subject.true, color=BLACK, lw=1.0, ls=(0, (4, 2)), label="true curve")
     measured = ~np.isnan(subject.observed_values)
     limit = np.zeros_like(measured) if subject.censored is None else subject.censored.astype(bool)
     kinds = [

@@ -1,4 +1,4 @@
-"""Importance sampling: draws of every patient's place with the weights that make them draws of the posterior."""
+"""Importance sampling: draws of each patient's z, weighted to represent the posterior."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from neuralpk import randomness
 from neuralpk.batch import CohortBatch
 from neuralpk.inference.joint import log_joint
-from neuralpk.inference.mode import Mode
-from neuralpk.models import LatentModel
+from neuralpk.inference.map import Mode
+from neuralpk.population_model import PopulationModel
 
 # degrees of freedom of the proposal: its tails are heavier than those of any posterior under a normal prior
 _FREEDOM = 6
@@ -65,7 +65,7 @@ def noise(seed: int, stream: int, index: Tensor, draws: int, latent: int, dtype:
     return randomness.normal(seed, stream, index, draws * width).reshape(len(index), draws, width).to(dtype)
 
 
-def draw(model: LatentModel, batch: CohortBatch, mode: Mode, noise: Tensor) -> Draws:
+def draw(model: PopulationModel, batch: CohortBatch, mode: Mode, noise: Tensor) -> Draws:
     """Draw from a multivariate t around the mode with the covariance of Laplace's approximation, and weigh.
 
     Args:
@@ -96,7 +96,7 @@ def _root(precision: Tensor) -> Tensor:
     return root
 
 
-def weigh(model: LatentModel, batch: CohortBatch, z: Tensor, log_q: Tensor) -> Draws:
+def weigh(model: PopulationModel, batch: CohortBatch, z: Tensor, log_q: Tensor) -> Draws:
     """Given draws, weighed by the model as it stands."""
     value = log_joint(model, z.flatten(0, 1), batch.repeat(z.shape[1])).reshape(z.shape[:2])
     return Draws(z, log_q, value)

@@ -1,4 +1,4 @@
-"""Tempering: draws of a posterior that is no normal, where the weights of importance sampling leave too few."""
+"""Tempering: draws of a posterior that is far from normal, where importance weights leave too few effective draws."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from neuralpk import randomness
 from neuralpk.batch import CohortBatch
 from neuralpk.inference.joint import log_joint
-from neuralpk.inference.mode import Mode
-from neuralpk.models import LatentModel
+from neuralpk.inference.map import Mode
+from neuralpk.population_model import PopulationModel
 from neuralpk.solve import SolveError
 
 _KEPT = 0.5  # of the effective number of draws, from one temperature to the next
@@ -79,7 +79,7 @@ class _Normal:
 
 @torch.no_grad()
 def temper(
-    model: LatentModel, batch: CohortBatch, mode: Mode, count: int, seed: int, stream: int, moves: int = 5
+    model: PopulationModel, batch: CohortBatch, mode: Mode, count: int, seed: int, stream: int, moves: int = 5
 ) -> Particles:
     """Draw from Laplace's approximation q and go by p_b(z) ∝ q(z)^(1−b)·p(y, z)^b from b = 0 to the posterior at b = 1:
     at each b the draws are selected by their weights and then moved (sequential Monte Carlo; Del Moral, Doucet and
@@ -91,7 +91,7 @@ def temper(
         mode: of every subject.
         count: how many draws.
         seed: of the random numbers.
-        stream: what they are for; those after it are taken too.
+        stream: ``Stream.TEMPERING.at(step)``; the steps after it are used too.
         moves: at each b.
 
     Raises:
@@ -111,7 +111,7 @@ def temper(
         ahead = _next(weight, b)
         share = ((ahead - b)[:, None] * weight).nan_to_num(0.0, neginf=-torch.inf).softmax(1)
         found, b = found.select(randomness.systematic(share, count)), ahead
-        stream += moves + 1
+        stream = randomness.later(stream, moves + 1)
 
         def between(z: Tensor, joint: Tensor, b: Tensor = b[:, None]) -> Tensor:
             return (1 - b) * start.log_density(z) + b * joint
@@ -121,7 +121,9 @@ def temper(
 
 
 @torch.no_grad()
-def move(model: LatentModel, batch: CohortBatch, particles: Particles, seed: int, stream: int, moves: int) -> Particles:
+def move(
+    model: PopulationModel, batch: CohortBatch, particles: Particles, seed: int, stream: int, moves: int
+) -> Particles:
     """Move draws of the posterior, each by a Markov chain of its own: away from the others of its family, or after the
     model has changed a little.
 
@@ -130,7 +132,7 @@ def move(model: LatentModel, batch: CohortBatch, particles: Particles, seed: int
         batch: ``target`` says which records count.
         particles: from `temper`.
         seed: of the random numbers.
-        stream: what they are for; those after it are taken too.
+        stream: ``Stream.TEMPERING.at(step)``; the steps after it are used too.
         moves: how many.
     """
     here = replace(particles, log_joint=_log_joint(model, batch, particles.z))
@@ -148,7 +150,7 @@ def effective(before: Particles, after: Particles) -> Tensor:
 
 
 def _moved(
-    model: LatentModel,
+    model: PopulationModel,
     batch: CohortBatch,
     found: Particles,
     target: Callable[[Tensor, Tensor], Tensor],
@@ -161,7 +163,7 @@ def _moved(
     accepted = torch.zeros_like(found.accepted)
     for k in range(moves):
         normal, far = _Normal.of(found.z), found.stride[:, None, None]
-        noise = _noise(seed, stream + k, batch, found.z.shape[1], found.z)
+        noise = _noise(seed, randomness.later(stream, k), batch, found.z.shape[1], found.z)
         mean = normal.mean[:, None]
         z = mean + (1 - far.square()).sqrt() * (found.z - mean) + far * normal.spread(noise[..., :-1])
         joint = _log_joint(model, batch, z)
@@ -189,7 +191,7 @@ def _next(log_weight: Tensor, b: Tensor) -> Tensor:
     return torch.where(low > b, low, high)
 
 
-def _log_joint(model: LatentModel, batch: CohortBatch, z: Tensor) -> Tensor:
+def _log_joint(model: PopulationModel, batch: CohortBatch, z: Tensor) -> Tensor:
     return log_joint(model, z.flatten(0, 1), batch.repeat(z.shape[1])).reshape(z.shape[:2])
 
 

@@ -1,19 +1,23 @@
-"""Solving dy/dt = f(t, y, theta), with noise or without: each subject on its own clock, with doses as events."""
+"""Solving dy/dt = f(t, y, theta), with noise or without, for many subjects at once, with doses as events."""
 
-from neuralpk.solve.interface import Trajectory, solve
-from neuralpk.solve.options import Engine, Gradient, SolveError, SolverOptions, Status
-from neuralpk.solve.stochastic import Guide, Noise, Paths, Selection, solve_paths
+from neuralpk.solve.engines import Auto, Engine, Exact, RungeKutta, TorchDiffEq, TorchSDE
+from neuralpk.solve.solve_functions import solve, solve_paths
+from neuralpk.solve.stochastic_paths import Guide, Noise, Paths, Selection
+from neuralpk.solve.trajectory import SolveError, Status, Trajectory
 
 __all__ = [
+    "Auto",
     "Engine",
-    "Gradient",
+    "Exact",
     "Guide",
     "Noise",
     "Paths",
+    "RungeKutta",
     "Selection",
     "SolveError",
-    "SolverOptions",
     "Status",
+    "TorchDiffEq",
+    "TorchSDE",
     "Trajectory",
     "solve",
     "solve_paths",

@@ -1,24 +1,25 @@
-"""Linear systems without a step-size error: the exponential of the rate matrix over every stretch between two nodes."""
+"""Linear systems without steps: the exponential of the rate matrix over every interval between two nodes."""
 
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from neuralpk.batch import theta_in
 from neuralpk.dynamics import Dynamics
 from neuralpk.solve.compiled import linear
-from neuralpk.solve.mesh import Mesh, theta_at
+from neuralpk.solve.event_nodes import Mesh
 
 
 def integrate(dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mesh) -> Tensor:
     """State at the wanted times, ``[subject, time, state]``, of dy/dt = K(theta)·y + input.
 
-    On the CPU by the compiled kernels, whose gradients are exact but cannot be differentiated again (it is refused);
-    on other devices by `matrix_exponentials`.
+    On the CPU by the compiled kernels, whose gradients are exact but cannot be differentiated again (torch raises an
+    error); on other devices by `matrix_exponentials`.
     """
     if y0.device.type != "cpu":
         return matrix_exponentials(dynamics, y0, theta, mesh)
-    k = dynamics.rate_matrix(theta[:, None] if theta.dim() == 2 else theta)
+    k = dynamics.rate_matrix(theta)
     period = torch.zeros_like(mesh.period) if k.shape[1] == 1 else mesh.period.clamp(max=k.shape[1] - 1)
     return linear.integrate(k, y0, replace(mesh, period=period))
 
@@ -35,7 +36,7 @@ def matrix_exponentials(dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mes
 
         exp( h·[[K, u], [0, 0]] )  =  [[exp(hK), ∫ exp(sK)u ds], [0, 1]]
     """
-    block = _augmented(dynamics, theta_at(theta, mesh.period), mesh.input)
+    block = _augmented(dynamics, theta_in(theta, mesh.period), mesh.input)
     h = mesh.times[:, 1:] - mesh.times[:, :-1]
     propagator = torch.linalg.matrix_exp(block[:, :-1] * h[..., None, None])[:, :, :-1]
     y, states = y0, []

@@ -1,9 +1,9 @@
-"""Perceptron fields on the CPU: between torch and the compiled kernels."""
+"""Fields that are multilayer perceptrons, on the CPU: the connection between torch and the compiled kernels."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,10 +13,13 @@ from torch.autograd.function import once_differentiable
 
 from neuralpk.dynamics import Perceptron
 from neuralpk.solve.compiled import perceptron as kernel
-from neuralpk.solve.compiled.threads import in_chunks
-from neuralpk.solve.mesh import Mesh
-from neuralpk.solve.options import SolverOptions, Status
+from neuralpk.solve.compiled.thread_chunks import in_chunks
+from neuralpk.solve.event_nodes import Mesh
 from neuralpk.solve.tableau import STAGES
+from neuralpk.solve.trajectory import Status
+
+if TYPE_CHECKING:
+    from neuralpk.solve.engines import RungeKutta
 
 _CHUNK = 64  # subjects whose gradients are summed before those of others: the same sums on any number of threads
 _ACTIVATIONS = {"tanh": kernel.TANH, "silu": kernel.SILU, "softplus": kernel.SOFTPLUS}
@@ -33,7 +36,7 @@ def _filled(array: NDArray[Any], *sizes: int) -> NDArray[Any]:
 
 
 def _order(wanted: NDArray[Any], since: NDArray[Any]) -> NDArray[Any]:
-    """The places of a subject's wanted times in the order in which they are met; most often they stand so already."""
+    """The order in which the wanted times of a subject are reached; most often they are sorted already."""
     later = (wanted[:, 1:] > wanted[:, :-1]) | ((wanted[:, 1:] == wanted[:, :-1]) & (since[:, 1:] >= since[:, :-1]))
     if later.all():
         return np.tile(np.arange(wanted.shape[1]), (len(wanted), 1))
@@ -45,7 +48,7 @@ def _array(tensor: Tensor) -> NDArray[Any]:
 
 
 def _rows(tensor: Tensor | None, dtype: Any, sides: int) -> NDArray[Any]:
-    """``[subject, (period,) …]`` as ``[subject·period, …]``; no row where there is nothing."""
+    """``[subject, (period,) …]`` as ``[subject·period, …]``; no row where the tensor is None."""
     if tensor is None:
         return np.zeros((0,) * (sides + 1), dtype)
     return _array(tensor.reshape(-1, *tensor.shape[tensor.dim() - sides :]))
@@ -83,7 +86,7 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, form: Perceptron, mesh: Mesh, options: SolverOptions, ended: dict[str, Any], *tensors: Tensor
+        ctx: Any, form: Perceptron, mesh: Mesh, engine: RungeKutta, ended: dict[str, Any], *tensors: Tensor
     ) -> Tensor:
         y0, times, jump, input_, since = tensors[:5]
         net = _network(form)
@@ -102,13 +105,13 @@ class _Solve(torch.autograd.Function):
         out = np.full((*wanted.shape, y0.shape[1]), np.nan, since_.dtype)
         status = np.zeros(len(y0), np.int64)
         initial, record = _array(y0), any(ctx.needs_input_grad)
-        # the limits of the kernel's tanh would make a number of a latent that is none
+        # the clamped tanh of the kernel would turn a NaN latent into a finite rate: such subjects fail here
         lost = np.logical_not(np.isfinite(net.shift.reshape(len(y0), -1)).all(axis=1))
         initial = np.where(lost[:, None], np.nan, initial).astype(initial.dtype)
 
         def run(begin: int, end: int) -> tuple[kernel.Steps, int]:
             room = kernel.make_work(net, kernel.LANES, back=False), kernel.make_lanes(y0.shape[1])
-            limits = options.rtol, options.atol, options.max_evaluations
+            limits = engine.rtol, engine.atol, engine.max_evaluations
             result: tuple[kernel.Steps, int] = kernel.forward(
                 net, clock, *room, initial, begin, end, *limits, record, out, status
             )
@@ -168,12 +171,12 @@ def covers(like: Tensor) -> bool:
     return like.device.type == "cpu"
 
 
-def integrate(form: Perceptron, y0: Tensor, mesh: Mesh, options: SolverOptions) -> tuple[Tensor, Tensor, int]:
+def integrate(form: Perceptron, y0: Tensor, mesh: Mesh, engine: RungeKutta) -> tuple[Tensor, Tensor, int]:
     """States at the wanted times ``[subject, time, state]``, status ``[subject]``, evaluations of the field."""
     ended: dict[str, Any] = {}
     since = mesh.wanted_times - mesh.times.gather(1, mesh.wanted)
     tensors = (y0, mesh.times, mesh.jump, mesh.input, since, form.shift, form.matrix, form.base)
     states: Tensor = _Solve.apply(  # type: ignore[no-untyped-call]
-        form, mesh, options, ended, *tensors, *form.weights, *form.biases
+        form, mesh, engine, ended, *tensors, *form.weights, *form.biases
     )
     return states, ended["status"], ended["evaluations"]

@@ -1,6 +1,6 @@
-"""Perceptron fields on CUDA: between torch and the Triton kernels.
+"""Fields that are multilayer perceptrons, on CUDA: the connection between torch and the Triton kernels.
 
-The tests compare them with the other engines, on the GPU where there is one and else in Triton's interpreter.
+The tests compare them with the other engines, on a GPU if one is available, otherwise in the interpreter of Triton.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 from dataclasses import replace
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,13 +19,15 @@ from torch.autograd.function import once_differentiable
 
 from neuralpk.dynamics import Perceptron
 from neuralpk.solve import tableau
-from neuralpk.solve.mesh import Mesh, sorted_by
-from neuralpk.solve.options import SolverOptions
+from neuralpk.solve.event_nodes import Mesh, sorted_by
+
+if TYPE_CHECKING:
+    from neuralpk.solve.engines import RungeKutta
 
 _BLOCK = 16  # subjects of a program: the fewest rows of a product on the tensor cores
 _PROGRAMS = 512  # of the reverse sweep at most, each with its own sum over its subjects: the same sums on any GPU
 _STATES, _WIDTH, _LAYERS = 8, 128, 4  # the largest field whose activations stay on the chip
-_STEPS, _MOST = 16, 1 << 23  # of a stretch between two nodes, and of all, for which there is room at first
+_STEPS, _MOST = 16, 1 << 23  # of an interval between two nodes, and of all, for which memory is allocated at first
 
 
 @functools.cache
@@ -58,7 +60,7 @@ def _filled(tensor: Tensor, *sizes: int) -> Tensor:
 
 
 class _Problem:
-    """A field and its clocks as the kernels want them, and what they are compiled for."""
+    """A field and its nodes in the form of the kernels, and the constants that they are compiled for."""
 
     def __init__(self, form: Perceptron, mesh: Mesh, y0: Tensor, tensors: tuple[Tensor, ...]) -> None:
         kernels, like = _kernels(), form.shift
@@ -94,7 +96,7 @@ class _Problem:
             times, reset, jump, input_, period, wanted, since, n, nodes, count, len(shift) // max(n, 1)
         )
         self.arguments = self.net, self.clock[:-4], *self.clock[-4:]  # the sizes each by itself
-        # the limits of the kernel's tanh would make a number of a latent that is none
+        # the clamped tanh of the kernel would turn a NaN latent into a finite rate: such subjects fail here
         lost = ~form.shift.detach().isfinite().flatten(1).all(dim=1, keepdim=True)
         self.initial, self.table = y0.detach().masked_fill(lost, torch.nan).contiguous(), _table(y0.device)
         self.form, self.blocks = form, -(-n // _BLOCK)
@@ -116,7 +118,7 @@ class _Problem:
             "num_stages": 1,  # nothing is fetched ahead: the next weights are the same
         }
 
-    def forward(self, options: SolverOptions, record: bool) -> tuple[Tensor, Tensor, Tensor, Any]:
+    def forward(self, engine: RungeKutta, record: bool) -> tuple[Tensor, Tensor, Tensor, Any]:
         """States, status, evaluations of each subject, and the steps."""
         n, count, states = self.clock.subjects, self.clock.count, self.constants["D"]
         like = self.initial
@@ -134,8 +136,8 @@ class _Problem:
             )
             with torch.cuda.device_of(like):  # type: ignore[no-untyped-call]
                 _kernels().forward[(self.blocks,)](
-                    *self.arguments, steps, capacity, like, self.table, options.rtol, options.atol,
-                    options.max_evaluations, out, status, evaluations, RECORD=record, **self.constants,
+                    *self.arguments, steps, capacity, like, self.table, engine.rtol, engine.atol,
+                    engine.max_evaluations, out, status, evaluations, RECORD=record, **self.constants,
                 )  # fmt: skip
             # the same steps again, now that their number is known
             if not record or (taken := int(steps.taken)) <= capacity:
@@ -162,10 +164,10 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, form: Perceptron, mesh: Mesh, options: SolverOptions, ended: dict[str, Any], *tensors: Tensor
+        ctx: Any, form: Perceptron, mesh: Mesh, engine: RungeKutta, ended: dict[str, Any], *tensors: Tensor
     ) -> Tensor:
         problem = _Problem(form, mesh, tensors[0], tensors[1:5])
-        out, status, evaluations, steps = problem.forward(options, any(ctx.needs_input_grad))
+        out, status, evaluations, steps = problem.forward(engine, any(ctx.needs_input_grad))
         ended["status"], ended["evaluations"] = status.long(), int(evaluations.sum())
         ctx.saved = problem, status, steps
         return out
@@ -198,7 +200,7 @@ def fits(form: Perceptron) -> bool:
     return form.weights[0].shape[0] <= _WIDTH and len(form.weights) <= _LAYERS + 1
 
 
-def integrate(form: Perceptron, y0: Tensor, mesh: Mesh, options: SolverOptions) -> tuple[Tensor, Tensor, int]:
+def integrate(form: Perceptron, y0: Tensor, mesh: Mesh, engine: RungeKutta) -> tuple[Tensor, Tensor, int]:
     """States at the wanted times ``[subject, time, state]``, status ``[subject]``, evaluations of the field."""
     ended: dict[str, Any] = {}
     since = mesh.wanted_times - mesh.times.gather(1, mesh.wanted)
@@ -206,7 +208,7 @@ def integrate(form: Perceptron, y0: Tensor, mesh: Mesh, options: SolverOptions) 
     clock = replace(mesh, wanted=mesh.wanted.gather(1, order))
     tensors = (y0, mesh.times, mesh.jump, mesh.input, since.gather(1, order), form.shift, form.matrix, form.base)
     met: Tensor = _Solve.apply(  # type: ignore[no-untyped-call]
-        form, clock, options, ended, *tensors, *form.weights, *form.biases
+        form, clock, engine, ended, *tensors, *form.weights, *form.biases
     )
     back = torch.argsort(order, dim=1)
     states = met.gather(1, back[..., None].expand_as(met))

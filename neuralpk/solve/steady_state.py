@@ -10,17 +10,17 @@ from torch import Tensor
 
 from neuralpk.batch import CohortBatch
 from neuralpk.dynamics import Dynamics
-from neuralpk.solve.mesh import Inputs, Mesh, period_at, theta_at
+from neuralpk.solve.event_nodes import Inputs, Mesh
 
 Integrate = Callable[[Tensor, Tensor, Mesh], Tensor]
-"""(y0, theta, mesh) -> state at the wanted times; the engine, with its options filled in."""
+"""(y0, theta, mesh) -> state at the wanted times."""
 
 _ITERATIONS = 30
 
 
 def _jacobian(residual: Callable[[Tensor], Tensor], y: Tensor, r: Tensor) -> Tensor:
-    """dr/dy by central differences, ``[subject, state, state]``: exact but for rounding where r is linear in y, and
-    at hand where autograd is not (inference mode)."""
+    """dr/dy by central differences, ``[subject, state, state]``: exact up to rounding where r is linear in y, and
+    available where autograd is not (inference mode)."""
     size = torch.maximum(y.abs(), r.abs()).amax(1, keepdim=True).clamp(min=torch.finfo(y.dtype).tiny ** 0.5)
     width = torch.finfo(y.dtype).eps ** (1 / 3) * size
     units = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)
@@ -31,8 +31,8 @@ def _jacobian(residual: Callable[[Tensor], Tensor], y: Tensor, r: Tensor) -> Ten
 def _root(residual: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
     """Solve residual(y) = 0 by Newton's method, ``[subject, state]``; NaN where it does not converge.
 
-    The last step is taken outside the search, with gradients: by the implicit function theorem it carries
-    dy/dtheta = −(dr/dy)⁻¹ dr/dtheta, whatever path the search took.
+    The last step is taken outside the search, with gradients: by the implicit function theorem it has the gradient
+    dy/dtheta = −(dr/dy)⁻¹ dr/dtheta, independent of the steps of the search.
     """
     eps = torch.finfo(y.dtype).eps
     with torch.no_grad():
@@ -42,7 +42,7 @@ def _root(residual: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
             step: Tensor = torch.linalg.solve_ex(jacobian, r)[0]
             y = y - step
             change = step.abs() / y.abs().amax(1, keepdim=True)
-            # a step doubles the digits and one more follows; to ask for all of them would wait on the solver's noise
+            # a step doubles the digits and one more follows; to ask for all digits would never end, for solver errors
             if bool((change <= eps**0.5).all()) or not bool(torch.isfinite(y).any()):
                 break
         y = torch.where(change <= eps**0.5, y, torch.nan)
@@ -52,7 +52,7 @@ def _root(residual: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
 
 
 def _interval_mesh(dose: Inputs, interval: Tensor, phase: Tensor, states: int) -> Mesh:
-    """One dosing interval in the periodic regime, from a dose to the next; `wanted` are the phase and the end.
+    """One dosing interval at steady state, from a dose to the next; `wanted` are the phase and the end.
 
     An infusion longer than the interval overlaps with those before it: `whole` of them run throughout.
     """
@@ -74,22 +74,23 @@ def _periodic(dynamics: Dynamics, integrate: Integrate, theta: Tensor, dose: Inp
     """State at the record of a steady-state dose, just before it acts, ``[subject, state]``."""
     states = len(dynamics.states)
     lag = dose.start - dose.record
-    # a lag moves the whole train of doses: at the record the last one acted an interval less the lag ago
+    # a lag moves all doses: at the time of the record the last one acted an interval minus the lag ago
     phase = interval - torch.remainder(lag, interval)
     mesh = _interval_mesh(dose, interval, phase, states)
 
-    y = _root(lambda y: integrate(y, theta, mesh)[:, 1] - y, theta.new_zeros((len(theta), states)))
-    return y if dynamics.lag(theta) is None else integrate(y, theta, mesh)[:, 0]
+    whole = theta[:, None]
+    y = _root(lambda y: integrate(y, whole, mesh)[:, 1] - y, theta.new_zeros((len(theta), states)))
+    return y if dynamics.lag(theta) is None else integrate(y, whole, mesh)[:, 0]
 
 
 def _constant(dynamics: Dynamics, theta: Tensor, dose: Inputs) -> Tensor:
-    """State under an infusion that has always run, f(y) + rate = 0, ``[subject, state]``."""
+    """State under a constant infusion at steady state, f(y) + rate = 0, ``[subject, state]``."""
     input_ = torch.nn.functional.one_hot(dose.compartment, len(dynamics.states)) * dose.rate[:, None]
     return _root(lambda y: dynamics(dose.record, y, theta) + input_, torch.zeros_like(input_))
 
 
 def _flat(inputs: Inputs, chosen: Tensor) -> Inputs:
-    """The chosen inputs as subjects of their own: every field ``[chosen]``."""
+    """The chosen inputs, each as one subject: every field ``[chosen]``."""
     return Inputs(**{name: value[chosen] for name, value in vars(inputs).items()})
 
 
@@ -97,27 +98,27 @@ def steady_states(
     dynamics: Dynamics, integrate: Integrate, theta: Tensor, batch: CohortBatch, inputs: Inputs
 ) -> Tensor:
     """The state to which each steady-state record jumps, ``[subject, dose, state]``, 0 at the other records."""
-    states = theta.new_zeros((*batch.dose_time.shape, len(dynamics.states)))
-    at_dose = theta_at(theta, period_at(batch, batch.dose_time))
+    states = theta.new_zeros((*batch.doses.time.shape, len(dynamics.states)))
+    at_dose = batch.theta_at(theta, batch.doses.time)
     for repeated in (True, False):
-        chosen = (batch.dose_steady_state > 0) & batch.dose_mask & ((batch.dose_interval > 0) == repeated)
+        chosen = batch.doses.at_steady_state & ((batch.doses.interval > 0) == repeated)
         if not bool(chosen.any()):
             continue
-        dose, own, interval = _flat(inputs, chosen), at_dose[chosen], batch.dose_interval[chosen]
+        dose, own, interval = _flat(inputs, chosen), at_dose[chosen], batch.doses.interval[chosen]
         reached = _periodic(dynamics, integrate, own, dose, interval) if repeated else _constant(dynamics, own, dose)
         states = states.masked_scatter(chosen[..., None].expand_as(states), reached)
     return states
 
 
 def still_running(batch: CohortBatch, inputs: Inputs) -> Inputs | None:
-    """Infusions of the doses before a steady-state record that have not ended at the record; None where there are none.
+    """Infusions of the doses before a steady-state record that have not ended at the record; None if all have ended.
 
-    The dose k intervals earlier acted at start − k·interval and, if it is longer than that, goes on for the rest.
+    The dose k intervals earlier acted at start − k·interval and, if it is longer than that, continues for the rest.
     """
-    chosen = (batch.dose_steady_state > 0) & inputs.mask & (batch.dose_interval > 0) & (inputs.rate > 0)
+    chosen = (batch.doses.steady_state > 0) & inputs.mask & (batch.doses.interval > 0) & (inputs.rate > 0)
     if not bool(chosen.any()):
         return None
-    interval = torch.where(chosen, batch.dose_interval, 1.0)
+    interval = torch.where(chosen, batch.doses.interval, 1.0)
     count = int(torch.where(chosen, (inputs.end - inputs.record) / interval, 0.0).detach().amax().ceil())
     earlier = torch.arange(1, max(count, 1) + 1, device=interval.device, dtype=interval.dtype)
     copies = {name: value.repeat_interleave(len(earlier), dim=1) for name, value in vars(inputs).items()}

@@ -7,9 +7,10 @@ way from network to equation; ``sensitivity`` slopes of a solution; ``least_squa
 """
 
 from neuralpk.symbolic.discover import discover
-from neuralpk.symbolic.dynamics import OwnNetwork, TermDynamics
 from neuralpk.symbolic.equations import Equations
+from neuralpk.symbolic.individual_network import IndividualNetwork
+from neuralpk.symbolic.learn_correction import Learned, learn_correction
 from neuralpk.symbolic.library import Library
-from neuralpk.symbolic.network import Learned, learn_correction
+from neuralpk.symbolic.term_dynamics import TermDynamics
 
-__all__ = ["Equations", "Learned", "Library", "OwnNetwork", "TermDynamics", "discover", "learn_correction"]
+__all__ = ["Equations", "IndividualNetwork", "Learned", "Library", "TermDynamics", "discover", "learn_correction"]

@@ -10,12 +10,12 @@ from torch import Tensor
 from neuralpk.batch import CohortBatch
 from neuralpk.dynamics import HybridDynamics
 from neuralpk.solve import SolveError
-from neuralpk.symbolic.dynamics import TermDynamics
+from neuralpk.symbolic.best_subsets import best_subsets, criterion, without
 from neuralpk.symbolic.equations import Equations
-from neuralpk.symbolic.least_squares import Fit, evaluate, minimise
+from neuralpk.symbolic.learn_correction import magnitudes, unit_ways
 from neuralpk.symbolic.library import Library
-from neuralpk.symbolic.network import magnitudes, unit_ways
-from neuralpk.symbolic.sparse import best_subsets, criterion, without
+from neuralpk.symbolic.nonlinear_least_squares import Fit, evaluate, minimise
+from neuralpk.symbolic.term_dynamics import TermDynamics
 
 
 def discover(
@@ -76,9 +76,9 @@ class _Search:
         self.free_names = free
         self.scale = magnitudes(hybrid, batch)
         self.records = batch.target.sum(1).double()
-        self.hybrid = TermDynamics(hybrid.mechanistic, library, hybrid.correction)
-        self.plain = TermDynamics(hybrid.mechanistic, library)
-        self.free = torch.tensor([hybrid.mechanistic.parameter_names.index(name) for name in free])
+        self.hybrid = TermDynamics(hybrid.mechanism, library, hybrid.correction)
+        self.plain = TermDynamics(hybrid.mechanism, library)
+        self.free = torch.tensor([hybrid.mechanism.parameter_names.index(name) for name in free])
         self.coefficients = self.plain.sizes[2]
         nothing = theta.new_zeros((len(theta), self.coefficients))
         self.mechanism = theta[:, : self.plain.sizes[0]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from neuralpk.symbolic.dynamics import TermDynamics
+from neuralpk.symbolic.term_dynamics import TermDynamics
 
 
 @dataclass(frozen=True)

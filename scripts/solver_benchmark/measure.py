@@ -53,9 +53,9 @@ ENGINES = {
     "diffrax Dopri5": Engine("diffrax", _DIFFRAX, {"solver": "Dopri5"}),
     "diffrax Tsit5": Engine("diffrax", _DIFFRAX, {"solver": "Tsit5"}),
     "fixed steps of 1.5 h": Engine("torch", "torch_engines:fixed", {"longest": 1.5}),
-    "neuralpk torchdiffeq adjoint": Engine("neuralpk", _OURS, {"engine": "torchdiffeq", "gradient": "adjoint"}),
-    "neuralpk torchdiffeq backprop": Engine("neuralpk", _OURS, {"engine": "torchdiffeq", "gradient": "backprop"}),
-    "neuralpk runge_kutta": Engine("neuralpk", _OURS, {"engine": "runge_kutta", "gradient": "discrete"}),
+    "neuralpk torchdiffeq adjoint": Engine("neuralpk", _OURS, {"engine": "TorchDiffEq", "gradient": "adjoint"}),
+    "neuralpk torchdiffeq backprop": Engine("neuralpk", _OURS, {"engine": "TorchDiffEq", "gradient": "backprop"}),
+    "neuralpk runge_kutta": Engine("neuralpk", _OURS, {"engine": "RungeKutta"}),
 }
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from neuralpk import solve
 from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.dynamics import Dynamics, Perceptron
-from neuralpk.solve import SolverOptions, solve
 from solver_benchmark.torch_engines import Step, device_peak, slope, stepper
 from solver_benchmark.workloads import ATOL, LATENT, RTOL, Workload
 
@@ -57,17 +57,17 @@ def _batch(workload: Workload) -> CohortBatch:
     )
 
 
-def gradient_step(workload: Workload, device: str, **options: Any) -> Step:
-    """A gradient step with some options of the solver."""
-    solver = SolverOptions(rtol=RTOL, atol=ATOL, **options)
+def gradient_step(workload: Workload, device: str, engine: str, **options: Any) -> Step:
+    """A gradient step with an engine of `neuralpk.solve`, by the name of its class, and its options."""
+    solver = getattr(solve, engine)(rtol=RTOL, atol=ATOL, **options)
     dynamics = BenchmarkDynamics(workload).to(device)
     batch = _batch(workload).to(device)
     theta, times = torch.tensor(workload.latents, device=device), torch.tensor(workload.times, device=device)
     y0 = torch.tensor(workload.y0, device=device).repeat(len(batch), 1)
 
     def predict() -> Tensor:
-        trajectory = solve(dynamics, y0, theta, batch, times, solver)
-        trajectory.check(batch.ids, solver)
+        trajectory = solver.solve(dynamics, theta[:, None], batch, times, y0=y0)
+        trajectory.check(batch.ids)
         return trajectory.states
 
     return stepper(list(dynamics.parameters()), predict, torch.tensor(workload.targets, device=device))

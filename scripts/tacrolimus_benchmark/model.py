@@ -11,18 +11,22 @@ import torch
 from quiet_training import train
 
 from neuralpk.cohort import Cohort, FloatArray
+from neuralpk.dataclass_rows import select
 from neuralpk.datamodules.base import CohortDataModule
-from neuralpk.encoders import PriorEncoder
+from neuralpk.dynamics import CompartmentModel
+from neuralpk.encoders import Encoder, SetEncoder
+from neuralpk.individual_estimates import evaluation_batch
 from neuralpk.inference import importance
-from neuralpk.inference.interval import interval
-from neuralpk.inference.joint import given_context
-from neuralpk.inference.mode import most_probable
-from neuralpk.models import IndividualParameters, LatentODE
-from neuralpk.reconstruction import evaluation_batch
-from neuralpk.rows import select
-from neuralpk.scaling import Scaling
-from neuralpk.solve import SolverOptions
-from neuralpk.tasks import LatentODETask
+from neuralpk.inference.map import map_estimate
+from neuralpk.inference.quantiles import interval
+from neuralpk.objectives import MarginalLikelihood
+from neuralpk.parameters import PopulationParameters
+from neuralpk.population_model import PopulationModel
+from neuralpk.randomness import Stream
+from neuralpk.residual_error import CombinedError
+from neuralpk.scaling import CovariateScale, Scaling
+from neuralpk.solve import Auto
+from neuralpk.task import LatentTask
 from tacrolimus_benchmark.estimate import Estimate
 from tacrolimus_benchmark.simulation import (
     ERROR,
@@ -41,75 +45,70 @@ from tacrolimus_benchmark.simulation import (
     true_lines,
 )
 
-# started from round numbers of the literature's order. The dose is among what acts on clearance: a clearance that falls
-# with it is what a linear field can know of a saturable elimination
-MODEL: dict[str, Any] = {
-    "dynamics": {
-        "field": "mechanistic",
-        "compartments": 2,
-        "absorption": "transit",
-        "transits": 3,
-        "omega": 0.4,
-        "typical": {"CL": 30.0, "V1": 300.0, "Q": 50.0, "V2": 500.0, "KTR": 2.0},
-        "effects": {"CL": ["CYP", "DOSE", "P"], "V1": ["P"], "Q": ["P"], "V2": ["P"], "KTR": ["P"]},
-    },
-    "error": "combined",
-    "draws": 4,
-    "refine": 4,  # few draws need to lie where they belong
-    "learning_rate": 0.02,
+# started from round numbers of the literature's order. The dose is among the covariates of clearance: a clearance that
+# falls with it is how a linear model can describe a saturable elimination
+START: dict[str, Any] = {
+    "typical": {"CL": 30.0, "V1": 300.0, "Q": 50.0, "V2": 500.0, "KTR": 2.0},
+    "omega": 0.4,
+    "effects": {"CL": ["CYP", "DOSE", "P"], "V1": ["P"], "Q": ["P"], "V2": ["P"], "KTR": ["P"]},
 }
 EPOCHS, BATCH = 13, 50
 
 HALFWAY = 0.5  # of the point without bias: half the bias for next to no error
-_STREAM = 1 << 47
-_PART = 40  # patients weighed at once: bounds the memory
+_PART = 40  # patients at once: bounds the memory
 
 
-class HiddenHaematocrit(IndividualParameters):
+class HiddenHaematocrit(PopulationParameters):
     """A last latent dimension is the haematocrit, uniform in the population; it acts on clearance."""
+
+    def build(self, *arguments: Any, **options: Any) -> None:
+        super().build(*arguments, **options)
+        self.latent_size += 1
 
     def forward(self, z: torch.Tensor, covariates: torch.Tensor) -> torch.Tensor:
         theta = super().forward(z[:, :-1], covariates)
         share = torch.special.ndtr(z[:, -1])
         factor = ((RANGE[0] + (RANGE[1] - RANGE[0]) * share) / HAEMATOCRIT) ** STEEPNESS
-        cl = theta[:, :1] * factor[:, None]
-        return torch.cat([cl, theta[:, 1:]], dim=1)  # CL is the first parameter of the linear model
+        cl = theta[..., :1] * factor[:, None, None]
+        return torch.cat([cl, theta[..., 1:]], dim=-1)  # CL is the first parameter of the linear model
 
 
-def known_model(scenario: int, hidden: bool) -> LatentODE:
+def known_model(scenario: int, hidden: bool) -> PopulationModel:
     """The true population of a scenario, with the haematocrit that is hidden or without."""
     typical, effects = population(scenario)
     omega = {name: math.sqrt(VARIANCE[name]) for name in typical}
-    scaling = Scaling(covariates={"CYP": (0.0, 1.0, False), "P": (0.0, 1.0, False)})
-    individual = (HiddenHaematocrit if hidden else IndividualParameters).known(typical, omega, effects, scaling)
-    individual.latent_size += hidden
-    encoder = PriorEncoder(scaling, individual.latent_size)
-    options = SolverOptions(rtol=1e-4, atol=1e-2)
-    return LatentODE(encoder, individual, dynamics(scenario), SumError.known(**ERROR), options).double()
+    scaling = Scaling(covariates={"CYP": CovariateScale(binary=True), "P": CovariateScale(binary=True)})
+    kind = HiddenHaematocrit if hidden else PopulationParameters
+    parts = kind.from_values(typical, omega, effects, scaling=scaling), SumError.from_values(**ERROR)
+    model = PopulationModel(dynamics(scenario), *parts, Auto(rtol=1e-4, atol=1e-2))
+    return model.build(scaling).double().requires_grad_(False)
 
 
 @torch.no_grad()
-def posterior(model: LatentODE, people: Cohort, draws: int, seed: int) -> tuple[FloatArray, FloatArray]:
-    """Lines drawn for each patient from its samples, ``[subject, draw, node]``, and their weights; with 0 draws the
-    line at the most probable parameters."""
-    batch = given_context(evaluation_batch(model, people))
+def posterior(
+    model: PopulationModel, people: Cohort, draws: int, seed: int, encoder: Encoder | None = None
+) -> tuple[FloatArray, FloatArray]:
+    """Concentration curves drawn for each patient from its samples, ``[subject, draw, node]``, and their weights; with
+    0 draws the curve at the MAP. The search starts at the mean of the encoder, or without one at z = 0."""
+    batch = evaluation_batch(model, people).scored_on_context()
     last = (REPEATS - 1 + POINTS) * intervals(people)[:, None]
     nodes = torch.as_tensor(last, dtype=batch.time.dtype)
-    mode = most_probable(model, batch, model.encoder(batch).mean)
-    lines, weights = [], []
+    start = model.typical(len(batch)) if encoder is None else encoder(batch).mean
+    mode = map_estimate(model, batch, start)
+    curves, weights = [], []
     for part in torch.split(torch.arange(len(batch)), _PART):
         own = batch.select(part)
         z, weight = mode.z[part, None], torch.ones(len(own), 1)
         if draws:
-            noise = importance.noise(seed, _STREAM, own.index, draws, z.shape[2], z.dtype)
+            noise = importance.noise(seed, Stream.SCRIPT.at(0), own.index, draws, z.shape[2], z.dtype)
             drawn = importance.draw(model, own, select(mode, part), noise)
             z, weight = drawn.z, drawn.weight
         count = z.shape[1]
-        line = model.lines(z.flatten(0, 1), own.repeat(count), nodes[part].repeat_interleave(count, dim=0))
+        solution = model.trajectory(z.flatten(0, 1), own.repeat(count), nodes[part].repeat_interleave(count, dim=0))
         # a draw that could not be solved has no weight
-        lines.append(line[..., 0].nan_to_num(1.0).reshape(len(own), count, -1))
+        curves.append(model.observe(solution)[..., 0].nan_to_num(1.0).reshape(len(own), count, -1))
         weights.append(weight)
-    return torch.cat(lines).double().numpy(), torch.cat(weights).double().numpy()
+    return torch.cat(curves).double().numpy(), torch.cat(weights).double().numpy()
 
 
 class Patients(CohortDataModule):
@@ -128,17 +127,32 @@ class Patients(CohortDataModule):
         return self.people
 
 
-def learn(people: Cohort, seed: int, epochs: int) -> LatentODE:
+def learn(people: Cohort, seed: int, epochs: int) -> LatentTask:
     """A model of the patients' samples; it is told neither the scenario nor any area."""
     L.seed_everything(seed, verbose=False)  # before the networks draw their first weights
     data = Patients(people, batch_size=BATCH, seed=seed)
-    task = LatentODETask(scaling=data.scaling(), objective="iwae", seed=seed, **MODEL)
+    task = LatentTask(
+        CompartmentModel(2, "transit", transits=3),
+        parameters=PopulationParameters(**START),
+        error=CombinedError(),
+        encoder=SetEncoder(),
+        objective=MarginalLikelihood(draws=4, map_steps=4),  # few draws have to be near the maximum
+        learning_rate=0.02,
+        seed=seed,
+    )
     train(task, data, epochs)
-    return task.model.eval().requires_grad_(False)
+    return task.eval().requires_grad_(False)
 
 
-def by_draws(model: LatentODE, people: Cohort, draws: int, seed: int, unbiased: float = 0.0) -> Estimate:
-    """Point, 90 % interval and mean line of the posterior.
+def by_draws(
+    model: PopulationModel,
+    people: Cohort,
+    draws: int,
+    seed: int,
+    unbiased: float = 0.0,
+    encoder: Encoder | None = None,
+) -> Estimate:
+    """Point, 90 % interval and mean curve of the posterior.
 
     Args:
         model: trained or known.
@@ -147,8 +161,9 @@ def by_draws(model: LatentODE, people: Cohort, draws: int, seed: int, unbiased: 
         seed: of the draws.
         unbiased: 0 takes the point of least squared relative error, E[1/AUC]/E[1/AUC²], which lies low; 1 the point
             without relative bias, 1/E[1/AUC]; between them their weighted geometric mean.
+        encoder: of a trained model.
     """
-    lines, weights = posterior(model, people, draws, seed)
+    lines, weights = posterior(model, people, draws, seed, encoder)
     area = areas(lines, people)
     ends = interval(torch.as_tensor(area), torch.as_tensor(weights)).numpy()
     first, second = (weights / area).sum(1), (weights / area**2).sum(1)
@@ -167,7 +182,7 @@ def recalibrated(estimate: Estimate, people: Cohort, known: Estimate, patients: 
     return Estimate(estimate.area * factor, estimate.ends * factor, estimate.lines * factor[:, None])
 
 
-def by_mode(model: LatentODE, people: Cohort) -> Estimate:
-    """The most probable parameters."""
+def by_mode(model: PopulationModel, people: Cohort) -> Estimate:
+    """The MAP."""
     lines = posterior(model, people, 0, 0)[0][:, 0]
     return Estimate(areas(lines, people), None, lines)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from neuralpk.cohort import Cohort, Dose, FloatArray, Subject, Units
+from neuralpk.cohort_simulation import Design, Population, simulate_cohort
 from neuralpk.dynamics import CompartmentModel
 from neuralpk.residual_error import CombinedError
-from neuralpk.simulate import Design, Population, simulate_cohort
 
 # h, L and µg, so that concentrations are in ng/mL
 TYPICAL = {"CL": 21.2, "V1": 486.0, "Q": 79.0, "V2": 271.0, "KTR": 3.34}
@@ -36,7 +36,7 @@ class SumError(CombinedError):
     """y = f + (a + b·f)·e: standard deviations add, not variances."""
 
     def sd(self, prediction: torch.Tensor, endpoint: torch.Tensor) -> torch.Tensor:
-        return self._sd("a", endpoint) + self._sd("b", endpoint) * prediction.abs()
+        return self.by_endpoint("a", endpoint) + self.by_endpoint("b", endpoint) * prediction.abs()
 
 
 def dynamics(scenario: int) -> CompartmentModel:
@@ -53,7 +53,7 @@ def population(scenario: int) -> tuple[dict[str, float], dict[tuple[str, str], f
 
 
 def simulate(scenario: int, subjects: int, seed: int, typical_only: bool = False) -> Cohort:
-    """Patients in pairs of one of formulation A and one of P, with the true line at the nodes of the integral."""
+    """Patients in pairs of one of formulation A and one of P, with the true curve at the nodes of the integral."""
     typical, effects = population(scenario)
     law: dict[str, Any] = {"CYP": 0.5}
     if scenario == 2:
@@ -77,7 +77,7 @@ def simulate(scenario: int, subjects: int, seed: int, typical_only: bool = False
                 {"HT": HAEMATOCRIT} if scenario == 2 else {},
             ),
             design,
-            SumError.known(**ERROR),
+            SumError.from_values(**ERROR),
             subjects // 2,
             2 * seed + int(p),
         )

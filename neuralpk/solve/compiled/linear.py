@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neuralpk.solve.compiled import modes
-from neuralpk.solve.compiled.kept import kept
-from neuralpk.solve.compiled.threads import in_chunks
-from neuralpk.solve.mesh import Mesh
+from neuralpk.solve.compiled import rate_matrix_exponential as modes
+from neuralpk.solve.compiled.kernel_cache import kept
+from neuralpk.solve.compiled.thread_chunks import in_chunks
+from neuralpk.solve.event_nodes import Mesh
 
 _CHUNK = 512  # subjects that a thread takes at a time
 

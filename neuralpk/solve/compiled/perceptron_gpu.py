@@ -14,14 +14,14 @@ import triton
 import triton.language as tl
 
 from neuralpk.solve import tableau
-from neuralpk.solve.options import Status
+from neuralpk.solve.trajectory import Status
 
 TANH, SILU, SOFTPLUS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 SLOTS = tl.constexpr(8)  # slopes of a step, and in the last slot of the log the state at its start
 LAST = tl.constexpr(tableau.STAGES - 1)
 ERROR, DENSE = tl.constexpr(7), tl.constexpr(8)  # rows of the table: 0 to 6 are A, 8 to 11 are the powers of the share
 _MAX_EVALUATIONS, _STEP_UNDERFLOW = tl.constexpr(int(Status.MAX_EVALUATIONS)), tl.constexpr(int(Status.STEP_UNDERFLOW))
-_NON_FINITE, _STIFF = tl.constexpr(int(Status.NON_FINITE)), tl.constexpr(int(Status.STIFF))
+_NON_FINITE, _STIFF = tl.constexpr(int(Status.NON_FINITE)), tl.constexpr(tableau.STIFF)
 _SAFETY, _SHRINK, _GROW = tl.constexpr(tableau.SAFETY), tl.constexpr(tableau.SHRINK), tl.constexpr(tableau.GROW)
 _STABILITY, _STIFF_STEPS = tl.constexpr(tableau.STABILITY), tl.constexpr(tableau.STIFF_STEPS)
 
@@ -44,8 +44,8 @@ class Network(NamedTuple):
 
 
 class Clock(NamedTuple):
-    """A `neuralpk.solve.mesh.Mesh` with the wanted times in the order in which they are met; the four sizes come last,
-    since a kernel takes each of them by itself."""
+    """A `neuralpk.solve.event_nodes.Mesh` with the wanted times in the order in which they are met; the four sizes come
+    last, since a kernel takes each of them by itself."""
 
     times: Any  # [subject, node]
     reset: Any  # [subject, node]

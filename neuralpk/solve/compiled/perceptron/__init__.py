@@ -8,11 +8,11 @@ the network in that of its weights.
 """
 
 from neuralpk.solve.compiled.perceptron.activation import SILU, SOFTPLUS, TANH
-from neuralpk.solve.compiled.perceptron.clock import Clock
+from neuralpk.solve.compiled.perceptron.forward_sweep import Steps, forward
 from neuralpk.solve.compiled.perceptron.lanes import LANES, Lanes, make_lanes
 from neuralpk.solve.compiled.perceptron.network import Network, Work, make_work
-from neuralpk.solve.compiled.perceptron.steps import Steps, forward
-from neuralpk.solve.compiled.perceptron.sweep import Gradients, backward
+from neuralpk.solve.compiled.perceptron.node_events import Clock
+from neuralpk.solve.compiled.perceptron.reverse_sweep import Gradients, backward
 
 __all__ = [
     "LANES",

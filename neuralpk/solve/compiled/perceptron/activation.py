@@ -9,8 +9,8 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from neuralpk.solve.compiled.perceptron.inner import summing
-from neuralpk.solve.compiled.tile import apart
+from neuralpk.solve.compiled.matrix_product import apart
+from neuralpk.solve.compiled.perceptron.jit_options import summing
 
 TANH, SILU, SOFTPLUS = range(3)
 

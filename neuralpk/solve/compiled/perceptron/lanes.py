@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from neuralpk.solve.compiled.perceptron.inner import inner
+from neuralpk.solve.compiled.perceptron.jit_options import inner
 from neuralpk.solve.tableau import STAGES
 
 Array = NDArray[Any]

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from neuralpk.solve.compiled.matrix_product import ROWS, add_product, apart, within
 from neuralpk.solve.compiled.perceptron.activation import activate, back_through
-from neuralpk.solve.compiled.perceptron.inner import inner, summing
+from neuralpk.solve.compiled.perceptron.jit_options import inner, summing
 from neuralpk.solve.compiled.perceptron.lanes import LANES
-from neuralpk.solve.compiled.tile import ROWS, add_product, apart, within
 from neuralpk.solve.tableau import STAGES
 
 Array = NDArray[Any]

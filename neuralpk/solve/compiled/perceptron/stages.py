@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from neuralpk.solve.compiled.perceptron.inner import inner
+from neuralpk.solve.compiled.matrix_product import apart
+from neuralpk.solve.compiled.perceptron.jit_options import inner
 from neuralpk.solve.compiled.perceptron.lanes import LANES
-from neuralpk.solve.compiled.tile import apart
 from neuralpk.solve.tableau import DENSE, STAGES, A
 
 

@@ -1,0 +1,179 @@
+"""Entry point: which command, which preset, and everything that can be said without importing torch."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import neuralpk
+from neuralpk.cli.faults import UsageError, sentence
+from neuralpk.cli.name_value_pairs import Argument, split, values, without
+from neuralpk.cli.presets import MAIN_JOB, PRESETS, preset_path
+from neuralpk.part import did_you_mean
+
+if TYPE_CHECKING:
+    from neuralpk.cli.configuration import Configuration
+    from neuralpk.cli.training import NeuralPKCLI
+
+TRAINING = ("fit", "validate", "test", "predict")
+COMMANDS = (*TRAINING, "simulate", "reconstruct", "estimate", "population")
+
+_USAGE = f"""usage: neuralpk COMMAND [--preset NAME | --config FILE] [options]     (COMMAND --help lists them)
+
+  fit           train a model; without options the main job, preset {MAIN_JOB}
+  validate      measure a checkpoint on the validation subjects    --checkpoint FILE
+  test          measure a checkpoint on the test subjects          --checkpoint FILE
+  predict       predictions of a checkpoint                        --checkpoint FILE
+  simulate      write a simulated cohort, of any size, as a table  --out FILE
+  reconstruct   curves and parameters of your patients             --checkpoint FILE --table FILE --out DIR
+  estimate      the same by a published population, untrained      --population FILE --table FILE --out DIR
+  population    write the fitted population as such a file         --checkpoint FILE --out FILE
+
+  --import PACKAGE   use the classes of your package, in every command
+  --help NAME        the options of a part or class: model, data, trainer, CompartmentModel, …
+  --version          the version
+
+presets: {", ".join(PRESETS)}
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the command ``neuralpk``.
+
+    Raises:
+        SystemExit: 2 for a command line that cannot be used, 1 for data and solutions that fail; what is wrong stands
+            on the error stream.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words in (["-h"], ["--help"]):
+        print(_USAGE)
+    elif words[0] == "--version":
+        print(f"neuralpk {neuralpk.__version__}")
+    elif words[0] in ("-h", "--help"):  # neuralpk --help CompartmentModel
+        execute(["fit", *words])
+    else:
+        execute(words)
+
+
+def execute(words: Sequence[str]) -> NeuralPKCLI | None:
+    """Run a command.
+
+    Args:
+        words: the command and its arguments.
+
+    Returns:
+        The finished training, validation, test or prediction; None for the other commands.
+
+    Raises:
+        SystemExit: as `main`.
+    """
+    command, *rest = words
+    if command not in COMMANDS:
+        hint = did_you_mean(command, list(COMMANDS))
+        _stop(f"neuralpk: there is no command {command!r}{hint}; there are {', '.join(COMMANDS)}", 2)
+    try:
+        given = split(rest)
+        presets = [preset_path(name) for name in values(given, "preset")]
+        for path in values(given, "config"):
+            if not Path(path).is_file():
+                raise UsageError(f"there is no file {path!r}")
+    except UsageError as error:
+        _stop(f"neuralpk {command}: {error}", 2)
+    # the first import of torch: everything above has been answered without it
+    import torch
+
+    from neuralpk.solve import SolveError
+
+    # with matrices this small a second thread only waits for the first, and on a busy machine it waits long
+    torch.set_num_threads(1)
+    try:
+        _import(given)
+        return _run(command, without(given, "import", "preset"), presets)
+    except UsageError as error:
+        _stop(f"neuralpk {command}: {error}", 2)
+    except (ValueError, SolveError, FileNotFoundError) as error:
+        _stop(f"neuralpk {command}: {sentence(error)}", 1)
+
+
+def _import(given: Sequence[Argument]) -> None:
+    """Import the packages of ``--import``, also those of the folder one is in.
+
+    Raises:
+        UsageError: no such package, or one that raises.
+    """
+    for name in values(given, "import"):
+        if "" not in sys.path and str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            raise UsageError(f"--import {name}: {type(error).__name__}: {error}") from error
+
+
+def _run(command: str, given: list[Argument], presets: list[str]) -> NeuralPKCLI | None:
+    from neuralpk.cli import table_commands, training
+    from neuralpk.cli.configuration import Configuration
+    from neuralpk.cli.help import print_help
+
+    trains = command in TRAINING
+    options = training.options(command) if trains else table_commands.options(command)
+    for argument in given:
+        if argument.name == "help":
+            print_help(command, options, argument.value)
+            return None
+    prints = any(argument.name == "print_config" for argument in given)
+    given = without(given, "print_config")
+    if trains:
+        given = [Argument("ckpt_path", a.value) if a.name == "checkpoint" else a for a in given]
+    configuration = Configuration(options, training.defaults() if trains else {})
+    only = () if trains else ("data",)
+    if trains or command == "simulate":
+        _read_first(command, configuration, given, presets)
+    for argument in given:
+        if argument.name != "config":
+            configuration.give(argument)
+        elif "data" in options:
+            configuration.read(str(argument.value), only=only)
+        else:
+            raise UsageError("takes no --config")
+    if trains:
+        return training.run(command, configuration, prints)
+    table_commands.run(command, configuration)
+    return None
+
+
+def _read_first(command: str, configuration: Configuration, given: Sequence[Argument], presets: Sequence[str]) -> None:
+    """The presets; where neither a preset nor a configuration is named, the configuration that was saved with the
+    checkpoint, so that it is measured on its data, else the main job."""
+    from neuralpk.cli.configuration import read_yaml
+
+    only = ("data",) if command == "simulate" else ()
+    names = [argument.name for argument in given]
+    if not presets and "config" not in names:
+        saved = _config_beside(given)
+        if saved is not None:
+            configuration.read(saved, trusted=False)
+            return
+        if command != "simulate" or "data" not in names:
+            presets = [preset_path(MAIN_JOB)]
+    for path in presets:
+        if command == "simulate" and "table" in (read_yaml(path)["data"].get("init_args") or {}):
+            raise UsageError(f"preset {Path(path).stem!r} holds measured data; there is nothing to simulate")
+        configuration.read(path, only=only)
+
+
+def _config_beside(given: Sequence[Argument]) -> str | None:
+    """The configuration in the folder of the run that the checkpoint comes from, where there is one."""
+    for path in values(given, "ckpt_path"):
+        saved = Path(path).parent.parent / "config.yaml"
+        if saved.is_file():
+            return str(saved)
+    return None
+
+
+def _stop(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    raise SystemExit(code)

@@ -1,0 +1,135 @@
+"""Commands on tables: simulate, reconstruct, estimate, population."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.progress import track
+
+from neuralpk.cli import task_and_data_classes
+from neuralpk.cli.configuration import Configuration
+from neuralpk.cli.faults import UsageError, sentence
+from neuralpk.cli.signatures import Option, options_of
+from neuralpk.cli.training import check_checkpoint
+from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals
+from neuralpk.population_file import PublishedPopulation, read_population, write_population
+from neuralpk.study_figures import save_panels
+from neuralpk.tables import read_table
+from neuralpk.tables.streamed_writing import write_frames
+
+_PANELS = 15
+
+
+def simulate(data: task_and_data_classes.SimulatedDataModule, out: Path) -> None:
+    """Write a simulated cohort as an event table, part by part: it may be larger than the memory.
+
+    Args:
+        data: what to simulate.
+        out: CSV or Parquet file to write.
+    """
+    subjects, size = data.subjects + data.test_subjects, 10_000
+    write_frames(track(data.frames(size), "simulate", total=-(-subjects // size), disable=subjects <= size), out)
+    print(f"{subjects} subjects written to {out}")
+
+
+def reconstruct(checkpoint: Path, table: Path, out: Path, draws: int = 200, map: bool | None = None) -> None:
+    """Estimate the patients of an event table with a trained model.
+
+    Args:
+        checkpoint: checkpoint of a training.
+        table: CSV or Parquet file with the columns ID, TIME, AMT, DV, … of an event table.
+        out: folder for curves.csv (ID, TIME, PRED, IPRED, LO90, HI90) and individuals.csv (every parameter with its
+            90 % interval).
+        draws: draws from the posterior behind the intervals.
+        map: go on from the encoder to the MAP estimate, through the solver; null for what the model was trained with.
+    """
+    task = load(checkpoint)
+    print(f"The model was {task.provenance.description}")
+    result = task.reconstruct(table, draws=draws, map=map, progress=_progress("reconstruct"))
+    _write(result, out)
+
+
+def estimate(population: Path, table: Path, out: Path, draws: int = 200) -> None:
+    """Estimate the patients of an event table by a published population model, without any training.
+
+    Args:
+        population: YAML file of the model: dynamics, typical, omega or cv, effects, references, error, error_sd.
+        table: CSV or Parquet file with the columns ID, TIME, AMT, DV, … of an event table.
+        out: folder for curves.csv and individuals.csv, as of ``reconstruct``, and the figure individuals.png of the
+            first patients.
+        draws: draws from the posterior behind the intervals.
+    """
+    published = read_population(population)
+    cohort = read_table(table, units=published.units)
+    result = estimate_individuals(published.model(cohort), cohort, draws=draws, progress=_progress("estimate"))
+    _write(result, out)
+    for path in save_panels(cohort[:_PANELS], result, out):
+        print(f"Individual panels: {path}")
+
+
+def population(checkpoint: Path, out: Path) -> None:
+    """Write the population of a trained model as a file that ``estimate`` reads.
+
+    Args:
+        checkpoint: checkpoint of a training.
+        out: YAML file to write: dynamics, typical, omega, effects, references, error, error_sd.
+    """
+    write_population(PublishedPopulation.from_model(load(checkpoint).model), out)
+    print(f"Population written to {out}")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "simulate": simulate,
+    "reconstruct": reconstruct,
+    "estimate": estimate,
+    "population": population,
+}
+
+
+def load(checkpoint: Path) -> Any:
+    """The trained task of a checkpoint, on the CPU.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no checkpoint; one of a class that is not imported.
+    """
+    check_checkpoint(checkpoint)
+    return task_and_data_classes.Task.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+
+
+def options(command: str) -> dict[str, Option]:
+    """Options of a command."""
+    return options_of(COMMANDS[command])
+
+
+def run(command: str, configuration: Configuration) -> None:
+    """Run a command.
+
+    Raises:
+        UsageError: an option that is missing or does not fit.
+    """
+    function, values = COMMANDS[command], configuration.finish()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_function_arguments(function)
+    try:
+        arguments = parser.instantiate_classes(parser.parse_object(values)).as_dict()
+    except (ValueError, TypeError) as error:
+        raise UsageError(sentence(error)) from error
+    function(**arguments)
+
+
+def _progress(what: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
+    """A progress bar over the parts of a cohort, where somebody looks."""
+    return lambda parts: track(parts, what, console=Console(stderr=True), disable=not sys.stderr.isatty())
+
+
+def _write(result: IndividualEstimates, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    result.curves().to_csv(out / "curves.csv", index=False)
+    result.individuals().to_csv(out / "individuals.csv", index=False)
+    print(f"{len(result.ids)} subjects: {out / 'curves.csv'}, {out / 'individuals.csv'}")

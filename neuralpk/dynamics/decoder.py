@@ -1,0 +1,118 @@
+"""Decoder: states that start, move in time and are observed, however they move."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor, nn
+
+from neuralpk.batch import CohortBatch
+from neuralpk.part import Part
+from neuralpk.scaling import Scaling
+
+if TYPE_CHECKING:
+    from neuralpk.dynamics.vector_field import Dynamics
+    from neuralpk.solve import Trajectory
+
+
+class Solver(Protocol):
+    """An object that solves a dynamics for the subjects of a batch; every engine of `neuralpk.solve` is one."""
+
+    def solve(self, dynamics: Dynamics, theta: Tensor, batch: CohortBatch, times: Tensor | None = None) -> Trajectory:
+        """The states at `times` ``[subject, time]`` (None: at the records of the batch), for
+        theta ``[subject, period, parameter]``."""
+        ...
+
+
+class Decoder(Part, nn.Module, ABC):
+    """States that start at a value, move in time and are observed; one row of every tensor is one subject.
+
+    Everything that differs between subjects comes in through `theta`; the module's weights are shared by all subjects.
+    The constructor takes plain values and parts; what depends on the data is set by `build`.
+
+    Attributes:
+        states: names of the components of y.
+        parameter_names: names of the components of theta. The named parameters, those in `guess`, come first; the
+            others are dimensions of the latent space.
+        endpoints: index of the state at which each endpoint (DVID 1, 2, …) is observed, from 0.
+        dosed: whether doses enter the states, which are then empty before the first dose.
+        penalised: whether `penalty` is more than None.
+        stochastic: whether the states have noise of their own, so that theta does not determine them.
+    """
+
+    states: tuple[str, ...]
+    parameter_names: tuple[str, ...]
+    endpoints: tuple[int, ...] = (0,)
+    dosed: bool = False
+    penalised: bool = False
+    stochastic: bool = False
+
+    def build(self, scaling: Scaling) -> None:
+        """Set what depends on the magnitudes of the data, in this decoder and in the decoders inside it.
+
+        Without a call all magnitudes are 1. A second call replaces what the first one set.
+        """
+        for child in self.children():
+            if isinstance(child, Decoder):
+                child.build(scaling)
+
+    def state_size(self, scaling: Scaling) -> tuple[float, ...]:
+        """Magnitude of every state in such data: by default the values of its endpoint, or of the first endpoint."""
+        values = dict(zip(self.endpoints, scaling.value, strict=False))
+        return tuple(values.get(k, scaling.value[0]) for k in range(len(self.states)))
+
+    def guess(self, scaling: Scaling) -> dict[str, float]:
+        """Positive starting values of the named parameters for data of these magnitudes, by name."""
+        return {}
+
+    def named(self, theta: Tensor) -> dict[str, Tensor]:
+        """The parameters by name, each ``[...]`` for a theta ``[..., parameter]``."""
+        return dict(zip(self.parameter_names, theta.unbind(-1), strict=True))
+
+    def initial_state(self, theta: Tensor) -> Tensor:
+        """State at the first record of a subject, ``[..., state]`` for theta ``[..., parameter]``: 0 by default."""
+        return theta.new_zeros((*theta.shape[:-1], len(self.states)))
+
+    def observe(self, y: Tensor, theta: Tensor) -> Tensor:
+        """Noise-free value of an assay of every state, ``[..., state]`` for y ``[..., state]`` and
+        theta ``[..., parameter]``: by default the state itself."""
+        return y
+
+    def derived(self, theta: Tensor) -> dict[str, Tensor]:
+        """Secondary parameters, which follow from theta and are reported with it, each ``[...]``."""
+        return {}
+
+    @property
+    def noise(self) -> dict[str, Tensor]:
+        """Parameters of the noise of the states by name, each a scalar; empty for states without noise."""
+        return {}
+
+    def log_prior(self) -> Tensor | float:
+        """Log prior density of the weights, up to a constant; the number 0 where the weights have no prior."""
+        return 0.0
+
+    def centre_prior(self) -> None:
+        """Move the centre of the prior density to the present weights."""
+
+    def penalty(self, t: Tensor, y: Tensor, theta: Tensor, mask: Tensor) -> Tensor | None:
+        """Penalty that a training adds to the loss, computed along the solution, ``[subject]``; None for none.
+
+        Args:
+            t: time since each subject's first record, ``[subject, time]``.
+            y: ``[subject, time, state]``.
+            theta: ``[subject, time, parameter]``.
+            mask: which times count, bool ``[subject, time]``.
+        """
+        return None
+
+    @abstractmethod
+    def follow(self, theta: Tensor, batch: CohortBatch, times: Tensor | None, engine: Solver) -> Trajectory:
+        """The states of every subject in time.
+
+        Args:
+            theta: ``[subject, period, parameter]``.
+            batch: doses and records.
+            times: where the states are wanted, ``[subject, time]``; None for the records of the batch.
+            engine: solver of differential equations; a decoder without such an equation does not use it.
+        """

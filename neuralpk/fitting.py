@@ -1,0 +1,161 @@
+"""Two lines for a pandas table: ``fit(frame, …)`` and ``fitted.predict(frame)``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pandas as pd
+import torch
+
+from neuralpk.cohort import Cohort
+from neuralpk.datamodules import CohortDataModule
+from neuralpk.dynamics import Decoder
+from neuralpk.individual_estimates import IndividualEstimates
+from neuralpk.objectives import MarginalLikelihood, Objective
+from neuralpk.tables import read_table
+from neuralpk.task import LatentTask
+
+
+class _Given(CohortDataModule):
+    """A cohort that is in memory."""
+
+    def __init__(self, cohort: Cohort, **options: Any) -> None:
+        super().__init__(**options)
+        self.cohort = cohort
+
+    def make_cohort(self) -> Cohort:
+        return self.cohort
+
+
+class FittedModel:
+    """A population model that was fitted to a table.
+
+    Args:
+        task: as it was trained.
+        cohort: the patients it was fitted to; None for a model that was loaded.
+
+    Attributes:
+        task: the LightningModule, for everything that is not here.
+    """
+
+    def __init__(self, task: LatentTask, cohort: Cohort | None = None) -> None:
+        self.task = task
+        self._cohort = cohort
+        self._estimates: IndividualEstimates | None = None
+
+    @classmethod
+    def load(cls, path: str | Path, **parts: Any) -> FittedModel:
+        """From a checkpoint; `parts` gives those again that a checkpoint cannot hold."""
+        return cls(LatentTask.load_from_checkpoint(path, map_location="cpu", **parts))
+
+    def save(self, path: str | Path) -> None:
+        """Write a checkpoint, for `load`, ``LatentTask.load_from_checkpoint`` and the command line."""
+        trainer = _quiet_trainer(1)
+        trainer.strategy.connect(self.task)
+        trainer.save_checkpoint(path)
+
+    def predict(
+        self, frame: pd.DataFrame | Cohort | str | Path, times: Sequence[float] | None = None, **table: Any
+    ) -> pd.DataFrame:
+        """Concentration curves of the patients of a table: ID, TIME, PRED, IPRED, LO90, HI90 (with several endpoints
+        also DVID).
+
+        Args:
+            frame: an event table, its path, or a cohort.
+            times: times of the curves; default 200 times over each patient's records.
+            table: further arguments of `neuralpk.tables.read_table`.
+        """
+        return self.task.reconstruct(frame, times, **table).curves()
+
+    def estimate(self, frame: pd.DataFrame | Cohort | str | Path, **table: Any) -> pd.DataFrame:
+        """Individual parameters of the patients of a table, each with its 90 % interval."""
+        return self.task.reconstruct(frame, **table).individuals()
+
+    @property
+    def population(self) -> pd.DataFrame:
+        """Typical values, variability, covariate effects and residual error with standard errors.
+
+        Raises:
+            ValueError: a model without standard errors, such as one that was loaded.
+        """
+        if self.task.covariance is None:
+            if self._cohort is None:
+                raise ValueError(
+                    "a loaded model has no standard errors: compute them with task.covariance_step(cohort)"
+                )
+            self.task.covariance_step(self._cohort)
+        assert self.task.covariance is not None
+        return pd.DataFrame(self.task.covariance.rows)
+
+    @property
+    def individuals(self) -> pd.DataFrame:
+        """Individual parameters of the patients that the model was fitted to, each with its 90 % interval."""
+        return self._own().individuals()
+
+    @property
+    def curves(self) -> pd.DataFrame:
+        """Concentration curves of the patients that the model was fitted to."""
+        return self._own().curves()
+
+    def _own(self) -> IndividualEstimates:
+        if self._cohort is None:
+            raise ValueError("a loaded model does not hold the patients it was fitted to: use predict and estimate")
+        if self._estimates is None:
+            self._estimates = self.task.reconstruct(self._cohort)
+        return self._estimates
+
+
+def fit(
+    frame: pd.DataFrame | Cohort | str | Path,
+    dynamics: Decoder,
+    *,
+    objective: Objective | None = None,
+    epochs: int = 25,
+    seed: int = 0,
+    progress: bool = True,
+    table: dict[str, Any] | None = None,
+    trainer: dict[str, Any] | None = None,
+    **parts: Any,
+) -> FittedModel:
+    """Fit a population model to an event table.
+
+    Args:
+        frame: an event table as a pandas frame, the path of one, or a cohort.
+        dynamics: such as ``CompartmentModel(1, absorption="first_order")``.
+        objective: what is minimised; default `neuralpk.objectives.MarginalLikelihood`.
+        epochs: of 20 passes over the patients.
+        seed: of the fit.
+        progress: whether a progress bar is shown.
+        table: arguments of `neuralpk.tables.read_table`, such as ``{"columns": {"CONC": "DV"}}``.
+        trainer: arguments of `lightning.Trainer`.
+        parts: parameters, error, engine, encoder, learning_rate, … of `neuralpk.task.LatentTask`.
+
+    Raises:
+        neuralpk.tables.DataError: the table breaks a rule.
+        ValueError: parts that do not fit together or the data.
+    """
+    cohort = frame if isinstance(frame, Cohort) else read_table(frame, **(table or {}))
+    L.seed_everything(seed, verbose=False)
+    torch.set_num_threads(1)  # small matrices: a second thread only waits for the first
+    task = LatentTask(dynamics, objective=objective or MarginalLikelihood(), seed=seed, **parts)
+    options = {"gradient_clip_val": 5.0, "enable_progress_bar": progress} | (trainer or {})
+    _quiet_trainer(epochs, **options).fit(task, _Given(cohort, passes_per_epoch=20, seed=seed))
+    return FittedModel(task, cohort)
+
+
+def _quiet_trainer(epochs: int, **options: Any) -> L.Trainer:
+    """A trainer that writes no files."""
+    defaults: dict[str, Any] = {
+        "max_epochs": epochs,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "limit_val_batches": 0,
+        "num_sanity_val_steps": 0,
+    }
+    return L.Trainer(**(defaults | options))

@@ -1,0 +1,287 @@
+"""Individual (post hoc) estimates: every patient's concentration curve and parameters with intervals, from the data."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from neuralpk import randomness
+from neuralpk.batch import CohortBatch, collate
+from neuralpk.cohort import Cohort, FloatArray, Subject
+from neuralpk.encoders import Encoder, Posterior
+from neuralpk.inference import importance
+from neuralpk.inference.map import map_estimate, maximise
+from neuralpk.inference.population_draws import drawn_models
+from neuralpk.inference.quantiles import interval
+from neuralpk.population_model import PopulationModel
+from neuralpk.randomness import Stream
+from neuralpk.solve import Noise
+
+if TYPE_CHECKING:
+    from neuralpk.path_guide import PathGuide
+
+_SOLVED_AT_ONCE = 20_000  # subjects × draws: bounds the memory
+_DRAWN_PER_KEPT = 5  # weighted draws for each one that is kept
+_NEARBY_STEPS = 2  # from the maximum under one draw of the population to that under another
+_MOST_FAILED = 0.1  # of the draws of the population, which may fail to give a subject's curves
+
+
+@dataclass(frozen=True)
+class IndividualEstimates:
+    """Estimates of each subject of a cohort.
+
+    Args:
+        ids: identifiers.
+        times: times of the curves, ``[subject, time]``; as many as the subject with most has, padded by the last time.
+        pred: population prediction, z = 0, ``[subject, time, endpoint]``.
+        ipred: individual prediction, z at its estimate, ``[subject, time, endpoint]``.
+        lower: lower end of the 90 % interval of the noise-free curve, over draws of z; NaN where there is none.
+        upper: upper end.
+        parameters: name to (estimate, lower end, upper end), each ``[subject]``.
+        z: estimate of z, ``[subject, latent]``.
+    """
+
+    ids: tuple[str, ...]
+    times: FloatArray
+    pred: FloatArray
+    ipred: FloatArray
+    lower: FloatArray
+    upper: FloatArray
+    parameters: dict[str, tuple[FloatArray, FloatArray, FloatArray]]
+    z: FloatArray
+
+    def curves(self) -> pd.DataFrame:
+        """ID, TIME, PRED, IPRED, LO90, HI90, one row a time; with several endpoints also DVID."""
+        n, width, endpoints = self.ipred.shape
+        kept = np.ones((n, width), bool)
+        kept[:, 1:] = np.diff(self.times, axis=1) > 0
+        where = np.nonzero(np.repeat(kept[..., None], endpoints, axis=2))
+        frame = pd.DataFrame({"ID": np.asarray(self.ids)[where[0]], "TIME": self.times[where[0], where[1]]})
+        if endpoints > 1:
+            frame["DVID"] = where[2] + 1
+        for name in ("pred", "ipred", "lower", "upper"):
+            frame[{"lower": "LO90", "upper": "HI90"}.get(name, name.upper())] = getattr(self, name)[where]
+        return frame
+
+    def individuals(self) -> pd.DataFrame:
+        """ID, then every parameter with its 90 % interval (``CL, CL_LO90, CL_HI90``)."""
+        frame: dict[str, Any] = {"ID": np.asarray(self.ids)}
+        for name, (estimate, lower, upper) in self.parameters.items():
+            frame |= {name: estimate, f"{name}_LO90": lower, f"{name}_HI90": upper}
+        return pd.DataFrame(frame)
+
+
+def evaluation_batch(model: PopulationModel, cohort: Cohort, context: int | None = None) -> CohortBatch:
+    """A cohort as one batch for a model, in its precision and on its device.
+
+    Args:
+        model: whose covariates are kept.
+        cohort: the patients.
+        context: how many of each patient's first observations are read; None for all.
+
+    Raises:
+        ValueError: covariates that the model needs and the cohort lacks.
+    """
+    assert model.scaling is not None
+    names = sorted(model.scaling.covariates)
+    if not set(names) <= set(cohort.covariate_names):
+        raise ValueError(f"the model needs the covariates {names}; the data have {list(cohort.covariate_names)}")
+    batch = collate(cohort.with_covariates(names), dtype=model.value_scale.dtype).to(model.value_scale.device)
+    return batch.first_seen(context)
+
+
+@torch.no_grad()
+def estimate_individuals(
+    model: PopulationModel,
+    cohort: Cohort,
+    times: Sequence[float] | None = None,
+    *,
+    encoder: Encoder | None = None,
+    guide: PathGuide | None = None,
+    draws: int = 200,
+    context: int | None = None,
+    seed: int = 0,
+    map: bool = True,
+    population_known: bool = False,
+    progress: Callable[[Sequence[Tensor]], Iterable[Tensor]] = iter,
+) -> IndividualEstimates:
+    """Estimate the patients of a cohort.
+
+    With `map`, z is the maximum a posteriori (MAP, empirical Bayes estimate), found through the solver from the mean of
+    the encoder or, without one, from the typical patient; intervals come from draws around it, weighted by importance,
+    over the draws of the population's parameters. Without `map`, z is the mean of the encoder's q and intervals come
+    from draws of q.
+
+    Args:
+        model: the population model.
+        cohort: the patients; their true curves, where there are any, are not read.
+        times: times of the curves, on the clock of the data; default 200 times over each patient's records.
+        encoder: of a trained task; None for none.
+        guide: of a stochastic dynamics.
+        draws: draws of z for the 90 % intervals; 0 for no intervals.
+        context: how many of each patient's first observations are read; None for all.
+        seed: of the draws.
+        map: whether the MAP is searched.
+        population_known: intervals given the population as it stands, without its own uncertainty.
+        progress: wraps the iterable of parts of the cohort, for example in a progress bar.
+
+    Raises:
+        ValueError: covariates other than those the model was trained with; fewer than 0 draws; a MAP of a dynamics with
+            noise.
+        neuralpk.solve.SolveError: a patient that could not be solved.
+    """
+    if draws < 0:
+        raise ValueError(f"draws must be 0 or more, not {draws}")
+    if map and not model.has_likelihood:
+        raise ValueError(
+            f"{type(model.dynamics).__name__} has noise: p(y | z) is an integral over all its paths, so that "
+            "no MAP can be searched through the solver; use map=False"
+        )
+    if map and draws and model.is_uncertain and not model.has_parameter_draws and not population_known:
+        warnings.warn(
+            "uncertainty not computed: how well the population is known was not computed for these weights (a fit that "
+            "was interrupted, or a checkpoint saved before its end), and intervals without it would be too narrow, so "
+            "there are none. Compute it with task.covariance_step(training cohort), or ask for intervals given the "
+            "population (population_known=True)",
+            stacklevel=2,
+        )
+        draws = 0
+    batch = evaluation_batch(model, cohort, context)
+    grid = torch.as_tensor(np.stack([_curve_times(s, times) for s in cohort]), dtype=batch.time.dtype).to(batch.device)
+    parts = torch.split(torch.arange(len(batch), device=batch.device), max(1, _SOLVED_AT_ONCE // (draws or 1)))
+    models = [model] if population_known or not map or not draws else drawn_models(model)
+    estimates, intervals = [], []
+    for part in progress(parts):
+        subjects = batch.select(part)
+        q = _posterior(model, encoder, subjects)
+        z = _map(model, subjects, q.mean) if map else q.mean
+        estimates.append(z)
+        if draws:
+            count = -(-draws // len(models))
+            drawn = [
+                _draws(one, subjects, q, z, count, seed, Stream.INTERVALS.at(k), map) for k, one in enumerate(models)
+            ]
+            intervals.append(_intervals(models, guide, drawn, subjects, grid[part], seed))
+    z = torch.cat(estimates)
+    curves = []
+    for at, seen in ((model.typical(len(batch)), batch.unseen()), (z, batch)):
+        trajectory = model.trajectory(at, seen, grid, guide)
+        trajectory.check(batch.ids)
+        curves.append(model.observe(trajectory))
+    pred, ipred = curves
+    parameters = model.individual_parameters(z, batch)
+    if draws:
+        lower, upper = torch.cat([ends for ends, _ in intervals], dim=1)
+        between = {name: torch.cat([ends[name] for _, ends in intervals], dim=1) for name in parameters}
+    else:
+        lower = upper = torch.full_like(ipred, torch.nan)
+        between = {name: torch.full((2, len(value)), torch.nan) for name, value in parameters.items()}
+    return IndividualEstimates(
+        ids=batch.ids,
+        times=_numpy(grid),
+        pred=_numpy(pred),
+        ipred=_numpy(ipred),
+        lower=_numpy(lower),
+        upper=_numpy(upper),
+        parameters={k: (_numpy(v), _numpy(between[k][0]), _numpy(between[k][1])) for k, v in parameters.items()},
+        z=_numpy(z),
+    )
+
+
+def _posterior(model: PopulationModel, encoder: Encoder | None, batch: CohortBatch) -> Posterior:
+    if encoder is None:
+        return Posterior.prior(len(batch), model.latent_size, batch.time)
+    q: Posterior = encoder(batch)
+    return q
+
+
+def _map(model: PopulationModel, batch: CohortBatch, start: Tensor) -> Tensor:
+    """MAP of z, ``[subject, latent]``; subjects whose search did not converge are named in a warning."""
+    mode = map_estimate(model, batch, start)
+    if not bool(mode.converged.all()):
+        names = [batch.ids[k] for k in (~mode.converged).nonzero()[:10, 0].tolist()]
+        warnings.warn(
+            f"subject {', '.join(names)}: the search for the most probable parameters did not converge; look at their "
+            "doses, samples and units",
+            stacklevel=3,
+        )
+    return mode.z
+
+
+def _draws(
+    model: PopulationModel,
+    batch: CohortBatch,
+    q: Posterior,
+    z: Tensor,
+    count: int,
+    seed: int,
+    stream: int,
+    map: bool,
+) -> Tensor:
+    """Draws of z, ``[subject, sample, latent]``; NaN for a subject that has density 0 under this model."""
+    size = z.shape[1]
+    if not map:
+        noise = randomness.normal(seed, stream, batch.index, count * size).to(z.dtype)
+        amortised: Tensor = q.mean[:, None] + q.sd[:, None] * noise.reshape(len(batch), count, size)
+        return amortised
+    scored = batch.scored_on_context()
+    noise = importance.noise(seed, stream, batch.index, _DRAWN_PER_KEPT * count, size, z.dtype)
+    drawn = importance.draw(model, scored, maximise(model, scored, z, _NEARBY_STEPS), noise)
+    possible = torch.isfinite(drawn.log_weight).any(1)
+    return torch.where(possible[:, None, None], drawn.resample(count), torch.nan)
+
+
+def _intervals(
+    models: list[PopulationModel],
+    guide: PathGuide | None,
+    drawn: list[Tensor],
+    batch: CohortBatch,
+    grid: Tensor,
+    seed: int,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """90 % intervals of the curves and of the parameters over the draws of z under every model: first axis the two
+    ends. A model under which a curve of a subject cannot be solved is left out for that subject; it is an error if more
+    than 10 % are."""
+    curves, parameters, failed = [], [], torch.zeros(len(batch), device=batch.device)
+    noise = Noise(seed, Stream.POSTERIOR_PATHS.at(0)) if models[0].dynamics.stochastic else None
+    for model, z in zip(models, drawn, strict=True):
+        kept = torch.isfinite(z).all(2).all(1).nonzero()[:, 0]
+        repeated = batch.select(kept).repeat(z.shape[1])
+        flat = z[kept].flatten(0, 1)
+        trajectory = model.trajectory(flat, repeated, grid[kept].repeat_interleave(z.shape[1], dim=0), guide, noise)
+        # without its failed draws alone an interval would be too narrow
+        solved = trajectory.ok.reshape(len(kept), z.shape[1]).all(1)
+        failed[kept[~solved]] += 1
+        if bool((failed > _MOST_FAILED * len(models)).any()):
+            trajectory.check(repeated.ids)
+        rows = solved.repeat_interleave(z.shape[1])
+        curve, values = model.observe(trajectory)[rows], model.individual_parameters(flat, repeated)
+        curves.append(_rows(curve, kept[solved], z.shape[:2]))
+        parameters.append({name: _rows(value[rows], kept[solved], z.shape[:2]) for name, value in values.items()})
+    ends = {name: interval(torch.cat([values[name] for values in parameters], dim=1)) for name in parameters[0]}
+    return interval(torch.cat(curves, dim=1)), ends
+
+
+def _rows(values: Tensor, kept: Tensor, shape: Sequence[int]) -> Tensor:
+    """Values of the kept subjects, ``[subject · sample, ...]``, among those of all, ``[subject, sample, ...]``."""
+    out = values.new_full((*shape, *values.shape[1:]), torch.nan)
+    return out.index_copy(0, kept, values.reshape(len(kept), *out.shape[1:]))
+
+
+def _numpy(values: Tensor) -> FloatArray:
+    return np.asarray(values.detach().cpu().double().numpy(), np.float64)
+
+
+def _curve_times(subject: Subject, times: Sequence[float] | None) -> FloatArray:
+    """200 times over a subject's records, or the wanted ones from its first record on."""
+    if times is not None:
+        return np.asarray(np.maximum(np.sort(np.asarray(times, float)), subject.start), np.float64)
+    ends = [subject.start, *subject.times[-1:], *(dose.time for record in subject.doses for dose in record.expand())]
+    return np.asarray(np.linspace(subject.start, max(ends), 200))

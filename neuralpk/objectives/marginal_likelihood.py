@@ -1,0 +1,102 @@
+"""The marginal likelihood, by importance sampling."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from neuralpk import randomness
+from neuralpk.batch import CohortBatch
+from neuralpk.encoders import Encoder, Posterior
+from neuralpk.inference import importance
+from neuralpk.inference.map import map_estimate, maximise
+from neuralpk.objectives.base import Loss, Objective, Step, failures, posterior, predict_solvable
+from neuralpk.population_model import PopulationModel
+from neuralpk.randomness import Stream
+
+if TYPE_CHECKING:
+    from neuralpk.path_guide import PathGuide
+
+# in units of log p: a proposal need not have its centre at the maximum, but far from it the weights of a narrow
+# posterior rest on few draws
+_NEAR = 0.01
+
+
+class MarginalLikelihood(Objective):
+    """Negative marginal log-likelihood by importance sampling with K draws (Burda et al. 2016; IMPMAP of NONMEM)::
+
+        loss = −log (1/K) Σ_k p(y, z_k)/q(z_k)          z_k ~ q, a multivariate t around the maximum of p(y, z)
+
+    The proposal q is not the encoder's: a search through the solver goes on from the mean of the encoder (or, without
+    an encoder, from the typical patient) to the maximum a posteriori (semi-amortised; Kim et al. 2018). The normalised
+    weights give the gradient in the model (Fisher's identity). An encoder is trained beside it, by the weighted draws
+    (Bornschein and Bengio 2015) and by simulated patients, whose z is known.
+
+    y is every record of the context or the target of a batch: no record of a patient is read without being scored.
+
+    Args:
+        draws: K, of z for each subject and step.
+        map_steps: most steps of the search in a step of the training.
+
+    Raises:
+        ValueError: no draw; a negative number of steps.
+    """
+
+    maximises_likelihood = True
+
+    def __init__(self, draws: int = 20, map_steps: int = 10) -> None:
+        if draws < 1 or map_steps < 0:
+            raise ValueError(f"draws must be 1 or more and map_steps 0 or more, got {draws} and {map_steps}")
+        self.draws, self.map_steps = draws, map_steps
+
+    def loss(
+        self, model: PopulationModel, encoder: Encoder | None, guide: PathGuide | None, batch: CohortBatch, step: Step
+    ) -> Loss:
+        q = posterior(model, encoder, batch)
+        scored = batch.scored_on_all()
+        start = q.mean if step.start is None else step.start
+        mode = maximise(model, scored, start, self.map_steps, _NEAR)
+        size = model.latent_size
+        noise = importance.noise(step.seed, step.stream, batch.index, self.draws, size, batch.time.dtype)
+        draws = importance.draw(model, scored, mode, noise)
+        kept = torch.isfinite(draws.log_weight).any(1).nonzero()[:, 0]
+        penalty = None
+        if model.dynamics.penalised:  # at the maximum
+            prediction, part, _ = predict_solvable(model, mode.z, scored)
+            penalty = model.penalty(prediction, part)
+        return Loss(
+            -draws.log_likelihood[kept].sum(),
+            scored.target[kept].sum(),
+            failures(batch, kept),
+            encoder=None if encoder is None else self._encoder_loss(model, encoder, q, draws, kept, batch, step),
+            penalty=penalty,
+        )
+
+    def _encoder_loss(
+        self,
+        model: PopulationModel,
+        encoder: Encoder,
+        q: Posterior,
+        draws: importance.Draws,
+        kept: Tensor,
+        batch: CohortBatch,
+        step: Step,
+    ) -> Tensor:
+        """−log q at the weighted draws of the patients and, in a training, at the z of simulated ones, a scalar sum."""
+        total: Tensor = (draws.weight[kept] * -q.log_density(draws.z)[kept]).sum()
+        if step.number is None:
+            return total
+        size, stream = model.latent_size, Stream.SIMULATED_PATIENTS.at(step.number)
+        normal = randomness.normal(step.seed, stream, batch.index, size + batch.time.shape[1]).to(batch.time.dtype)
+        with torch.no_grad():
+            simulated = model.simulate(normal[:, :size], normal[:, size:], batch)
+        of_simulated: Posterior = encoder(simulated)
+        return total - of_simulated.log_density(normal[:, None, :size]).sum()
+
+    def estimate(
+        self, model: PopulationModel, encoder: Encoder | None, guide: PathGuide | None, batch: CohortBatch
+    ) -> Tensor:
+        """The maximum a posteriori (MAP, empirical Bayes estimate) given the context, ``[subject, latent]``."""
+        return map_estimate(model, batch, posterior(model, encoder, batch).mean).z

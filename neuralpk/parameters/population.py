@@ -1,0 +1,513 @@
+"""Population parameters: the distribution of the individual parameters theta between subjects."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from neuralpk.parameters.covariates import CovariateEffect, chosen_effect, number, power_or_factor
+from neuralpk.parameters.distributions import LogNormal, NoVariability, ParameterDistribution
+from neuralpk.parameters.reported_numbers import Coordinate
+from neuralpk.part import Part
+from neuralpk.scaling import CovariateScale, Scaling
+
+Effects = (
+    Literal["all"] | dict[str, list[str | CovariateEffect] | dict[str, float]] | dict[str, list[str]] | dict[str, float]
+)
+_OMEGA = 0.3
+_HOW = (
+    "effects are {PARAMETER: [COVARIATE, …]} for effects that are learned, {PARAMETER: {COVARIATE: number}} or "
+    "{'PARAMETER~COVARIATE': number} for coefficients that are fixed, or 'all'"
+)
+
+
+class PopulationParameters(Part, nn.Module):
+    """Distribution of theta between subjects: typical values, random effects and covariate effects.
+
+    With z = (z_m, z_n) ~ N(0, I), one z_m for each named parameter that varies, x the standardised covariates, and h
+    the transform of each parameter (`ParameterDistribution`, exp by default)::
+
+        theta_named = h(h^-1(typical) + Σ effect(covariates) + eta)     eta = diag(omega)·C·z_m ~ N(0, Omega)
+        theta_latent = z_n + B·x
+
+    C is the Cholesky factor of the correlation matrix of eta, the identity unless `correlated`.
+
+    Args:
+        typical: starting values by parameter, in its unit; those left out are taken from the dynamics.
+        omega: starting value of the standard deviation of eta, of all parameters or by name (0.3 where left out); 0 for
+            a parameter without variability.
+        correlated: whether Omega is full.
+        correlation: starting values of the correlations of the random effects, as ``{"CL~V1": 0.5}``; those left out
+            start at 0. Omega is then full.
+        omega_prior_sd: standard deviation of log(omega) in a normal prior around its starting value, which keeps omega
+            above 0; correlations get a weak prior around 0. None for a flat prior (maximum likelihood).
+        typical_prior_sd: standard deviation of h^-1(typical) in a normal prior around its starting value, by parameter;
+            those left out have a flat prior.
+        learned: whether typical values and Omega are learned.
+        distributions: by parameter; those left out are log-normal.
+        effects: covariate effects by parameter: ``{CL: [WT, SEX]}`` chooses each by the values of the covariate
+            (`chosen_effect`), ``{CL: [PowerEffect("WT", reference=70)]}`` says which, ``{CL: {WT: 0.75}}`` and
+            ``{"CL~WT": 0.75}`` fix the coefficient; ``"all"`` for every covariate on every parameter.
+
+    Raises:
+        ValueError: an option that is out of its range, by name.
+    """
+
+    names: tuple[str, ...] = ()
+    location: Tensor
+    log_omega: Tensor
+    selection: Tensor
+    location_start: Tensor
+    log_omega_start: Tensor
+    factor_entries: Tensor
+    latent_effects: Tensor
+
+    def __init__(
+        self,
+        typical: dict[str, float] | None = None,
+        omega: float | dict[str, float] = _OMEGA,
+        correlated: bool = False,
+        omega_prior_sd: float | None = None,
+        typical_prior_sd: dict[str, float] | None = None,
+        learned: bool = True,
+        distributions: dict[str, ParameterDistribution] | None = None,
+        effects: Effects | None = None,
+        correlation: dict[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        by_name = dict(omega) if isinstance(omega, Mapping) else {"": omega}
+        for name, value in by_name.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"omega{name and '.'}{name} must be 0 or above, not {value}")
+        spreads = [("omega_prior_sd", omega_prior_sd)]
+        spreads += [(f"typical_prior_sd.{name}", value) for name, value in (typical_prior_sd or {}).items()]
+        for name, sd in spreads:
+            if sd is not None and not 0 < sd < math.inf:
+                raise ValueError(f"{name} must be above 0, not {sd}")
+        for name, distribution in (distributions or {}).items():
+            if not isinstance(distribution, ParameterDistribution):
+                raise ValueError(f"distributions.{name} must be a ParameterDistribution, not {distribution!r}")
+            if not distribution.varies and by_name.get(name, 0.0) > 0:
+                raise ValueError(f"{name} has the distribution NoVariability, but omega.{name} is {by_name[name]:g}")
+        self.typical_start, self.omega_start = dict(typical or {}), omega
+        self.correlation_start = _by_pair(correlation or {})
+        self.correlated, self.learned = correlated or bool(self.correlation_start), learned
+        self.omega_prior_sd, self.typical_prior_sd = omega_prior_sd, dict(typical_prior_sd or {})
+        self.distributions = dict(distributions or {})
+        self.asked_effects = _Held(_by_parameter(effects))
+
+    def build(
+        self, guess: Mapping[str, float], latent: int, scaling: Scaling, dtype: torch.dtype | None = None
+    ) -> None:
+        """Make the learned numbers; may be called again, with other data.
+
+        Args:
+            guess: starting value of each named parameter, in the order of the dynamics.
+            latent: number of further latent dimensions, for a neural field.
+            scaling: magnitudes of the training data; its covariates are those of every batch, sorted by name.
+            dtype: of the learned numbers; default that of torch.
+
+        Raises:
+            ValueError: options that name no parameter or covariate; a typical value outside its distribution.
+        """
+        dtype = dtype or torch.get_default_dtype()
+        self.names, self.scaling, self.latent = tuple(guess), scaling, latent
+        omega = self.omega_start if isinstance(self.omega_start, Mapping) else {}
+        for option, named in (
+            ("typical", self.typical_start),
+            ("omega", omega),
+            ("typical_prior_sd", self.typical_prior_sd),
+            ("distributions", self.distributions),
+        ):
+            self._refuse_unknown(option, set(named))
+        self.distribution = {name: self.distributions.get(name) or LogNormal() for name in self.names}
+        for name, value in self._omega().items():
+            if value == 0 and self.distribution[name].varies:
+                self.distribution[name] = NoVariability(self.distribution[name])
+        self.varying = tuple(name for name in self.names if self.distribution[name].varies)
+        self.latent_size = len(self.varying) + latent
+        self._build_distribution(dict(guess) | self.typical_start, dtype)
+        self._build_effects(dtype)
+
+    def _omega(self) -> dict[str, float]:
+        """Starting value of omega by parameter."""
+        if isinstance(self.omega_start, Mapping):
+            return dict.fromkeys(self.names, _OMEGA) | dict(self.omega_start)
+        return dict.fromkeys(self.names, self.omega_start)
+
+    def _refuse_unknown(self, option: str, named: set[str]) -> None:
+        unknown = sorted(named - set(self.names))
+        if unknown:
+            known = ", ".join(self.names) or "none"
+            raise ValueError(f"{option} names {', '.join(unknown)}; the named parameters of these dynamics are {known}")
+
+    def _build_distribution(self, typical: Mapping[str, float], dtype: torch.dtype) -> None:
+        start = [
+            self.distribution[name].inverse(torch.tensor(float(typical[name]), dtype=torch.float64))
+            for name in self.names
+        ]
+        for name, x in zip(self.names, start, strict=True):
+            if not bool(torch.isfinite(x)):
+                kind = self.distribution[name]
+                raise ValueError(f"typical.{name} must be {kind.support} ({type(kind).__name__}), not {typical[name]}")
+        location = torch.stack(start).to(dtype) if start else torch.zeros(0, dtype=dtype)
+        n, omega = len(self.varying), self._omega()
+        log_omega = torch.tensor([math.log(omega[name]) for name in self.varying], dtype=dtype)
+        self._hold("location", location.clone(), self.learned)
+        self._hold("log_omega", log_omega.clone(), self.learned)
+        entries = self._entries_of(self.correlation_start).to(dtype) if self.correlated else torch.zeros(0, dtype=dtype)
+        self._hold("factor_entries", entries, self.learned)
+        selection = torch.zeros(n, len(self.names), dtype=dtype)
+        for k, name in enumerate(self.varying):
+            selection[k, self.names.index(name)] = 1.0
+        self.register_buffer("selection", selection, persistent=False)
+        self.register_buffer("location_start", location, persistent=False)
+        self.register_buffer("log_omega_start", log_omega, persistent=False)
+
+    def _build_effects(self, dtype: torch.dtype) -> None:
+        asked, covariates = self.asked_effects.value, sorted(self.scaling.covariates)
+        if asked == "all":
+            asked = {name: list(covariates) for name in self.names}
+        self._refuse_unknown("effects", set(asked))
+        self.effects = nn.ModuleDict()
+        self._columns: dict[str, list[list[int]]] = {}
+        for parameter, items in asked.items():
+            effects = [self._effect(parameter, item) for item in items]
+            read = [effect.covariates for effect in effects]
+            twice = next((one for one in read if read.count(one) > 1), None)
+            if twice:
+                raise ValueError(f"effects name {parameter}~{'+'.join(twice)} twice")
+            if effects:
+                self.effects[parameter] = nn.ModuleList(effects).to(dtype)
+                self._columns[parameter] = [[covariates.index(name) for name in one] for one in read]
+        self._hold("latent_effects", torch.zeros(self.latent, len(covariates), dtype=dtype), True)
+
+    def _effect(self, parameter: str, asked: str | CovariateEffect | tuple[str, float]) -> CovariateEffect:
+        try:
+            if isinstance(asked, CovariateEffect):
+                effect = copy.deepcopy(asked)
+                for name in effect.covariates:
+                    self.scaling.covariate(name)
+            else:
+                covariate, coefficient = asked if isinstance(asked, tuple) else (asked, None)
+                effect = chosen_effect(covariate, self.scaling, coefficient)
+            effect.build(self.scaling)
+        except ValueError as error:
+            raise ValueError(f"effects of {parameter}: {error}") from error
+        return effect
+
+    def _hold(self, name: str, tensor: Tensor, learned: bool) -> None:
+        """A learned tensor; empty ones are no parameters, because several devices would wait for their gradients."""
+        for held in (self._parameters, self._buffers):
+            held.pop(name, None)
+        if tensor.numel():
+            self.register_parameter(name, nn.Parameter(tensor, requires_grad=learned))
+        else:
+            self.register_buffer(name, tensor, persistent=False)
+
+    @classmethod
+    def from_values(
+        cls,
+        typical: Mapping[str, float],
+        omega: Mapping[str, float],
+        effects: Mapping[tuple[str, str], float | CovariateEffect] | None = None,
+        correlation: Mapping[tuple[str, str], float] | None = None,
+        references: Mapping[str, float] | None = None,
+        distributions: Mapping[str, ParameterDistribution] | None = None,
+        scaling: Scaling | None = None,
+    ) -> PopulationParameters:
+        """Population with the values of a paper or of a fit, in float64 and fixed: it needs no `build`, and a model
+        that is built with it leaves the values as they are.
+
+        Args:
+            typical: value of each named parameter, in its unit and in the order of the dynamics.
+            omega: standard deviation of eta by parameter; those left out do not vary.
+            effects: (parameter, covariate) to an effect, or to the exponent of (c/reference), or to the logarithm of
+                the factor of a 0-or-1 covariate, which has no reference.
+            correlation: (parameter, parameter) to the correlation of their etas; those left out have none.
+            references: reference value by covariate.
+            distributions: by parameter; those left out are log-normal.
+            scaling: whose covariates those of every batch are; default those of the effects only.
+
+        Raises:
+            ValueError: effects or correlations of a parameter that does not exist or vary; correlations that no random
+                effects can have.
+        """
+        asked: dict[str, list[str | CovariateEffect]] = {}
+        for (parameter, covariate), effect in (effects or {}).items():
+            if not isinstance(effect, CovariateEffect):
+                effect = power_or_factor(covariate, effect, (references or {}).get(covariate))
+            asked.setdefault(parameter, []).append(effect)
+        read = {
+            name for items in asked.values() for e in items if isinstance(e, CovariateEffect) for name in e.covariates
+        }
+        # given references and coefficients need no data: positive, so that every kind of effect can be built
+        covariates = {name: CovariateScale((references or {}).get(name, 1.0), 1.0, True) for name in read}
+        made = cls(
+            dict(typical),
+            {name: omega.get(name, 0.0) for name in typical},
+            learned=False,
+            distributions=dict(distributions or {}),
+            effects=cast(Effects, asked),
+            correlation={f"{a}~{b}": value for (a, b), value in (correlation or {}).items()},
+        )
+        made.build(typical, 0, scaling or Scaling(covariates=covariates), torch.float64)
+        return made.requires_grad_(False)
+
+    def _entries_of(self, correlation: Mapping[tuple[str, str], float]) -> Tensor:
+        matrix = torch.eye(len(self.varying), dtype=torch.float64)
+        for (a, b), value in correlation.items():
+            if not {a, b} <= set(self.varying):
+                raise ValueError(f"correlation {a}~{b}: both must have variability; {', '.join(self.varying)} have")
+            one, other = self.varying.index(a), self.varying.index(b)
+            matrix[one, other] = matrix[other, one] = value
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        if bool(failed):
+            raise ValueError(f"no random effects have all these correlations: {dict(correlation)}")
+        entries: Tensor = (factor / factor.diagonal()[:, None])[self._pair_indices()]
+        return entries
+
+    def _pair_indices(self) -> tuple[Tensor, Tensor]:
+        rows, columns = torch.tril_indices(len(self.varying), len(self.varying), -1)
+        return rows, columns
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Pairs of parameters with correlated random effects, in the order of `correlations`."""
+        indices = zip(*(part.tolist() for part in self._pair_indices()), strict=True)
+        return [(self.varying[b], self.varying[a]) for a, b in indices] if self.factor_entries.numel() else []
+
+    def _correlation_factor(self) -> Tensor:
+        """Lower Cholesky factor of the correlation matrix, ``[varying, varying]``: its rows have length 1."""
+        factor = torch.eye(len(self.varying), dtype=self.log_omega.dtype, device=self.log_omega.device)
+        factor = factor.index_put(self._pair_indices(), self.factor_entries)
+        unit: Tensor = factor / factor.norm(dim=1, keepdim=True)
+        return unit
+
+    def correlations(self) -> Tensor:
+        """Correlations of the random effects, ``[pair]`` in the order of `pairs`."""
+        if not self.factor_entries.numel():
+            return self.factor_entries
+        factor = self._correlation_factor()
+        return (factor @ factor.T)[self._pair_indices()]
+
+    def eta(self, z: Tensor) -> Tensor:
+        """Random effects of the parameters in `varying`, ``[..., varying]``, of z ``[..., latent]``."""
+        standard = z[..., : len(self.varying)]
+        if self.factor_entries.numel():
+            standard = standard @ self._correlation_factor().T
+        return self.log_omega.exp() * standard
+
+    def standardise(self, eta: Tensor) -> tuple[Tensor, Tensor]:
+        """z of random effects, both ``[..., varying]``, and log |dz/deta|, a scalar."""
+        scaled, log_volume = eta / self.log_omega.exp(), -self.log_omega.sum()
+        if not self.factor_entries.numel():
+            return scaled, log_volume
+        factor = self._correlation_factor()
+        z = torch.linalg.solve_triangular(factor, scaled.mT, upper=False).mT
+        return z, log_volume - factor.diagonal().log().sum()
+
+    def log_prior(self) -> Tensor:
+        """log p(typical, Omega) up to a constant, a scalar; 0 where the prior is flat."""
+        total = self.location.new_zeros(())
+        if not self.learned:
+            return total
+        for name, sd in self.typical_prior_sd.items():
+            k = self.names.index(name)
+            total = total - 0.5 * ((self.location[k] - self.location_start[k]) / sd) ** 2
+        if self.omega_prior_sd is not None:
+            distance = (self.log_omega - self.log_omega_start) / self.omega_prior_sd
+            total = total - 0.5 * (distance.square().sum() + self.factor_entries.square().sum())
+        return total
+
+    def centre(self, covariates: Tensor) -> Tensor:
+        """Parameters of the typical subject with these covariates on the scale of h, ``[..., parameter]`` of
+        ``[..., covariate]``."""
+        shifts = []
+        for name in self.names:
+            shift = covariates.new_zeros(covariates.shape[:-1])
+            for effect, columns in self._effects_on(name):
+                shift = shift + effect(covariates[..., columns])
+            shifts.append(shift)
+        total: Tensor = self.location + torch.stack(shifts, dim=-1) if shifts else covariates[..., :0]
+        return total
+
+    def _effects_on(self, parameter: str) -> Iterator[tuple[CovariateEffect, list[int]]]:
+        if parameter in self.effects:
+            yield from zip(self.effects[parameter], self._columns[parameter], strict=True)  # type: ignore[call-overload]
+
+    def unconstrained(self, z: Tensor, covariates: Tensor) -> Tensor:
+        """Individual parameters on the scale of h, ``[..., parameter + latent]``.
+
+        Args:
+            z: ``[..., latent]``.
+            covariates: as recorded, ``[..., covariate]``; the leading axes of both broadcast.
+        """
+        named = self.centre(covariates) + self.eta(z) @ self.selection
+        shift = self.scaling.standardise(covariates) @ self.latent_effects.T
+        return torch.cat([named, z[..., len(self.varying) :] + shift], dim=-1)
+
+    def z_of(self, unconstrained: Tensor, covariates: Tensor) -> tuple[Tensor, Tensor]:
+        """z of individual parameters: the inverse of `unconstrained` in all parameters that vary.
+
+        Args:
+            unconstrained: individual parameters on the scale of h, ``[..., parameter + latent]``.
+            covariates: as recorded, ``[..., covariate]``.
+
+        Returns:
+            z, ``[..., latent]``, and log |dz/dx| with x the unconstrained parameters, a scalar. log |dz/dtheta| differs
+            from it by −Σ log |h'(x)|, which does not depend on any learned number.
+        """
+        n = len(self.names)
+        eta = (unconstrained[..., :n] - self.centre(covariates)) @ self.selection.T
+        z, log_volume = self.standardise(eta)
+        shift = self.scaling.standardise(covariates) @ self.latent_effects.T
+        return torch.cat([z, unconstrained[..., n:] - shift], dim=-1), log_volume
+
+    def transform(self, unconstrained: Tensor) -> Tensor:
+        """theta of parameters on the scale of h, both ``[..., parameter + latent]``; latent dimensions stay."""
+        parts = unconstrained.unbind(-1)
+        kinds = self.distribution.values()
+        if not self.names:
+            return unconstrained
+        named = [kind.transform(part) for kind, part in zip(kinds, parts, strict=False)]
+        return torch.stack([*named, *parts[len(named) :]], dim=-1)
+
+    def forward(self, z: Tensor, covariates: Tensor) -> Tensor:
+        """Individual parameters.
+
+        Args:
+            z: ``[subject, latent]``.
+            covariates: as recorded, ``[subject, period, covariate]``.
+
+        Returns:
+            theta, ``[subject, period, parameter]``.
+        """
+        return self.transform(self.unconstrained(z[:, None], covariates))
+
+    def typical_values(self) -> dict[str, float]:
+        """Typical value by parameter, in its unit."""
+        values = self.transform(self.location.detach()) if self.names else self.location
+        return {name: number(value) for name, value in zip(self.names, values, strict=True)}
+
+    def omega_values(self) -> dict[str, float]:
+        """Standard deviation of eta by parameter, of those that vary."""
+        omega = self.log_omega.detach().exp()
+        return {name: number(value) for name, value in zip(self.varying, omega, strict=True)}
+
+    def effects_by_parameter(self) -> Iterator[tuple[str, CovariateEffect]]:
+        """Every covariate effect with the parameter that it acts on."""
+        for name in self.names:
+            for effect, _ in self._effects_on(name):
+                yield name, effect
+
+    def take_effects(self, other: PopulationParameters) -> None:
+        """Copy covariate effects and correlations of another population with the same parameters and covariates."""
+        self.effects.load_state_dict(other.effects.state_dict())
+        with torch.no_grad():
+            self.latent_effects.copy_(other.latent_effects)
+            self.factor_entries.copy_(other.factor_entries)
+
+    def coordinates(self) -> list[Coordinate]:
+        """The learned numbers: typical values, omega, correlations, coefficients of covariate effects."""
+        found = []
+        if self.learned:
+            found += [
+                Coordinate(
+                    "typical",
+                    name,
+                    self.location,
+                    k,
+                    reported=self.distribution[name].transform,
+                    distribution=self.distribution[name],
+                )
+                for k, name in enumerate(self.names)
+            ]
+            found += [
+                Coordinate("omega", name, self.log_omega, k, reported=torch.exp, distribution=self.distribution[name])
+                for k, name in enumerate(self.varying)
+            ]
+            found += [
+                Coordinate("correlation", a, self.factor_entries, k, other=b) for k, (a, b) in enumerate(self.pairs())
+            ]
+        for parameter, effect in self.effects_by_parameter():
+            coefficients, references = effect.coefficients(), effect.references()
+            other = "+".join(effect.covariates)
+            found += [
+                Coordinate(
+                    "effect",
+                    parameter,
+                    tensor,
+                    0,
+                    other=other,
+                    coefficient=name if len(coefficients) > 1 else "",
+                    reference=references.get(other),
+                    reported=partial(effect.reported, name),
+                )
+                for name, tensor in coefficients.items()
+            ]
+        return found
+
+    def unreported(self) -> int:
+        """Number of learned numbers that are no coordinates: effects on latent dimensions, weights of networks."""
+        weights = 0
+        for _, effect in self.effects_by_parameter():
+            named = {id(tensor) for tensor in effect.coefficients().values()}
+            weights += sum(tensor.numel() for tensor in effect.parameters() if id(tensor) not in named)
+        return self.latent_effects.numel() + weights
+
+
+def _by_pair(correlation: Mapping[str, float]) -> dict[tuple[str, str], float]:
+    """Correlations by pair of parameters."""
+    found = {}
+    for name, value in correlation.items():
+        a, *others = (part.strip() for part in name.split("~"))
+        if len(others) != 1 or not -1 < value < 1:
+            raise ValueError(
+                f"correlation is {{'PARAMETER~PARAMETER': number between -1 and 1}}, as in {{'CL~V1': 0.5}}; got "
+                f"{name!r}: {value}"
+            )
+        found[a, others[0]] = value
+    return found
+
+
+class _Held:
+    """Box around a value that nn.Module must not register."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def _by_parameter(effects: object) -> Any:
+    """Effects in all their spellings as {parameter: [covariate, (covariate, coefficient) or CovariateEffect]}; "all"
+    stays."""
+    if effects is None or effects == "all":
+        return effects or {}
+    if not isinstance(effects, Mapping):
+        raise ValueError(f"{_HOW}; got {effects!r}")
+    found: dict[str, list[Any]] = {}
+    for key, value in effects.items():
+        parameter, *covariates = (part.strip() for part in str(key).split("~"))
+        if not parameter or len(covariates) > 1 or "" in covariates:
+            raise ValueError(f"effects: {key!r} is no PARAMETER~COVARIATE; {_HOW}")
+        if covariates:
+            items: list[Any] = [(covariates[0], _coefficient(str(key), value))]
+        elif isinstance(value, Mapping):
+            items = [(str(name), _coefficient(f"{parameter}~{name}", one)) for name, one in value.items()]
+        elif isinstance(value, list | tuple) and all(isinstance(one, str | CovariateEffect) for one in value):
+            items = list(value)
+        else:
+            raise ValueError(f"effects.{key} is {value!r}; {_HOW}")
+        found.setdefault(parameter, []).extend(items)
+    return found
+
+
+def _coefficient(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"effects.{name} must be a finite number, not {value!r}; {_HOW}")
+    return float(value)

@@ -1,0 +1,67 @@
+"""Coordinates: the single numbers of a population that are learned and reported with standard errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from neuralpk.parameters.distributions import ParameterDistribution
+
+Kind = Literal["typical", "omega", "correlation", "effect", "error"]
+
+
+def identity(x: Tensor) -> Tensor:
+    """x itself: the scale of numbers that are reported as they are held."""
+    return x
+
+
+@dataclass(frozen=True, eq=False)
+class Coordinate:
+    """One learned number of the population.
+
+    Args:
+        kind: what it is.
+        parameter: the parameter it belongs to; of the residual error its own name.
+        tensor: holds it, on the scale on which it is learned.
+        index: of the number in the flattened tensor.
+        other: the second parameter of a correlation; the covariate of an effect.
+        coefficient: name of the number within its effect, where the effect has several; empty otherwise.
+        reference: reference value of the covariate of an effect.
+        reported: map from the learned to the reported scale: exp of a standard deviation, identity of an exponent. Of a
+            correlation `PopulationParameters.correlations`, because it depends on several numbers.
+        distribution: of the parameter, where the number is a typical value or an omega.
+    """
+
+    kind: Kind
+    parameter: str
+    tensor: Tensor
+    index: int
+    other: str | None = None
+    coefficient: str = ""
+    reference: float | None = None
+    reported: Callable[[Tensor], Tensor] = identity
+    distribution: ParameterDistribution | None = None
+
+    @property
+    def name(self) -> str:
+        """In tables: CL, omega CL, corr CL~V1, CL~WT, b."""
+        if self.kind == "omega":
+            return f"omega {self.parameter}"
+        if self.kind == "correlation":
+            return f"corr {self.parameter}~{self.other}"
+        if self.kind == "effect":
+            return f"{self.parameter}~{self.other}" + (f".{self.coefficient}" if self.coefficient else "")
+        return self.parameter
+
+    @property
+    def moves_prediction(self) -> bool:
+        """Whether it shifts theta of the typical subject; the others only change how probable theta and y are."""
+        return self.kind in ("typical", "effect")
+
+    @property
+    def value(self) -> float:
+        """On the scale on which it is learned."""
+        return float(self.tensor.detach().view(-1)[self.index])

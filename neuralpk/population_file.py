@@ -1,0 +1,495 @@
+"""Published population models: the numbers of a paper or of a fit as a file, and a model that needs no training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import torch
+import yaml
+
+from neuralpk.cohort import Cohort, Units
+from neuralpk.cohort_simulation import omega_from_cv
+from neuralpk.dynamics import Absorption, CompartmentModel, Decoder, Elimination
+from neuralpk.parameters import (
+    CovariateEffect,
+    FactorEffect,
+    LinearEffect,
+    LogNormal,
+    NoVariability,
+    ParameterDistribution,
+    PopulationParameters,
+    PowerEffect,
+)
+from neuralpk.parameters.covariates import number, power_or_factor
+from neuralpk.part import describe, make
+from neuralpk.population_model import PopulationModel
+from neuralpk.residual_error import ERROR_NAMES, ResidualError, error_class
+from neuralpk.scaling import CovariateScale, Scaling
+from neuralpk.solve import Auto
+
+_KEYS = (
+    "dynamics",
+    "typical",
+    "omega",
+    "cv",
+    "correlation",
+    "effects",
+    "references",
+    "distributions",
+    "error",
+    "error_sd",
+    "units",
+)
+_NEEDED = ("dynamics", "typical", "error", "error_sd")
+_DYNAMICS: dict[str, tuple[object, ...]] = {
+    "compartments": (1, 2, 3),
+    "absorption": get_args(Absorption),
+    "elimination": get_args(Elimination),
+    "transits": tuple(range(1, 21)),
+    "lag": (False, True),
+}
+_ALIASES = {"VC": "V1", "VP": "V2"}
+# nobody varies a hundred-thousandfold, nor by less than a percent: such numbers were meant in the other unit
+_LARGEST_OMEGA, _SMALLEST_CV = 5.0, 1.0
+
+
+@dataclass(frozen=True)
+class PublishedPopulation:
+    """Population model with all its numbers::
+
+        theta_i = typical · exp(eta_i) · Π (c/reference)^effect · Π exp(effect·b)        eta_i ~ N(0, Omega)
+
+    with continuous covariates c and covariates b that are 0 or 1. Other effects and distributions are those of
+    `neuralpk.parameters`.
+
+    Args:
+        dynamics: compartments, absorption, elimination, transits and lag of a `CompartmentModel`, or ``class_path`` and
+            ``init_args`` of other equations.
+        typical: value of every parameter of the dynamics, in its order.
+        omega: standard deviation of eta by parameter; those left out do not vary.
+        correlation: (parameter, parameter) to the correlation of their etas; those left out have none.
+        effects: (parameter, covariate) to the exponent of (c/reference), or for a 0-or-1 covariate the logarithm of its
+            factor; or to another `CovariateEffect`.
+        references: reference value by covariate, of all effects that are numbers and have one.
+        error: residual error, ``additive``, ``proportional``, ``combined`` or ``log_normal``.
+        error_sd: its standard deviations, ``a`` in the unit of the value, ``b`` relative.
+        units: of the patients' table.
+        distributions: by parameter; those left out are log-normal.
+    """
+
+    dynamics: Mapping[str, Any]
+    typical: Mapping[str, float]
+    omega: Mapping[str, float]
+    correlation: Mapping[tuple[str, str], float]
+    effects: Mapping[tuple[str, str], float | CovariateEffect]
+    references: Mapping[str, float]
+    error: str
+    error_sd: Mapping[str, float]
+    units: Units = Units()  # noqa: RUF009  # a NamedTuple cannot be changed
+    distributions: Mapping[str, ParameterDistribution] = field(default_factory=dict)
+
+    @classmethod
+    def from_model(cls, model: PopulationModel, units: Units | None = None) -> PublishedPopulation:
+        """The population of a fitted model; as `from_parts`."""
+        return cls.from_parts(model.dynamics, model.population, model.error, units)
+
+    @classmethod
+    def from_parts(
+        cls,
+        dynamics: Decoder,
+        parameters: PopulationParameters,
+        error: ResidualError,
+        units: Units | None = None,
+    ) -> PublishedPopulation:
+        """The population of the fitted parts of a model.
+
+        Args:
+            dynamics: equations without learned weights.
+            parameters: the fitted population.
+            error: the fitted residual error, of one endpoint.
+            units: of the table that it was fitted to.
+
+        Raises:
+            ValueError: a part that a population file cannot hold, by name.
+        """
+        names: dict[type[ResidualError], str] = {error_class(name): name for name in ERROR_NAMES}
+        error_sd = error.parameters_by_name()
+        endpoints = max((sd.numel() for sd in error_sd.values()), default=1)
+        if type(error) not in names or endpoints > 1:
+            raise ValueError(
+                f"a population file holds one endpoint with an error {', '.join(ERROR_NAMES)}; this model has "
+                f"{type(error).__name__} of {endpoints} endpoint{'s' if endpoints > 1 else ''}"
+            )
+        fitted = [(name, effect.fitted()) for name, effect in parameters.effects_by_parameter()]
+        powers = [effect for _, effect in fitted if isinstance(effect, PowerEffect)]
+        references = {effect.covariate: number(effect.reference) for effect in reversed(powers)}
+        effects: dict[tuple[str, str], float | CovariateEffect] = {}
+        for parameter, effect in fitted:
+            covariate = "+".join(effect.covariates)
+            if isinstance(effect, PowerEffect) and references[covariate] == number(effect.reference):
+                effects[parameter, covariate] = number(effect.exponent)
+            elif isinstance(effect, FactorEffect) and covariate not in references:
+                effects[parameter, covariate] = number(effect.log_factor)
+            else:
+                effects[parameter, covariate] = effect
+        pairs = zip(parameters.pairs(), parameters.correlations(), strict=True)
+        return cls(
+            dynamics=_dynamics_of(dynamics),
+            typical=parameters.typical_values(),
+            omega=parameters.omega_values(),
+            correlation={pair: number(value) for pair, value in pairs},
+            effects=effects,
+            references=references,
+            error=names[type(error)],
+            error_sd={name: number(sd.detach()) for name, sd in error_sd.items()},
+            units=units or Units(),
+            distributions=_uncommon(parameters.distribution),
+        )
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> PublishedPopulation:
+        """From the dictionary of a YAML file, where variability is ``omega`` or, in percent, ``cv``, the names of
+        parameters may be VC and VP for V1 and V2, and an effect is written ``PARAMETER~COVARIATE: number``.
+
+        Raises:
+            ValueError: a key or value that is missing, unknown or out of its range, by name.
+        """
+        _refuse_unknown("population", plain, _KEYS)
+        missing = [name for name in _NEEDED if name not in plain]
+        if missing or ("omega" in plain) == ("cv" in plain):
+            raise ValueError(
+                f"a population needs {', '.join(_NEEDED)} and one of omega and cv; it has {', '.join(map(str, plain))}"
+            )
+        dynamics = _dynamics(plain["dynamics"])
+        parameters = equations(dynamics).parameter_names
+        distributions = _distributions(plain.get("distributions", {}), parameters)
+        typical = _of_parameters("typical", _numbers("typical", plain["typical"]), parameters)
+        for name, value in typical.items():
+            kind = distributions.get(name) or LogNormal()
+            if not bool(torch.isfinite(kind.inverse(torch.tensor(value, dtype=torch.float64)))):
+                raise ValueError(f"typical.{name} must be {kind.support}, not {value}")
+        if len(typical) < len(parameters):
+            raise ValueError(
+                f"typical lacks {', '.join(p for p in parameters if p not in typical)}; these dynamics have "
+                f"{', '.join(parameters)} (V1 is always the central volume)"
+            )
+        omega = _variability(plain, parameters)
+        references = _numbers("references", plain.get("references", {}))
+        effects = _effects(plain.get("effects", {}), parameters, references)
+        unused = set(references) - {covariate for _, covariate in effects}
+        if unused:
+            raise ValueError(f"references name {', '.join(sorted(unused))}, which no effect has")
+        return cls(
+            dynamics=dynamics,
+            typical={name: typical[name] for name in parameters},
+            omega=omega,
+            correlation=_correlation(plain.get("correlation", {}), omega, parameters),
+            effects=effects,
+            references=references,
+            error=plain["error"],
+            error_sd=_error_sd(plain["error"], plain["error_sd"]),
+            units=_units(plain.get("units", {})),
+            distributions=distributions,
+        )
+
+    def to_plain(self) -> dict[str, Any]:
+        """The dictionary of a population file, which `from_plain` reads."""
+        plain: dict[str, Any] = {
+            "dynamics": dict(self.dynamics),
+            "typical": dict(self.typical),
+            "omega": dict(self.omega),
+            "correlation": {f"{a}~{b}": value for (a, b), value in self.correlation.items()},
+            "effects": {
+                f"{parameter}~{covariate}": _plain(one) for (parameter, covariate), one in self.effects.items()
+            },
+            "references": dict(self.references),
+            "distributions": {name: describe(kind) for name, kind in self.distributions.items()},
+            "error": self.error,
+            "error_sd": dict(self.error_sd),
+            "units": self.units._asdict(),
+        }
+        return {name: value for name, value in plain.items() if value or name in (*_NEEDED, "omega")}
+
+    def effect(self, parameter: str, covariate: str) -> CovariateEffect:
+        """One of `effects` as an object."""
+        effect = self.effects[parameter, covariate]
+        if isinstance(effect, CovariateEffect):
+            return effect
+        return power_or_factor(covariate, effect, self.references.get(covariate))
+
+    def model(self, cohort: Cohort) -> PopulationModel:
+        """The population model for some patients, in float64 and with every number fixed.
+
+        Args:
+            cohort: whose covariates are checked, and whose values say below which prediction a proportional error stops
+                shrinking.
+
+        Raises:
+            ValueError: a covariate that the patients lack, that is not positive where it has a reference, or neither 0
+                nor 1 where it has none.
+        """
+        effects = {key: self.effect(*key) for key in self.effects}
+        used = sorted({name for effect in effects.values() for name in effect.covariates})
+        for effect in effects.values():
+            _refuse_values(effect, cohort)
+        centres = {name: CovariateScale(self.references.get(name, 0.0), 1.0, name in self.references) for name in used}
+        measured = any(subject.observed.any() for subject in cohort)
+        scaling = (Scaling.of(cohort) if measured else Scaling())._replace(covariates=centres)
+        population = PopulationParameters.from_values(
+            self.typical, self.omega, effects, self.correlation, self.references, self.distributions
+        )
+        error = error_class(self.error).from_values(1, **self.error_sd)
+        model = PopulationModel(equations(self.dynamics), population, error, Auto(rtol=1e-6, atol=1e-8))
+        return model.build(scaling, torch.float64).requires_grad_(False).eval()
+
+
+def _refuse_values(effect: CovariateEffect, cohort: Cohort) -> None:
+    for covariate in effect.covariates:
+        if covariate not in cohort.covariate_names:
+            known = ", ".join(cohort.covariate_names) or "none"
+            raise ValueError(f"effects name the covariate {covariate!r}; the patients' covariates: {known}")
+        for subject in cohort:
+            given = subject.covariates[covariate]
+            for value in [v for _, v in given] if isinstance(given, tuple) else [given]:
+                fault = effect.fault(value)
+                if fault:
+                    hint = (
+                        f". Give references.{covariate} for one that enters as ({covariate}/reference)."
+                        if isinstance(effect, FactorEffect)
+                        else ""
+                    )
+                    raise ValueError(f"subject {subject.id}: {covariate} is {value:g}; {fault}{hint}")
+
+
+def write_population(population: PublishedPopulation, path: Path) -> None:
+    """Write a population as a YAML file, which `read_population` reads."""
+    path.write_text(yaml.safe_dump(population.to_plain(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def read_population(path: Path) -> PublishedPopulation:
+    """Read a population from a YAML file.
+
+    Raises:
+        FileNotFoundError: no file at the path.
+        ValueError: no YAML, or as `PublishedPopulation.from_plain`.
+    """
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name} is not YAML: {error}") from error
+    if not isinstance(plain, Mapping):
+        raise ValueError(f"{path.name} holds no population: it has {', '.join(_KEYS)}, one a line with a colon")
+    return PublishedPopulation.from_plain(plain)
+
+
+def _refuse_unknown(group: str, given: object, allowed: tuple[str, ...]) -> None:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{group} holds names with values ({', '.join(allowed)}), not {given!r}")
+    unknown = [str(name) for name in given if name not in allowed]
+    if unknown:
+        raise ValueError(f"{group} has no key {', '.join(unknown)}; there are {', '.join(allowed)}")
+
+
+def _numbers(group: str, given: object, above: float = -math.inf) -> dict[str, float]:
+    """A finite number above a bound by name."""
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{group} holds names with numbers (NAME: number), not {given!r}")
+    for name, value in given.items():
+        if isinstance(value, str):
+            raise ValueError(f"{group}.{name} must be a number, not {value!r} (YAML wants 1.0e-3 for 1e-3)")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ValueError(f"{group}.{name} must be a finite number, not {value!r}")
+        if not value > above:
+            raise ValueError(f"{group}.{name} must be above {above:g}, not {value}")
+    return {str(name): float(value) for name, value in given.items()}
+
+
+def _of_parameters(group: str, numbers: Mapping[str, float], parameters: tuple[str, ...]) -> dict[str, float]:
+    """The numbers by the names that the dynamics has for its parameters."""
+    named: dict[str, float] = {}
+    for name, value in numbers.items():
+        own = _ALIASES.get(name, name)
+        if own not in parameters:
+            raise ValueError(
+                f"{group} names {name!r}; these dynamics have {', '.join(parameters)} (V1 is always the central volume)"
+            )
+        if own in named:
+            raise ValueError(f"{group} names {own} twice: {', '.join(numbers)} ({name} is {own})")
+        named[own] = value
+    return named
+
+
+def _dynamics(given: object) -> dict[str, Any]:
+    if isinstance(given, Mapping) and "class_path" in given:
+        return dict(given)
+    _refuse_unknown("dynamics", given, tuple(_DYNAMICS))
+    for name, value in cast(Mapping[str, object], given).items():
+        if value not in _DYNAMICS[name]:
+            raise ValueError(f"dynamics.{name} is one of {', '.join(map(str, _DYNAMICS[name]))}; not {value!r}")
+    return dict(cast(Mapping[str, Any], given))
+
+
+def equations(dynamics: Mapping[str, Any]) -> Decoder:
+    """The dynamics that a population file describes.
+
+    Raises:
+        ValueError: a class that is not imported or is no dynamics, or an option that it does not have.
+    """
+    if "class_path" in dynamics:
+        return make(dict(dynamics), Decoder, "dynamics")  # type: ignore[type-abstract]
+    absorption = dynamics.get("absorption", "none")
+    return CompartmentModel(
+        dynamics.get("compartments", 2),
+        absorption,
+        dynamics.get("elimination", "linear"),
+        dynamics.get("transits", 3),
+        lag=("central" if absorption == "none" else "depot") if dynamics.get("lag", False) else None,
+    )
+
+
+def _variability(plain: Mapping[str, Any], parameters: tuple[str, ...]) -> dict[str, float]:
+    group = "omega" if "omega" in plain else "cv"
+    if isinstance(plain[group], list):
+        raise ValueError(
+            f"{group} holds one number by parameter (CL: 0.3), the standard deviation of its eta; of a full covariance "
+            f"matrix the rest goes under correlation (CL~V1: 0.5), got {plain[group]!r}"
+        )
+    given = _of_parameters(group, _numbers(group, plain[group]), parameters)
+    for name, value in given.items():
+        if value < 0:
+            raise ValueError(f"{group}.{name} must not be negative, got {value}")
+        if group == "omega" and value > _LARGEST_OMEGA:
+            raise ValueError(f"omega.{name} is the standard deviation of eta, not {value}; percents go under cv")
+        if group == "cv" and 0 < value < _SMALLEST_CV:
+            raise ValueError(f"cv.{name} is in percent: {100 * value:g} rather than {value}; or give omega")
+    return given if group == "omega" else {name: omega_from_cv(percent) for name, percent in given.items()}
+
+
+def _correlation(
+    given: object, omega: Mapping[str, float], parameters: tuple[str, ...]
+) -> dict[tuple[str, str], float]:
+    found: dict[tuple[str, str], float] = {}
+    for name, value in _numbers("correlation", given).items():
+        pair = tuple(_ALIASES.get(part.strip(), part.strip()) for part in name.split("~"))
+        if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(parameters):
+            raise ValueError(f"correlation is written PARAMETER~PARAMETER, as in CL~V1; not {name!r}")
+        if any(not omega.get(one, 0.0) > 0 for one in pair):
+            raise ValueError(f"correlation.{name}: {' and '.join(pair)} must both vary (omega or cv above 0)")
+        if not -1 < value < 1:
+            raise ValueError(f"correlation.{name} must be between -1 and 1, not {value:g}")
+        if pair in found or pair[::-1] in found:
+            raise ValueError(f"correlation names {pair[0]}~{pair[1]} twice")
+        found[pair[0], pair[1]] = value
+    return found
+
+
+def _effects(
+    given: object, parameters: tuple[str, ...], references: Mapping[str, float]
+) -> dict[tuple[str, str], float | CovariateEffect]:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"effects holds names with numbers (NAME: number), not {given!r}")
+    effects: dict[tuple[str, str], float | CovariateEffect] = {}
+    for name, value in given.items():
+        parameter, *covariates = (part.strip() for part in str(name).split("~"))
+        if len(covariates) != 1 or not covariates[0]:
+            raise ValueError(f"effects are written PARAMETER~COVARIATE, as in CL~WT; not {name!r}")
+        ((own, _),) = _of_parameters("effects", {parameter: 0.0}, parameters).items()
+        if (own, covariates[0]) in effects:
+            raise ValueError(f"effects name {own}~{covariates[0]} twice")
+        if isinstance(value, Mapping):
+            effects[own, covariates[0]] = _effect(str(name), value, covariates[0], references)
+            continue
+        (effects[own, covariates[0]],) = _numbers("effects", {name: value}).values()
+        if not references.get(covariates[0], 1.0) > 0:
+            raise ValueError(f"references.{covariates[0]} must be above 0, not {references[covariates[0]]}")
+    return effects
+
+
+def _effect(name: str, value: Mapping[Any, Any], covariate: str, references: Mapping[str, float]) -> CovariateEffect:
+    """An effect that is written as {slope: number}, {log_factor: number}, {exponent: number}, or as a class."""
+    if "class_path" in value:
+        return make(dict(value), CovariateEffect, f"effects.{name}")  # type: ignore[type-abstract]
+    _refuse_unknown(f"effects.{name}", value, ("exponent", "log_factor", "slope", "reference"))
+    numbers = _numbers(f"effects.{name}", value)
+    reference = numbers.pop("reference", references.get(covariate))
+    if len(numbers) != 1:
+        raise ValueError(f"effects.{name} holds one of exponent, log_factor and slope; got {dict(value)!r}")
+    ((kind, coefficient),) = numbers.items()
+    if kind == "log_factor":
+        return FactorEffect(covariate, coefficient, fixed=True)
+    if reference is None:
+        raise ValueError(f"effects.{name}: {kind} needs a reference: references.{covariate}, or reference beside it")
+    made = PowerEffect if kind == "exponent" else LinearEffect
+    return made(covariate, reference, coefficient, True)
+
+
+def _plain(effect: float | CovariateEffect) -> Any:
+    """An effect as a population file holds it."""
+    if isinstance(effect, PowerEffect):
+        return {"exponent": number(effect.exponent), "reference": number(effect.reference)}
+    if isinstance(effect, FactorEffect):
+        return {"log_factor": number(effect.log_factor)}
+    if isinstance(effect, LinearEffect):
+        slope = number(effect.reported("slope", effect.scaled_slope))
+        return {"slope": slope, "reference": number(effect.reference)}
+    return describe(effect)
+
+
+def _distributions(given: object, parameters: tuple[str, ...]) -> dict[str, ParameterDistribution]:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"distributions holds names with classes (NAME: Normal), not {given!r}")
+    names = _of_parameters("distributions", dict.fromkeys(map(str, given), 0.0), parameters)
+    kinds = [
+        make(value, ParameterDistribution, f"distributions.{name}")  # type: ignore[type-abstract]
+        for name, value in given.items()
+    ]
+    return dict(zip(names, kinds, strict=True))
+
+
+def _uncommon(distribution: Mapping[str, ParameterDistribution]) -> dict[str, ParameterDistribution]:
+    """Those that are not log-normal; variability or none is what omega says."""
+    inner = {name: kind.inner if isinstance(kind, NoVariability) else kind for name, kind in distribution.items()}
+    return {name: kind for name, kind in inner.items() if type(kind) is not LogNormal}
+
+
+def _dynamics_of(dynamics: Decoder) -> dict[str, Any]:
+    """The dynamics block of a population file."""
+    if any(True for _ in dynamics.parameters()):
+        raise ValueError(
+            f"a population file holds equations; {type(dynamics).__name__} has learned weights, which only its "
+            "checkpoint holds"
+        )
+    if type(dynamics) is not CompartmentModel:
+        return cast(dict[str, Any], describe(dynamics))
+    size = sum(state in ("central", "peripheral", "peripheral2") for state in dynamics.states)
+    described: dict[str, Any] = {"compartments": size, "absorption": dynamics.absorption}
+    described["elimination"] = dynamics.elimination
+    if dynamics.absorption == "transit":
+        described["transits"] = len(dynamics.states) - size - 1
+    if dynamics.lag_compartment is not None:
+        described["lag"] = True
+    rebuilt = cast(CompartmentModel, equations(described))
+    if rebuilt.parameter_names != dynamics.parameter_names or rebuilt.lag_compartment != dynamics.lag_compartment:
+        return cast(dict[str, Any], describe(dynamics))
+    return described
+
+
+def _error_sd(error: object, given: object) -> dict[str, float]:
+    names = error_class(str(error)).names
+    numbers = _numbers("error_sd", given, above=0.0)
+    if sorted(numbers) != sorted(names):
+        raise ValueError(f"error_sd of a {error} error holds {' and '.join(names)}; not {', '.join(numbers) or '-'}")
+    return numbers
+
+
+def _units(given: object) -> Units:
+    _refuse_unknown("units", given, Units._fields)
+    units = cast(Mapping[str, str], given)
+    for name, unit in units.items():
+        if not isinstance(unit, str):
+            raise ValueError(f"units.{name} is a word such as mg, not {unit!r}")
+    return Units(**units)

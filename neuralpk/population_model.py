@@ -1,0 +1,275 @@
+"""The population model: how patients differ, how their concentrations change, and how these are measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from neuralpk.batch import CohortBatch
+from neuralpk.dynamics import Decoder, StochasticDynamics
+from neuralpk.parameters import Coordinate, PopulationParameters
+from neuralpk.residual_error import ProportionalError, ResidualError
+from neuralpk.scaling import Scaling
+from neuralpk.solve import Auto, Engine, Noise, Trajectory, solve_paths
+
+if TYPE_CHECKING:
+    from neuralpk.path_guide import PathGuide
+
+_PARAMETER_DRAWS = 32
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted values of a batch.
+
+    Args:
+        z: standardised random effects and latent dimensions, ``[subject, latent]``.
+        theta: individual parameters at the first record, ``[subject, parameter]``.
+        value: predicted value of every record, ``[subject, observation]``; NaN for a subject that could not be solved.
+        trajectory: the solution behind it.
+    """
+
+    z: Tensor
+    theta: Tensor
+    value: Tensor
+    trajectory: Trajectory
+
+
+class PopulationModel(nn.Module):
+    """Generative model of a population; it needs no encoder and no training. With y_ij the j-th value of subject i::
+
+        z_i ~ N(0, I)      theta_i = population(z_i, covariates_i)      A_i = dynamics(theta_i, doses_i)
+        y_ij ~ error(observe(A_i(t_ij)))
+
+    What depends on the magnitudes of the data (starting values, the units in which networks read) is made by `build`;
+    a model with all its numbers given is built with ``Scaling()``.
+
+    Args:
+        dynamics: moves the states and says what is observed: equations, networks or both, with noise or without.
+        parameters: distribution of the individual parameters; default log-normal and independent.
+        error: residual error; default proportional.
+        engine: solver of the dynamics; default `neuralpk.solve.Auto`.
+
+    Attributes:
+        population: the distribution of the individual parameters.
+        scaling: magnitudes of the data that the model was built for; None before `build`.
+        parameter_draws: draws of the population's parameters and of the uncertain weights from their approximate
+            posterior, as differences from the estimate, ``[draw, coordinate + weight]``; NaN until they are computed
+            (`neuralpk.inference.standard_errors`).
+    """
+
+    parameter_draws: Tensor
+    value_scale: Tensor
+
+    def __init__(
+        self,
+        dynamics: Decoder,
+        parameters: PopulationParameters | None = None,
+        error: ResidualError | None = None,
+        engine: Engine | None = None,
+    ) -> None:
+        super().__init__()
+        self.dynamics = dynamics
+        self.population = PopulationParameters() if parameters is None else parameters
+        self.error = ProportionalError() if error is None else error
+        self.engine = Auto() if engine is None else engine
+        self.scaling: Scaling | None = None
+
+    def build(self, scaling: Scaling, dtype: torch.dtype | None = None) -> PopulationModel:
+        """Make what depends on the magnitudes of the data.
+
+        Args:
+            scaling: magnitudes of the data.
+            dtype: of all numbers of the model; default that of torch, which a later ``double()`` changes with the
+                rounding of the first.
+
+        Raises:
+            ValueError: more endpoints in the data than in the dynamics; a dynamics whose named parameters do not come
+                first; names of parameters or covariates that do not exist.
+        """
+        endpoints = self.dynamics.endpoints
+        if len(scaling.value) > len(endpoints):
+            raise ValueError(
+                f"the data have {len(scaling.value)} endpoints (DVID); {type(self.dynamics).__name__} has "
+                f"{len(endpoints)}"
+            )
+        if dtype is not None:
+            self.to(dtype)
+        self.dynamics.build(scaling)
+        names, guess = self.dynamics.parameter_names, self.dynamics.guess(scaling)
+        guess = {name: guess[name] for name in names if name in guess}
+        if tuple(guess) != names[: len(guess)]:
+            raise ValueError(
+                f"{type(self.dynamics).__name__}: parameter_names must begin with the named parameters, those "
+                f"of guess() ({', '.join(guess)}), before latent dimensions; they are {', '.join(names)}"
+            )
+        self.scaling = scaling
+        self.population.build(guess, len(names) - len(guess), scaling, dtype)
+        self.error.build(scaling)
+        self.register_buffer("value_scale", torch.tensor(scaling.value), persistent=False)
+        size = len(self.coordinates()) + sum(weight.numel() for weight in self.uncertain_weights())
+        self.register_buffer("parameter_draws", torch.full((_PARAMETER_DRAWS, size), torch.nan))
+        return self if dtype is None else self.to(dtype)
+
+    @property
+    def latent_size(self) -> int:
+        """Number of components of z."""
+        return self.population.latent_size
+
+    # ---- what the model can do
+
+    @property
+    def has_likelihood(self) -> bool:
+        """Whether log p(y | z) can be computed; with a stochastic dynamics it is an integral over all paths."""
+        return not self.dynamics.stochastic
+
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether the population was learned from data, so that its parameters have an uncertainty."""
+        return self.population.learned and len(self.coordinates()) > 0
+
+    @property
+    def has_parameter_draws(self) -> bool:
+        """Whether the uncertainty of the population has been computed (`parameter_draws`)."""
+        return not bool(self.parameter_draws.isnan().any())
+
+    def coordinates(self) -> list[Coordinate]:
+        """The numbers that describe the population: typical values, Omega, covariate effects, residual error."""
+        errors = [
+            Coordinate("error", name if len(logs) == 1 else f"{name}{k + 1}", logs, k, reported=torch.exp)
+            for name, logs in self.error.log_values.items()
+            for k in range(len(logs))
+        ]
+        return [*self.population.coordinates(), *errors]
+
+    def uncertain_weights(self) -> list[nn.Parameter]:
+        """Weights of the dynamics, where they have a prior density (`Decoder.log_prior`)."""
+        return list(self.dynamics.parameters()) if isinstance(self.dynamics.log_prior(), Tensor) else []
+
+    def population_weights(self) -> list[nn.Parameter]:
+        """Typical values, Omega, covariate effects and residual error, as the optimiser takes them."""
+        return [*self.population.parameters(), *self.error.parameters()]
+
+    # ---- densities
+
+    def log_prior(self) -> Tensor:
+        """log p(weights of the dynamics, typical values, Omega) up to a constant, a scalar; 0 where it is flat."""
+        return self.population.log_prior() + self.dynamics.log_prior()
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """log p(z) = log N(z; 0, I), ``[...]`` for z ``[..., latent]``."""
+        return -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi))
+
+    def log_likelihood(self, z: Tensor, batch: CohortBatch) -> Tensor:
+        """log p(y | z) over the records of ``batch.target``, ``[subject]``; −inf where a subject could not be solved.
+
+        Raises:
+            ValueError: a stochastic dynamics, whose likelihood given z is an integral over all paths.
+        """
+        if not self.has_likelihood:
+            raise ValueError(
+                f"{type(self.dynamics).__name__} has noise: log p(y | z) is an integral over all its paths and is not "
+                "computed here; `neuralpk.objectives.PathELBO` bounds it"
+            )
+        prediction = self.predict(z, batch)
+        solved = prediction.trajectory.ok
+        if bool(solved.all()):
+            return self.error.log_likelihood(batch, prediction.value).sum(-1)
+        # rows are left out, not masked: the derivative of a masked NaN is still NaN
+        kept = solved.nonzero()[:, 0]
+        out = z.new_full((len(z),), -torch.inf)
+        return out.index_copy(0, kept, self.log_likelihood(z[kept], batch.select(kept))) if len(kept) else out
+
+    # ---- predictions
+
+    def typical(self, subjects: int) -> Tensor:
+        """z of the typical patient, 0, ``[subject, latent]``."""
+        return self.value_scale.new_zeros((subjects, self.latent_size))
+
+    def individual_parameters(self, z: Tensor, batch: CohortBatch) -> dict[str, Tensor]:
+        """Parameters at the first record, with those derived from them, by name, each ``[subject]``."""
+        theta = self.population(z, batch.covariates)[:, 0]
+        return self.dynamics.named(theta) | self.dynamics.derived(theta)
+
+    def trajectory(
+        self,
+        z: Tensor,
+        batch: CohortBatch,
+        times: Tensor | None = None,
+        guide: PathGuide | None = None,
+        noise: Noise | None = None,
+    ) -> Trajectory:
+        """Solution of the dynamics for every subject.
+
+        Args:
+            z: ``[subject, latent]``.
+            batch: doses, covariates and records.
+            times: where the states are wanted, ``[subject, time]``; default the records of the batch.
+            guide: of a stochastic dynamics, leads the paths through the samples of the context; None for the prior.
+            noise: of a stochastic dynamics, the Brownian motions; None for the path without noise.
+
+        Raises:
+            ValueError: a record of a compartment or endpoint that the dynamics does not have.
+        """
+        self._check_records(batch)
+        theta = self.population(z, batch.covariates)
+        if not self.dynamics.stochastic:
+            return self.dynamics.follow(theta, batch, times, self.engine)
+        dynamics, guiding = cast(StochasticDynamics, self.dynamics), None if guide is None else guide(self, batch)
+        return solve_paths(dynamics, theta, batch, times, self.engine, noise, guiding)
+
+    def predict(
+        self, z: Tensor, batch: CohortBatch, guide: PathGuide | None = None, noise: Noise | None = None
+    ) -> Prediction:
+        """Predicted value of every record; arguments as for `trajectory`."""
+        trajectory = self.trajectory(z, batch, guide=guide, noise=noise)
+        value = self.recorded(trajectory.states, trajectory.theta, batch)
+        return Prediction(z, trajectory.theta[:, 0], value, trajectory)
+
+    def observe(self, trajectory: Trajectory) -> Tensor:
+        """Noise-free value of every endpoint along a solution, ``[subject, time, endpoint]``."""
+        return self.dynamics.observe(trajectory.states, trajectory.theta)[..., list(self.dynamics.endpoints)]
+
+    def recorded(self, states: Tensor, theta: Tensor, batch: CohortBatch) -> Tensor:
+        """Noise-free value of every record, ``[subject, observation]``, from the states and the parameters at the
+        records, ``[subject, observation, ...]``: of the compartment (CMT) of the record, else of its endpoint (DVID).
+        """
+        observed = self.dynamics.observe(states, theta)
+        of_endpoint = torch.tensor(self.dynamics.endpoints, device=batch.device)[batch.endpoint]
+        state = torch.where(batch.compartment < 0, of_endpoint, batch.compartment)
+        return observed.gather(-1, state[..., None])[..., 0]
+
+    def simulate(self, z: Tensor, noise: Tensor, batch: CohortBatch, paths: Noise | None = None) -> CohortBatch:
+        """Simulated values instead of the measured ones, with the same doses, covariates, times and context.
+
+        Args:
+            z: standard normal, ``[subject, latent]``.
+            noise: of the residual error, standard normal, ``[subject, observation]``.
+            batch: what is dosed and when it is sampled.
+            paths: of a stochastic dynamics, the Brownian motions; None for the path without noise.
+        """
+        prediction = self.predict(z, batch, noise=paths)
+        value = self.error.simulate(prediction.value, batch.endpoint, noise)
+        return dataclasses.replace(batch, value=value.nan_to_num(0.0), censored=torch.zeros_like(batch.censored))
+
+    def penalty(self, prediction: Prediction, batch: CohortBatch) -> Tensor:
+        """Training penalty of the dynamics along the predicted trajectories at the scored records, a scalar sum."""
+        trajectory = prediction.trajectory
+        since = trajectory.times - batch.start[:, None]
+        penalty = self.dynamics.penalty(since, trajectory.states, trajectory.theta, batch.target)
+        return self.value_scale.new_zeros(()) if penalty is None else penalty.sum()
+
+    def _check_records(self, batch: CohortBatch) -> None:
+        states, endpoints = self.dynamics.states, len(self.dynamics.endpoints)
+        wrong = (batch.compartment >= len(states)) | (batch.endpoint >= endpoints)
+        if bool(wrong.any()):
+            names = [batch.ids[k] for k in wrong.any(1).nonzero()[:5, 0].tolist()]
+            raise ValueError(
+                f"subject {', '.join(names)}: an observation of a compartment or endpoint that is not in the model; "
+                f"CMT counts {', '.join(states)} from 1, DVID goes to {endpoints}"
+            )

@@ -1,0 +1,95 @@
+"""Diagnostics of the records of a cohort: DV, PRED, IPRED, IWRES, and replicates of the study."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from neuralpk import randomness
+from neuralpk.batch import CohortBatch
+from neuralpk.cohort import FloatArray
+from neuralpk.population_model import PopulationModel
+from neuralpk.randomness import Stream
+from neuralpk.solve import Noise
+
+if TYPE_CHECKING:
+    from neuralpk.path_guide import PathGuide
+
+_SOLVED_AT_ONCE = 20_000  # subjects × studies: bounds the memory
+
+
+@torch.no_grad()
+def predictions(model: PopulationModel, batch: CohortBatch, ipred: Tensor) -> pd.DataFrame:
+    """ID, TIME, DVID, DV, PRED and IPRED of every record.
+
+    Args:
+        model: predicts the typical patient.
+        batch: the records.
+        ipred: individual prediction of each of them, ``[subject, observation]``.
+    """
+    pred = model.predict(model.typical(len(batch)), batch.unseen()).value
+    row, column = batch.mask.nonzero(as_tuple=True)
+    observed = torch.where(batch.observed, batch.value, torch.nan)
+    columns = {"TIME": batch.time, "DVID": batch.endpoint + 1, "DV": observed, "PRED": pred, "IPRED": ipred}
+    frame = {"ID": np.asarray(batch.ids)[row.cpu().numpy()]}
+    return pd.DataFrame(frame | {name: values[row, column].cpu().numpy() for name, values in columns.items()})
+
+
+@torch.no_grad()
+def residuals(model: PopulationModel, batch: CohortBatch, ipred: Tensor, has_error: bool) -> pd.DataFrame:
+    """`predictions` with IWRES, of every measured value.
+
+    Args:
+        model: as for `predictions`.
+        batch: as for `predictions`.
+        ipred: as for `predictions`.
+        has_error: whether the residual error was learned; without one IWRES is NaN.
+    """
+    table = predictions(model, batch, ipred)
+    iwres = model.error.standardise(batch.value, ipred, batch.endpoint)
+    # a censored record holds a limit, not a value
+    iwres = torch.where((batch.censored == 0) & has_error, iwres, torch.nan)
+    table["IWRES"] = iwres[batch.mask].cpu().numpy()
+    return table[table["DV"].notna()]
+
+
+@torch.no_grad()
+def replicates(model: PopulationModel, batch: CohortBatch, samples: int, seed: int) -> FloatArray:
+    """Measured values of simulated studies of the same design, ``[sample, observation]``: z from its prior, with
+    residual error and, of a stochastic dynamics, with paths of its own.
+
+    Args:
+        model: simulates the patients.
+        batch: doses and sampling times.
+        samples: number of studies.
+        seed: of the draws.
+    """
+    size, width = model.latent_size, batch.time.shape[1]
+    noise = randomness.normal(seed, Stream.REPLICATES.at(0), batch.index, samples * (size + width))
+    noise = noise.reshape(len(batch), samples, -1).to(batch.time.dtype)
+    values = []
+    for k, part in enumerate(torch.split(noise, max(1, _SOLVED_AT_ONCE // len(batch)), dim=1)):
+        drawn = part.flatten(0, 1)
+        paths = Noise(seed, Stream.REPLICATES.at(k)) if model.dynamics.stochastic else None
+        study = model.simulate(drawn[:, :size], drawn[:, size:], batch.repeat(part.shape[1]), paths)
+        values.append(study.value.reshape(len(batch), part.shape[1], width).transpose(0, 1))
+    return np.asarray(torch.cat(values)[:, batch.observed].cpu().double().numpy(), np.float64)
+
+
+def curve_error(model: PopulationModel, batch: CohortBatch, z: Tensor, guide: PathGuide | None = None) -> Tensor:
+    """Relative root mean square error of the curves from z against the truth, mean over subjects and endpoints.
+
+    Raises:
+        ValueError: a batch without its true curves.
+    """
+    if batch.truth is None:
+        raise ValueError("the true curves of these subjects are not known; only simulated cohorts have them")
+    # a subject's clock starts at its first record, and so does its true curve
+    times = torch.maximum(batch.truth.times, batch.start[:, None])
+    curves = model.observe(model.trajectory(z, batch, times, guide))
+    relative = (curves - batch.truth.line).square().mean(1).sqrt() / batch.truth.line.square().mean(1).sqrt()
+    return relative.nanmean()

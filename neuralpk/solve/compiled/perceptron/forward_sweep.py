@@ -1,0 +1,218 @@
+"""Steps of each subject's own size, and what is remembered of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from neuralpk.solve.compiled.kernel_cache import kept
+from neuralpk.solve.compiled.matrix_product import apart
+from neuralpk.solve.compiled.perceptron.first_step import start_lines
+from neuralpk.solve.compiled.perceptron.jit_options import inner
+from neuralpk.solve.compiled.perceptron.lanes import LANES, count_live
+from neuralpk.solve.compiled.perceptron.network import find_slopes, put_in
+from neuralpk.solve.compiled.perceptron.node_events import enter
+from neuralpk.solve.compiled.perceptron.stages import place_stage, weigh_stages
+from neuralpk.solve.tableau import FUSED_STIFF_STEPS, GROW, SAFETY, SHRINK, STABILITY, STAGES, STIFF, E
+from neuralpk.solve.trajectory import Status
+
+Array = NDArray[Any]
+_OK, _MAX_EVALUATIONS, _STEP_UNDERFLOW, _NON_FINITE = (
+    int(s) for s in (Status.OK, Status.MAX_EVALUATIONS, Status.STEP_UNDERFLOW, Status.NON_FINITE)
+)
+
+
+class Steps(NamedTuple):
+    """The accepted steps of some subjects, in the order in which they were taken; each points to the one before it."""
+
+    state: Array  # [step, state] at its start
+    slopes: Array  # [step, stage·state]
+    place: Array  # [step, 2]: start since the node before, size
+    mark: Array  # [step, 4]: node, first and last + 1 of the wanted times read in it, the step before
+    last: Array  # [subject] of the chunk
+    taken: Array  # [1] how many there are; what stands after them means nothing
+
+
+@inner
+def _read_out(clock, lanes, lane, i, h, whole, out):
+    """The states at the wanted times inside the step, which may be the whole rest of its stretch."""
+    apart()
+    state, points, k, weights = lanes.state, lanes.points, lanes.k, lanes.weights
+    start, j, q = lanes.place[0, lane], lanes.node[lane], lanes.seen[lane]
+    while q < clock.wanted.shape[1]:
+        m = clock.order[i, q]
+        since = float(clock.since[i, m])
+        if clock.wanted[i, m] != j or (since > start + h and not whole):
+            break
+        share = min((since - start) / h, 1.0)
+        weigh_stages(share, False, weights)
+        for d in range(state.shape[0]):
+            total = 0.0
+            for stage in range(STAGES):
+                total += weights[0, stage] * k[stage, d, lane]
+            out[i, m, d] = points[STAGES - 1, d, lane] if share >= 1.0 else state[d, lane] + h * total
+        q += 1
+    lanes.seen[lane] = q
+
+
+@inner
+def _judge(lanes, lane, h, rtol, atol):
+    """The error of a step, and how much the slope changed over the distance between its last two stages."""
+    state, points, k = lanes.state, lanes.points, lanes.k
+    error, bent, moved, states = 0.0, 0.0, 0.0, state.shape[0]
+    for d in range(states):
+        y, ahead, wrong = state[d, lane], points[STAGES - 1, d, lane], 0.0
+        for stage in range(STAGES):
+            wrong += E[stage] * k[stage, d, lane]
+        scale = atol + rtol * max(abs(y), abs(ahead))
+        error += (h * wrong / scale) ** 2 / states
+        bent += ((k[STAGES - 1, d, lane] - k[STAGES - 2, d, lane]) / scale) ** 2
+        moved += ((ahead - points[STAGES - 2, d, lane]) / scale) ** 2
+    return error, bent, moved
+
+
+@inner
+def _refill(clock, lanes, initial, upcoming, end, out):
+    """Put the next subjects into the empty lanes; the one after them."""
+    apart()
+    for lane in range(LANES):
+        while lanes.subject[lane] < 0 and upcoming < end:
+            i = upcoming
+            upcoming += 1
+            for d in range(initial.shape[1]):
+                lanes.state[d, lane] = initial[i, d]
+            lanes.node[lane], lanes.seen[lane], lanes.step[lane], lanes.size[lane] = -1, 0, -1, 0.0
+            lanes.tally[0, lane], lanes.tally[1, lane] = 0, 0
+            if enter(clock, i, lane, lanes.node, lanes.seen, lanes.state, lanes.place, out):
+                lanes.subject[lane], lanes.flag[lane] = i, True
+    return upcoming
+
+
+@inner
+def _remember(lanes, lane, steps, start, h, seen_before):
+    """Write down a step that is accepted."""
+    apart()
+    s, states = steps.taken[0], lanes.state.shape[0]
+    for d in range(states):
+        steps.state[s, d] = lanes.state[d, lane]
+        for stage in range(STAGES):
+            steps.slopes[s, stage * states + d] = lanes.k[stage, d, lane]
+    steps.place[s, 0], steps.place[s, 1] = start, h
+    steps.mark[s, 0], steps.mark[s, 1] = lanes.node[lane], seen_before
+    steps.mark[s, 2], steps.mark[s, 3] = lanes.seen[lane], lanes.step[lane]
+    lanes.step[lane] = s
+    steps.taken[0] += 1
+
+
+@inner
+def _stiff(lanes, lane, h, bent, moved):
+    """Whether stability and not accuracy has been deciding on the steps."""
+    tally = lanes.tally
+    if moved > 0.0 and h * math.sqrt(bent / moved) > STABILITY:
+        tally[0, lane] += 1
+        tally[1, lane] = 0
+    else:
+        tally[1, lane] += 1
+        if tally[1, lane] == 6:
+            tally[0, lane] = 0
+    return tally[0, lane] == FUSED_STIFF_STEPS
+
+
+@inner
+def _settle(clock, lanes, steps, begin, rtol, atol, limit, record, out, status):
+    """Accept the steps whose error is small enough, and the size of the next ones."""
+    apart()
+    subject, state, points, place, size, k = lanes.subject, lanes.state, lanes.points, lanes.place, lanes.size, lanes.k
+    for lane in range(LANES):
+        i, h = subject[lane], lanes.h[lane]
+        if i < 0:
+            continue
+        lanes.tally[2, lane] += STAGES - 1
+        error, bent, moved = _judge(lanes, lane, h, rtol, atol)
+        finite = math.isfinite(error)
+        error = math.sqrt(error) if finite else 1e10
+        ended = _OK
+        change = SAFETY * max(error, 1e-10) ** -0.2
+        if error > 1.0:
+            size[lane] = h * max(SHRINK, change)
+            if place[0, lane] + 0.01 * size[lane] == place[0, lane] or size[lane] < 1e-13 * place[1, lane]:
+                ended = _STEP_UNDERFLOW if finite else _NON_FINITE
+        else:
+            start, seen_before = place[0, lane], lanes.seen[lane]
+            whole = h >= place[1, lane] - start
+            _read_out(clock, lanes, lane, i, h, whole, out)
+            if record:
+                _remember(lanes, lane, steps, start, h, seen_before)
+            for d in range(state.shape[0]):
+                state[d, lane], k[0, d, lane] = points[STAGES - 1, d, lane], k[STAGES - 1, d, lane]
+            place[0, lane] = start + h
+            grown = h * min(GROW, max(SHRINK, change))
+            size[lane] = max(grown, size[lane]) if whole else grown
+            if _stiff(lanes, lane, h, bent, moved):
+                ended = STIFF
+            elif lanes.seen[lane] == clock.wanted.shape[1] or (
+                whole and not enter(clock, i, lane, lanes.node, lanes.seen, state, place, out)
+            ):
+                steps.last[i - begin] = lanes.step[lane]
+                subject[lane] = -1
+            elif whole:
+                lanes.flag[lane] = True
+        if ended == _OK and subject[lane] >= 0 and lanes.tally[2, lane] > limit:
+            ended = _MAX_EVALUATIONS
+        if ended != _OK:
+            status[i] = ended
+            subject[lane] = -1
+
+
+@kept(nogil=True, error_model="numpy")
+def forward(net, clock, work, lanes, initial, begin, end, rtol, atol, limit, record, out, status):
+    """Solve subjects `begin` to `end`; states at the wanted times into `out`, how each ended into `status`.
+
+    Returns the accepted steps (none where `record` is false) and the number of evaluations of the field by a subject.
+    """
+    states, room = initial.shape[1], LANES + (32 * (end - begin) if record else 0)
+    steps = Steps(
+        np.empty((room, states)),
+        np.empty((room, STAGES * states)),
+        np.empty((room, 2)),
+        np.empty((room, 4), np.int64),
+        np.full(end - begin, -1),
+        np.zeros(1, np.int64),
+    )
+    place, size, h, own, shift = lanes.place, lanes.size, lanes.h, work.own[:LANES], work.shift[:LANES]
+    upcoming, evaluations = begin, 0
+    for lane in range(2 * LANES):  # an empty lane goes through the stages too, with no effect
+        put_in(net, work, lane, begin * clock.periods)
+
+    while True:
+        upcoming = _refill(clock, lanes, initial, upcoming, end, out)
+        live = count_live(lanes)
+        if live == 0:
+            break
+        evaluations += start_lines(net, clock, work, lanes, rtol, atol) + (STAGES - 1) * live
+        for lane in range(LANES):
+            left, wished = place[1, lane] - place[0, lane], size[lane]
+            # two steps of equal size rather than one and a rest
+            h[lane] = wished if 2.0 * wished <= left else left if wished >= left else min(wished, 0.5 * left)
+        for stage in range(1, STAGES):
+            place_stage(lanes.state, h, lanes.k, stage, lanes.points)
+            find_slopes(net, work, own, shift, lanes.points[stage], lanes.entering, lanes.k[stage])
+        if steps.taken[0] + LANES > len(steps.place):
+            longer = _longer(steps.state), _longer(steps.slopes), _longer(steps.place), _longer(steps.mark)
+            steps = Steps(*longer, steps.last, steps.taken)
+        _settle(clock, lanes, steps, begin, rtol, atol, limit, record, out, status)
+    return steps, evaluations
+
+
+@njit(nogil=True)
+def _longer(array):
+    apart()
+    out = np.empty((2 * array.shape[0], array.shape[1]), array.dtype)
+    for r in range(array.shape[0]):
+        for c in range(array.shape[1]):
+            out[r, c] = array[r, c]
+    return out

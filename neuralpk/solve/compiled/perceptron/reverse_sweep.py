@@ -1,0 +1,241 @@
+"""The reverse sweep over the steps that were taken."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from neuralpk.solve.compiled.kernel_cache import kept
+from neuralpk.solve.compiled.matrix_product import apart
+from neuralpk.solve.compiled.perceptron.jit_options import inner
+from neuralpk.solve.compiled.perceptron.lanes import LANES, count_live
+from neuralpk.solve.compiled.perceptron.network import (
+    fill_blocks,
+    pass_first_layer,
+    pass_hidden_layers,
+    pull_back,
+    put_in,
+    to_weights,
+)
+from neuralpk.solve.compiled.perceptron.node_events import leave
+from neuralpk.solve.compiled.perceptron.stages import place_stage, pull_back_stage, weigh_stages
+from neuralpk.solve.tableau import STAGES
+from neuralpk.solve.trajectory import Status
+
+Array = NDArray[Any]
+_OK = int(Status.OK)
+
+
+class Gradients(NamedTuple):
+    """What the reverse sweep adds to, shaped as what it is the gradient of."""
+
+    shift: Array
+    first: Array
+    hidden: Array
+    bias: Array
+    last: Array
+    last_bias: Array
+    matrix: Array
+    base: Array
+    initial: Array
+    times: Array
+    jump: Array
+    input: Array
+    since: Array
+
+
+@inner
+def _read(clock, steps, lanes, lane, i, s, upstream, to_since):
+    """Take in what came back to the wanted times inside step `s`: its stages draw the line there, and get it. What the
+    size and the start of the step get: a product with the size, so a share of it."""
+    apart()
+    start, h, weights = steps.place[s, 0], steps.place[s, 1], lanes.weights
+    k, pulls, end_pull, start_pull, order = lanes.k, lanes.pulls, lanes.state, lanes.start_pull, clock.order
+    total = 0.0
+    for q in range(steps.mark[s, 1], steps.mark[s, 2]):
+        m = order[i, q]
+        share = (float(clock.since[i, m]) - start) / h
+        if share >= 1.0:
+            for d in range(upstream.shape[2]):
+                end_pull[d, lane] += upstream[i, m, d]
+            continue
+        weigh_stages(share, True, weights)
+        along, inside = 0.0, 0.0
+        for d in range(upstream.shape[2]):
+            given = float(upstream[i, m, d])
+            start_pull[d, lane] += given
+            for stage in range(STAGES):
+                pulls[stage, d, lane] += h * weights[0, stage] * given
+                along += given * weights[1, stage] * k[stage, d, lane]
+                inside += given * weights[0, stage] * k[stage, d, lane]
+        to_since[i, m] = along
+        total += h * (inside - share * along) - start * along
+    return total
+
+
+@inner
+def _pull_of_next(clock, steps, lanes, lane, i, s, upstream):
+    """What the wanted times inside step `s` pull at its last stage, the first of the step after it."""
+    h, pulls, weights = steps.place[s, 1], lanes.pulls, lanes.weights
+    for q in range(steps.mark[s, 1], steps.mark[s, 2]):
+        m = clock.order[i, q]
+        share = (float(clock.since[i, m]) - steps.place[s, 0]) / h
+        if share < 1.0:
+            weigh_stages(share, False, weights)
+            for d in range(upstream.shape[2]):
+                pulls[0, d, lane] += h * weights[0, STAGES - 1] * upstream[i, m, d]
+
+
+@inner
+def _take_up(clock, lanes, steps, begin, upcoming, end, upstream, status, gradients):
+    """Put the next subjects that were solved into the empty lanes, at their last steps; the subject after them."""
+    apart()
+    for lane in range(LANES):
+        while lanes.subject[lane] < 0 and upcoming < end:
+            i = upcoming
+            upcoming += 1
+            if status[i] != _OK:
+                continue
+            s, wanted = steps.last[i - begin], clock.wanted.shape[1]
+            lanes.step[lane], lanes.flag[lane], lanes.seen[lane] = s, True, wanted
+            lanes.node[lane] = clock.wanted[i, clock.order[i, wanted - 1]]
+            until = steps.mark[s, 0] if s >= 0 else -1
+            leave(clock, i, lane, lanes.node, until, lanes.state, lanes.seen, upstream, gradients)
+            if s >= 0:
+                lanes.subject[lane] = i
+    return upcoming
+
+
+@inner
+def _recall(net, clock, work, lanes, steps):
+    """Where the stages of the lanes' steps stand. The last one only where no following step begins with it and
+    something was read inside: the number of lanes of which that is so, which move together."""
+    apart()
+    y, h, k, mark, final, ending = lanes.y, lanes.h, lanes.k, steps.mark, STAGES - 1, 0
+    for lane in range(LANES):
+        i, s = lanes.subject[lane], lanes.step[lane]
+        lanes.h[lane], lanes.to_size[lane] = 0.0, 0.0
+        for d in range(y.shape[0]):
+            y[d, lane], lanes.start_pull[d, lane] = 0.0, 0.0
+        if i < 0:
+            continue
+        h[lane] = steps.place[s, 1]
+        for d in range(y.shape[0]):
+            y[d, lane] = steps.state[s, d]
+            for stage in range(STAGES):
+                k[stage, d, lane] = steps.slopes[s, stage * y.shape[0] + d]
+        if lanes.flag[lane]:
+            row = i * clock.periods + clock.period[i, mark[s, 0]]
+            put_in(net, work, lane, row)
+            if mark[s, 2] > mark[s, 1]:
+                put_in(net, work, LANES + ending, row)
+                lanes.ends[ending] = lane
+                ending += 1
+    for stage in range(STAGES if ending > 0 else final):
+        place_stage(y, h, k, stage, lanes.points)
+    for r in range(ending):
+        for d in range(y.shape[0]):  # in place: a lane moves down or stays
+            lanes.points[final, d, r] = lanes.points[final, d, lanes.ends[r]]
+    return ending
+
+
+@inner
+def _read_back(clock, lanes, steps, ending, upstream, gradients):
+    """Take in what came back to the wanted times inside the lanes' steps, and gather that to the last slopes that move
+    together."""
+    apart()
+    mark, pulls = steps.mark, lanes.pulls
+    for stage in range(STAGES):
+        for d in range(pulls.shape[1]):
+            for lane in range(LANES):
+                pulls[stage, d, lane] = 0.0
+    for lane in range(LANES):
+        i, s = lanes.subject[lane], lanes.step[lane]
+        if i < 0:
+            continue
+        if mark[s, 2] > mark[s, 1]:
+            lanes.to_size[lane] = _read(clock, steps, lanes, lane, i, s, upstream, gradients.since)
+            lanes.seen[lane] = min(lanes.seen[lane], mark[s, 1])
+        earlier = mark[s, 3]
+        if earlier >= 0 and mark[earlier, 0] == mark[s, 0]:
+            _pull_of_next(clock, steps, lanes, lane, i, earlier, upstream)
+    for d in range(pulls.shape[1]):
+        for r in range(LANES):
+            lanes.gathered[d, r] = pulls[STAGES - 1, d, lanes.ends[r]] if r < ending else 0.0
+
+
+@inner
+def _to_ends(lanes, ending):
+    """What came back to where the steps end, by way of the slopes there too."""
+    for r in range(ending):
+        for d in range(lanes.state.shape[0]):
+            lanes.state[d, lanes.ends[r]] += lanes.to_point[d, r]
+    for d in range(lanes.state.shape[0]):
+        for lane in range(LANES):
+            lanes.to_point[d, lane] = lanes.state[d, lane]
+
+
+@inner
+def _hand_on(clock, lanes, steps, upstream, gradients):
+    """Go to the steps before, and through the nodes in between."""
+    apart()
+    mark, pulls, cotangent, final = steps.mark, lanes.pulls, lanes.state, STAGES - 1
+    for lane in range(LANES):
+        i, s = lanes.subject[lane], lanes.step[lane]
+        if i < 0:
+            continue
+        j, earlier = mark[s, 0], mark[s, 3]
+        # a step is a fixed share of its stretch: what its start and size get goes to the times at its ends
+        pull = lanes.to_size[lane] / (float(clock.times[i, j + 1]) - float(clock.times[i, j]))
+        gradients.times[i, j] -= pull
+        gradients.times[i, j + 1] += pull
+        for d in range(cotangent.shape[0]):
+            cotangent[d, lane] = lanes.start_pull[d, lane]
+            total = pulls[final, d, lane] if lanes.flag[lane] else 0.0
+            for stage in range(final):
+                total += pulls[stage, d, lane]
+            gradients.input[i, j, d] += total
+        lanes.step[lane] = earlier
+        lanes.flag[lane] = earlier < 0 or mark[earlier, 0] != j
+        if lanes.flag[lane]:
+            until = -1 if earlier < 0 else mark[earlier, 0]
+            leave(clock, i, lane, lanes.node, until, cotangent, lanes.seen, upstream, gradients)
+            if earlier < 0:
+                lanes.subject[lane] = -1
+
+
+@kept(nogil=True, error_model="numpy")
+def backward(net, clock, work, lanes, steps, begin, end, upstream, status, gradients):
+    """The reverse sweep over the steps of subjects `begin` to `end`: the gradient of Σ upstream·states, exact for the
+    steps as they were taken. Sizes of steps are shares of their stretch, so that the times of its ends get theirs."""
+    final, points, pulls = STAGES - 1, lanes.points, lanes.pulls
+    upcoming = begin
+    while upcoming < end and status[upcoming] != _OK:
+        upcoming += 1
+    for lane in range(2 * LANES):  # an empty lane stands at zero with a subject that could be solved, to no effect
+        put_in(net, work, lane, min(upcoming, end - 1) * clock.periods)
+
+    while True:
+        upcoming = _take_up(clock, lanes, steps, begin, upcoming, end, upstream, status, gradients)
+        if count_live(lanes) == 0:
+            break
+        ending = _recall(net, clock, work, lanes, steps)
+        tail = fill_blocks(ending)
+        rows, moved = final * LANES + tail, slice(LANES, LANES + tail)
+        for stage in range(STAGES):
+            if stage < final or tail > 0:
+                shift = work.shift[moved if stage == final else slice(0, LANES)]
+                pass_first_layer(net, work, stage * LANES, shift, points[stage])
+        pass_hidden_layers(net, work, rows)
+        _read_back(clock, lanes, steps, ending, upstream, gradients)
+        for stage in range(final, -1, -1):
+            pull = lanes.gathered if stage == final else pulls[stage]
+            if stage < final or tail > 0:
+                own = work.own[moved if stage == final else slice(0, LANES)]
+                pull_back(net, work, stage * LANES, own, points[stage], pull, gradients, lanes.to_point)
+            if stage == final:
+                _to_ends(lanes, ending)
+            pull_back_stage(lanes.to_point, lanes.h, lanes.k, stage, pulls, lanes.start_pull, lanes.to_size)
+        to_weights(net, work, rows, gradients)
+        _hand_on(clock, lanes, steps, upstream, gradients)

@@ -1,0 +1,169 @@
+"""Figures and tables of errors of a cohort under a trained task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from neuralpk.cohort import Cohort, FloatArray, Subject
+from neuralpk.datamodules import CohortDataModule
+from neuralpk.evaluate.metrics import auc_relative_error, interpolate, line_rrmse
+from neuralpk.evaluate.parameter_plots import eta_figure
+from neuralpk.evaluate.plots import Panel, goodness_of_fit, individual_panels, phase_plane
+from neuralpk.evaluate.population_plots import npde_figure, vpc_figure
+from neuralpk.evaluate.simulation_checks import npde, prediction_corrected, vpc, vpc_bins
+from neuralpk.evaluate.style import with_unit
+from neuralpk.individual_estimates import IndividualEstimates
+from neuralpk.task import LatentTask
+
+
+def first_seen(data: CohortDataModule) -> int | None:
+    """Number of a subject's observations that are in the context in an evaluation; None for all."""
+    return data.context_size if data.evaluation_context == "first" else None
+
+
+def quantity_of(cohort: Cohort) -> str:
+    return "Concentration" if any(subject.doses for subject in cohort) else "Density"
+
+
+def make_panels(cohort: Cohort, result: IndividualEstimates, endpoint: int = 0, seen: int | None = None) -> list[Panel]:
+    """Panels of the subjects: curve and interval of one endpoint, samples, and the true curve where it is known."""
+    panels = []
+    for k, subject in enumerate(cohort):
+        own = subject.endpoints == endpoint + 1
+        shown = np.cumsum(subject.observed) <= (len(own) if seen is None else seen)
+        truth = subject.truth
+        panels.append(
+            Panel(
+                id=subject.id,
+                times=result.times[k],
+                ipred=result.ipred[k, :, endpoint],
+                lower=result.lower[k, :, endpoint],
+                upper=result.upper[k, :, endpoint],
+                pred=result.pred[k, :, endpoint],
+                observed_times=subject.times[own],
+                observed_values=subject.values[own],
+                seen=shown[own],
+                censored=subject.censored[own] > 0,
+                true=None if truth is None else np.interp(result.times[k], truth.times, truth.line[:, endpoint]),
+                dose_times=np.array([dose.time for record in subject.doses for dose in record.expand()]),
+            )
+        )
+    return panels
+
+
+def save_panels(cohort: Cohort, result: IndividualEstimates, folder: Path, seen: int | None = None) -> Iterator[Path]:
+    """Draw `make_panels` of every endpoint into ``individuals.png`` (``individuals_1.png``, …) of a folder."""
+    endpoints = result.ipred.shape[2]
+    for endpoint in range(endpoints):
+        path = folder / ("individuals.png" if endpoints == 1 else f"individuals_{endpoint + 1}.png")
+        panels = make_panels(cohort, result, endpoint, seen)
+        individual_panels(panels, cohort.units, shared=False, quantity=quantity_of(cohort)).savefig(path, dpi=130)
+        yield path
+
+
+def phase_figure(cohort: Cohort, result: IndividualEstimates, names: tuple[str, str]) -> Figure:
+    """The two states of the first subjects against each other, with the samples of the first subject."""
+    lines = {f"IPRED {name}": result.ipred[k] for k, name in enumerate(cohort.ids[:3])}
+    first = cohort[0]
+    own = [first.endpoints == endpoint for endpoint in (1, 2)]
+    together = np.intersect1d(*(first.times[at] for at in own))
+    pairs = [first.values[at][np.searchsorted(first.times[at], together)] for at in own]
+    unit = cohort.units.value
+    return phase_plane(lines, np.column_stack(pairs), (with_unit(names[0], unit), with_unit(names[1], unit)))
+
+
+def fit_figures(task: LatentTask, data: CohortDataModule, cohort: Cohort) -> dict[str, Figure]:
+    """Goodness of fit of every endpoint."""
+    table = task.residuals(cohort, context=first_seen(data))
+    figures = {}
+    for endpoint, rows in table.groupby("DVID"):
+        several = table["DVID"].nunique() > 1
+        time, dv, pred, ipred, iwres = (rows[name].to_numpy() for name in ("TIME", "DV", "PRED", "IPRED", "IWRES"))
+        name = f"goodness of fit/endpoint {endpoint}" if several else "goodness of fit"
+        figures[name] = goodness_of_fit(time, dv, pred, ipred, iwres, cohort.units)
+    return figures
+
+
+class SimulatedStudy(NamedTuple):
+    """Measured values of one endpoint, and those of simulated studies of the same design under the population."""
+
+    time: FloatArray
+    observed: FloatArray
+    pred: FloatArray
+    simulated: FloatArray  # [sample, observation]
+    npde: FloatArray
+
+
+def simulate_study(task: LatentTask, cohort: Cohort) -> dict[int, SimulatedStudy]:
+    """Simulated studies of the design of a cohort, by endpoint.
+
+    Left out: censored values, which are limits, and those with a population prediction of 0, as before a dose.
+    """
+    table = task.residuals(cohort)
+    censored = np.concatenate([subject.censored[subject.observed] != 0 for subject in cohort])
+    kept = ~censored & (table["PRED"] > 0).to_numpy()
+    simulated = task.replicates(cohort)
+    studies = {}
+    for endpoint in sorted(table["DVID"].unique()):
+        of = (table["DVID"] == endpoint).to_numpy() & kept
+        subject, time, observed, pred = (table[column].to_numpy()[of] for column in ("ID", "TIME", "DV", "PRED"))
+        errors = npde(observed, simulated[:, of], subject)
+        studies[int(endpoint)] = SimulatedStudy(time, observed, pred, simulated[:, of], errors)
+    return studies
+
+
+def population_figures(task: LatentTask, cohort: Cohort, studies: Mapping[int, SimulatedStudy]) -> dict[str, Figure]:
+    """Checks of the population against simulated studies: prediction-corrected VPC, npde, random effects."""
+    figures = {}
+    for endpoint, (time, dv, pred, simulated, errors) in studies.items():
+        name = f" {endpoint}" if len(studies) > 1 else ""
+        bins = vpc_bins(time)
+        # doses differ between subjects: only relative to what is predicted for them are their values of one kind
+        observed, corrected = prediction_corrected(time, dv, simulated, pred, bins)
+        check = vpc(time, observed, corrected, bins)
+        figures[f"vpc{name}"] = vpc_figure(
+            check, time, observed, cohort.units, quantity=f"Prediction-corrected {quantity_of(cohort).lower()}"
+        )
+        figures[f"npde{name}"] = npde_figure(time, pred, errors, cohort.units)
+    population = task.model.population
+    if population.names:
+        omega = population.log_omega.detach().exp().cpu().double().numpy()
+        assert task.model.scaling is not None
+        covariates = {key: _first_values(cohort, key) for key in sorted(task.model.scaling.covariates)}
+        with torch.no_grad():
+            eta = population.eta(torch.as_tensor(task.latent(cohort)).to(population.log_omega)).cpu().double().numpy()
+        figures["eta"] = eta_figure(eta, population.names, omega, covariates)
+    return figures
+
+
+def _first_values(cohort: Cohort, covariate: str) -> FloatArray:
+    values = [subject.covariates[covariate] for subject in cohort]
+    return np.array([value[0][1] if isinstance(value, tuple) else value for value in values], float)
+
+
+def curve_errors(data: CohortDataModule, task: LatentTask, cohort: Cohort) -> dict[str, tuple[FloatArray, FloatArray]]:
+    """Errors of the first endpoint's curve against the truth, relative RMSE and relative error of the AUC, each
+    ``[subject]``: of the model, of the typical subject of the true population, and of the samples joined by lines."""
+    truths = [subject.truth for subject in cohort if subject.truth is not None]
+    if len(truths) < len(cohort):
+        return {}
+    times = truths[0].times
+    true = np.stack([truth.line[:, 0] for truth in truths])
+    result = task.reconstruct(cohort, times.tolist(), draws=0, context=first_seen(data))
+    lines = {"model": result.ipred[..., 0]}
+    typical = data.typical_lines(cohort)
+    if typical is not None:
+        lines["typical patient"] = typical[..., 0]
+    lines["samples, interpolated"] = np.stack([_joined(subject, times) for subject in cohort])
+    return {name: (line_rrmse(line, true), auc_relative_error(times, line, true)) for name, line in lines.items()}
+
+
+def _joined(subject: Subject, times: FloatArray) -> FloatArray:
+    kept = subject.observed & (subject.endpoints == 1)
+    return interpolate(times, subject.times[kept], subject.values[kept])

@@ -1,0 +1,152 @@
+"""From records to a cohort, and what its owner should know of how it was read."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from neuralpk.cohort import Cohort, Covariate, Dose, FloatArray, Subject, Units
+from neuralpk.tables.checked_records import BoolArray, Records
+from neuralpk.tables.faults import Findings
+from neuralpk.tables.sheet import RESERVED
+
+
+def _doses(records: Records, row: FloatArray) -> list[Dose]:
+    """Every dose and reset, in the order of the table; `row` is the place of each among the records of its subject."""
+    sheet, given = records.sheet, np.flatnonzero(records.dose | (records.evid == 3))
+    dosed = records.dose[given]
+
+    def column(name: str, missing: float = 0.0) -> FloatArray:
+        return np.where(dosed, sheet.column(name, missing)[given], missing)
+
+    rate = column("RATE")
+    compartment = np.maximum(sheet.column("CMT", missing=1.0)[given], 1)
+    fields: dict[str, list[Any]] = {
+        "time": sheet.column("TIME")[given].tolist(),
+        "amount": column("AMT").tolist(),
+        "compartment": compartment.astype(int).tolist(),
+        "rate": rate.tolist(),
+        "duration": np.where(rate > 0, 0.0, column("DUR")).tolist(),
+        "interval": column("II").tolist(),
+        "additional": column("ADDL").astype(int).tolist(),
+        "steady_state": column("SS").astype(int).tolist(),
+        "reset": (records.evid[given] >= 3).tolist(),
+        "row": row[given].tolist(),
+    }
+    return [Dose(*values) for values in zip(*fields.values(), strict=True)]
+
+
+def _covariate(times: FloatArray, values: FloatArray) -> Covariate | None:
+    """One covariate of one subject: the last value carried forward, before the first the first."""
+    if (values == values[0]).all():
+        return float(values[0])
+    known = ~np.isnan(values)
+    if not known.any():
+        return None
+    times, values = times[known], values[known]
+    # of several values at one time the last row holds
+    last = np.append(times[1:] > times[:-1], True)
+    times, values = times[last], values[last]
+    change = np.append(True, values[1:] != values[:-1])
+    if change.sum() == 1:
+        return float(values[0])
+    return tuple(zip(times[change].tolist(), values[change].tolist(), strict=True))
+
+
+def _covariates(records: Records, rows: slice, findings: Findings) -> dict[str, Covariate]:
+    """The covariates of the subject in `rows`."""
+    sheet = records.sheet
+    times = sheet.numbers["TIME"][rows]
+    covariates: dict[str, Covariate] = {}
+    for name, values in sheet.numbers.items():
+        if name in RESERVED:
+            continue
+        value = _covariate(times, values[rows])
+        if value is None:
+            detail = "no value in the whole subject"
+            place = {"line": int(sheet.lines[rows.start]), "column": name, "id": sheet.ids[rows.start]}
+            findings.add("NPK-D41", **place, detail=detail)
+        elif isinstance(value, tuple):
+            # the clock of the covariate starts with that of the subject
+            covariates[name] = ((float(times[0]), value[0][1]), *value[1:])
+        else:
+            covariates[name] = value
+    return covariates
+
+
+def _warn_of_records(records: Records, findings: Findings) -> None:
+    """Count what is not read as it stands."""
+    sheet, value = records.sheet, records.sheet.column("DV")
+    measured = records.measured
+    keys = [sheet.column(name, missing=0.0)[measured] for name in ("DVID", "CMT", "TIME")]
+    keys.append(records.run[measured].astype(np.float64))
+    order = np.lexsort(keys)
+    same = [key[order[1:]] == key[order[:-1]] for key in keys]
+    replicates = int(np.logical_and.reduce(same).sum())
+    # 0 is what most tables put where they have no DV
+    unread = (value != 0) & ~np.isnan(value) & ~measured & (records.evid > 0)
+    columns = ("RATE", "DUR", "II", "ADDL", "SS")
+    idle = np.any([sheet.column(name, missing=0.0) != 0 for name in columns], axis=0) & ~records.dose
+    counts = {
+        "NPK-D51": (replicates, "replicate"),
+        "NPK-D54": (int(((records.evid == 0) & (records.mdv == 1)).sum()), "wanted prediction"),
+        "NPK-D55": (int(unread.sum()), "DV not read"),
+        "NPK-D56": (int(idle.sum()), "record with dose columns that are not read"),
+    }
+    for rule, (count, what) in counts.items():
+        if count:
+            findings.warn(rule, f"{count} × {what}")
+
+
+def _warn_of_subjects(ids: list[str], lacking: BoolArray, rule: str, what: str, findings: Findings) -> None:
+    names = [name for name, lacks in zip(ids, lacking, strict=True) if lacks]
+    if names:
+        findings.warn(rule, f"{len(names)} subjects without {what}: ID {', '.join(names)}")
+
+
+def build(records: Records, units: Units, findings: Findings) -> Cohort:
+    """Gather the records of each subject.
+
+    Raises:
+        DataError: a covariate that a subject lacks; no subject with an observation record.
+    """
+    sheet, seen, given = records.sheet, records.observation, records.dose | (records.evid == 3)
+    firsts = np.flatnonzero(np.diff(records.run, prepend=-1))
+    bounds = np.append(firsts, len(records))
+    # a row with both a dose and an observation makes two records, the observation first
+    before = np.append(0, np.cumsum(seen.astype(int) + given))
+    row = before[:-1] - np.repeat(before[firsts], np.diff(bounds))
+    doses = _doses(records, row + seen)
+    measured = records.measured[seen]
+    observed = {
+        "times": sheet.column("TIME")[seen],
+        "values": np.where(measured, sheet.column("DV")[seen], np.nan),
+        "compartments": sheet.column("CMT", missing=0.0)[seen].astype(np.int64),
+        "endpoints": sheet.column("DVID", missing=1.0)[seen].astype(np.int64),
+        "censored": np.where(measured, sheet.column("CENS", missing=0.0)[seen], 0).astype(np.int64),
+        "limits": np.where(measured, sheet.column("LIMIT")[seen], np.nan),
+        "rows": row[seen],
+    }
+    seen_until = np.append(0, np.cumsum(seen))[bounds].tolist()
+    given_until = np.append(0, np.cumsum(given))[bounds].tolist()
+    dosed = np.add.reduceat(records.dose, firsts)
+
+    ids: list[str] = sheet.ids[firsts].tolist()
+    subjects = []
+    spans = zip(pairwise(bounds.tolist()), pairwise(seen_until), pairwise(given_until), strict=True)
+    for name, ((start, stop), (s0, s1), (g0, g1)) in zip(ids, spans, strict=True):
+        if s0 == s1:
+            continue
+        covariates = _covariates(records, slice(start, stop), findings)
+        arrays = {key: values[s0:s1] for key, values in observed.items()}
+        subjects.append(Subject(id=name, doses=tuple(doses[g0:g1]), covariates=covariates, **arrays))
+    if not subjects:
+        findings.add("NPK-D52", detail=f"none of {len(ids)} subjects has one")
+    findings.raise_any()
+    _warn_of_records(records, findings)
+    _warn_of_subjects(ids, np.diff(seen_until) == 0, "NPK-D52", "observations", findings)
+    if "AMT" in sheet.numbers:
+        _warn_of_subjects(ids, (np.diff(seen_until) > 0) & (dosed == 0), "NPK-D53", "doses", findings)
+    return Cohort(tuple(subjects), units)

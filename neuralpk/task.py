@@ -1,0 +1,591 @@
+"""The LightningModule: trains a population model with its encoder, and estimates patients with it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from neuralpk import decoders, record_predictions
+from neuralpk.batch import CohortBatch
+from neuralpk.cohort import Cohort, FloatArray
+from neuralpk.dynamics import Decoder, StochasticDynamics
+from neuralpk.encoders import Encoder
+from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals, evaluation_batch
+from neuralpk.inference.standard_errors import PopulationEstimate, standard_errors
+from neuralpk.objectives import Loss, MarginalLikelihood, Objective, Step
+from neuralpk.objectives.base import posterior
+from neuralpk.parameters import PopulationParameters
+from neuralpk.part import Part, describe, make
+from neuralpk.path_guide import PathGuide
+from neuralpk.population_model import PopulationModel
+from neuralpk.pretrained_model import Pretrained
+from neuralpk.residual_error import ProportionalError, ResidualError
+from neuralpk.scaling import Scaling
+from neuralpk.solve import Auto, Engine, SolveError
+from neuralpk.tables import read_table
+from neuralpk.training_history import Provenance
+
+# typical values have far to go, and at the pace of a network's weights the encoder would learn to make up for them
+_POPULATION_SPEED = 5.0
+_FIRST_HORIZON = 0.15  # of the span of the data
+_MOST_FAILURES = 0.05  # of a batch: a few unsolved subjects are left out and counted, more stop the training
+_SHIPPED = (decoders,)  # imported, so that a checkpoint and the command line can name its classes
+_SECTION = "neuralpk"  # of a checkpoint: what is neither weights nor arguments
+_FULL_PRECISION = ("32", "64", "mixed")
+_BASES: dict[str, type[Part]] = {
+    "dynamics": Decoder,
+    "parameters": PopulationParameters,
+    "error": ResidualError,
+    "engine": Engine,
+    "encoder": Encoder,
+    "guide": PathGuide,
+    "objective": Objective,
+}
+_PRETRAINED_PARTS = ("dynamics", "parameters", "error", "encoder")
+
+
+class LatentTask(L.LightningModule):
+    """Training of a population model on a cohort, and estimates of patients with it.
+
+    Each part is an object, or its plain description ``{"class_path": …, "init_args": …}``, or the name of its class;
+    a checkpoint holds the descriptions and therefore loads by its path alone. A part whose class cannot be imported by
+    its name (one of a notebook or a function) is asked for again: ``load_from_checkpoint(path, dynamics=MyField())``.
+
+    The magnitudes of the data are taken from the data module when the training begins (`build` does the same by hand).
+
+    Args:
+        dynamics: vector field or recurrent network (`neuralpk.dynamics`, `neuralpk.decoders`); it may be left out with
+            `pretrained`.
+        parameters: distribution of the individual parameters; default log-normal and independent.
+        error: residual error; default proportional.
+        engine: solver; default exact for linear equations, else Runge–Kutta.
+        encoder: samples -> q(z); None for none, which `MarginalLikelihood` allows.
+        guide: of a dynamics with noise, leads its paths through the samples.
+        objective: what is minimised; default `neuralpk.objectives.MarginalLikelihood`.
+        learning_rate: largest learning rate of Adam in a one-cycle schedule (Smith and Topin 2019), for the networks;
+            typical values, variability and residual error take five times it.
+        horizon: share of the training over which the horizon grows up to which records are read and scored, from 15 %
+            of the data's span to all of it; 0 for all from the beginning. A network learns a cycle from its first
+            quarter: on many cycles at once a training stays at a flat curve. Records have to begin early.
+        seed: of all random numbers of the training and of later intervals.
+        pretrained: checkpoint of a pre-training to start from (`neuralpk.pretrained_model`); the dynamics, the
+            encoder, the kind of error and the magnitudes are then those of the checkpoint.
+
+    Attributes:
+        model: the population model.
+        covariance: the population with its standard errors, from the end of the last fit; None before.
+
+    Raises:
+        ValueError: parts that do not fit together, or a share outside 0 to 1.
+    """
+
+    def __init__(
+        self,
+        dynamics: Decoder | None = None,
+        parameters: PopulationParameters | None = None,
+        error: ResidualError | None = None,
+        engine: Engine | None = None,
+        encoder: Encoder | None = None,
+        guide: PathGuide | None = None,
+        objective: Objective | None = None,
+        learning_rate: float = 0.01,
+        horizon: float = 0.0,
+        seed: int = 0,
+        pretrained: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= horizon <= 1.0:
+            raise ValueError(f"horizon is a share of the training, from 0 to 1; got {horizon}")
+        given: dict[str, Any] = {"dynamics": dynamics, "parameters": parameters, "error": error, "encoder": encoder}
+        self._source = None if pretrained is None else Pretrained.read(pretrained)
+        if self._source is not None:
+            given = self._source.parts(given)
+        if given["dynamics"] is None:
+            raise ValueError("a task needs its dynamics, such as dynamics=CompartmentModel(compartments=2)")
+        given |= {"engine": engine, "guide": guide, "objective": objective}
+        defaults: dict[str, Any] = {
+            "parameters": PopulationParameters(),
+            "error": ProportionalError(),
+            "engine": Auto(),
+            "objective": MarginalLikelihood(),
+        }
+        given |= {name: part for name, part in defaults.items() if given[name] is None}
+        parts: dict[str, Any] = {
+            name: None if given[name] is None else make(given[name], base, name) for name, base in _BASES.items()
+        }
+        plain = {"learning_rate": learning_rate, "horizon": horizon, "seed": seed}
+        self.save_hyperparameters({name: describe(part) for name, part in parts.items()} | plain)
+        self.model = PopulationModel(parts["dynamics"], parts["parameters"], parts["error"], parts["engine"])
+        self.encoder: Encoder | None = parts["encoder"]
+        self.guide: PathGuide | None = parts["guide"]
+        self.objective: Objective = parts["objective"]
+        self.objective.check(self.model, self.encoder, self.guide)
+        self.learning_rate, self.horizon, self.seed = learning_rate, horizon, seed
+        self._provenance = Provenance()
+        # the weights that `build` makes are those of this moment's random numbers: a strategy of several processes
+        # seeds anew in between, and two processes have to begin as one does
+        self._random_state = torch.get_rng_state()
+        self.covariance: PopulationEstimate | None = None
+        self._tallies: dict[str, Tensor] = {}
+        self._squares = MeanMetric()
+        self._log_squares = MeanMetric()
+
+    # ---- the data's magnitudes
+
+    def build(self, scaling: Scaling, provenance: Provenance | None = None) -> LatentTask:
+        """Make what depends on the magnitudes of the data; a Trainer does it with those of its data module.
+
+        Args:
+            scaling: ``Scaling.of(cohort)`` of the training subjects.
+            provenance: whose data the model learns from.
+
+        Raises:
+            ValueError: parts that do not fit the data.
+        """
+        provenance = provenance or Provenance(scaling.subjects)
+        if self._source is not None:
+            scaling, provenance = self._source.magnitudes(scaling, provenance)
+        self._build(scaling, provenance)
+        if self._source is not None:
+            self._source.start(self.model, self.encoder)
+            self._source = None
+        return self
+
+    def _build(self, scaling: Scaling, provenance: Provenance) -> None:
+        self._provenance = provenance
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self._random_state)
+            self._build_parts(scaling)
+        # several devices expect a gradient of all that has one, and without a likelihood the error has none
+        self.model.error.requires_grad_(self.objective.has_likelihood)
+        self.to(self.device)
+
+    def _build_parts(self, scaling: Scaling) -> None:
+        self.model.build(scaling)
+        if self.encoder is not None:
+            self.encoder.build(scaling, self.model.latent_size)
+        if self.guide is not None:
+            self.guide.build(cast(StochasticDynamics, self.model.dynamics), scaling)
+
+    def setup(self, stage: str) -> None:
+        """Build the model for the data of the Trainer, unless it has been built; called by Lightning."""
+        if not any(kind in str(self.trainer.precision) for kind in _FULL_PRECISION):
+            raise ValueError(
+                f"precision {self.trainer.precision!r} has too few digits for a solver: use 32-true, 64-true, or "
+                "16-mixed and bf16-mixed, with which the solver stays in float32"
+            )
+        if self.model.scaling is not None:
+            return
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not hasattr(data, "scaling"):
+            raise ValueError(
+                "the magnitudes of the data are not known: train with a data module of neuralpk, or call "
+                "task.build(Scaling.of(cohort)) before the training"
+            )
+        self.build(data.scaling(), data.provenance())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the magnitudes of the data and the provenance, as plain values."""
+        assert self.model.scaling is not None
+        section = {"scaling": self.model.scaling.plain(), "provenance": self._provenance.plain()}
+        checkpoint[_SECTION] = section | {"parts": dict(self.hparams)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the magnitudes of the data from the checkpoint, and of a model that started from a pre-training its
+        parts; the length of the learning rate's schedule from this training, which may be longer than the saved one."""
+        section = checkpoint.get(_SECTION)
+        if section is None:
+            raise ValueError("this is no checkpoint of a LatentTask")
+        self._source = None
+        provenance = Provenance.from_plain(section["provenance"])
+        if provenance.pretraining:
+            self._take_parts(section["parts"])
+        self._build(Scaling.from_plain(section["scaling"]), provenance)
+        for schedule in checkpoint.get("lr_schedulers", []):
+            for name in ("total_steps", "_schedule_phases"):
+                schedule.pop(name, None)
+
+    def _take_parts(self, descriptions: Mapping[str, Any]) -> None:
+        """Replace the model and the encoder by those of a checkpoint, where these are others."""
+        saved = {name: descriptions[name] for name in _PRETRAINED_PARTS}
+        if all(self.hparams[name] == description for name, description in saved.items()):
+            return
+        parts: dict[str, Any] = {
+            name: None if description is None else make(description, _BASES[name], name)
+            for name, description in saved.items()
+        }
+        self.model = PopulationModel(parts["dynamics"], parts["parameters"], parts["error"], self.model.engine)
+        self.encoder = parts["encoder"]
+        self.hparams.update(saved)
+
+    @property
+    def provenance(self) -> Provenance:
+        """Whose data the model has learned from."""
+        return self._provenance
+
+    # ---- estimates
+
+    def estimate(self, batch: CohortBatch) -> Tensor:
+        """Individual estimates of z given the context, ``[subject, latent]``, as the objective makes them."""
+        return self.objective.estimate(self.model, self.encoder, self.guide, batch)
+
+    def forward(self, batch: CohortBatch) -> Tensor:
+        """Individual prediction (IPRED) of every record, ``[subject, observation]``."""
+        value: Tensor = self.model.predict(self.estimate(batch), batch, self.guide).value
+        return value
+
+    # ---- training
+
+    def loss(self, batch: CohortBatch, step: Step) -> Loss:
+        """The loss of a batch at a step of the training."""
+        return self.objective.loss(self.model, self.encoder, self.guide, batch, step)
+
+    def _current_step(self) -> Step:
+        steps = self.trainer.estimated_stepping_batches
+        share = min(1.0, self.global_step / steps) if np.isfinite(steps) and steps > 0 else 1.0
+        return Step(self.seed, self.global_step, share)
+
+    def _within_horizon(self, batch: CohortBatch, step: Step) -> CohortBatch:
+        share = horizon_share(step.share, self.horizon)
+        assert self.model.scaling is not None
+        return batch.until(share * self.model.scaling.time) if share < 1 else batch
+
+    def _all_digits(self) -> torch.autocast:
+        """Mixed precision switched off for a while: it is for large matrices, and a solver's steps need all digits."""
+        return torch.autocast(self.device.type, enabled=False)
+
+    def _shared_step(self, batch: CohortBatch, stage: str, step: Step) -> Tensor:
+        loss = self.loss(batch, step)
+        # every device divides by the observations of all, and Lightning then averages the gradients over devices
+        sums = torch.stack([loss.observations, loss.failures]).to(batch.time.dtype)
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        observations, failures = sums[0].clamp(min=1.0), int(sums[1])
+        per_device = observations / self.trainer.world_size
+        # every batch carries the share of the prior that its subjects have in an epoch of them
+        assert self.model.scaling is not None
+        log_prior = self.model.log_prior() if self.objective.has_likelihood else 0.0
+        total = (loss.total - log_prior * len(batch) / self.model.scaling.subjects) / per_device
+        self._check_step(total, failures, batch)
+        count = max(int(loss.observations), 1)
+        parts = {"loss": loss.value} | loss.parts()
+        for name, value, of in [
+            *((name, value / count, count) for name, value in parts.items()),
+            ("failures", sums[1], 1),
+        ]:
+            if stage == "train":
+                self._tally(name, value.detach().cpu(), of)
+            else:
+                self._log(f"{stage}_{name}", value.detach(), of, bar=name == "loss")
+        return total
+
+    def _tally(self, name: str, value: Tensor, weight: int) -> None:
+        """Add to the mean of an epoch of training: to log every step would take longer than some of the steps."""
+        sums = torch.stack([value.double() * weight, torch.tensor(float(weight), dtype=torch.float64)])
+        self._tallies[name] = self._tallies[name] + sums if name in self._tallies else sums
+
+    def on_train_start(self) -> None:
+        """Forget what belongs to other weights: means of a training that failed, uncertainty of the population."""
+        self._tallies.clear()
+        self.model.parameter_draws.fill_(torch.nan)
+        self.covariance = None
+
+    def on_train_epoch_end(self) -> None:
+        """Logs train_loss and its parts per observation, train_failures and gradient_norm per step."""
+        if not self._tallies:
+            return
+        sums = torch.stack(list(self._tallies.values())).to(self.device)
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        for name, (total, weight) in zip(self._tallies, sums, strict=True):
+            logged = name if name == "gradient_norm" else f"train_{name}"
+            self.log(logged, (total / weight).float(), prog_bar=name == "loss", rank_zero_only=False)
+        self._tallies.clear()
+
+    def on_train_end(self) -> None:
+        """Standard errors of the population at the end of a fit by maximum likelihood, for every checkpoint that is
+        kept; intervals of later estimates know them."""
+        fast: int = self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not (self.objective.maximises_likelihood and self.model.is_uncertain and hasattr(data, "part")) or fast:
+            return
+        cohort = data.part("train")
+        self.covariance_step(cohort)
+        for path in kept_checkpoints(self.trainer):
+            saved = self.trainer.strategy.load_checkpoint(path, weights_only=True)
+            if saved["global_step"] == self.global_step:
+                draws = self.model.parameter_draws
+            else:  # the best weights are not the last
+                other = copy.deepcopy(self)
+                other.load_state_dict(saved["state_dict"])
+                other.covariance_step(cohort)
+                draws = other.model.parameter_draws
+            saved["state_dict"]["model.parameter_draws"] = draws.cpu()
+            self.trainer.strategy.save_checkpoint(saved, path)
+
+    def _log(self, name: str, value: Tensor | float, weight: int, bar: bool = False) -> None:
+        # weighted by observations, so that ragged batches and several devices give the mean over observations; times
+        # the devices, because Lightning averages the weights over them in integers, which would round
+        weight *= self.trainer.world_size
+        self.log(name, value, on_step=False, on_epoch=True, batch_size=weight, sync_dist=True, prog_bar=bar)
+
+    def _check_step(self, loss: Tensor, failures: int, batch: CohortBatch) -> None:
+        """Stop before a broken step can reach the weights or a checkpoint."""
+        if not bool(torch.isfinite(loss)):
+            value, names = float(loss.detach()), ", ".join(batch.ids[:10])
+            raise SolveError(f"loss {value} at step {self.global_step}, subjects {names}")
+        if failures > max(1, _MOST_FAILURES * len(batch) * self.trainer.world_size):
+            raise SolveError(
+                f"{failures} subjects of a batch could not be solved at step {self.global_step}; "
+                "lower learning_rate, or look at the doses and times of the cohort"
+            )
+
+    def training_step(self, batch: CohortBatch, batch_idx: int) -> Tensor:
+        """One step."""
+        step = self._current_step()
+        with self._all_digits():
+            return self._shared_step(self._within_horizon(batch, step), "train", step)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The backward pass; a sweep of the adjoint that fails says so.
+
+        Raises:
+            SolveError: the adjoint could not be integrated backwards.
+        """
+        try:
+            super().backward(loss, *args, **kwargs)
+        except AssertionError as error:  # how torchdiffeq reports a vanished step
+            raise SolveError(
+                f"the adjoint's backward sweep failed at step {self.global_step} ({error}): where drug is eliminated "
+                "fast, running the state backwards amplifies its error. Use engine Auto, or gradient 'backprop'."
+            ) from error
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Refuse a gradient that is not finite, before it reaches the weights."""
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not bool(torch.isfinite(norm)):
+            raise SolveError(f"the gradient is not finite at step {self.global_step}; the weights are as they were")
+        self._tally("gradient_norm", norm.detach().cpu(), 1)
+
+    # ---- evaluation
+
+    def _evaluate(self, batch: CohortBatch, stage: str) -> None:
+        z = self.estimate(batch)
+        self._shared_step(batch, stage, Step(self.seed, start=z))
+        predicted = self.model.predict(z, batch, self.guide)
+        for name, value in self.model.dynamics.noise.items():
+            self._log(f"{stage}_{name}", value.detach(), 1)
+        self._log(f"{stage}_evaluations", float(predicted.trajectory.evaluations), 1)
+        # a censored record holds a limit, not a value
+        scored = batch.target & (batch.censored == 0) & predicted.trajectory.ok[:, None]
+        self._squares.update((predicted.value - batch.value)[scored].square())
+        positive = scored & (batch.value > 0) & (predicted.value > 0)
+        self._log_squares.update((predicted.value / batch.value)[positive].log().square())
+        if batch.truth is not None:
+            error = record_predictions.curve_error(self.model, batch, z, self.guide)
+            self._log(f"{stage}_curve_rrmse", error, len(batch))
+
+    def _finish(self, stage: str) -> None:
+        for name, metric in (("rmse", self._squares), ("log_rmse", self._log_squares)):
+            self.log(f"{stage}_{name}", metric.compute().sqrt(), prog_bar=name == "rmse", rank_zero_only=False)
+
+    def _start(self) -> None:
+        # at the start, not at the end: what `validate` leaves behind are inference tensors, which `fit` may not change
+        self._squares.reset()
+        self._log_squares.reset()
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the epoch before."""
+        self._start()
+
+    def on_test_epoch_start(self) -> None:
+        """As `on_validation_epoch_start`."""
+        self._start()
+
+    def validation_step(self, batch: CohortBatch, batch_idx: int) -> None:
+        """Logs val_loss and its parts at the mean of q, val_rmse, val_log_rmse; val_curve_rrmse with a known truth."""
+        with self._all_digits():
+            self._evaluate(batch, "val")
+
+    def on_validation_epoch_end(self) -> None:
+        """Root mean squares over every scored observation of the epoch."""
+        self._finish("val")
+
+    def test_step(self, batch: CohortBatch, batch_idx: int) -> None:
+        """As `validation_step`, with test_ for val_."""
+        with self._all_digits():
+            self._evaluate(batch, "test")
+
+    def on_test_epoch_end(self) -> None:
+        """As `on_validation_epoch_end`."""
+        self._finish("test")
+
+    def predict_step(self, batch: CohortBatch, batch_idx: int) -> pd.DataFrame:
+        """ID, TIME, DVID, DV, PRED and IPRED of every record."""
+        with self._all_digits():
+            return record_predictions.predictions(self.model, batch, self(batch))
+
+    def configure_optimizers(self) -> Any:
+        """Adam, with a one-cycle schedule where the number of steps is known and at least ten."""
+        population = self.model.population_weights()
+        taken = {id(weight) for weight in population}
+        networks = [weight for weight in self.parameters() if id(weight) not in taken]
+        rates = [_POPULATION_SPEED * self.learning_rate, self.learning_rate]
+        groups: list[dict[str, Any]] = [
+            {"params": part, "lr": rate} for part, rate in zip((population, networks), rates, strict=True) if part
+        ]
+        # the scaler of 16-mixed cannot clip the gradients of a fused optimiser
+        optimizer = torch.optim.Adam(groups, fused="mixed" not in str(self.trainer.precision))
+        steps = self.trainer.estimated_stepping_batches
+        if not 10 <= steps < np.inf:  # a tenth of fewer is no time to warm up in
+            return optimizer
+        peaks = [group["lr"] for group in groups]
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=int(steps) + 1, pct_start=0.1)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # ---- a trained task
+
+    def reconstruct(
+        self,
+        data: pd.DataFrame | Cohort | str | Path,
+        times: Sequence[float] | None = None,
+        draws: int = 200,
+        context: int | None = None,
+        map: bool | None = None,
+        population_known: bool = False,
+        progress: Callable[[Sequence[Tensor]], Iterable[Tensor]] = iter,
+        **table: Any,
+    ) -> IndividualEstimates:
+        """Estimate every patient's concentration curve and parameters from the data.
+
+        Args:
+            data: an event table as a pandas frame, the path of one, or a `Cohort`.
+            times: times of the curves, on the data's clock; default 200 times over each patient's records.
+            draws: draws of z for the 90 % intervals.
+            context: how many of each patient's first observations are read; None for all.
+            map: search the maximum a posteriori through the solver, with intervals from draws weighted by importance;
+                None as the objective does, which is True for `MarginalLikelihood`.
+            population_known: intervals given the population as it stands, without its own uncertainty.
+            progress: wraps the iterable of parts of the cohort, for example in a progress bar.
+            table: further arguments of `neuralpk.tables.read_table`.
+
+        Raises:
+            neuralpk.tables.DataError: the table breaks a rule.
+            ValueError: covariates other than those the model was trained with; a MAP under an objective without a
+                likelihood, or of a dynamics with noise.
+            neuralpk.solve.SolveError: a patient that could not be solved.
+        """
+        searched = self.objective.searches_map if map is None else map
+        if searched and not self.objective.has_likelihood:
+            raise ValueError(
+                f"a model trained with {type(self.objective).__name__} has no residual error and therefore no "
+                "posterior with a maximum: map must be false"
+            )
+        cohort = data if isinstance(data, Cohort) else read_table(data, **table)
+        with self._evaluating():
+            return estimate_individuals(
+                self.model,
+                cohort,
+                times,
+                encoder=self.encoder,
+                guide=self.guide,
+                draws=draws if self.objective.has_likelihood else 0,
+                context=context,
+                seed=self.seed,
+                map=searched,
+                population_known=population_known,
+                progress=progress,
+            )
+
+    def covariance_step(self, cohort: Cohort, draws: int = 300) -> PopulationEstimate:
+        """Standard errors of the population and its likelihood (`neuralpk.inference.standard_errors`). Intervals of a
+        later `reconstruct` take them in.
+
+        Args:
+            cohort: the subjects of the training.
+            draws: of z for each subject.
+
+        Raises:
+            ValueError: an objective without a likelihood; a dynamics with noise.
+        """
+        if not self.objective.has_likelihood:
+            raise ValueError(
+                f"a model trained with {type(self.objective).__name__} has no likelihood: train with MarginalLikelihood"
+            )
+        if not self.model.has_likelihood:
+            raise ValueError(
+                f"{type(self.model.dynamics).__name__} has noise: the likelihood is an integral over all its paths, "
+                "from which no standard errors are computed"
+            )
+        with self._evaluating():
+            batch = evaluation_batch(self.model, cohort)
+            start = posterior(self.model, self.encoder, batch).mean.detach()
+            self.covariance = standard_errors(self.model, batch, start, draws, self.seed)
+        self.model.parameter_draws.copy_(self.covariance.parameter_draws)
+        return self.covariance
+
+    @torch.no_grad()
+    def replicates(self, cohort: Cohort, samples: int = 1000) -> FloatArray:
+        """Measured values of simulated studies of the same design, with z from its prior and residual error.
+
+        Args:
+            cohort: doses and sampling times.
+            samples: number of studies.
+
+        Returns:
+            ``[sample, observation]``, in the order of the rows of `residuals`.
+        """
+        return record_predictions.replicates(self.model, evaluation_batch(self.model, cohort), samples, self.seed)
+
+    @torch.no_grad()
+    def residuals(self, cohort: Cohort, context: int | None = None) -> pd.DataFrame:
+        """ID, TIME, DVID, DV, PRED, IPRED and IWRES of every measured value, with `context` as for `reconstruct`."""
+        batch = evaluation_batch(self.model, cohort, context)
+        return record_predictions.residuals(self.model, batch, self(batch), self.objective.has_likelihood)
+
+    @torch.no_grad()
+    def latent(self, cohort: Cohort, context: int | None = None) -> FloatArray:
+        """Individual estimates of z, ``[subject, latent]``."""
+        z = self.estimate(evaluation_batch(self.model, cohort, context))
+        return np.asarray(z.cpu().double().numpy(), np.float64)
+
+    def _evaluating(self) -> _Evaluating:
+        return _Evaluating(self)
+
+
+class _Evaluating:
+    """Evaluation mode for a while."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module, self.training = module, module.training
+
+    def __enter__(self) -> None:
+        self.module.eval()
+
+    def __exit__(self, *_: object) -> None:
+        self.module.train(self.training)
+
+
+def kept_checkpoints(trainer: L.Trainer) -> Iterator[str]:
+    """Paths of the checkpoints that a training has kept, each once."""
+    found: dict[str, None] = {}
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            found |= dict.fromkeys([callback.last_model_path, callback.best_model_path, *callback.best_k_models])
+    return (path for path in found if path and Path(path).is_file())
+
+
+def horizon_share(share: float, growth: float) -> float:
+    """Share of the data's span up to which records count, growing linearly over the first `growth` of the training."""
+    return 1.0 if growth <= 0 else min(1.0, _FIRST_HORIZON + (1 - _FIRST_HORIZON) * share / growth)

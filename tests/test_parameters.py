@@ -1,0 +1,481 @@
+"""Population parameters: distributions, covariate effects with one number everywhere, and their standard errors."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from neuralpk.batch import collate
+from neuralpk.cohort import Cohort, Dose, Subject, Units
+from neuralpk.cohort_simulation import Design, Population, simulate_cohort
+from neuralpk.dynamics import CompartmentModel, LotkaVolterra, NeuralCompartments
+from neuralpk.inference.standard_errors import _rows, standard_errors
+from neuralpk.parameters import (
+    CovariateEffect,
+    FactorEffect,
+    LinearEffect,
+    LogitNormal,
+    LogNormal,
+    NetworkEffect,
+    Normal,
+    NoVariability,
+    ParameterDistribution,
+    PopulationParameters,
+    PowerEffect,
+)
+from neuralpk.part import describe, make
+from neuralpk.population_file import PublishedPopulation, equations, read_population, write_population
+from neuralpk.population_model import PopulationModel
+from neuralpk.residual_error import AdditiveError, CombinedError, ProportionalError
+from neuralpk.scaling import CovariateScale, Scaling
+from neuralpk.solve import Auto
+
+# in the order of the names: SEX, TEMP, WT
+SCALING = Scaling(
+    covariates={
+        "WT": CovariateScale(70.0, 0.2, True, False, 72.0),
+        "SEX": CovariateScale(0.4, 0.5, False, True, 0.4),
+        "TEMP": CovariateScale(37.0, 0.5, False, False, 37.0),
+    }
+)
+GUESS = {"CL": 5.0, "V1": 20.0}
+PERSON = torch.tensor([[[1.0, 38.0, 140.0]]], dtype=torch.float64)
+
+
+def built(guess: dict[str, float] | None = None, latent: int = 0, **options) -> PopulationParameters:
+    made = PopulationParameters(**options)
+    made.build(guess or GUESS, latent, SCALING, torch.float64)
+    return made
+
+
+def typical(parameters: PopulationParameters, covariates: Tensor = PERSON) -> list[float]:
+    with torch.no_grad():
+        return parameters(torch.zeros(1, parameters.latent_size, dtype=torch.float64), covariates)[0, 0].tolist()
+
+
+# ---- one number of an effect, everywhere
+
+
+def test_a_fit_reports_the_exponent_that_the_data_were_simulated_with():
+    cohort = weighed_patients(0.75)
+    parameters = PopulationParameters(GUESS, effects={"CL": ["WT"]})
+    model = PopulationModel(CompartmentModel(1), parameters).build(Scaling.of(cohort)).double()
+    with torch.no_grad():
+        model.population.effects["CL"][0].exponent.fill_(0.75)
+        model.error.log_values["b"].fill_(math.log(0.05))
+    batch = collate(cohort, dtype=torch.float64)
+    rows = {row["PARAMETER"]: row for row in standard_errors(model, batch, model.typical(len(batch)), 50).rows}
+    row = rows["CL~WT"]
+    assert row["ESTIMATE"] == 0.75
+    # the model was built in single precision
+    median = np.median([subject.covariates["WT"] for subject in cohort])
+    assert row["REFERENCE"] == pytest.approx(median, rel=1e-7)
+    assert row["LO95"] < 0.75 < row["HI95"]
+    assert "REFERENCE" not in rows["CL"] and "CV" not in row
+
+
+def weighed_patients(exponent: float, subjects: int = 12) -> Cohort:
+    population = Population(GUESS, {"CL": 0.2, "V1": 0.2}, {"WT": (50.0, 90.0)}, {("CL", "WT"): exponent}, {"WT": 70.0})
+    design = Design(((Dose(0.0, 100.0),),), (0.5, 2.0, 6.0))
+    return simulate_cohort(CompartmentModel(1), population, design, ProportionalError.from_values(b=0.05), subjects, 3)
+
+
+def test_simulation_publication_and_learned_population_agree():
+    weight = torch.tensor([50.0, 70.0, 84.0], dtype=torch.float64)
+    effects, references = {("CL", "WT"): 0.75}, {"WT": 70.0}
+    simulated = Population(GUESS, {}, {"WT": (50.0, 90.0)}, effects, references)
+    theta = simulated.draw(0, torch.arange(3), {"WT": weight})
+    people = [
+        Subject(str(k), [1.0], [1.0], (Dose(0.0, 1.0),), covariates={"WT": float(w)}) for k, w in enumerate(weight)
+    ]
+    published = PublishedPopulation(
+        {"compartments": 1}, GUESS, {}, {}, effects, references, "proportional", {"b": 0.1}
+    ).model(Cohort(tuple(people)))
+    learned = PopulationParameters(effects={"CL": [PowerEffect("WT", 70.0, 0.75)]})
+    learned.build(GUESS, 0, Scaling.of(Cohort(tuple(people))), torch.float64)
+    for one in (published.population, learned):
+        with torch.no_grad():
+            found = one(torch.zeros(3, one.latent_size, dtype=torch.float64), weight[:, None, None])[:, 0]
+        torch.testing.assert_close(found, theta, rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(theta[:, 0], 5.0 * (weight / 70.0) ** 0.75, rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("effect", "factor", "reference"),
+    [
+        (PowerEffect("WT", 70.0, 0.75), 2**0.75, 70.0),
+        (PowerEffect("WT", None, 0.75), 2**0.75, 70.0),  # the median
+        (FactorEffect("SEX", -0.3), math.exp(-0.3), 0.0),
+        (LinearEffect("TEMP", 36.0, 0.1), math.exp(0.2), 36.0),
+        (LinearEffect("WT", None, 0.01), math.exp(0.68), 72.0),  # the mean
+    ],
+)
+def test_an_effect_has_its_coefficient_per_unit_and_its_reference(effect, factor, reference):
+    made = built(effects={"CL": [effect]})
+    assert typical(made) == pytest.approx([5.0 * factor, 20.0], rel=1e-12)
+    (coordinate,) = [one for one in made.coordinates() if one.kind == "effect"]
+    (given,) = [value for name, value in effect.arguments.items() if name not in ("covariate", "reference")]
+    assert float(coordinate.reported(torch.tensor(coordinate.value, dtype=torch.float64))) == pytest.approx(given)
+    assert (coordinate.name, coordinate.reference) == (f"CL~{effect.covariate}", reference)
+    again = built(effects={"CL": [effect.__class__(**made.effects["CL"][0].fitted().arguments)]})
+    assert typical(again) == pytest.approx(typical(made), rel=1e-12)
+
+
+def test_the_kind_of_an_effect_follows_the_values_of_its_covariate():
+    made = built(effects={"CL": ["WT", "SEX", "TEMP"]})
+    assert [type(one) for one in made.effects["CL"]] == [PowerEffect, FactorEffect, LinearEffect]
+    assert typical(made) == [pytest.approx(5.0), pytest.approx(20.0)]
+    everything = built(effects="all")
+    assert len([one for one in everything.coordinates() if one.kind == "effect"]) == 6
+
+
+@pytest.mark.parametrize("effects", [{"CL": {"WT": 0.75}}, {"CL~WT": 0.75}])
+def test_an_exponent_that_is_given_stays(effects):
+    made = built(effects=effects)
+    assert typical(made)[0] == pytest.approx(5.0 * 2**0.75)
+    assert [one.name for one in made.coordinates()] == ["CL", "V1", "omega CL", "omega V1"]
+    assert len(list(made.effects.parameters())) == 0
+    made.requires_grad_(True)
+    assert len(list(made.effects.parameters())) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"effects": {"CL": "WT"}}, "effects.CL is 'WT'"),
+        ({"effects": {"CL": 0.75}}, "effects.CL is 0.75"),
+        ({"effects": ["WT"]}, "effects are"),
+        ({"effects": {"CL~WT": [0.75]}}, "effects.CL~WT must be a finite number"),
+        ({"effects": {"CL": {"WT": True}}}, "effects.CL~WT must be a finite number"),
+        ({"effects": {"CL~": 0.75}}, "'CL~' is no PARAMETER~COVARIATE"),
+        ({"effects": {"CL": ["WT"], "CL~WT": 0.75}}, "CL~WT twice"),
+        ({"effects": {"KA": ["WT"]}}, "effects names KA"),
+        ({"effects": {"CL": ["AGE"]}}, "'AGE' is no covariate"),
+        ({"effects": {"CL": [PowerEffect("SEX")]}}, "must be above 0 in all training subjects"),
+        ({"omega": {"KA": 0.3}}, "omega names KA"),
+        ({"omega": -0.3}, "omega must be 0 or above"),
+        ({"omega": {"CL": math.nan}}, "omega.CL must be 0 or above"),
+        ({"omega_prior_sd": 0.0}, "omega_prior_sd must be above 0"),
+        ({"typical_prior_sd": {"CL": -1.0}}, "typical_prior_sd.CL must be above 0"),
+        ({"typical": {"CL": -5.0}}, r"typical.CL must be above 0 \(LogNormal\), not -5.0"),
+        ({"typical": {"F": 0.5}}, "typical names F"),
+        ({"distributions": {"CL": "Normal"}}, "must be a ParameterDistribution"),
+        ({"distributions": {"CL": NoVariability()}, "omega": {"CL": 0.3}}, "omega.CL is 0.3"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        built(**options)
+
+
+@pytest.mark.parametrize("kind", [PowerEffect, FactorEffect, LinearEffect])
+def test_a_fixed_effect_needs_its_coefficient(kind):
+    with pytest.raises(ValueError, match="fixed needs a value of"):
+        kind("WT", fixed=True)
+
+
+def test_a_network_of_covariates_is_nothing_at_its_reference_and_at_the_start():
+    made = built(effects={"CL": [NetworkEffect(["WT", "TEMP"], 4)]})
+    assert typical(made) == pytest.approx([5.0, 20.0])
+    nn.init.constant_(made.effects["CL"][0].outer.weight, 1.0)
+    reference = torch.tensor([[[1.0, 37.0, 70.0]]], dtype=torch.float64)
+    assert typical(made, reference) == pytest.approx([5.0, 20.0])
+    assert abs(typical(made)[0] - 5.0) > 1e-3
+    assert [one.kind for one in made.coordinates()] == ["typical"] * 2 + ["omega"] * 2
+    assert made.unreported() == 2 * 4 + 4 + 4
+    with pytest.raises(ValueError, match="NetworkEffect of WT, TEMP cannot be written"):
+        made.effects["CL"][0].fitted()
+
+
+class Maturation(CovariateEffect):
+    """Emax maturation of a clearance: 1/2 of the adult value at the half-age."""
+
+    def __init__(self, covariate: str, half_age: float = 1.0) -> None:
+        super().__init__([covariate])
+        self.half_age = nn.Parameter(torch.tensor(half_age, dtype=torch.float64))
+
+    def forward(self, covariates: Tensor) -> Tensor:
+        return torch.log(covariates[..., 0] / (covariates[..., 0] + self.half_age))
+
+
+def test_an_effect_of_ones_own_is_learned_reported_and_written(tmp_path: Path):
+    made = built(effects={"CL": [Maturation("WT", 35.0)]})
+    assert typical(made)[0] == pytest.approx(5.0 * 140 / 175)
+    (coordinate,) = [one for one in made.coordinates() if one.kind == "effect"]
+    assert (coordinate.name, coordinate.value, coordinate.reference) == ("CL~WT", 35.0, None)
+    typical_theta = made(torch.zeros(1, 2, dtype=torch.float64), PERSON)
+    (slope,) = torch.autograd.grad(typical_theta[0, 0, 0], coordinate.tensor)
+    assert float(slope) == pytest.approx(-5.0 * 140 / 175**2)
+    described = describe(made)
+    again = make(described, PopulationParameters, "parameters")
+    again.build(GUESS, 0, SCALING, torch.float64)
+    assert typical(again) == typical(made)
+    published = PublishedPopulation.from_parts(CompartmentModel(1), made, ProportionalError.from_values(b=0.1))
+    write_population(published, tmp_path / "pop.yaml")
+    read = read_population(tmp_path / "pop.yaml").effects["CL", "WT"]
+    assert isinstance(read, Maturation) and read.half_age.item() == 35.0
+
+
+# ---- distributions
+
+
+class Squared(ParameterDistribution):
+    """theta = x², x ≥ 0."""
+
+    def transform(self, x: Tensor) -> Tensor:
+        return x.square()
+
+    def inverse(self, theta: Tensor) -> Tensor:
+        return theta.sqrt()
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"),
+    [
+        (LogNormal(), 2.0, 2.0 * math.exp(0.35)),
+        (Normal(), -1.0, -0.65),
+        (Normal(), 0.0, 0.35),
+        (LogitNormal(), 0.5, 1 / (1 + math.exp(-0.35))),
+        (LogitNormal(-1.0, 3.0), 1.0, -1 + 4 / (1 + math.exp(-0.35))),
+        (Squared(), 4.0, 2.35**2),
+        (NoVariability(Normal()), -1.0, -0.75),
+    ],
+)
+def test_random_and_covariate_effects_are_shifts_under_the_transform(kind, value, expected):
+    # eta = .1, the covariate adds .25
+    made = built({"E0": value}, omega=0.2, distributions={"E0": kind}, effects={"E0": [FactorEffect("SEX", 0.25)]})
+    z = torch.full((1, made.latent_size), 0.5, dtype=torch.float64)
+    assert float(made(z, PERSON).detach()) == pytest.approx(expected, rel=1e-12)
+    assert made.latent_size == kind.varies
+    assert made.typical_values()["E0"] == pytest.approx(value, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [(LogNormal(), 0.0), (LogitNormal(), 1.0), (LogitNormal(0, 2), -0.1), (Squared(), -1.0)]
+)
+def test_a_typical_value_outside_its_distribution_is_refused(kind, value):
+    with pytest.raises(ValueError, match=r"typical\.F must be"):
+        built({"F": value}, distributions={"F": kind})
+
+
+def test_bounds_of_a_fraction_are_in_order():
+    with pytest.raises(ValueError, match="low must be below high"):
+        LogitNormal(1.0, 0.0)
+
+
+MIXED = {"CL": 5.0, "F": 0.6, "E0": -2.0, "LAG": 0.5}
+
+
+def mixed() -> PopulationParameters:
+    made = built(
+        MIXED,
+        2,
+        omega={"CL": 0.3, "F": 0.5, "E0": 1.5, "LAG": 0.0},
+        correlated=True,
+        distributions={"F": LogitNormal(), "E0": Normal()},
+        effects={"CL": ["WT"], "F": [LinearEffect("TEMP", slope=0.3)], "LAG": [FactorEffect("SEX", 0.2)]},
+    )
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in made.parameters():
+            tensor += 0.3 * torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+    return made
+
+
+def test_z_comes_back_from_the_parameters_with_the_volume_of_the_map():
+    made = mixed()
+    assert made.varying == ("CL", "F", "E0") and made.latent_size == 5
+    z = torch.randn((1, 7, 5), dtype=torch.float64)
+    back, log_volume = made.z_of(made.unconstrained(z, PERSON), PERSON)
+    torch.testing.assert_close(back, z)
+    slope = torch.autograd.functional.jacobian(lambda at: made.unconstrained(at, PERSON[0, 0]), z[0, 0])
+    slope = slope[[0, 1, 2, 4, 5]]  # LAG does not vary
+    torch.testing.assert_close(log_volume, -torch.linalg.slogdet(slope).logabsdet)
+
+
+def test_theta_always_has_an_axis_of_periods():
+    made, z = mixed(), torch.randn((1, 5), dtype=torch.float64)
+    periods = torch.cat([PERSON, PERSON + 1.0], dim=1)
+    assert made(z, PERSON).shape == (1, 1, 6) and made(z, periods).shape == (1, 2, 6)
+    torch.testing.assert_close(made(z, periods)[:, 1:], made(z, PERSON + 1.0))
+
+
+def test_a_population_may_be_built_again_and_copied():
+    other = built(effects={"CL": ["WT"]}, omega={"CL": 0.0})
+    other.build(GUESS, 1, Scaling(covariates={"WT": CovariateScale(20.0, 0.3, True)}), torch.float64)
+    assert other.effects["CL"][0].references() == {"WT": 20.0}
+    assert copy.deepcopy(other).latent_size == 2
+    fresh = built(effects={"CL": ["WT"]}, omega={"CL": 0.0}, latent=1)
+    fresh.build(GUESS, 1, Scaling(covariates={"WT": CovariateScale(33.0, 0.3, True)}), torch.float64)
+    fresh.load_state_dict(other.state_dict())
+    assert fresh.effects["CL"][0].references() == {"WT": 20.0}
+
+
+# ---- standard errors
+
+
+def test_a_parameter_without_variability_has_the_standard_errors_of_the_curvature_of_the_likelihood():
+    generator = np.random.default_rng(1)
+    times, dose, sd, omega = torch.tensor([0.5, 2.0, 5.0], dtype=torch.float64), 100.0, 0.2, 0.3
+    weight = torch.linspace(50.0, 90.0, 20, dtype=torch.float64)[:, None]
+
+    def lines(at: Tensor, z: Tensor) -> Tensor:
+        """In the order of the coordinates: log CL, log V1, log omega, exponent; z and weight broadcast."""
+        volume = torch.exp(at[1] + at[2].exp() * z)
+        return dose / volume * torch.exp(-at[0].exp() * (weight / 70.0) ** at[3] / volume * times)
+
+    at = torch.tensor([math.log(5.0), math.log(20.0), math.log(omega), 0.75, math.log(sd)], dtype=torch.float64)
+    values = lines(at, torch.tensor(generator.normal(size=(20, 1)))) + sd * torch.tensor(generator.normal(size=(20, 3)))
+
+    def log_likelihood(at: Tensor) -> Tensor:
+        z = torch.linspace(-6.5, 6.5, 401, dtype=torch.float64)[:, None, None]
+        away = (values - lines(at, z)) / at[4].exp()
+        log_p = (-0.5 * away.square() - at[4]).sum(-1) - 0.5 * z[..., 0].square()
+        return torch.logsumexp(log_p, dim=0).sum()
+
+    expected = torch.linalg.inv(-torch.autograd.functional.hessian(log_likelihood, at))
+    people = [
+        Subject(str(k), times.numpy(), values[k].numpy(), (Dose(0.0, dose),), covariates={"WT": float(weight[k])})
+        for k in range(20)
+    ]
+    cohort = Cohort(tuple(people))
+    parameters = PopulationParameters(
+        GUESS, omega={"CL": 0.0, "V1": omega}, effects={"CL": [PowerEffect("WT", 70.0, 0.75)]}
+    )
+    model = PopulationModel(CompartmentModel(1), parameters, AdditiveError(a=sd))
+    model = model.build(Scaling.of(cohort), torch.float64).double()
+    assert [one.name for one in model.coordinates()] == ["CL", "V1", "omega V1", "CL~WT", "a"]
+    before = [one.value for one in model.coordinates()]
+    batch = collate(cohort, dtype=torch.float64)
+    estimate = standard_errors(model, batch, model.typical(len(batch)), draws=2000)
+    assert [one.value for one in model.coordinates()] == before
+    scale = expected.diagonal().sqrt()
+    away = (estimate.covariance - expected) / (scale[:, None] * scale)
+    assert float(away.abs().max()) < 0.1
+    rows = {row["PARAMETER"]: row for row in estimate.rows}
+    assert "CV" not in rows["CL"] and "OMEGA" not in rows["CL"]
+    assert rows["V1"]["OMEGA"] == pytest.approx(omega)
+
+
+def test_a_typical_value_is_reported_in_its_unit_and_variability_as_omega_where_it_is_not_log_normal():
+    made = built({"F": 0.6, "CL": 5.0}, omega=0.5, distributions={"F": LogitNormal()})
+    covariance = 0.01 * torch.eye(4, dtype=torch.float64)
+    fraction, clearance = _rows(made.coordinates(), covariance, {"F": 10.0, "CL": 20.0})
+    assert fraction["ESTIMATE"] == pytest.approx(0.6)
+    assert fraction["RSE"] == pytest.approx(100 * 0.1 * 0.6 * 0.4 / 0.6)
+    low = math.log(0.6 / 0.4) - 0.196
+    assert fraction["LO95"] == pytest.approx(1 / (1 + math.exp(-low)))
+    assert fraction["OMEGA"] == pytest.approx(0.5) and fraction["OMEGA_RSE"] == pytest.approx(10.0)
+    assert "CV" not in fraction
+    assert clearance["CV"] == pytest.approx(100 * math.sqrt(math.expm1(0.25)))
+
+
+# ---- population files
+
+
+def test_a_fit_can_be_written_as_a_population_file_and_predicts_the_same(tmp_path: Path):
+    cohort = weighed_patients(0.75)
+    people = [
+        Subject(s.id, s.times, s.values, s.doses, covariates=s.covariates | {"SEX": float(k % 2), "TEMP": k - 4.0})
+        for k, s in enumerate(cohort)
+    ]
+    cohort = Cohort(tuple(people))
+    parameters = PopulationParameters(
+        typical={"CL": 4.0, "V1": 30.0, "Q": 2.0, "V2": 11.0, "KTR": 1.5, "LAG": 0.3},
+        omega={"CL": 0.2, "V1": 0.3, "Q": 0, "V2": 0.1, "KTR": 0.4, "LAG": 0},
+        correlated=True,
+        effects={"CL": ["WT", "SEX", "TEMP"], "V1": [PowerEffect("WT", 70.0)]},
+    )
+    dynamics = CompartmentModel(2, "transit", transits=2, lag="depot")
+    model = PopulationModel(dynamics, parameters, CombinedError(), Auto(1e-6, 1e-8)).build(Scaling.of(cohort))
+    with torch.no_grad():
+        for k, tensor in enumerate(model.population.effects.parameters()):
+            tensor.fill_(0.75 / (k + 1))
+        model.population.factor_entries += torch.linspace(-0.3, 0.5, 6)
+    units = Units("h", "mg", "mg/L")
+    write_population(PublishedPopulation.from_model(model, units), tmp_path / "pop.yaml")
+    read = read_population(tmp_path / "pop.yaml")
+    assert read.units == units
+    assert read.effects["CL", "WT"] == 0.75 and read.effects["CL", "SEX"] == 0.375
+    assert read.dynamics == {
+        "compartments": 2, "absorption": "transit", "elimination": "linear", "transits": 2, "lag": True
+    }  # fmt: skip
+    again, batch = read.model(cohort), collate(cohort, dtype=torch.float64)
+    assert list(again.population.varying) == ["CL", "V1", "V2", "KTR"]
+    z = torch.randn((len(cohort), 4), dtype=torch.float64)
+    with torch.no_grad():
+        expected = model.double().predict(z, batch)
+        found = again.predict(z, collate(cohort.with_covariates(["SEX", "TEMP", "WT"]), dtype=torch.float64))
+    torch.testing.assert_close(found.theta, expected.theta, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(found.value, expected.value, rtol=1e-5, atol=1e-9)
+
+
+def test_slopes_and_other_distributions_are_read_from_a_population_file():
+    plain = {
+        "dynamics": {"compartments": 1},
+        "typical": {"CL": 5.0, "V1": 0.5},
+        "omega": {"CL": 0.4},
+        "effects": {"CL~TEMP": {"slope": 0.1}, "V1~SEX": {"log_factor": 0.2}},
+        "references": {"TEMP": 37.0},
+        "distributions": {"V1": "LogitNormal"},
+        "error": "proportional",
+        "error_sd": {"b": 0.2},
+    }
+    read = PublishedPopulation.from_plain(plain)
+    assert isinstance(read.effects["CL", "TEMP"], LinearEffect)
+    assert PublishedPopulation.from_plain(read.to_plain()).to_plain() == read.to_plain()
+    person = Subject("1", [1.0], [1.0], (Dose(0.0, 1.0),), covariates={"SEX": 1.0, "TEMP": 39.0})
+    model = read.model(Cohort((person,)))
+    theta = model.population(model.typical(1), collate([person], dtype=torch.float64).covariates)[0]
+    assert theta[0].tolist() == pytest.approx([5.0 * math.exp(0.2), 1 / (1 + math.exp(-0.2))], rel=1e-12)
+    for effects, said in (
+        ({"CL~TEMP": {"slope": 0.1}}, "slope needs a reference"),
+        ({"CL~TEMP": {"slope": 0.1, "exponent": 1.0}}, "one of exponent, log_factor and slope"),
+        ({"CL~TEMP": {"slop": 0.1}}, "no key slop"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            PublishedPopulation.from_plain(plain | {"effects": effects, "references": {}})
+
+
+def test_a_model_that_a_population_file_cannot_hold_is_refused():
+    made = built()
+    for dynamics, error, said in (
+        (NeuralCompartments(), ProportionalError.from_values(b=0.1), "has learned weights"),
+        (CompartmentModel(1), ProportionalError.from_values(endpoints=2, b=0.1), "one endpoint"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            PublishedPopulation.from_parts(dynamics, made, error)
+
+
+@pytest.mark.parametrize("dynamics", [LotkaVolterra(), CompartmentModel(1, bioavailability="central")])
+def test_equations_that_no_short_key_names_are_described_by_their_class(dynamics):
+    typical = dynamics.guess(Scaling(value=(1.0, 1.0)))
+    parameters = PopulationParameters.from_values(typical, dict.fromkeys(typical, 0.1))
+    population = PublishedPopulation.from_parts(dynamics, parameters, ProportionalError.from_values(b=0.1))
+    read = PublishedPopulation.from_plain(population.to_plain())
+    assert describe(equations(read.dynamics)) == describe(dynamics)
+    assert read.typical == pytest.approx(typical)
+
+
+def test_a_simulated_population_takes_distributions_and_effects_as_objects():
+    population = Population(
+        {"CL": 5.0, "F": 0.5},
+        {"F": 1.0},
+        {"WT": (50.0, 90.0)},
+        {("CL", "WT"): Maturation("WT", 70.0)},
+        distributions={"F": LogitNormal()},
+    )
+    weight = torch.full((500,), 70.0, dtype=torch.float64)
+    theta = population.draw(0, torch.arange(500), {"WT": weight})
+    torch.testing.assert_close(theta[:, 0], torch.full_like(weight, 2.5))
+    assert bool(((theta[:, 1] > 0) & (theta[:, 1] < 1)).all())
+    # five standard errors of 500
+    assert float(torch.logit(theta[:, 1]).std()) == pytest.approx(1.0, abs=5 / 1000**0.5)
+    with pytest.raises(ValueError, match=r"typical\.F must be between 0 and 1"):
+        Population({"F": 1.5}, distributions={"F": LogitNormal()})
