@@ -197,8 +197,7 @@ class LatentTask(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the magnitudes of the data and the provenance, as plain values."""
         assert self.model.scaling is not None
-        section = {"scaling": self.model.scaling.plain(), "provenance": self._provenance.plain()}
-        checkpoint[_SECTION] = section | {"parts": dict(self.hparams)}
+        checkpoint[_SECTION] = {"scaling": self.model.scaling.plain(), "provenance": self._provenance.plain()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the magnitudes of the data from the checkpoint, and of a model that started from a pre-training its
@@ -209,7 +208,7 @@ class LatentTask(L.LightningModule):
         self._source = None
         provenance = Provenance.from_plain(section["provenance"])
         if provenance.pretraining:
-            self._take_parts(section["parts"])
+            self._take_parts(checkpoint["hyper_parameters"])
         self._build(Scaling.from_plain(section["scaling"]), provenance)
         for schedule in checkpoint.get("lr_schedulers", []):
             for name in ("total_steps", "_schedule_phases"):

@@ -215,11 +215,11 @@ def test_a_step_has_the_order_of_its_method_at_its_end_and_inside(scheme):
             lambda t, y: slope(torch.tensor([t]), torch.tensor(y)[None])[0].numpy(),
             (0.3, 0.3 + h), start[0].numpy(), method="DOP853", rtol=1e-13, atol=1e-15, t_eval=[0.3 + 0.37 * h, 0.3 + h],
         ).y.T  # fmt: skip
-        end = start + adaptive_steps.step_schemes.combine(scheme.end, increments)
-        inside = adaptive_steps.step_schemes.inside(scheme, start, increments, share)[:, 0]
+        end = start + tsit5_rodas5p.combine(scheme.end, increments)
+        inside = tsit5_rodas5p.inside(scheme, start, increments, share)[:, 0]
         ends.append(float((end - torch.tensor(truth[1])).norm()))
         insides.append(float((inside - torch.tensor(truth[0])).norm()))
-        estimates.append(float(adaptive_steps.step_schemes.combine(scheme.error, increments).norm()))
+        estimates.append(float(tsit5_rodas5p.combine(scheme.error, increments).norm()))
     assert np.log2(ends[0] / ends[1]) > 5.6  # a local error of order 6
     assert np.log2(insides[0] / insides[1]) > 4.6
     assert np.log2(estimates[0] / estimates[1]) > 4.5

@@ -78,7 +78,41 @@ class GatedCell(nn.Module):
         return moved
 
 
-class GRU(Decoder):
+class GatedDecoder(Decoder):
+    """A decoder with hidden states that a `GatedCell` moves at events; how they move between is left to subclasses.
+
+    Args:
+        like: the decoder whose endpoints and dosing compartments are copied.
+        latent_size: dimension of z.
+        hidden: number of hidden states.
+        gap: how the time since the last event enters (`GRU`).
+
+    Raises:
+        ValueError: fewer hidden states than compartments.
+    """
+
+    def __init__(self, like: Decoder, latent_size: int, hidden: int, gap: Gap = "ignored") -> None:
+        super().__init__()
+        self.hidden_states = HiddenStates(like, latent_size, hidden)
+        self.states, self.parameter_names = self.hidden_states.states, latent_names(latent_size)
+        self.endpoints = like.endpoints
+        self.cell = GatedCell(len(like.states), latent_size, hidden, gap)
+
+    def build(self, scaling: Scaling) -> None:
+        self.hidden_states.build(scaling, self.endpoints)
+        self.cell.build(scaling)
+
+    def state_size(self, scaling: Scaling) -> tuple[float, ...]:
+        return (1.0,) * len(self.states)
+
+    def initial_state(self, theta: Tensor) -> Tensor:
+        return self.hidden_states.first(theta)
+
+    def observe(self, y: Tensor, theta: Tensor) -> Tensor:
+        return self.hidden_states.observe(y)
+
+
+class GRU(GatedDecoder):
     """A gated recurrent unit in the role of a differential equation: h steps from event to event of a subject (GRU;
     Cho et al. 2014).
 
@@ -104,27 +138,9 @@ class GRU(Decoder):
     def __init__(
         self, like: Decoder | None = None, latent_size: int = 4, hidden: int = 32, gap: Gap = "ignored"
     ) -> None:
-        super().__init__()
         if gap not in ("ignored", "input", "decay"):
             raise ValueError(f"gap must be ignored, input or decay, not {gap!r}")
-        like = CompartmentModel() if like is None else like
-        self.hidden_states = HiddenStates(like, latent_size, hidden)
-        self.states, self.parameter_names = self.hidden_states.states, latent_names(latent_size)
-        self.endpoints = like.endpoints
-        self.cell = GatedCell(len(like.states), latent_size, hidden, gap)
-
-    def build(self, scaling: Scaling) -> None:
-        self.hidden_states.build(scaling, self.endpoints)
-        self.cell.build(scaling)
-
-    def state_size(self, scaling: Scaling) -> tuple[float, ...]:
-        return (1.0,) * len(self.states)
-
-    def initial_state(self, theta: Tensor) -> Tensor:
-        return self.hidden_states.first(theta)
-
-    def observe(self, y: Tensor, theta: Tensor) -> Tensor:
-        return self.hidden_states.observe(y)
+        super().__init__(CompartmentModel() if like is None else like, latent_size, hidden, gap)
 
     def follow(self, theta: Tensor, batch: CohortBatch, times: Tensor | None, engine: Solver) -> Trajectory:
         times, order = wanted_times(batch, times)

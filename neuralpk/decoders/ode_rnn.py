@@ -7,8 +7,7 @@ from torch import Tensor
 
 from neuralpk.batch import CohortBatch
 from neuralpk.decoders.event_sequence import EventClock, wanted_times, without_doses
-from neuralpk.decoders.gru import GatedCell
-from neuralpk.decoders.state_readout import HiddenStates
+from neuralpk.decoders.gru import GatedDecoder
 from neuralpk.dynamics import CompartmentModel, Decoder, Dynamics, Perceptron, Solver
 from neuralpk.dynamics.networks import SlopeNetwork, latent_names
 from neuralpk.scaling import Scaling
@@ -47,7 +46,7 @@ class HiddenField(Dynamics):
         return self.slope_network.perceptron(theta[..., : self.latent_size])
 
 
-class ODERNN(Decoder):
+class ODERNN(GatedDecoder):
     """An ODE network whose states jump at doses by a step of a GRU (ODE-RNN; Rubanova et al. 2019)::
 
         between doses dh/dt = network(h, z)        at a dose h ← GRU(h; dose, its compartment and duration, z)
@@ -63,28 +62,14 @@ class ODERNN(Decoder):
     """
 
     def __init__(self, like: Decoder | None = None, latent_size: int = 4, hidden: int = 32, layers: int = 2) -> None:
-        super().__init__()
         like = CompartmentModel() if like is None else like
-        self.hidden_states = HiddenStates(like, latent_size, hidden)
-        self.states, self.parameter_names = self.hidden_states.states, latent_names(latent_size)
-        self.endpoints = like.endpoints
-        self.cell = GatedCell(len(like.states), latent_size, hidden)
+        super().__init__(like, latent_size, hidden)
         self.cell.requires_grad_(like.dosed)  # several devices expect a gradient of every weight that has one
         self.field = HiddenField(self.states, latent_size, layers)
 
     def build(self, scaling: Scaling) -> None:
-        self.hidden_states.build(scaling, self.endpoints)
-        self.cell.build(scaling)
+        super().build(scaling)
         self.field.build(scaling)
-
-    def state_size(self, scaling: Scaling) -> tuple[float, ...]:
-        return (1.0,) * len(self.states)
-
-    def initial_state(self, theta: Tensor) -> Tensor:
-        return self.hidden_states.first(theta)
-
-    def observe(self, y: Tensor, theta: Tensor) -> Tensor:
-        return self.hidden_states.observe(y)
 
     def follow(self, theta: Tensor, batch: CohortBatch, times: Tensor | None, engine: Solver) -> Trajectory:
         times, order = wanted_times(batch, times)

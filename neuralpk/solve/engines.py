@@ -48,25 +48,7 @@ class Engine(Part, ABC):
                 "stochastic; use solve_paths with TorchSDE()"
             )
 
-    @property
-    def stops(self) -> bool:
-        """Whether every wanted time has to be a node, because the engine cannot read states between two nodes."""
-        return False
-
     @abstractmethod
-    def integrate(self, dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mesh) -> Solved:
-        """Solve from node to node.
-
-        Args:
-            dynamics: the vector field.
-            y0: state before the first node, ``[subject, state]``.
-            theta: ``[subject, period, parameter]``.
-            mesh: events and wanted times.
-
-        Raises:
-            EngineFailure: some subject cannot be solved and the engine does not know which one.
-        """
-
     def solve(
         self,
         dynamics: Dynamics,
@@ -96,6 +78,39 @@ class Engine(Part, ABC):
             ValueError: shapes, dtypes or times that do not fit; a dynamics that this engine cannot solve; a field that
                 uses a tensor which its gradient would not reach.
         """
+
+
+@dataclass(frozen=True)
+class NodeEngine(Engine):
+    """An engine that solves from node to node: the events of a subject and, where it `stops`, its wanted times."""
+
+    @property
+    def stops(self) -> bool:
+        """Whether every wanted time has to be a node, because the engine cannot read states between two nodes."""
+        return False
+
+    @abstractmethod
+    def integrate(self, dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mesh) -> Solved:
+        """Solve from node to node.
+
+        Args:
+            dynamics: the vector field.
+            y0: state before the first node, ``[subject, state]``.
+            theta: ``[subject, period, parameter]``.
+            mesh: events and wanted times.
+
+        Raises:
+            EngineFailure: some subject cannot be solved and the engine does not know which one.
+        """
+
+    def solve(
+        self,
+        dynamics: Dynamics,
+        theta: Tensor,
+        batch: CohortBatch,
+        times: Tensor | None = None,
+        y0: Tensor | None = None,
+    ) -> Trajectory:
         rows, times = wanted(batch, times)
         y0 = initial_state(dynamics, theta, y0)
         check_inputs(dynamics, y0, theta, batch, times)
@@ -127,7 +142,7 @@ class Engine(Part, ABC):
 
 
 @dataclass(frozen=True)
-class Exact(Engine):
+class Exact(NodeEngine):
     """The matrix exponential between two events, for linear dynamics: no steps and no tolerance."""
 
     def refuse(self, dynamics: Dynamics, dtype: torch.dtype) -> None:
@@ -143,7 +158,7 @@ class Exact(Engine):
 
 
 @dataclass(frozen=True)
-class RungeKutta(Engine):
+class RungeKutta(NodeEngine):
     """Adaptive steps of order 5 for each subject by itself: explicit (Tsit5), and implicit (Rodas5P) for a subject that
     is stiff; fused kernels for neural fields. The gradient is the exact one of the steps taken.
 
@@ -173,7 +188,7 @@ class RungeKutta(Engine):
 
 
 @dataclass(frozen=True)
-class TorchDiffEq(Engine):
+class TorchDiffEq(NodeEngine):
     """The methods of torchdiffeq, with steps shared by all subjects: the reference against which others are tested.
 
     Args:
@@ -255,9 +270,6 @@ class TorchSDE(Engine):
                 "Auto()"
             )
 
-    def integrate(self, dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mesh) -> Solved:
-        raise NotImplementedError("TorchSDE has a solve without a mesh of events")
-
     def solve(
         self,
         dynamics: Dynamics,
@@ -317,9 +329,6 @@ class Auto(Engine):
 
     def refuse(self, dynamics: Dynamics, dtype: torch.dtype) -> None:
         self.chosen(dynamics).refuse(dynamics, dtype)
-
-    def integrate(self, dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mesh) -> Solved:
-        return self.chosen(dynamics).integrate(dynamics, y0, theta, mesh)
 
     def solve(
         self,
