@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from neuralpk import record_predictions
 from neuralpk.cohort import Cohort, FloatArray, Subject
 from neuralpk.datamodules import CohortDataModule
 from neuralpk.evaluate.metrics import auc_relative_error, interpolate, line_rrmse
@@ -18,8 +19,10 @@ from neuralpk.evaluate.plots import Panel, goodness_of_fit, individual_panels, p
 from neuralpk.evaluate.population_plots import npde_figure, vpc_figure
 from neuralpk.evaluate.simulation_checks import npde, prediction_corrected, vpc, vpc_bins
 from neuralpk.evaluate.style import with_unit
-from neuralpk.individual_estimates import IndividualEstimates
+from neuralpk.individual_estimates import IndividualEstimates, evaluation_batch
 from neuralpk.task import LatentTask
+
+_STUDIES = 1000  # simulated for a check of the population
 
 
 def first_seen(data: CohortDataModule) -> int | None:
@@ -78,6 +81,12 @@ def phase_figure(cohort: Cohort, result: IndividualEstimates, names: tuple[str, 
     return phase_plane(lines, np.column_stack(pairs), (with_unit(names[0], unit), with_unit(names[1], unit)))
 
 
+@torch.no_grad()
+def latent_estimates(task: LatentTask, cohort: Cohort, context: int | None = None) -> torch.Tensor:
+    """Individual estimates of z, ``[subject, latent]``, from the first `context` observations; None for all."""
+    return task.estimate(evaluation_batch(task.model, cohort, context))
+
+
 def fit_figures(task: LatentTask, data: CohortDataModule, cohort: Cohort) -> dict[str, Figure]:
     """Goodness of fit of every endpoint."""
     table = task.residuals(cohort, context=first_seen(data))
@@ -108,7 +117,7 @@ def simulate_study(task: LatentTask, cohort: Cohort) -> dict[int, SimulatedStudy
     table = task.residuals(cohort)
     censored = np.concatenate([subject.censored[subject.observed] != 0 for subject in cohort])
     kept = ~censored & (table["PRED"] > 0).to_numpy()
-    simulated = task.replicates(cohort)
+    simulated = record_predictions.replicates(task.model, evaluation_batch(task.model, cohort), _STUDIES, task.seed)
     studies = {}
     for endpoint in sorted(table["DVID"].unique()):
         of = (table["DVID"] == endpoint).to_numpy() & kept
@@ -137,7 +146,7 @@ def population_figures(task: LatentTask, cohort: Cohort, studies: Mapping[int, S
         assert task.model.scaling is not None
         covariates = {key: _first_values(cohort, key) for key in sorted(task.model.scaling.covariates)}
         with torch.no_grad():
-            eta = population.eta(torch.as_tensor(task.latent(cohort)).to(population.log_omega)).cpu().double().numpy()
+            eta = population.eta(latent_estimates(task, cohort)).cpu().double().numpy()
         figures["eta"] = eta_figure(eta, population.names, omega, covariates)
     return figures
 

@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric
 
 from neuralpk import decoders, record_predictions
 from neuralpk.batch import CohortBatch
-from neuralpk.cohort import Cohort, FloatArray
+from neuralpk.cohort import Cohort
 from neuralpk.dynamics import Decoder, StochasticDynamics
 from neuralpk.encoders import Encoder
 from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals, evaluation_batch
@@ -535,29 +535,10 @@ class LatentTask(L.LightningModule):
         return self.covariance
 
     @torch.no_grad()
-    def replicates(self, cohort: Cohort, samples: int = 1000) -> FloatArray:
-        """Measured values of simulated studies of the same design, with z from its prior and residual error.
-
-        Args:
-            cohort: doses and sampling times.
-            samples: number of studies.
-
-        Returns:
-            ``[sample, observation]``, in the order of the rows of `residuals`.
-        """
-        return record_predictions.replicates(self.model, evaluation_batch(self.model, cohort), samples, self.seed)
-
-    @torch.no_grad()
     def residuals(self, cohort: Cohort, context: int | None = None) -> pd.DataFrame:
         """ID, TIME, DVID, DV, PRED, IPRED and IWRES of every measured value, with `context` as for `reconstruct`."""
         batch = evaluation_batch(self.model, cohort, context)
         return record_predictions.residuals(self.model, batch, self(batch), self.objective.has_likelihood)
-
-    @torch.no_grad()
-    def latent(self, cohort: Cohort, context: int | None = None) -> FloatArray:
-        """Individual estimates of z, ``[subject, latent]``."""
-        z = self.estimate(evaluation_batch(self.model, cohort, context))
-        return np.asarray(z.cpu().double().numpy(), np.float64)
 
     def _evaluating(self) -> _Evaluating:
         return _Evaluating(self)

@@ -6,14 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
 from neuralpk.datamodules import CohortDataModule
 from neuralpk.evaluate.plots import individual_panels
 from neuralpk.evaluate.population_plots import latent_space
-from neuralpk.study_figures import first_seen, fit_figures, make_panels, phase_figure, quantity_of
+from neuralpk.study_figures import first_seen, fit_figures, latent_estimates, make_panels, phase_figure, quantity_of
 from neuralpk.task import LatentTask
 
 _LAYOUT = {
@@ -91,13 +90,13 @@ class Dashboard(L.Callback):
             first, second = (task.model.dynamics.states[k].capitalize() for k in task.model.dynamics.endpoints[:2])
             figures["phase plane"] = phase_figure(shown, result, (first, second))
         figures |= fit_figures(task, data, cohort)
-        mean = task.latent(cohort, first_seen(data))
-        figures["latent space"] = latent_space(mean)
+        mean = latent_estimates(task, cohort, first_seen(data)).cpu().double()
+        figures["latent space"] = latent_space(mean.numpy())
         for writer in writers:
             for name, figure in figures.items():
                 writer.add_figure(name, figure, trainer.global_step)
             if embed:
-                writer.add_embedding(torch.as_tensor(mean), metadata=list(range(len(mean))), tag="latent space")
+                writer.add_embedding(mean, metadata=list(range(len(mean))), tag="latent space")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         names = ("val_loss", "val_rmse", "val_log_rmse", "val_curve_rrmse")
