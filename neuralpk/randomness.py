@@ -38,10 +38,11 @@ class Stream(enum.IntEnum):
     SPLIT = 2 << _WIDTH
     ORDER = 3 << _WIDTH
     CONTEXT = 8 << _WIDTH
-    # of objectives: draws of z, paths, residual errors of simulated patients
+    # of objectives: draws of z, paths, residual errors of simulated patients, draws of the population's estimator
     TRAINING = 4 << _WIDTH
     TRAINING_PATHS = 5 << _WIDTH
     SIMULATED_PATIENTS = 16 << _WIDTH
+    ESTIMATION = 17 << _WIDTH
     EVALUATION = 32 << _WIDTH
     EVALUATION_PATHS = 33 << _WIDTH
     # of trained models
@@ -130,6 +131,26 @@ def uniform(seed: int, stream: int, subject: Tensor, size: int) -> Tensor:
 def normal(seed: int, stream: int, subject: Tensor, size: int) -> Tensor:
     """Standard normal numbers, float64, ``[subject, size]``; arguments as for `uniform`."""
     return _quantile(uniform(seed, stream, subject, size))
+
+
+def quasi_uniform(seed: int, stream: int, subject: Tensor, count: int, size: int, part: int = 0) -> Tensor:
+    """Quasi-random points in (0, 1)^size: a Sobol sequence, shifted for every subject by random numbers of its own
+    (Cranley and Patterson 1976). A mean over them is without bias and closer than over random points.
+
+    Args:
+        seed: seed of the experiment.
+        stream: as for `uniform`.
+        subject: integer key of each subject, ``[subject]``.
+        count: how many points each subject gets.
+        size: dimensions of a point.
+        part: of several sets of points with different shifts, which one.
+
+    Returns:
+        float64, ``[subject, count, size]``.
+    """
+    points = torch.quasirandom.SobolEngine(size).draw(count, dtype=torch.float64).to(subject.device)
+    shift = uniform(seed, stream, subject, (part + 1) * size)[:, part * size :]
+    return ((points + shift[:, None]) % 1.0).clamp(1e-12, 1 - 1e-12)
 
 
 def systematic(weight: Tensor, count: int, offset: Tensor | float = 0.5) -> Tensor:

@@ -1,0 +1,268 @@
+"""Held draws: individual parameters of every subject that were drawn and solved once, and the likelihood of any other
+population given them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from neuralpk.batch import CohortBatch
+from neuralpk.estimation.learned_numbers import LearnedNumbers
+from neuralpk.estimation.proposals import Proposal
+from neuralpk.population_model import PopulationModel
+
+_STEP = 1e-3  # on the learned scale, for differences in float64
+_LINEAR = 0.3  # on the learned scale: farther away, predictions are not taken as linear
+_SOLVED_AT_ONCE = 40_000  # curves: bounds the memory
+
+Reduce = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class HeldDraws:
+    """Draws of the individual parameters of some subjects, with their predictions.
+
+    With theta of the draws held, log p(y) of another population needs no solution of the dynamics::
+
+        p(y) ≈ 1/K Σ_k p(y | theta_k)·p(theta_k)/q(theta_k)
+
+    Of some parameters (`standardised`) eta/omega is held instead of the value: those with a small omega, whose typical
+    value could otherwise move by no more than that. Numbers that change predictions while the draws are held, which are
+    those of `standardised` parameters and of parameters without variability, enter p(y | theta_k) through predictions
+    that are linear in them around the numbers of the draw.
+
+    Args:
+        batch: the subjects; ``target`` says which records count.
+        unconstrained: theta on the scale of the random effects, at the first record, ``[subject, draw, parameter]``.
+        log_q: log density of the proposal of `unconstrained`, ``[subject, draw]``; inf for a draw without solution.
+        value: predictions, ``[draw, subject, observation]``; 1 where there is no solution.
+        slopes: their derivatives in the numbers `movers`, ``[mover, draw, subject, observation]``.
+        movers: positions of these numbers in the vector of learned numbers.
+        standardised: names of the parameters whose eta/omega is held.
+        centre: typical parameters of the subjects at the draw, ``[subject, 1, parameter]``.
+        at: the vector at which they were drawn.
+    """
+
+    batch: CohortBatch
+    unconstrained: Tensor
+    log_q: Tensor
+    value: Tensor
+    slopes: Tensor
+    movers: list[int]
+    standardised: tuple[str, ...]
+    centre: Tensor
+    at: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def draw(
+        cls, model: PopulationModel, numbers: LearnedNumbers, batch: CohortBatch, proposal: Proposal, wide: Tensor,
+        seed: int, stream: int, draws: int, standardised: tuple[str, ...] = (),
+    ) -> HeldDraws:  # fmt: skip
+        """Draw from a proposal and solve.
+
+        Args:
+            model: the population model.
+            numbers: its learned numbers.
+            batch: the subjects.
+            proposal: of z under the population `wide`.
+            wide: vector of the population under which the proposal was made.
+            seed: of the fit.
+            stream: of the random numbers.
+            draws: for each subject.
+            standardised: parameters whose eta/omega is held.
+        """
+        at = numbers.get()
+        numbers.set(wide)
+        z, log_q = proposal.draw(seed, stream, batch.index, draws)
+        held = model.population.unconstrained(z, batch.covariates[:, :1])
+        log_volume = model.population.z_of(held, batch.covariates[:, :1])[1]
+        numbers.set(at)
+        movers = numbers.of_predictions(batch, standardised)
+        centre = model.population.centre(batch.covariates[:, :1])
+        value = _predict(model, held, batch)
+        found = cls(batch, held, log_q, value, value, movers, standardised, centre, at)
+        slopes = value.new_zeros((len(movers), *value.shape))
+        for k, position in enumerate(movers):
+            ends = []
+            for sign in (1, -1):
+                moved = at.clone()
+                moved[position] += sign * _STEP
+                numbers.set(moved)
+                ends.append(_predict(model, found.parameters(numbers, moved)[0], batch))
+            slopes[k] = (ends[0] - ends[1]) / (2 * _STEP)
+        numbers.set(at)
+        solved = torch.isfinite(torch.where(batch.target, value, 0.0)).all(-1).T
+        log_q = torch.where(solved, log_q + log_volume, torch.inf)
+        return replace(found, log_q=log_q, value=value.nan_to_num(1.0), slopes=slopes.nan_to_num(0.0))
+
+    def parameters(self, numbers: LearnedNumbers, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """Held parameters of the population as it is now, ``[subject, draw, parameter]``, and the log of the volume
+        that they take of that at the draw, a scalar."""
+        population = numbers.model.population
+        if not self.standardised:
+            return self.unconstrained, vector.new_zeros(())
+        centre = population.centre(self.batch.covariates[:, :1])
+        log_ratio = population.log_omega - self.at[numbers.omega]
+        chosen = self.centre.new_tensor([float(name in self.standardised) for name in population.varying])
+        ratio = torch.exp(log_ratio * chosen) @ population.selection + (1 - population.selection.sum(0))
+        of_standardised = chosen @ population.selection
+        names = len(population.names)
+        named = self.unconstrained[..., :names]
+        moved = centre + (named - self.centre) * ratio
+        named = torch.where(of_standardised > 0, moved, named)
+        return torch.cat([named, self.unconstrained[..., names:]], dim=-1), (log_ratio * chosen).sum()
+
+    def _fit(self, numbers: LearnedNumbers, vector: Tensor) -> Tensor:
+        """log p(y | theta) of every draw, ``[subject, draw]``, with the numbers of the model at `vector`."""
+        value = self.value
+        if self.movers:
+            by = vector - self.at
+            by[numbers.omega] = torch.expm1(by[numbers.omega])  # linear in omega, not in its logarithm
+            value = value + torch.tensordot(by[self.movers].to(value), self.slopes, dims=1)
+        found: Tensor = numbers.model.error.log_likelihood(self.batch, value).sum(-1).T
+        return found.nan_to_num(-torch.inf, posinf=-torch.inf)
+
+    def _density(self, numbers: LearnedNumbers, vector: Tensor) -> Tensor:
+        """log p(theta)/q(theta) of every draw, ``[subject, draw]``."""
+        held, log_held_volume = self.parameters(numbers, vector)
+        z, log_volume = numbers.model.population.z_of(held, self.batch.covariates[:, :1])
+        return numbers.model.log_density(z) + log_volume + log_held_volume - self.log_q
+
+    @torch.no_grad()
+    def log_weight(self, numbers: LearnedNumbers, vector: Tensor) -> Tensor:
+        """log of p(y, theta)/q(theta) of every draw under the population `vector`, ``[subject, draw]``."""
+        numbers.set(vector)
+        return self._fit(numbers, vector) + self._density(numbers, vector)
+
+    def derivatives(self, numbers: LearnedNumbers, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Σ log p(y) over the subjects, with its first and second derivatives in the learned numbers.
+
+        p(y | theta) is expanded to the second order in the numbers that it depends on, by differences in float64, which
+        serve any residual error; the density of theta is differentiated exactly.
+
+        Returns:
+            A scalar, ``[number]`` and ``[number, number]``.
+        """
+        direct = numbers.of_error() + self.movers
+        value, slope, curvature = self._expansion(numbers, vector, direct)
+        numbers.set(vector)
+        with torch.enable_grad():
+            by = numbers.flat(numbers.tensors)[direct]
+            by = by - by.detach()  # 0, with a derivative
+            weight = value + slope @ by + 0.5 * ((curvature @ by) @ by) + self._density(numbers, vector)
+            total = torch.logsumexp(weight, dim=1).sum() - len(weight) * math.log(weight.shape[1])
+            first = numbers.flat(_gradient(total, numbers, create_graph=True))
+            rows = [numbers.flat(_gradient(one, numbers, retain_graph=True)) for one in first.unbind()]
+        return total.detach(), first.detach(), torch.stack(rows).detach()
+
+    @torch.no_grad()
+    def _expansion(self, numbers: LearnedNumbers, vector: Tensor, direct: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """log p(y | theta), its slope and curvature in some numbers: ``[subject, draw]``, ``[subject, draw, number]``,
+        ``[subject, draw, number, number]``; 0 where there is no solution."""
+
+        def at(*moves: tuple[int, int]) -> Tensor:
+            moved = vector.clone()
+            for k, sign in moves:
+                moved[direct[k]] += sign * _STEP
+            numbers.set(moved)
+            return self._fit(numbers, moved)
+
+        centre, size = at(), len(direct)
+        slope, curvature = centre.new_zeros((*centre.shape, size)), centre.new_zeros((*centre.shape, size, size))
+        ends = [(at((k, 1)), at((k, -1))) for k in range(size)]
+        for k, (above, below) in enumerate(ends):
+            slope[..., k] = (above - below) / (2 * _STEP)
+            curvature[..., k, k] = (above - 2 * centre + below) / _STEP**2
+            for m in range(k):
+                both = at((k, 1), (m, 1)) + at((k, -1), (m, -1))
+                alone = above + below + ends[m][0] + ends[m][1]
+                curvature[..., k, m] = curvature[..., m, k] = (both - alone + 2 * centre) / (2 * _STEP**2)
+        return centre, slope.nan_to_num(0.0, 0.0, 0.0), curvature.nan_to_num(0.0, 0.0, 0.0)
+
+
+class HeldLikelihood:
+    """log p(data), and of the prior of the population, as a function of the learned numbers, given held draws.
+
+    Args:
+        numbers: the learned numbers.
+        draws: of all subjects, in parts.
+        reduce: sums a tensor over devices.
+
+    Attributes:
+        low: lower bounds of the numbers, within which the held draws can say something.
+        high: upper bounds.
+    """
+
+    def __init__(self, numbers: LearnedNumbers, draws: Sequence[HeldDraws], reduce: Reduce) -> None:
+        self.numbers, self.draws, self.reduce = numbers, draws, reduce
+        self.low, self.high = numbers.low.clone(), numbers.high.clone()
+        for held in draws:
+            omega = [k for k in held.movers if k in numbers.omega]
+            others = [k for k in held.movers if k not in numbers.omega]
+            self.low[others], self.high[others] = held.at[others] - _LINEAR, held.at[others] + _LINEAR
+            self.high[omega] = (held.at[omega].exp() + _LINEAR / 2).log()
+
+    def value(self, vector: Tensor) -> tuple[float, float]:
+        """log p(data) + log prior, and the mean effective number of draws."""
+        total, effective, subjects = 0.0, 0.0, 0
+        for held in self.draws:
+            log_weight = held.log_weight(self.numbers, vector)
+            total += float(torch.logsumexp(log_weight, dim=1).sum()) - len(log_weight) * math.log(log_weight.shape[1])
+            effective += float(effective_draws(log_weight).sum())
+            subjects += len(log_weight)
+        sums = self.reduce(torch.tensor([total, effective, subjects], dtype=torch.float64))
+        self.numbers.set(vector)
+        prior = float(self.numbers.model.population.log_prior())
+        return float(sums[0]) + prior, float(sums[1] / sums[2].clamp(min=1))
+
+    def derivatives(self, vector: Tensor) -> tuple[float, Tensor, Tensor]:
+        """log p(data) + log prior, ``[number]`` and ``[number, number]``."""
+        n = self.numbers.size
+        total = torch.zeros(1 + n + n * n, dtype=torch.float64)
+        for held in self.draws:
+            value, first, second = held.derivatives(self.numbers, vector)
+            total += torch.cat([value.reshape(1), first, second.flatten()]).cpu()
+        total = self.reduce(total)
+        value, first, second = total[0], total[1 : 1 + n], total[1 + n :].view(n, n)
+        prior, of_prior, prior_curvature = self._prior(vector)
+        return float(value) + prior, first + of_prior, second + prior_curvature
+
+    def _prior(self, vector: Tensor) -> tuple[float, Tensor, Tensor]:
+        numbers = self.numbers
+        numbers.set(vector)
+        with torch.enable_grad():
+            prior = numbers.model.population.log_prior()
+            if not prior.requires_grad:
+                return float(prior), torch.zeros(numbers.size).double(), torch.zeros(numbers.size, numbers.size).double()
+            first = numbers.flat(_gradient(prior, numbers, create_graph=True))
+            zero = torch.zeros_like(first)
+            rows = [
+                numbers.flat(_gradient(one, numbers, retain_graph=True)) if one.requires_grad else zero
+                for one in first.unbind()
+            ]
+        return float(prior.detach()), first.detach().cpu(), torch.stack(rows).detach().cpu()
+
+
+def effective_draws(log_weight: Tensor) -> Tensor:
+    """Effective number of draws, 1/Σ w² (Kong 1992), ``[subject]`` of ``[subject, draw]``."""
+    return 1.0 / torch.softmax(log_weight, dim=1).square().sum(1)
+
+
+def _gradient(value: Tensor, numbers: LearnedNumbers, **options: bool) -> list[Tensor]:
+    return list(torch.autograd.grad(value, numbers.tensors, materialize_grads=True, **options))
+
+
+def _predict(model: PopulationModel, unconstrained: Tensor, batch: CohortBatch) -> Tensor:
+    """Predictions of individual parameters, ``[draw, subject, observation]``; NaN without a solution."""
+    z = model.population.z_of(unconstrained, batch.covariates[:, :1])[0]
+    draws = z.shape[1]
+    parts = []
+    for rows in torch.split(torch.arange(len(batch), device=batch.device), max(1, _SOLVED_AT_ONCE // draws)):
+        value = model.predict(z[rows].flatten(0, 1), batch.select(rows).repeat(draws)).value
+        parts.append(value.reshape(len(rows), draws, -1).transpose(0, 1))
+    return torch.cat(parts, dim=1)

@@ -1,0 +1,130 @@
+"""The learned numbers of the population and of the residual error as one vector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from neuralpk.batch import CohortBatch
+from neuralpk.parameters import LogitNormal, LogNormal
+from neuralpk.population_model import PopulationModel
+
+_SMALLEST_OMEGA = 0.02  # in units of the parameter's distribution; below it a parameter counts as without variability
+_WIDEST_OMEGA = 20.0
+
+
+class LearnedNumbers:
+    """The numbers of a population model that an estimator moves, as one vector in the order of its tensors.
+
+    Args:
+        model: the model that holds them; its tensors are written in place.
+
+    Attributes:
+        tensors: the learned tensors.
+        low: lower bounds of the vector; −inf but for log omega.
+        high: upper bounds.
+        omega: positions of the omegas.
+    """
+
+    def __init__(self, model: PopulationModel) -> None:
+        self.model = model
+        self.tensors = [tensor for tensor in model.population_weights() if tensor.requires_grad]
+        self._starts: dict[int, int] = {}
+        size = 0
+        for tensor in self.tensors:
+            self._starts[id(tensor)] = size
+            size += tensor.numel()
+        self.size = size
+        self.low, self.high = torch.full((size,), -torch.inf).double(), torch.full((size,), torch.inf).double()
+        omega = self.of(model.population.log_omega)
+        self.low[omega] = (_SMALLEST_OMEGA * self.omega_units()).log()[: len(omega)]
+        self.omega, self._bend = omega, (0.3 * self.omega_units())[: len(omega)]
+        self.high[omega] = (_WIDEST_OMEGA * self.omega_units()).log()[: len(omega)]
+
+    def omega_units(self) -> Tensor:
+        """A usual omega over 0.3 by parameter that varies, ``[varying]``: 1 where eta has no unit, as of log-normal
+        parameters; of other distributions the starting value gives the magnitude."""
+        population = self.model.population
+        scaled = [isinstance(population.distribution[name], LogNormal | LogitNormal) for name in population.varying]
+        start = population.log_omega_start.double().cpu().exp() / 0.3
+        return torch.where(torch.tensor(scaled, dtype=torch.bool), 1.0, start)
+
+    def of(self, tensor: Tensor) -> list[int]:
+        """Positions of a tensor's numbers in the vector; empty for one that is not learned."""
+        start = self._starts.get(id(tensor))
+        return [] if start is None else list(range(start, start + tensor.numel()))
+
+    def get(self) -> Tensor:
+        """The vector, float64."""
+        parts = [tensor.detach().flatten().double().cpu() for tensor in self.tensors]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+    @torch.no_grad()
+    def set(self, vector: Tensor) -> None:
+        """Write a vector into the tensors."""
+        for tensor in self.tensors:
+            start = self._starts[id(tensor)]
+            tensor.copy_(vector[start : start + tensor.numel()].view_as(tensor))
+
+    def flat(self, parts: Sequence[Tensor]) -> Tensor:
+        """Tensors of the shapes of `tensors` as one vector."""
+        return torch.cat([part.flatten() for part in parts])
+
+    def of_error(self) -> list[int]:
+        """Positions of the numbers of the residual error."""
+        return [k for tensor in self.model.error.parameters() for k in self.of(tensor)]
+
+    def of_predictions(self, batch: CohortBatch, standardised: Sequence[str]) -> list[int]:
+        """Positions of the numbers that change a prediction while the draws are held: typical values and effects of
+        parameters without variability; typical values, effects and omegas of those in `standardised`; and all effects
+        where covariates change in time.
+
+        Args:
+            batch: the subjects.
+            standardised: parameters whose standardised random effects are held, not their values.
+        """
+        population = self.model.population
+        in_time = bool((batch.covariates != batch.covariates[:, :1]).any())
+        moving = set(population.names) - set(population.varying) | set(standardised)
+        location = self.of(population.location)
+        found = [location[k] for k, name in enumerate(population.names) if location and name in moving]
+        for parameter, effect in population.effects_by_parameter():
+            if in_time or parameter in moving:
+                found += [k for tensor in effect.parameters() for k in self.of(tensor)]
+        omega = self.of(population.log_omega)
+        found += [omega[k] for k, name in enumerate(population.varying) if omega and name in standardised]
+        if in_time:
+            found += self.of(population.latent_effects)
+        return found
+
+    def search_scale(self, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The vector on the scale on which a search moves, with the first and second derivatives of the vector in it.
+
+        Near 0 an omega counts itself, because there the likelihood is a smooth function of omega² and its logarithm has
+        infinitely far to go; above 0.3 its logarithm counts. All else is its own scale.
+        """
+        scaled, first, second = vector.clone(), torch.ones_like(vector), torch.zeros_like(vector)
+        t = vector[self.omega].exp() / self._bend
+        small = t < 1
+        scaled[self.omega] = torch.where(small, t, 1 + t.log())
+        first[self.omega] = torch.where(small, 1 / t, 1.0)
+        second[self.omega] = torch.where(small, -1 / t.square(), 0.0)
+        return scaled, first, second
+
+    def from_search_scale(self, scaled: Tensor) -> Tensor:
+        """The vector of one on the scale of `search_scale`."""
+        vector, t = scaled.clone(), scaled[self.omega]
+        log_t = torch.where(t < 1, t.clamp(min=1e-9).log(), t - 1)
+        vector[self.omega] = log_t + self._bend.log()
+        return vector
+
+    def names(self) -> list[str]:
+        """Name of every number, as in a table; those of no coordinate by their tensor."""
+        found = [""] * self.size
+        for one in self.model.coordinates():
+            positions = self.of(one.tensor)
+            if positions:
+                found[positions[one.index]] = one.name
+        return [name or f"number {k + 1} of a covariate model" for k, name in enumerate(found)]

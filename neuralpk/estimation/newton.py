@@ -1,0 +1,87 @@
+"""Newton's method for the population, on held draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from neuralpk.estimation.held_draws import HeldLikelihood
+
+_LONGEST_STEP = 1.0  # of any number, on the learned scale
+_KEPT = 0.4  # of the effective draws: beyond, the draws say little about the new population
+_STEPS = 50
+_LEAST_CURVATURE = 1e-3
+_MOST_DAMPING = 1e8
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """What a search on held draws came to.
+
+    Args:
+        vector: the learned numbers.
+        start: log p(data) where it began.
+        end: log p(data) where it ended.
+        promise: score · information⁻¹ · score at the beginning: the gain in −2LL that a quadratic function would give.
+        information: minus the second derivatives at the beginning, ``[number, number]``.
+        score: first derivatives at the beginning.
+        bound: numbers at a bound that the likelihood pushes against, bool ``[number]``.
+    """
+
+    vector: Tensor
+    start: float
+    end: float
+    promise: float
+    information: Tensor
+    score: Tensor
+    bound: Tensor
+
+
+def ascend(likelihood: HeldLikelihood, vector: Tensor, tolerance: float = 1e-4) -> Ascent:
+    """Newton's method with the damping of Levenberg (1944), until the gain of a step is small or the effective number
+    of draws has become small.
+
+    Directions in which the likelihood curves upwards are taken with the absolute value of the curvature. A number at
+    its bound stays there while the derivative pushes it outwards; for an omega at its lower bound that is the sign of
+    the derivative in the variance.
+
+    Args:
+        likelihood: of the held draws.
+        vector: where to begin.
+        tolerance: gain of the last step, in units of log p.
+    """
+    numbers = likelihood.numbers
+    low, high = likelihood.low, likelihood.high
+    vector = torch.minimum(torch.maximum(vector, low), high)
+    first_value, all_draws = likelihood.value(vector)
+    damping, value, report = 1e-3, first_value, None
+    for _ in range(_STEPS):
+        value, slope, second = likelihood.derivatives(vector)
+        scaled, of_scale, bend = numbers.search_scale(vector)
+        score = slope * of_scale
+        curvature = -(of_scale[:, None] * second * of_scale + torch.diag(slope * bend))
+        bound = ((vector <= low + 1e-9) & (score < 0)) | ((vector >= high - 1e-9) & (score > 0))
+        values, axes = torch.linalg.eigh(curvature[~bound][:, ~bound])
+        along, values = axes.T @ score[~bound], values.abs().clamp(min=_LEAST_CURVATURE)
+        if report is None:
+            report = float((along.square() / values).sum()), -second, slope, bound
+        while True:
+            step = torch.zeros_like(vector)
+            step[~bound] = axes @ (along / (values * (1 + damping)))
+            step = step * min(1.0, _LONGEST_STEP / float(step.abs().max().clamp(min=1e-30)))
+            trial = torch.minimum(torch.maximum(numbers.from_search_scale(scaled + step), low), high)
+            new, effective = likelihood.value(trial)
+            if new >= value - 1e-9 and effective > _KEPT * all_draws:
+                break
+            damping = max(10 * damping, 1e-2)
+            if damping > _MOST_DAMPING:
+                trial, new, effective = vector, value, all_draws
+                break
+        gain, value, vector, damping = new - value, new, trial, 0.2 * damping
+        if gain < tolerance or effective < 1.25 * _KEPT * all_draws:
+            break
+    assert report is not None
+    numbers.set(vector)
+    return Ascent(vector, first_value, value, *report)
