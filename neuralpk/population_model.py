@@ -60,7 +60,7 @@ class PopulationModel(nn.Module):
         scaling: magnitudes of the data that the model was built for; None before `build`.
         parameter_draws: draws of the population's parameters and of the uncertain weights from their approximate
             posterior, as differences from the estimate, ``[draw, coordinate + weight]``; NaN until they are computed
-            (`neuralpk.inference.standard_errors`).
+            (`neuralpk.estimation.standard_errors`).
     """
 
     parameter_draws: Tensor

@@ -21,7 +21,7 @@ from neuralpk.cohort import Cohort
 from neuralpk.dynamics import Decoder, StochasticDynamics
 from neuralpk.encoders import Encoder
 from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals, evaluation_batch
-from neuralpk.inference.standard_errors import PopulationEstimate, standard_errors
+from neuralpk.estimation import FitStatus, PopulationEstimate, PopulationEstimator, PopulationNewton, standard_errors
 from neuralpk.objectives import Loss, MarginalLikelihood, Objective, Step
 from neuralpk.objectives.base import posterior
 from neuralpk.parameters import PopulationParameters
@@ -84,6 +84,8 @@ class LatentTask(L.LightningModule):
     Attributes:
         model: the population model.
         covariance: the population with its standard errors, from the end of the last fit; None before.
+        estimator: of the population, where the objective has one and no other optimiser was asked for; None otherwise.
+        status: how its search ended; None before and without one.
 
     Raises:
         ValueError: parts that do not fit together, or a share outside 0 to 1.
@@ -136,6 +138,8 @@ class LatentTask(L.LightningModule):
         # seeds anew in between, and two processes have to begin as one does
         self._random_state = torch.get_rng_state()
         self.covariance: PopulationEstimate | None = None
+        self.status: FitStatus | None = None
+        self.estimator: PopulationEstimator | None = None
         self._tallies: dict[str, Tensor] = {}
         self._squares = MeanMetric()
         self._log_squares = MeanMetric()
@@ -197,7 +201,8 @@ class LatentTask(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the magnitudes of the data and the provenance, as plain values."""
         assert self.model.scaling is not None
-        checkpoint[_SECTION] = {"scaling": self.model.scaling.plain(), "provenance": self._provenance.plain()}
+        section = {"scaling": self.model.scaling.plain(), "provenance": self._provenance.plain()}
+        checkpoint[_SECTION] = section | {"status": None if self.status is None else self.status.plain()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the magnitudes of the data from the checkpoint, and of a model that started from a pre-training its
@@ -210,6 +215,8 @@ class LatentTask(L.LightningModule):
         if provenance.pretraining:
             self._take_parts(checkpoint["hyper_parameters"])
         self._build(Scaling.from_plain(section["scaling"]), provenance)
+        status = section.get("status")
+        self.status = None if status is None else FitStatus.from_plain(status)
         for schedule in checkpoint.get("lr_schedulers", []):
             for name in ("total_steps", "_schedule_phases"):
                 schedule.pop(name, None)
@@ -298,6 +305,10 @@ class LatentTask(L.LightningModule):
         self._tallies.clear()
         self.model.parameter_draws.fill_(torch.nan)
         self.covariance = None
+        self.status = None
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if self.estimator is not None and not self.estimator.iteration and hasattr(data, "part"):
+            self.estimator.start(evaluation_batch(self.model, data.part("train")))
 
     def on_train_epoch_end(self) -> None:
         """Logs train_loss and its parts per observation, train_failures and gradient_norm per step."""
@@ -318,6 +329,8 @@ class LatentTask(L.LightningModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         if not (self.objective.maximises_likelihood and self.model.is_uncertain and hasattr(data, "part")) or fast:
             return
+        if self.estimator is not None:
+            self.status = self.estimator.status or self.estimator.finish("the training was ended before")
         cohort = data.part("train")
         self.covariance_step(cohort)
         for path in kept_checkpoints(self.trainer):
@@ -330,6 +343,8 @@ class LatentTask(L.LightningModule):
                 other.covariance_step(cohort)
                 draws = other.model.parameter_draws
             saved["state_dict"]["model.parameter_draws"] = draws.cpu()
+            if self.status is not None:
+                saved[_SECTION]["status"] = self.status.plain()
             self.trainer.strategy.save_checkpoint(saved, path)
 
     def _log(self, name: str, value: Tensor | float, weight: int, bar: bool = False) -> None:
@@ -350,10 +365,44 @@ class LatentTask(L.LightningModule):
             )
 
     def training_step(self, batch: CohortBatch, batch_idx: int) -> Tensor:
-        """One step."""
+        """One step; with an estimator of the population, draws for the subjects of the batch."""
+        if self.estimator is not None:
+            return self._estimation_step(self.estimator, batch)
         step = self._current_step()
         with self._all_digits():
             return self._shared_step(self._within_horizon(batch, step), "train", step)
+
+    def _estimation_step(self, estimator: PopulationEstimator, batch: CohortBatch) -> Tensor:
+        with self._all_digits():
+            if not estimator.finished:
+                log_p = estimator.add(batch).sum()
+                self._tally("loss", -log_p.cpu() / batch.observed.sum().cpu(), int(batch.observed.sum()))
+        if estimator.history:
+            self.log("-2LL", -2 * estimator.log_likelihood, prog_bar=True, rank_zero_only=True)
+            self.log("gain", estimator.gain, prog_bar=True, rank_zero_only=True)
+        # the estimator has its own derivatives; several devices wait for a gradient of everything learned
+        learned = [weight for weight in self.parameters() if weight.requires_grad]
+        return 0.0 * torch.stack([weight.sum() for weight in learned]).sum()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """A step of the optimiser; at the end of a pass over the subjects that of the estimator of the population."""
+        super().optimizer_step(*args, **kwargs)
+        batch_index: int = args[1] if len(args) > 1 else kwargs["batch_idx"]
+        if self.estimator is None or self.estimator.finished or not self._pass_ends(batch_index):
+            return
+        with self._all_digits():
+            self.estimator.step()
+        values = {f"population/{one.name}": one.value_reported for one in self.model.coordinates()}
+        values |= {"population/-2LL": -2 * self.estimator.log_likelihood, "population/gain": self.estimator.gain}
+        for logger in self.loggers:
+            logger.log_metrics(values, step=self.global_step)
+        if self.estimator.finished:
+            self.trainer.should_stop = True
+
+    def _pass_ends(self, batch_index: int) -> bool:
+        sampler = getattr(self.trainer.train_dataloader, "sampler", None)
+        in_a_pass = getattr(sampler, "batches_in_a_pass", None)
+        return self.trainer.is_last_batch or (in_a_pass is not None and (batch_index + 1) % in_a_pass == 0)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """The backward pass; a sweep of the adjoint that fails says so.
@@ -371,6 +420,8 @@ class LatentTask(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuse a gradient that is not finite, before it reaches the weights."""
+        if self.estimator is not None:
+            return
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if not bool(torch.isfinite(norm)):
@@ -436,7 +487,12 @@ class LatentTask(L.LightningModule):
             return record_predictions.predictions(self.model, batch, self(batch))
 
     def configure_optimizers(self) -> Any:
-        """Adam, with a one-cycle schedule where the number of steps is known and at least ten."""
+        """The estimator of the population where the objective has one; otherwise Adam, with a one-cycle schedule where
+        the number of steps is known and at least ten."""
+        if not self.horizon:
+            self.estimator = self.objective.estimator(self.model, self.encoder, self.seed, self._of_all_devices)
+            if self.estimator is not None:
+                return PopulationNewton(self.estimator)
         population = self.model.population_weights()
         taken = {id(weight) for weight in population}
         networks = [weight for weight in self.parameters() if id(weight) not in taken]
@@ -452,6 +508,14 @@ class LatentTask(L.LightningModule):
         peaks = [group["lr"] for group in groups]
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=int(steps) + 1, pct_start=0.1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _of_all_devices(self, own: Any) -> list[Any]:
+        """The same object of every device."""
+        if self.trainer.world_size == 1:
+            return [own]
+        found: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(found, own)
+        return found
 
     # ---- a trained task
 
@@ -507,8 +571,8 @@ class LatentTask(L.LightningModule):
                 progress=progress,
             )
 
-    def covariance_step(self, cohort: Cohort, draws: int = 300) -> PopulationEstimate:
-        """Standard errors of the population and its likelihood (`neuralpk.inference.standard_errors`). Intervals of a
+    def covariance_step(self, cohort: Cohort, draws: int = 512) -> PopulationEstimate:
+        """Standard errors of the population and its likelihood (`neuralpk.estimation.standard_errors`). Intervals of a
         later `reconstruct` take them in.
 
         Args:
@@ -530,7 +594,7 @@ class LatentTask(L.LightningModule):
         with self._evaluating():
             batch = evaluation_batch(self.model, cohort)
             start = posterior(self.model, self.encoder, batch).mean.detach()
-            self.covariance = standard_errors(self.model, batch, start, draws, self.seed)
+            self.covariance = standard_errors(self.model, batch, start, draws, self.seed, self.status)
         self.model.parameter_draws.copy_(self.covariance.parameter_draws)
         return self.covariance
 

@@ -17,6 +17,7 @@ LAYERS = (
     {"datasets", "solve"},
     {"decoders", "population_model", "cohort_simulation", "symbolic"},
     {"inference", "path_guide", "population_file"},
+    {"estimation"},
     {"record_predictions", "individual_estimates", "objectives", "pretrained_model"},
     {"datamodules", "evaluate", "task"},
     {"study_figures", "fitting"},

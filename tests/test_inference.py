@@ -18,7 +18,7 @@ from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.dynamics import CompartmentModel, Dynamics
 from neuralpk.inference import importance, joint, tempering
 from neuralpk.inference.map import Mode, map_estimate, maximise
-from neuralpk.inference.standard_errors import PopulationEstimate, _inverse, standard_errors
+from neuralpk.estimation.standard_errors import PopulationEstimate, _inverse, standard_errors
 from neuralpk.parameters import PopulationParameters
 from neuralpk.population_model import PopulationModel, Prediction
 from neuralpk.randomness import Stream

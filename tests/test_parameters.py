@@ -15,7 +15,7 @@ from neuralpk.batch import collate
 from neuralpk.cohort import Cohort, Dose, Subject, Units
 from neuralpk.cohort_simulation import Design, Population, simulate_cohort
 from neuralpk.dynamics import CompartmentModel, LotkaVolterra, NeuralCompartments
-from neuralpk.inference.standard_errors import _rows, standard_errors
+from neuralpk.estimation.standard_errors import _rows, standard_errors
 from neuralpk.parameters import (
     CovariateEffect,
     FactorEffect,

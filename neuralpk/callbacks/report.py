@@ -15,7 +15,7 @@ from rich.table import Table
 from neuralpk.callbacks.tensorboard import parts_of, writers_of
 from neuralpk.datamodules import CohortDataModule
 from neuralpk.evaluate.simulation_checks import calibration
-from neuralpk.inference.standard_errors import PopulationEstimate
+from neuralpk.estimation.standard_errors import PopulationEstimate
 from neuralpk.study_figures import (
     SimulatedStudy,
     curve_errors,
@@ -59,7 +59,10 @@ class Report(L.Callback):
 
     def _population(self, data: CohortDataModule, task: LatentTask, estimate: PopulationEstimate, folder: Path) -> None:
         frame = pd.DataFrame(estimate.rows)
-        frame.assign(TRACK=task.provenance.description).to_csv(folder / "population.csv", index=False)
+        notes = {"TRACK": task.provenance.description}
+        if estimate.status is not None:
+            notes["STATUS"] = estimate.status.word
+        frame.assign(**notes).to_csv(folder / "population.csv", index=False)
         table = Table(
             title=f"Population of the {len(data.part('train'))} training patients", caption=task.provenance.description
         )
@@ -77,6 +80,8 @@ class Report(L.Callback):
         learned = any(True for _ in task.model.dynamics.parameters())
         criteria = "" if learned else f", AIC {estimate.aic:.2f}, BIC {estimate.bic:.2f}"
         self.console.print(f"{likelihood}{criteria}; table: {folder / 'population.csv'}")
+        if estimate.status is not None:
+            self.console.print(f"Population fit: {estimate.status.sentence}")
 
     def _checks(self, trainer: L.Trainer, data: CohortDataModule, task: LatentTask, folder: Path) -> None:
         """Calibration of the population, visual predictive check, npde and random effects of the training subjects,

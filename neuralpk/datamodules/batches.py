@@ -80,8 +80,13 @@ class GlobalBatchSampler(DistributedSampler[Any], SequentialSampler):
             for a, b in pairwise(cuts):
                 yield number, order[a:b][self.rank :: self.num_replicas].tolist()
 
+    @property
+    def batches_in_a_pass(self) -> int:
+        """Number of batches that hold every subject once."""
+        return len(self._cuts()) - 1
+
     def __len__(self) -> int:
-        return self.passes * (len(self._cuts()) - 1)
+        return self.passes * self.batches_in_a_pass
 
 
 class ResumableLoader(DataLoader[CohortBatch]):

@@ -1,1 +1,17 @@
 """Estimation of the population: the maximum of the marginal likelihood, found by Newton's method on held draws."""
+
+from neuralpk.estimation.estimator import Gather, PopulationEstimator
+from neuralpk.estimation.fit_status import FitStatus
+from neuralpk.estimation.held_draws import HeldDraws
+from neuralpk.estimation.optimizer import PopulationNewton
+from neuralpk.estimation.standard_errors import PopulationEstimate, standard_errors
+
+__all__ = [
+    "FitStatus",
+    "Gather",
+    "HeldDraws",
+    "PopulationEstimate",
+    "PopulationEstimator",
+    "PopulationNewton",
+    "standard_errors",
+]

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from neuralpk.batch import CohortBatch
+from neuralpk.estimation.fit_status import FitStatus
 from neuralpk.estimation.held_draws import HeldDraws, HeldLikelihood, effective_draws
 from neuralpk.estimation.learned_numbers import LearnedNumbers
 from neuralpk.estimation.newton import Ascent, ascend
 from neuralpk.estimation.proposals import Centre, Proposal
+from neuralpk.estimation.starting_values import starting_values
 from neuralpk.inference.map import maximise
 from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
 
+STAGES = (64, 256, 512)
 _STAGE_GAIN = 2.0  # in −2LL: with less to gain, more draws are worth more than another step
 _CONVERGED = 0.01  # in −2LL
-_STAGE_STEPS = 25
+_STAGE_STEPS = 12
 _LAST_STEPS = 40
 _FIRST_SEARCH = (30, 1e-2)  # most steps of the search for a centre, and its tolerance in log p
 # omega that a proposal is made for: draws around a narrow posterior would make a wider population look unlikely
@@ -30,61 +32,13 @@ _WIDE_OMEGA = 0.2
 _SMALL_OMEGA = 0.2
 _LITTLE_KNOWN = 0.5  # posterior variance of a random effect over that of its prior
 _SLACK = 1.4
-_ENOUGH_DRAWS = 8.0  # effective draws for each number of a centre and its covariance, so that these come from the draws
-_POOR = 20.0  # effective draws below which a subject is named
-_LOSS = 10.0  # in −2LL: a step after which new draws show a loss above this is halved
+_ENOUGH_DRAWS = 8.0  # effective draws for each dimension, so that a centre and its covariance come from the draws
+_LOSS = 10.0  # in −2LL: a step of linear predictions after which new draws show a loss above this is halved
 _HALVINGS = 6
+_FLAT = 0.05  # curvature; where it is smaller, the standard error is above 4.5 on the logarithmic scale
+_TRIED_SUBJECTS, _TRIED_STEPS = 40, 4  # of the choice between starting values
 
-
-@dataclass(frozen=True)
-class FitStatus:
-    """How the search for the maximum of the likelihood ended.
-
-    Args:
-        converged: whether no more than 0.01 of −2LL is to be gained by another step.
-        reason: why it has not converged; empty otherwise.
-        iterations: outer steps.
-        gain: what the quadratic approximation promises for another step, in −2LL.
-        bounds: names of the numbers at a bound: omegas whose likelihood is largest without variability.
-        undetermined: names of the numbers that the data do not determine.
-        draws: of each subject in the last step.
-        smallest_effective: smallest effective number of draws of a subject.
-        subject: of whom.
-    """
-
-    converged: bool
-    reason: str = ""
-    iterations: int = 0
-    gain: float = math.nan
-    bounds: tuple[str, ...] = ()
-    undetermined: tuple[str, ...] = ()
-    draws: int = 0
-    smallest_effective: float = math.nan
-    subject: str = ""
-
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> FitStatus:
-        """From the dictionary of `plain`."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
-
-    def plain(self) -> dict[str, Any]:
-        """As a dictionary of plain values."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
-    @property
-    def sentence(self) -> str:
-        """In one line, for a report."""
-        if self.converged:
-            text = f"converged in {self.iterations} iterations, {self.gain:.3f} of -2LL still to be gained"
-        else:
-            text = f"NOT CONVERGED after {self.iterations} iterations: {self.reason}"
-        if self.bounds:
-            text += f"; without variability the likelihood is largest: {', '.join(self.bounds)} at its lower bound"
-        if self.undetermined:
-            text += f"; the data do not determine {', '.join(self.undetermined)}"
-        if not math.isnan(self.smallest_effective):
-            text += f"; fewest effective draws {self.smallest_effective:.0f} of {self.draws} (subject {self.subject})"
-        return text
+Gather = Callable[[Any], list[Any]]
 
 
 class PopulationEstimator:
@@ -93,161 +47,233 @@ class PopulationEstimator:
     In an outer step every subject gets K draws of its individual parameters from a mixture around its posterior, whose
     dynamics are solved once. Newton's method then maximises log p(data) given these held draws, until their weights say
     little about the new population. The draws are renewed with the same quasi-random numbers, K grows from stage to
-    stage, and the search ends when the last stage has no more than 0.01 of −2LL to gain. All of it is computed in
-    float64 on a copy of the model.
+    stage, and the search ends when the last stage has less than 0.01 of −2LL to gain. All of it is computed in float64
+    on a copy of the model.
 
     Args:
         model: whose population is estimated; its numbers are written after every step.
         seed: of the quasi-random numbers.
         stages: draws of each subject, by stage.
-        gather: tensors of all devices, stacked.
+        gather: the same object of every device; by default there is one.
 
     Attributes:
-        converged: whether the search has converged.
-        finished: whether it has ended.
+        target: the model whose numbers are written.
         status: how the search ended; None before.
-        log_likelihood: log p(data) at the last draws; NaN before.
+        history: every outer step.
+        remark: on the starting values; empty for none.
+        log_likelihood: log p(data) at the last draws, without the prior of the population; NaN before.
     """
 
     def __init__(
         self,
         model: PopulationModel,
         seed: int = 0,
-        stages: tuple[int, ...] = (64, 256, 512),
-        gather: Callable[[Tensor], Tensor] = lambda tensor: tensor[None],
+        stages: tuple[int, ...] = STAGES,
+        gather: Gather = lambda own: [own],
     ) -> None:
-        self._target, self.seed, self.stages, self._gather = model, seed, stages, gather
-        self.model = copy.deepcopy(model).double().requires_grad_(False)
-        for name in ("population", "error"):
-            of_copy, of_model = (dict(getattr(one, name).named_parameters()) for one in (self.model, model))
-            for key, tensor in of_copy.items():
-                tensor.requires_grad_(of_model[key].requires_grad)
+        self.target, self.seed, self.stages, self._gather = model, seed, stages, gather
+        self.model = float64_copy(model)
         self.numbers = LearnedNumbers(self.model)
         self.stage, self.iteration, self.in_stage = 0, 0, 0
         self.status: FitStatus | None = None
         self.history: list[Ascent] = []
         self.log_likelihood = math.nan
-        self._centres: dict[int, tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]] = {}
+        self.remark = ""
+        self._centres: dict[int, tuple[Tensor, ...]] = {}
         self._draws: list[HeldDraws] = []
+        self._drawn: dict[int, float] = {}
         self._before: tuple[Tensor, float] | None = None
         self._halvings = 0
         self._standardised: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
+        """Whether the search has ended."""
         return self.status is not None
 
     @property
     def draws(self) -> int:
         """Draws of each subject in this stage."""
-        return self.stages[self.stage]
+        return self.stages[self.stage] if self.model.latent_size else 1
+
+    @property
+    def gain(self) -> float:
+        """What the last step gained, in −2LL; inf before."""
+        return 2 * (self.history[-1].end - self.history[-1].start) if self.history else math.inf
+
+    # ---- the beginning
+
+    def start(self, batch: CohortBatch) -> None:
+        """Choose starting values from the data (`starting_values`). Where two sets of them fit the pooled samples, that
+        with which a few steps with some of the subjects reach the larger likelihood; where both give the same curve,
+        which are absorption and elimination that have changed places (flip-flop), the one nearer to the guess of the
+        dynamics, and the other is mentioned in the status if it is likelier.
+
+        Args:
+            batch: all subjects; every record counts.
+        """
+        batch = batch.to(torch.float64).scored_on_all()
+        usual, *others = starting_values(self.model, self.numbers, batch)
+        if others:
+            rows = torch.linspace(0, len(batch) - 1, min(len(batch), _TRIED_SUBJECTS)).round().long()
+            some = batch.select(rows.to(batch.device))
+            (other,) = others
+            gain = 2 * (self._tried(other.vector, some) - self._tried(usual.vector, some))
+            if gain > 0 and not other.same_curve:
+                usual = other
+            elif gain > 0:
+                values = self._typical(other.vector)
+                self.remark = (
+                    f"another maximum, with {values}, gives the typical patient the same curve and may be likelier "
+                    "(flip-flop); start there to find it"
+                )
+        self.numbers.set(usual.vector)
+
+    def _typical(self, vector: Tensor) -> str:
+        self.numbers.set(vector)
+        return ", ".join(f"{name} {value:.3g}" for name, value in self.model.population.typical_values().items())
+
+    def _tried(self, vector: Tensor, batch: CohortBatch) -> float:
+        """log p(y) of some subjects a few steps after a start."""
+        self.numbers.set(vector)
+        trial = PopulationEstimator(self.model, self.seed, self.stages[:1])
+        trial.target = trial.model
+        for _ in range(_TRIED_STEPS):
+            trial.add(batch)
+            trial.step()
+        return trial.log_likelihood
 
     # ---- an outer step
 
     def wide(self) -> Tensor:
-        """The vector of learned numbers, with every omega at least `_WIDE_OMEGA`: proposals are made for it."""
+        """The learned numbers with every omega at least `_WIDE_OMEGA`: proposals are made for them."""
         vector = self.numbers.get()
-        omega = self.numbers.of(self.model.population.log_omega)
-        if omega:
+        if self.numbers.omega:
             least = (_WIDE_OMEGA * self.numbers.omega_units()).log()
             # where eta/omega is held, the draws say of themselves how another omega would do
             held = [name in self._standardised for name in self.model.population.varying]
             least[torch.tensor(held)] = -torch.inf
-            vector[omega] = torch.maximum(vector[omega], least)
+            vector[self.numbers.omega] = torch.maximum(vector[self.numbers.omega], least)
         return vector
 
     @torch.no_grad()
-    def add(self, batch: CohortBatch) -> HeldDraws:
-        """Draw for some subjects, for the next `step`.
+    def add(self, batch: CohortBatch) -> Tensor:
+        """Draw for the subjects that have no draws yet in this step.
 
         Args:
             batch: the subjects; every record counts.
+
+        Returns:
+            log p(y) of every subject of the batch with the numbers as they are, ``[subject]``.
         """
         batch = batch.to(torch.float64).scored_on_all()
+        rows = [k for k, index in enumerate(batch.index.tolist()) if index not in self._drawn]
+        if rows:
+            held = self.draw(batch.select(torch.tensor(rows, device=batch.device)))
+            log_weight = held.log_weight(self.numbers, self.numbers.get())
+            log_p = (torch.logsumexp(log_weight, dim=1) - math.log(log_weight.shape[1])).tolist()
+            self._drawn |= dict(zip(held.batch.index.tolist(), log_p, strict=True))
+            self._draws.append(held)
+        return batch.value.new_tensor([self._drawn[index] for index in batch.index.tolist()])
+
+    def begin_at(self, index: Tensor, z: Tensor) -> None:
+        """Where the search for the posterior of each subject begins: z ``[subject, latent]`` of subjects ``[subject]``."""
+        unknown = torch.full((z.shape[1], z.shape[1]), torch.nan, dtype=torch.float64, device=z.device)
+        pairs = zip(index.tolist(), z.double(), strict=True)
+        self._centres |= {key: (mean, unknown, mean, unknown) for key, mean in pairs}
+
+    def draw(self, batch: CohortBatch, stream: int = 0, curved: bool = False) -> HeldDraws:
+        """Draws of some subjects around their posterior.
+
+        Args:
+            batch: float64.
+            stream: which set of quasi-random numbers.
+            curved: of `HeldDraws.draw`.
+        """
         here, wide = self.numbers.get(), self.wide()
         proposal = self._proposal(batch, wide)
         self.numbers.set(here)
-        held = HeldDraws.draw(
-            self.model, self.numbers, batch, proposal, wide, self.seed, Stream.ESTIMATION.at(0), self.draws, self._standardised
+        at = Stream.ESTIMATION.at(2 + stream)
+        return HeldDraws.draw(
+            self.model, self.numbers, batch, proposal, wide, self.seed, at, self.draws, self._standardised, curved
         )
-        self._draws.append(held)
-        return held
 
     def _proposal(self, batch: CohortBatch, wide: Tensor) -> Proposal:
         """Of z under the population `wide`."""
         self.numbers.set(wide)
-        found = [self._centres.get(index) for index in batch.index.tolist()]
-        size = self.model.latent_size
-        zero = torch.zeros(size, dtype=torch.float64, device=batch.device), torch.eye(size, device=batch.device).double()
-        pairs = [one or (zero, zero) for one in found]
-        posterior, around_wide = (
-            Centre(torch.stack([pair[k][0] for pair in pairs]), torch.stack([pair[k][1] for pair in pairs]))
-            for k in (0, 1)
-        )
-        searched = [k for k, one in enumerate(found) if one is None or bool(one[1][1].isnan().any())]
-        if searched and size:
-            rows = torch.tensor(searched, device=batch.device)
+        size, like = self.model.latent_size, {"dtype": torch.float64, "device": batch.device}
+        zero, one = torch.zeros(size, **like), torch.eye(size, **like)
+        known = [self._centres.get(index) for index in batch.index.tolist()]
+        parts = [torch.stack(part) for part in zip(*(each or (zero, one, zero, one) for each in known), strict=True)]
+        posterior, around_wide = Centre(*parts[:2]), Centre(*parts[2:])
+        searched = torch.tensor([each is None for each in known], device=batch.device)
+        searched |= around_wide.covariance.isnan().any(-1).any(-1)
+        rows = searched.nonzero()[:, 0]
+        if len(rows) and size:
             mode = maximise(self.model, batch.select(rows), around_wide.mean[rows], *_FIRST_SEARCH)
             around_wide.mean[rows], around_wide.covariance[rows] = mode.z, torch.linalg.inv(mode.precision)
-        few = posterior.covariance.isnan().any(-1).any(-1)
-        few[searched] = True
+        few = searched | posterior.covariance.isnan().any(-1).any(-1)
         posterior.mean[few], posterior.covariance[few] = around_wide.mean[few], around_wide.covariance[few]
         return Proposal.around(posterior, around_wide)
 
+    def likelihood(self, draws: list[HeldDraws] | None = None) -> HeldLikelihood:
+        """The likelihood given the draws of `add`, or given others."""
+        held = self._draws if draws is None else draws
+        return HeldLikelihood(self.numbers, held, lambda tensor: torch.stack(self._gather(tensor)).sum(0))
+
     def step(self) -> Ascent:
         """One outer step with the draws of `add`: move the population and write it to the model."""
-        likelihood = HeldLikelihood(self.numbers, self._draws, lambda tensor: self._gather(tensor).sum(0))
-        here = self.numbers.get()
+        likelihood, here = self.likelihood(), self.numbers.get()
         start, _ = likelihood.value(here)
         linear = any(held.movers for held in self._draws)
         if linear and self._before and 2 * (self._before[1] - start) > _LOSS and self._halvings < _HALVINGS:
             # the new draws do not confirm the last step: half of it
             self._halvings += 1
             self.numbers.set((here + self._before[0]) / 2)
-            ascent = Ascent(self.numbers.get(), start, start, math.inf, *_nothing(self.numbers.size))
+            nothing = torch.zeros_like(here)
+            ascent = Ascent(self.numbers.get(), start, start, math.inf, nothing.diag(), nothing.bool())
         else:
             ascent = ascend(likelihood, here)
             self._before, self._halvings = (here, start), 0
         self.iteration += 1
         self.in_stage += 1
         self.history.append(ascent)
-        self.log_likelihood = ascent.end
-        self._renew_proposals()
+        self.log_likelihood = ascent.end - float(self.model.population.log_prior())
+        self.renew_proposals(self._draws)
         self._advance(ascent)
-        self._draws = []
-        self._write()
+        self._draws, self._drawn = [], {}
+        with torch.no_grad():
+            for mine, of_target in zip(
+                self.model.population_weights(), self.target.population_weights(), strict=True
+            ):
+                of_target.copy_(mine)
         return ascent
 
-    def _write(self) -> None:
-        with torch.no_grad():
-            pairs = zip(self.model.population_weights(), self._target.population_weights(), strict=True)
-            for mine, of_target in pairs:
-                of_target.copy_(mine)
-
     @torch.no_grad()
-    def _renew_proposals(self) -> None:
-        """Mean and covariance of every subject's posterior from the weighted draws, in the population as it is and in
-        the wide one; NaN where these draws are few."""
+    def renew_proposals(self, draws: list[HeldDraws]) -> None:
+        """Mean and covariance of every subject's posterior from weighted draws, in the population as it is and in the
+        wide one; NaN where the effective draws are few."""
         here, population = self.numbers.get(), self.model.population
-        posteriors, sums = [], torch.zeros(1 + self.model.latent_size, dtype=torch.float64)
-        for held in self._draws:
+        posteriors, sums = [], torch.zeros(1 + self.model.latent_size, dtype=torch.float64, device=self.numbers.device)
+        for held in draws:
             log_weight = held.log_weight(self.numbers, here)
             parameters = held.parameters(self.numbers, here)[0]
             z = population.z_of(parameters, held.batch.covariates[:, :1])[0]
             variance = _moments(z, log_weight)[1].diagonal(dim1=1, dim2=2)
             known = ~variance.isnan().any(1)
-            sums += torch.cat([known.sum()[None].double(), variance[known].sum(0)]).cpu()
+            sums += torch.cat([known.sum()[None].double(), variance[known].sum(0)])
             posteriors.append((parameters, log_weight))
-        sums = self._gather(sums).sum(0)
+        sums = torch.stack(self._gather(sums)).sum(0)
         self._standardised = self._to_standardise(here, sums[1:] / sums[0])
         wide = self.wide()
-        for held, (parameters, log_weight) in zip(self._draws, posteriors, strict=True):
+        found: dict[int, tuple[Tensor, ...]] = {}
+        for held, (parameters, log_weight) in zip(draws, posteriors, strict=True):
             of_wide = held.log_weight(self.numbers, wide)
             z = population.z_of(parameters, held.batch.covariates[:, :1])[0]
-            centres = [_moments(z, log_weight), _moments(z, of_wide)]
-            for row, index in enumerate(held.batch.index.tolist()):
-                posterior, around_wide = ((mean[row], covariance[row]) for mean, covariance in centres)
-                self._centres[index] = (posterior, around_wide)
+            parts = (*_moments(z, log_weight), *_moments(z, of_wide))
+            found |= dict(zip(held.batch.index.tolist(), zip(*parts, strict=True), strict=True))
+        for centres in self._gather(found):
+            self._centres |= {index: tuple(one.to(here.device) for one in part) for index, part in centres.items()}
         self.numbers.set(here)
 
     def _to_standardise(self, here: Tensor, variance: Tensor) -> tuple[str, ...]:
@@ -267,45 +293,81 @@ class PopulationEstimator:
                 found.append(name)
         return tuple(found)
 
+    # ---- the end
+
     def _advance(self, ascent: Ascent) -> None:
         """The next stage, or the end."""
         gain = max(2 * (ascent.end - ascent.start), 0.0)
-        last = self.stage == len(self.stages) - 1
-        halved = math.isinf(ascent.promise)
+        last, halved = self.stage == len(self.stages) - 1, math.isinf(ascent.promise)
         if not last and not halved and (gain < _STAGE_GAIN or self.in_stage >= _STAGE_STEPS):
             self.stage, self.in_stage, self._before = self.stage + 1, 0, None
         elif last and not halved and gain < _CONVERGED and ascent.promise < 2 * _CONVERGED and self.in_stage > 1:
-            self.finish(True)
+            self.finish()
         elif last and self.in_stage >= _LAST_STEPS:
-            self.finish(False, f"the likelihood still changes after {self.in_stage} steps with {self.draws} draws")
+            self.finish(f"-2LL still changes by {gain:.2g} in a step with {self.draws} draws")
 
-    def finish(self, converged: bool, reason: str = "") -> FitStatus:
-        """End the search."""
+    def finish(self, reason: str = "") -> FitStatus:
+        """End the search.
+
+        Args:
+            reason: why it has not converged; empty if it has.
+        """
         ascent = next((one for one in reversed(self.history) if not math.isinf(one.promise)), None)
-        names = self.numbers.names()
-        fewest, subject = self._fewest()
-        self.status = FitStatus(
-            converged,
-            reason,
-            self.iteration,
-            math.nan if ascent is None else ascent.promise,
-            () if ascent is None else tuple(names[k] for k in ascent.bound.nonzero()[:, 0].tolist()),
-            (),
-            self.draws,
-            fewest,
-            subject,
-        )
-        return self.status
-
-    def _fewest(self) -> tuple[float, str]:
-        """Smallest effective number of draws of a subject of this device, and its name."""
+        names, bounds, undetermined = self.numbers.names(), [], []
+        if ascent is not None:
+            bounds = [names[k] for k in ascent.bound.nonzero()[:, 0].tolist()]
+            undetermined = [names[k] for k in _flat(ascent)]
+            if undetermined:
+                reason = f"the data do not determine {', '.join(undetermined)}"
         fewest, subject = math.inf, ""
         for held in self._draws:
             found = effective_draws(held.log_weight(self.numbers, self.numbers.get()))
             k = int(found.argmin())
-            if float(found[k]) < fewest:
-                fewest, subject = float(found[k]), held.batch.ids[k]
-        return fewest, subject
+            fewest, subject = min((fewest, subject), (float(found[k]), held.batch.ids[k]))
+        fewest, subject = min(self._gather((fewest, subject)))
+        gain = math.nan if ascent is None else ascent.promise
+        self.status = FitStatus(
+            not reason, reason, self.iteration, gain, tuple(bounds), tuple(undetermined), self.draws, fewest, subject,
+            self.remark,
+        )
+        return self.status
+
+    # ---- between sessions of a training
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed search needs, as tensors and plain values."""
+        index = list(self._centres)
+        parts = [torch.stack(part) for part in zip(*self._centres.values(), strict=True)]
+        return {
+            "numbers": self.numbers.get(),
+            "counts": [self.stage, self.in_stage, self.iteration],
+            "standardised": list(self._standardised),
+            "index": index,
+            "centres": parts,
+            "log_likelihood": self.log_likelihood,
+            "remark": self.remark,
+            "status": None if self.status is None else self.status.plain(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from the state of another search of the same model."""
+        self.numbers.set(state["numbers"].to(self.numbers.device))
+        self.stage, self.in_stage, self.iteration = state["counts"]
+        self._standardised = tuple(state["standardised"])
+        parts = [part.to(self.numbers.device) for part in state["centres"]]
+        self._centres = dict(zip(state["index"], zip(*parts, strict=True), strict=True))
+        self.log_likelihood, self.remark = state["log_likelihood"], state["remark"]
+        # a search that a bound of the Trainer ended goes on
+        status = None if state["status"] is None else FitStatus.from_plain(state["status"])
+        self.status = status if status is not None and status.converged else None
+
+
+def float64_copy(model: PopulationModel) -> PopulationModel:
+    """A copy in which only the numbers of the population and of the residual error are learned, in float64."""
+    made: PopulationModel = copy.deepcopy(model).double().requires_grad_(False)
+    for mine, of_model in zip(made.population_weights(), model.population_weights(), strict=True):
+        mine.requires_grad_(of_model.requires_grad)
+    return made
 
 
 def _moments(z: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -319,5 +381,10 @@ def _moments(z: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(enough[:, None, None], covariance, torch.nan)
 
 
-def _nothing(size: int) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.zeros(size, size).double(), torch.zeros(size).double(), torch.zeros(size, dtype=torch.bool)
+def _flat(ascent: Ascent) -> list[int]:
+    """Positions of the numbers that take part in a direction in which the likelihood has no curvature."""
+    free = (~ascent.bound).nonzero()[:, 0]
+    values, axes = torch.linalg.eigh(ascent.curvature[free][:, free])
+    flat = axes[:, values < _FLAT].abs().amax(1) if bool((values < _FLAT).any()) else torch.zeros_like(values)
+    found: list[int] = free[flat > 0.3].tolist()
+    return found

@@ -16,6 +16,7 @@ from neuralpk.estimation.proposals import Proposal
 from neuralpk.population_model import PopulationModel
 
 _STEP = 1e-3  # on the learned scale, for differences in float64
+_MOVE = 1e-2  # of a number that moves predictions: far above the error of a solver
 _LINEAR = 0.3  # on the learned scale: farther away, predictions are not taken as linear
 _SOLVED_AT_ONCE = 40_000  # curves: bounds the memory
 
@@ -41,6 +42,7 @@ class HeldDraws:
         log_q: log density of the proposal of `unconstrained`, ``[subject, draw]``; inf for a draw without solution.
         value: predictions, ``[draw, subject, observation]``; 1 where there is no solution.
         slopes: their derivatives in the numbers `movers`, ``[mover, draw, subject, observation]``.
+        bends: their second derivatives, ``[mover, mover, draw, subject, observation]``; None where they are not needed.
         movers: positions of these numbers in the vector of learned numbers.
         standardised: names of the parameters whose eta/omega is held.
         centre: typical parameters of the subjects at the draw, ``[subject, 1, parameter]``.
@@ -52,6 +54,7 @@ class HeldDraws:
     log_q: Tensor
     value: Tensor
     slopes: Tensor
+    bends: Tensor | None
     movers: list[int]
     standardised: tuple[str, ...]
     centre: Tensor
@@ -61,7 +64,7 @@ class HeldDraws:
     @torch.no_grad()
     def draw(
         cls, model: PopulationModel, numbers: LearnedNumbers, batch: CohortBatch, proposal: Proposal, wide: Tensor,
-        seed: int, stream: int, draws: int, standardised: tuple[str, ...] = (),
+        seed: int, stream: int, draws: int, standardised: tuple[str, ...] = (), curved: bool = False,
     ) -> HeldDraws:  # fmt: skip
         """Draw from a proposal and solve.
 
@@ -75,6 +78,7 @@ class HeldDraws:
             stream: of the random numbers.
             draws: for each subject.
             standardised: parameters whose eta/omega is held.
+            curved: whether predictions are taken to the second order in the numbers that move them, not to the first.
         """
         at = numbers.get()
         numbers.set(wide)
@@ -85,20 +89,31 @@ class HeldDraws:
         movers = numbers.of_predictions(batch, standardised)
         centre = model.population.centre(batch.covariates[:, :1])
         value = _predict(model, held, batch)
-        found = cls(batch, held, log_q, value, value, movers, standardised, centre, at)
-        slopes = value.new_zeros((len(movers), *value.shape))
-        for k, position in enumerate(movers):
-            ends = []
-            for sign in (1, -1):
-                moved = at.clone()
-                moved[position] += sign * _STEP
-                numbers.set(moved)
-                ends.append(_predict(model, found.parameters(numbers, moved)[0], batch))
-            slopes[k] = (ends[0] - ends[1]) / (2 * _STEP)
+        found = cls(batch, held, log_q, value, value, None, movers, standardised, centre, at)
+
+        def moved(*moves: tuple[int, int]) -> Tensor:
+            vector = at.clone()
+            for k, sign in moves:
+                vector[movers[k]] += sign * _MOVE
+            numbers.set(vector)
+            return _predict(model, found.parameters(numbers, vector)[0], batch).nan_to_num(1.0)
+
+        slopes, size = value.new_zeros((len(movers), *value.shape)), len(movers)
+        bends = value.new_zeros((size, size, *value.shape)) if curved else None
+        for k in range(size):
+            above, below = moved((k, 1)), moved((k, -1))
+            slopes[k] = (above - below) / (2 * _MOVE)
+            if bends is None:
+                continue
+            bends[k, k] = (above - 2 * value + below) / _MOVE**2
+            for m in range(k):
+                mixed = moved((k, 1), (m, 1)) - moved((k, 1), (m, -1)) - moved((k, -1), (m, 1)) + moved((k, -1), (m, -1))
+                bends[k, m] = bends[m, k] = mixed / (4 * _MOVE**2)
         numbers.set(at)
         solved = torch.isfinite(torch.where(batch.target, value, 0.0)).all(-1).T
         log_q = torch.where(solved, log_q + log_volume, torch.inf)
-        return replace(found, log_q=log_q, value=value.nan_to_num(1.0), slopes=slopes.nan_to_num(0.0))
+        bends = None if bends is None else bends.nan_to_num(0.0)
+        return replace(found, log_q=log_q, value=value.nan_to_num(1.0), slopes=slopes.nan_to_num(0.0), bends=bends)
 
     def parameters(self, numbers: LearnedNumbers, vector: Tensor) -> tuple[Tensor, Tensor]:
         """Held parameters of the population as it is now, ``[subject, draw, parameter]``, and the log of the volume
@@ -123,7 +138,10 @@ class HeldDraws:
         if self.movers:
             by = vector - self.at
             by[numbers.omega] = torch.expm1(by[numbers.omega])  # linear in omega, not in its logarithm
-            value = value + torch.tensordot(by[self.movers].to(value), self.slopes, dims=1)
+            by = by[self.movers].to(value)
+            value = value + torch.tensordot(by, self.slopes, dims=1)
+            if self.bends is not None:
+                value = value + 0.5 * torch.tensordot(by, torch.tensordot(by, self.bends, dims=1), dims=1)
         found: Tensor = numbers.model.error.log_likelihood(self.batch, value).sum(-1).T
         return found.nan_to_num(-torch.inf, posinf=-torch.inf)
 
@@ -223,10 +241,10 @@ class HeldLikelihood:
     def derivatives(self, vector: Tensor) -> tuple[float, Tensor, Tensor]:
         """log p(data) + log prior, ``[number]`` and ``[number, number]``."""
         n = self.numbers.size
-        total = torch.zeros(1 + n + n * n, dtype=torch.float64)
+        total = torch.zeros(1 + n + n * n, dtype=torch.float64, device=self.numbers.device)
         for held in self.draws:
             value, first, second = held.derivatives(self.numbers, vector)
-            total += torch.cat([value.reshape(1), first, second.flatten()]).cpu()
+            total += torch.cat([value.reshape(1), first, second.flatten()])
         total = self.reduce(total)
         value, first, second = total[0], total[1 : 1 + n], total[1 + n :].view(n, n)
         prior, of_prior, prior_curvature = self._prior(vector)
@@ -238,14 +256,14 @@ class HeldLikelihood:
         with torch.enable_grad():
             prior = numbers.model.population.log_prior()
             if not prior.requires_grad:
-                return float(prior), torch.zeros(numbers.size).double(), torch.zeros(numbers.size, numbers.size).double()
+                return float(prior), torch.zeros_like(vector), torch.zeros_like(vector).diag()
             first = numbers.flat(_gradient(prior, numbers, create_graph=True))
             zero = torch.zeros_like(first)
             rows = [
                 numbers.flat(_gradient(one, numbers, retain_graph=True)) if one.requires_grad else zero
                 for one in first.unbind()
             ]
-        return float(prior.detach()), first.detach().cpu(), torch.stack(rows).detach().cpu()
+        return float(prior.detach()), first.detach(), torch.stack(rows).detach()
 
 
 def effective_draws(log_weight: Tensor) -> Tensor:

@@ -37,7 +37,9 @@ class LearnedNumbers:
             self._starts[id(tensor)] = size
             size += tensor.numel()
         self.size = size
-        self.low, self.high = torch.full((size,), -torch.inf).double(), torch.full((size,), torch.inf).double()
+        self.device = model.value_scale.device
+        self.low = torch.full((size,), -torch.inf, dtype=torch.float64, device=self.device)
+        self.high = -self.low
         omega = self.of(model.population.log_omega)
         self.low[omega] = (_SMALLEST_OMEGA * self.omega_units()).log()[: len(omega)]
         self.omega, self._bend = omega, (0.3 * self.omega_units())[: len(omega)]
@@ -48,8 +50,8 @@ class LearnedNumbers:
         parameters; of other distributions the starting value gives the magnitude."""
         population = self.model.population
         scaled = [isinstance(population.distribution[name], LogNormal | LogitNormal) for name in population.varying]
-        start = population.log_omega_start.double().cpu().exp() / 0.3
-        return torch.where(torch.tensor(scaled, dtype=torch.bool), 1.0, start)
+        start = population.log_omega_start.double().exp() / 0.3
+        return torch.where(torch.tensor(scaled, dtype=torch.bool, device=start.device), 1.0, start)
 
     def of(self, tensor: Tensor) -> list[int]:
         """Positions of a tensor's numbers in the vector; empty for one that is not learned."""
@@ -58,8 +60,7 @@ class LearnedNumbers:
 
     def get(self) -> Tensor:
         """The vector, float64."""
-        parts = [tensor.detach().flatten().double().cpu() for tensor in self.tensors]
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+        return torch.cat([tensor.detach().flatten().double() for tensor in self.tensors])
 
     @torch.no_grad()
     def set(self, vector: Tensor) -> None:

@@ -25,8 +25,8 @@ class Ascent:
         start: log p(data) where it began.
         end: log p(data) where it ended.
         promise: score · information⁻¹ · score at the beginning: the gain in −2LL that a quadratic function would give.
-        information: minus the second derivatives at the beginning, ``[number, number]``.
-        score: first derivatives at the beginning.
+        curvature: minus the second derivatives at the beginning on the scale of the search
+            (`LearnedNumbers.search_scale`), ``[number, number]``.
         bound: numbers at a bound that the likelihood pushes against, bool ``[number]``.
     """
 
@@ -34,8 +34,7 @@ class Ascent:
     start: float
     end: float
     promise: float
-    information: Tensor
-    score: Tensor
+    curvature: Tensor
     bound: Tensor
 
 
@@ -66,7 +65,7 @@ def ascend(likelihood: HeldLikelihood, vector: Tensor, tolerance: float = 1e-4) 
         values, axes = torch.linalg.eigh(curvature[~bound][:, ~bound])
         along, values = axes.T @ score[~bound], values.abs().clamp(min=_LEAST_CURVATURE)
         if report is None:
-            report = float((along.square() / values).sum()), -second, slope, bound
+            report = float((along.square() / values).sum()), curvature, bound
         while True:
             step = torch.zeros_like(vector)
             step[~bound] = axes @ (along / (values * (1 + damping)))

@@ -12,6 +12,7 @@ from torch import Tensor
 from neuralpk import randomness
 from neuralpk.batch import CohortBatch
 from neuralpk.encoders import Encoder, Posterior
+from neuralpk.estimation import Gather, PopulationEstimator
 from neuralpk.part import Part
 from neuralpk.population_model import PopulationModel, Prediction
 from neuralpk.randomness import Stream
@@ -142,6 +143,20 @@ class Objective(Part, ABC):
     ) -> Tensor:
         """Individual estimates of z given the context, ``[subject, latent]``: by default the mean of q."""
         return posterior(model, encoder, batch).mean
+
+    def estimator(
+        self, model: PopulationModel, encoder: Encoder | None, seed: int, gather: Gather
+    ) -> PopulationEstimator | None:
+        """An estimator that moves the population by itself, instead of an optimiser that follows the gradient of the
+        loss; by default None.
+
+        Args:
+            model: as built.
+            encoder: of the task.
+            seed: of the training.
+            gather: of `neuralpk.estimation.PopulationEstimator`.
+        """
+        return None
 
     @property
     def searches_map(self) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 from neuralpk import randomness
 from neuralpk.batch import CohortBatch
 from neuralpk.encoders import Encoder, Posterior
+from neuralpk.estimation import Gather, PopulationEstimator
 from neuralpk.inference import importance
 from neuralpk.inference.map import map_estimate, maximise
 from neuralpk.objectives.base import Loss, Objective, Step, failures, posterior, predict_solvable
@@ -34,11 +35,15 @@ class MarginalLikelihood(Objective):
     weights give the gradient in the model (Fisher's identity). An encoder is trained beside it, by the weighted draws
     (Bornschein and Bengio 2015) and by simulated patients, whose z is known.
 
+    A model without network weights and without an encoder needs none of this: its population is estimated by Newton's
+    method on held draws (`neuralpk.estimation.PopulationEstimator`), which chooses starting values, draws and steps by
+    itself and stops when it has converged.
+
     y is every record of the context or the target of a batch: no record of a patient is read without being scored.
 
     Args:
-        draws: K, of z for each subject and step.
-        map_steps: most steps of the search in a step of the training.
+        draws: K, of z for each subject and step; of a model with weights.
+        map_steps: most steps of the search in a step of the training; of a model with weights.
 
     Raises:
         ValueError: no draw; a negative number of steps.
@@ -94,6 +99,14 @@ class MarginalLikelihood(Objective):
             simulated = model.simulate(normal[:, :size], normal[:, size:], batch)
         of_simulated: Posterior = encoder(simulated)
         return total - of_simulated.log_density(normal[:, None, :size]).sum()
+
+    def estimator(
+        self, model: PopulationModel, encoder: Encoder | None, seed: int, gather: Gather
+    ) -> PopulationEstimator | None:
+        learns_weights = any(weight.requires_grad for weight in model.dynamics.parameters())
+        if encoder is not None or learns_weights or not model.is_uncertain:
+            return None
+        return PopulationEstimator(model, seed, gather=gather)
 
     def estimate(
         self, model: PopulationModel, encoder: Encoder | None, guide: PathGuide | None, batch: CohortBatch

@@ -62,6 +62,11 @@ class Coordinate:
         return self.kind in ("typical", "effect")
 
     @property
+    def value_reported(self) -> float:
+        """On the reported scale; of a correlation the number that is learned."""
+        return float(self.reported(self.tensor.detach().view(-1)[self.index]))
+
+    @property
     def value(self) -> float:
         """On the scale on which it is learned."""
         return float(self.tensor.detach().view(-1)[self.index])

@@ -1,0 +1,67 @@
+"""How the search for the maximum of the likelihood ended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+_POOR = 20.0  # effective draws; with fewer a subject is named
+
+
+@dataclass(frozen=True)
+class FitStatus:
+    """How the search for the maximum of the likelihood ended.
+
+    Args:
+        converged: whether another step would gain less than 0.01 of −2LL.
+        reason: why it has not converged; empty otherwise.
+        iterations: outer steps.
+        gain: what the quadratic approximation promises for another step, score·information⁻¹·score, in −2LL.
+        bounds: names of the numbers at a bound: omegas whose likelihood is largest without variability.
+        undetermined: names of the numbers that the data do not determine.
+        draws: of each subject in the last step.
+        smallest_effective: smallest effective number of draws of a subject.
+        subject: of which subject.
+        remark: on the starting values; empty for none.
+    """
+
+    converged: bool
+    reason: str = ""
+    iterations: int = 0
+    gain: float = math.nan
+    bounds: tuple[str, ...] = ()
+    undetermined: tuple[str, ...] = ()
+    draws: int = 0
+    smallest_effective: float = math.nan
+    subject: str = ""
+    remark: str = ""
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> FitStatus:
+        """From the dictionary of `plain`."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
+
+    def plain(self) -> dict[str, Any]:
+        """As a dictionary of plain values."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @property
+    def word(self) -> str:
+        """For a column of a table."""
+        return "converged" if self.converged else "not converged"
+
+    @property
+    def sentence(self) -> str:
+        """For a report."""
+        steps = f"{self.iterations} iterations"
+        gain = "" if math.isnan(self.gain) else f", {self.gain:.2g} of -2LL still to be gained"
+        text = f"converged in {steps}{gain}" if self.converged else f"not converged after {steps}{gain}: {self.reason}"
+        if self.bounds:
+            text += f"; {', '.join(self.bounds)} at the lower bound, where the likelihood is largest"
+        if self.smallest_effective < math.inf:
+            text += f"; fewest effective draws {self.smallest_effective:.0f} of {self.draws} (subject {self.subject})"
+        if self.smallest_effective < _POOR:
+            text += ", too few for a sure result"
+        return f"{text}; {self.remark}" if self.remark else text

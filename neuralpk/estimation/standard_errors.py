@@ -1,0 +1,240 @@
+"""Standard errors of the population parameters, likelihood and shrinkage (the covariance step)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from neuralpk.batch import CohortBatch
+from neuralpk.estimation.estimator import PopulationEstimator
+from neuralpk.estimation.fit_status import FitStatus
+from neuralpk.estimation.held_draws import HeldDraws
+from neuralpk.inference import importance
+from neuralpk.inference.map import map_estimate
+from neuralpk.inference.population_draws import draw_parameters
+from neuralpk.parameters import Coordinate, LogNormal
+from neuralpk.population_model import PopulationModel
+
+_WIDEST = 2.0  # standard deviation, on the learned scale, of what the data do not determine at all
+_KNOWN = 1e-6  # standard deviation of a number at a bound
+_ADAPTATIONS = 2  # of the proposals to the posterior
+_LEAST_SETS, _MOST_SETS = 4, 12  # of draws for the likelihood
+_SMALL_ERROR = 0.03  # of log p(data)
+
+
+@dataclass(frozen=True)
+class PopulationEstimate:
+    """Table of typical values, variability, covariate effects and residual error, with their uncertainty.
+
+    Args:
+        rows: of a table, ``pandas.DataFrame(rows)``, one for each parameter: PARAMETER, ESTIMATE, LO95, HI95, RSE (%);
+            of a covariate effect the coefficient with its REFERENCE, as a population file has them; of a parameter that
+            varies OMEGA, the standard deviation of eta, OMEGA_RSE (%) and SHRINKAGE (%), and where it is log-normal CV
+            (%) and CV_RSE (%). Correlations come last.
+        covariance: of the coordinates on their learned scale (`neuralpk.parameters.Coordinate`),
+            ``[coordinate, coordinate]``.
+        parameter_draws: draws of coordinates and network weights, as distances from the estimate,
+            ``[draw, coordinate + weight]``.
+        log_likelihood: log p(data), every z integrated out by importance sampling.
+        error: its Monte-Carlo standard error.
+        parameters: number of learned numbers, weights of networks included.
+        observations: number of observations.
+        status: how the search for the maximum ended; None where another optimiser than that of the population was used.
+    """
+
+    rows: list[dict[str, str | float]]
+    covariance: Tensor
+    parameter_draws: Tensor
+    log_likelihood: float
+    error: float
+    parameters: int
+    observations: int
+    status: FitStatus | None = None
+
+    @property
+    def aic(self) -> float:
+        """−2·log p + 2·parameters (Akaike 1974)."""
+        return -2 * self.log_likelihood + 2 * self.parameters
+
+    @property
+    def bic(self) -> float:
+        """−2·log p + log(observations)·parameters (Schwarz 1978)."""
+        return -2 * self.log_likelihood + math.log(self.observations) * self.parameters
+
+
+def standard_errors(
+    model: PopulationModel,
+    batch: CohortBatch,
+    start: Tensor,
+    draws: int = 512,
+    seed: int = 0,
+    status: FitStatus | None = None,
+) -> PopulationEstimate:
+    """Standard errors, likelihood and shrinkage of the population, from the subjects of its training.
+
+    The observed information is minus the second derivative of log p(data), to which that of the prior is added. Both
+    come from draws of the individual parameters that are held while the population moves
+    (`neuralpk.estimation.HeldDraws`). The uncertainty of network weights adds to that of the population
+    (`neuralpk.inference.population_draws`). A number at a bound counts as known.
+
+    log p(data) is computed from several sets of quasi-random draws, whose differences give its Monte-Carlo error.
+
+    Args:
+        model: at the maximum of its marginal likelihood (`neuralpk.objectives.MarginalLikelihood`).
+        batch: the subjects; the records of the context count.
+        start: z from which the maximum of each subject is searched, ``[subject, latent]``.
+        draws: of z for each subject in each set.
+        seed: of the draws.
+        status: how the search for the maximum ended.
+    """
+    estimator = PopulationEstimator(model, seed, (draws,))
+    batch, single = batch.to(torch.float64).scored_on_context(), batch.scored_on_context()
+    estimator.begin_at(batch.index, start)
+    with torch.no_grad():
+        for _ in range(_ADAPTATIONS):
+            estimator.renew_proposals([estimator.draw(batch)])
+        held = estimator.draw(batch, curved=True)
+        log_likelihood, error = _log_likelihood(estimator, batch, held)
+    numbers = estimator.numbers
+    vector = numbers.get()
+    _, slope, second = held.derivatives(numbers, vector)
+    prior = estimator.likelihood([]).derivatives(vector)
+    total_slope = slope + prior[1]
+    bound = ((vector <= numbers.low + 1e-6) & (total_slope < 0)) | ((vector >= numbers.high - 1e-6) & (total_slope > 0))
+    coordinates = model.coordinates()
+    where = [numbers.of(own.tensor)[own.index] for own in estimator.model.coordinates() if numbers.of(own.tensor)]
+    covariance = _inverse(-(second + second.T) / 2, -prior[2], bound)[where][:, where]
+    with torch.no_grad():
+        drawn = _of_z(model, single, held, estimator)
+    parameter_draws, covariance = draw_parameters(model, single, drawn, covariance, seed)
+    z = (drawn.weight[..., None] * drawn.z).sum(1)
+    mode = map_estimate(model, single, z).z
+    return PopulationEstimate(
+        _rows(coordinates, covariance, _shrinkage(model, mode)) + _correlations(model, coordinates, covariance),
+        covariance,
+        parameter_draws,
+        log_likelihood,
+        error,
+        len(coordinates) + model.population.unreported() + sum(part.numel() for part in model.dynamics.parameters()),
+        int(batch.target.sum()),
+        status,
+    )
+
+
+def _log_likelihood(estimator: PopulationEstimator, batch: CohortBatch, first: HeldDraws) -> tuple[float, float]:
+    """log p(data) and its Monte-Carlo standard error, from as many sets of draws as a small error needs."""
+    vector, sets = estimator.numbers.get(), []
+    for number in range(_MOST_SETS):
+        held = first if number == 0 else estimator.draw(batch, number)
+        log_weight = held.log_weight(estimator.numbers, vector)
+        sets.append(torch.logsumexp(log_weight, dim=1) - math.log(log_weight.shape[1]))
+        if len(sets) < _LEAST_SETS:
+            continue
+        values = torch.stack(sets)
+        mean = torch.logsumexp(values, dim=0) - math.log(len(sets))
+        # of each subject by itself: the sets are independent
+        error = float(((values - mean).exp().var(0) / len(sets)).sum().sqrt())
+        if error < _SMALL_ERROR:
+            break
+    estimator.numbers.set(vector)
+    return float(mean.sum()), error
+
+
+def _of_z(
+    model: PopulationModel, batch: CohortBatch, held: HeldDraws, estimator: PopulationEstimator
+) -> importance.Draws:
+    """Held draws as weighted draws of z under the model."""
+    covariates = held.batch.covariates[:, :1]
+    z, log_volume = estimator.model.population.z_of(held.unconstrained, covariates)
+    log_weight = held.log_weight(estimator.numbers, estimator.numbers.get())
+    log_q = held.log_q - log_volume
+    return importance.Draws(*(part.to(batch.time.dtype) for part in (z, log_q.nan_to_num(posinf=1e30), log_weight + log_q)))
+
+
+def _inverse(data: Tensor, prior: Tensor, bound: Tensor) -> Tensor:
+    """The covariance from the information of the data and of the prior, 0 for numbers at a bound. Where the likelihood
+    curves upwards it says nothing, and the prior decides; a direction in which both are flat gets a wide but finite
+    standard deviation."""
+    free = (~bound).nonzero()[:, 0]
+    values, vectors = torch.linalg.eigh(data[free][:, free])
+    known = (vectors * values.clamp(min=0.0)) @ vectors.T + prior[free][:, free]
+    values, vectors = torch.linalg.eigh(known)
+    covariance = _KNOWN**2 * torch.eye(len(data), dtype=data.dtype, device=data.device)
+    covariance[free[:, None], free] = (vectors / values.clamp(min=_WIDEST**-2)) @ vectors.T
+    return covariance
+
+
+def _shrinkage(model: PopulationModel, z: Tensor) -> dict[str, float]:
+    """1 − sd(eta)/omega of the estimated random effects, in percent by parameter."""
+    eta = model.population.eta(z).detach()
+    variance = (eta - eta.mean(0)).square().sum(0) / (len(eta) - 1)
+    shrinkage = 100 * (1.0 - variance.sqrt() / model.population.log_omega.detach().exp())
+    return dict(zip(model.population.varying, shrinkage.tolist(), strict=True))
+
+
+def _correlations(
+    model: PopulationModel, coordinates: Sequence[Coordinate], covariance: Tensor
+) -> list[dict[str, str | float]]:
+    """Rows of the correlations of the random effects; standard errors by the delta method."""
+    population = model.population
+    which = [k for k, one in enumerate(coordinates) if one.kind == "correlation"]
+    if not which:
+        return []
+    with torch.enable_grad():
+        values = population.correlations()
+        slopes = [torch.autograd.grad(one, population.factor_entries, retain_graph=True)[0] for one in values]
+    slope = torch.stack(slopes).double()
+    sd = (slope @ covariance[which][:, which] @ slope.T).diagonal().sqrt().tolist()
+    rows: list[dict[str, str | float]] = []
+    for k, value, error in zip(which, values.tolist(), sd, strict=True):
+        low, high = max(value - 1.96 * error, -1.0), min(value + 1.96 * error, 1.0)
+        rse = 100 * error / abs(value) if value else math.inf
+        rows.append({"PARAMETER": coordinates[k].name, "ESTIMATE": value, "LO95": low, "HI95": high, "RSE": rse})
+    return rows
+
+
+def _rows(
+    coordinates: Sequence[Coordinate], covariance: Tensor, shrinkage: dict[str, float]
+) -> list[dict[str, str | float]]:
+    """Rows of typical values, covariate effects and residual error, in the order of the coordinates."""
+    sds = covariance.diagonal().sqrt().tolist()
+    omegas = {one.parameter: (one, sd) for one, sd in zip(coordinates, sds, strict=True) if one.kind == "omega"}
+    rows = []
+    for one, sd in zip(coordinates, sds, strict=True):
+        if one.kind in ("omega", "correlation"):
+            continue
+        row: dict[str, str | float] = {"PARAMETER": one.name} | _interval(one, sd)
+        if one.reference is not None:
+            row["REFERENCE"] = one.reference
+        if one.kind == "typical" and one.parameter in omegas:
+            row |= _variability(*omegas[one.parameter]) | {"SHRINKAGE": shrinkage[one.parameter]}
+        rows.append(row)
+    return rows
+
+
+def _interval(one: Coordinate, sd: float) -> dict[str, float]:
+    """ESTIMATE, LO95, HI95 and RSE (%) on the reported scale; the interval is symmetric on the learned scale."""
+    at = torch.tensor(one.value, dtype=torch.float64, requires_grad=True)
+    with torch.enable_grad():
+        value = one.reported(at)
+        (slope,) = torch.autograd.grad(value, at)
+    ends = [float(one.reported(at.detach() + by * 1.96 * sd)) for by in (-1, 1)]
+    estimate = float(value.detach())
+    rse = 100 * sd * abs(float(slope) / estimate) if estimate else math.inf
+    return {"ESTIMATE": estimate, "LO95": ends[0], "HI95": ends[1], "RSE": rse}
+
+
+def _variability(one: Coordinate, sd: float) -> dict[str, float]:
+    """OMEGA with its RSE (%), and of a log-normal parameter CV = sqrt(exp(omega²) − 1), with the delta method."""
+    omega = math.exp(one.value)
+    row = {"OMEGA": omega, "OMEGA_RSE": 100 * sd}
+    if not isinstance(one.distribution, LogNormal):
+        return row
+    square = omega**2
+    slope = square / -math.expm1(-square)
+    cv = math.sqrt(math.expm1(square)) if square < 700 else math.inf  # exp overflows
+    return row | {"CV": 100 * cv, "CV_RSE": 100 * slope * sd}
