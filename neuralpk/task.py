@@ -307,7 +307,7 @@ class LatentTask(L.LightningModule):
         self.covariance = None
         self.status = None
         data: Any = getattr(self.trainer, "datamodule", None)
-        if self.estimator is not None and not self.estimator.iteration and hasattr(data, "part"):
+        if self.estimator is not None and not self.estimator.started and hasattr(data, "part"):
             self.estimator.start(evaluation_batch(self.model, data.part("train")))
 
     def on_train_epoch_end(self) -> None:
@@ -374,6 +374,8 @@ class LatentTask(L.LightningModule):
 
     def _estimation_step(self, estimator: PopulationEstimator, batch: CohortBatch) -> Tensor:
         with self._all_digits():
+            if not estimator.started:
+                estimator.start(batch)
             if not estimator.finished:
                 log_p = estimator.add(batch).sum()
                 self._tally("loss", -log_p.cpu() / batch.observed.sum().cpu(), int(batch.observed.sum()))

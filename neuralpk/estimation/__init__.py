@@ -4,7 +4,7 @@ from neuralpk.estimation.estimator import Gather, PopulationEstimator
 from neuralpk.estimation.fit_status import FitStatus
 from neuralpk.estimation.held_draws import HeldDraws
 from neuralpk.estimation.optimizer import PopulationNewton
-from neuralpk.estimation.standard_errors import PopulationEstimate, standard_errors
+from neuralpk.estimation.standard_errors import PopulationEstimate, log_likelihood, standard_errors
 
 __all__ = [
     "FitStatus",
@@ -13,5 +13,6 @@ __all__ = [
     "PopulationEstimate",
     "PopulationEstimator",
     "PopulationNewton",
+    "log_likelihood",
     "standard_errors",
 ]

@@ -60,6 +60,7 @@ class PopulationEstimator:
         target: the model whose numbers are written.
         status: how the search ended; None before.
         history: every outer step.
+        started: whether starting values were chosen.
         remark: on the starting values; empty for none.
         log_likelihood: log p(data) at the last draws, without the prior of the population; NaN before.
     """
@@ -78,7 +79,7 @@ class PopulationEstimator:
         self.status: FitStatus | None = None
         self.history: list[Ascent] = []
         self.log_likelihood = math.nan
-        self.remark = ""
+        self.remark, self.started = "", False
         self._centres: dict[int, tuple[Tensor, ...]] = {}
         self._draws: list[HeldDraws] = []
         self._drawn: dict[int, float] = {}
@@ -110,7 +111,7 @@ class PopulationEstimator:
         dynamics, and the other is mentioned in the status if it is likelier.
 
         Args:
-            batch: all subjects; every record counts.
+            batch: the subjects, or some of them; every record counts.
         """
         batch = batch.to(torch.float64).scored_on_all()
         usual, *others = starting_values(self.model, self.numbers, batch)
@@ -127,7 +128,9 @@ class PopulationEstimator:
                     f"another maximum, with {values}, gives the typical patient the same curve and may be likelier "
                     "(flip-flop); start there to find it"
                 )
-        self.numbers.set(usual.vector)
+        # every device begins at the same numbers, also where each has its own subjects
+        self.numbers.set(self._gather(usual.vector)[0])
+        self.started = True
 
     def _typical(self, vector: Tensor) -> str:
         self.numbers.set(vector)
@@ -137,7 +140,7 @@ class PopulationEstimator:
         """log p(y) of some subjects a few steps after a start."""
         self.numbers.set(vector)
         trial = PopulationEstimator(self.model, self.seed, self.stages[:1])
-        trial.target = trial.model
+        trial.target, trial.started = trial.model, True
         for _ in range(_TRIED_STEPS):
             trial.add(batch)
             trial.step()
@@ -353,6 +356,7 @@ class PopulationEstimator:
         """Go on from the state of another search of the same model."""
         self.numbers.set(state["numbers"].to(self.numbers.device))
         self.stage, self.in_stage, self.iteration = state["counts"]
+        self.started = True
         self._standardised = tuple(state["standardised"])
         parts = [part.to(self.numbers.device) for part in state["centres"]]
         self._centres = dict(zip(state["index"], zip(*parts, strict=True), strict=True))

@@ -95,10 +95,8 @@ def standard_errors(
     batch, single = batch.to(torch.float64).scored_on_context(), batch.scored_on_context()
     estimator.begin_at(batch.index, start)
     with torch.no_grad():
-        for _ in range(_ADAPTATIONS):
-            estimator.renew_proposals([estimator.draw(batch)])
-        held = estimator.draw(batch, curved=True)
-        log_likelihood, error = _log_likelihood(estimator, batch, held)
+        held = _adapted(estimator, batch, curved=True)
+        total, error = _log_likelihood(estimator, held)
     numbers = estimator.numbers
     vector = numbers.get()
     _, slope, second = held.derivatives(numbers, vector)
@@ -117,7 +115,7 @@ def standard_errors(
         _rows(coordinates, covariance, _shrinkage(model, mode)) + _correlations(model, coordinates, covariance),
         covariance,
         parameter_draws,
-        log_likelihood,
+        total,
         error,
         len(coordinates) + model.population.unreported() + sum(part.numel() for part in model.dynamics.parameters()),
         int(batch.target.sum()),
@@ -125,11 +123,36 @@ def standard_errors(
     )
 
 
-def _log_likelihood(estimator: PopulationEstimator, batch: CohortBatch, first: HeldDraws) -> tuple[float, float]:
+def log_likelihood(
+    model: PopulationModel, batch: CohortBatch, draws: int = 512, seed: int = 0
+) -> tuple[float, float]:
+    """log p(data) of a population as it is, every z integrated out by importance sampling, and its Monte-Carlo
+    standard error.
+
+    Args:
+        model: the population.
+        batch: the subjects; the records of the context count.
+        draws: of each subject in each set.
+        seed: of the draws.
+    """
+    estimator = PopulationEstimator(model, seed, (draws,))
+    with torch.no_grad():
+        held = _adapted(estimator, batch.to(torch.float64).scored_on_context())
+        return _log_likelihood(estimator, held)
+
+
+def _adapted(estimator: PopulationEstimator, batch: CohortBatch, curved: bool = False) -> HeldDraws:
+    """Draws of a proposal that has adapted to the posterior of every subject."""
+    for _ in range(_ADAPTATIONS):
+        estimator.renew_proposals([estimator.draw(batch)])
+    return estimator.draw(batch, curved=curved)
+
+
+def _log_likelihood(estimator: PopulationEstimator, first: HeldDraws) -> tuple[float, float]:
     """log p(data) and its Monte-Carlo standard error, from as many sets of draws as a small error needs."""
     vector, sets = estimator.numbers.get(), []
     for number in range(_MOST_SETS):
-        held = first if number == 0 else estimator.draw(batch, number)
+        held = first if number == 0 else estimator.draw(first.batch, number)
         log_weight = held.log_weight(estimator.numbers, vector)
         sets.append(torch.logsumexp(log_weight, dim=1) - math.log(log_weight.shape[1]))
         if len(sets) < _LEAST_SETS:
