@@ -241,7 +241,7 @@ class PopulationEstimator:
         self.iteration += 1
         self.in_stage += 1
         self.history.append(ascent)
-        self.log_likelihood = ascent.end - float(self.model.population.log_prior())
+        self.log_likelihood = ascent.end - float(self.model.population.log_prior().detach())
         self.renew_proposals(self._draws)
         self._advance(ascent)
         self._draws, self._drawn = [], {}
