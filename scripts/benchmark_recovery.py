@@ -39,8 +39,8 @@ from neuralpk.dynamics import CompartmentModel, Decoder, Elimination, HybridDyna
 from neuralpk.encoders import SetEncoder
 from neuralpk.evaluate.metrics import auc_relative_error, coverage, line_rrmse
 from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals, evaluation_batch
-from neuralpk.inference.population_draws import drawn_models
 from neuralpk.inference.standard_errors import standard_errors
+from neuralpk.inference.uncertainty_draws import drawn_models
 from neuralpk.objectives import MarginalLikelihood
 from neuralpk.parameters import PopulationParameters
 from neuralpk.population_model import PopulationModel

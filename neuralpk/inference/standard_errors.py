@@ -12,7 +12,7 @@ from torch import Tensor
 from neuralpk.batch import CohortBatch
 from neuralpk.inference import importance
 from neuralpk.inference.map import map_estimate
-from neuralpk.inference.population_draws import draw_parameters
+from neuralpk.inference.uncertainty_draws import draw_parameters
 from neuralpk.parameters import Coordinate, LogNormal
 from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
@@ -72,7 +72,7 @@ def standard_errors(
 
     Parameters without variability have no density; in their coordinates the second derivative is a central difference
     of the exact gradient. The uncertainty of network weights adds to that of the population
-    (`neuralpk.inference.population_draws`). A covariate that changes in time counts as at the first record.
+    (`neuralpk.inference.uncertainty_draws`). A covariate that changes in time counts as at the first record.
 
     Args:
         model: at the maximum of its marginal likelihood (`neuralpk.objectives.MarginalLikelihood`).
