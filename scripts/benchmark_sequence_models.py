@@ -50,7 +50,7 @@ MODELS: dict[str, tuple[str, Callable[[Any], Decoder]]] = {
     "gru_decay": ("GRU with decay", lambda like: GRU(like, hidden=WIDTH, gap="decay")),
     "ode_rnn": ("ODE-RNN", lambda like: ODERNN(like, hidden=WIDTH, layers=1)),
     "ctrnn": ("continuous-time RNN", lambda like: ContinuousTimeRNN(like, hidden=WIDTH)),
-    "free": ("neural ODE, free field", lambda like: NeuralField(like, hidden=WIDTH)),
+    "free": ("neural ODE, free vector field", lambda like: NeuralField(like, hidden=WIDTH)),
     "neural": ("neural ODE, compartments", lambda like: NeuralCompartments(like, hidden=WIDTH)),
     "mechanistic": ("mechanistic ODE", lambda like: like),
 }

@@ -62,7 +62,7 @@ class Workload:
         matrix: linear part of the vector field, ``[state, state]``.
         y0: state at time 0, before any dose, ``[state]``.
         horizon: end of the last segment.
-        given: the doses.
+        given: doses of every subject.
         times: observations, increasing, ``[subject, observation]``.
         targets: values in the loss, ``[subject, observation, state]``.
         latents: z, ``[subject, latent]``.

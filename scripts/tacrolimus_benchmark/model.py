@@ -157,7 +157,7 @@ def by_draws(
     """Point estimate, 90 % interval and mean curve of the posterior.
 
     Args:
-        model: trained or known.
+        model: trained, or with the true population.
         people: the patients, with their samples.
         draws: number of draws for each patient.
         seed: of the draws.
