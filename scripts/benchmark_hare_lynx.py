@@ -148,7 +148,7 @@ def stochastic_forecast(name: str, seed: int) -> tuple[np.ndarray, np.ndarray, f
         noise = randomness.normal(seed, Stream.SCRIPT.at(0), torch.arange(DRAWS), width)
         value = task.model.error.simulate(drawn.value[chosen].double(), batch.repeat(DRAWS).endpoint, noise)
     observed = batch.value.double().reshape(-1, 2).numpy()
-    beginnings = float(len(drawn.value[:, 0].unique()))  # all weights are equal after a selection
+    beginnings = float(len(drawn.value[:, 0].unique()))  # weights are equal after a selection: count values
     return value.reshape(DRAWS, -1, 2).numpy(), observed, beginnings
 
 

@@ -1,4 +1,4 @@
-"""How well is a transplant patient's exposure to tacrolimus estimated from three samples, and by which methods?
+"""How well is a transplant patient's exposure to tacrolimus estimated from three samples, by several methods?
 
 The simulation is a published one: a depot and three transit compartments, then two compartments; two formulations; 800
 patients to learn from and 200 others to score on, sampled 0, 1 and 3 h after the last of seven doses. The target is the
