@@ -20,8 +20,8 @@ from neuralpk.batch import CohortBatch
 from neuralpk.cohort import Cohort
 from neuralpk.dynamics import Decoder, StochasticDynamics
 from neuralpk.encoders import Encoder
+from neuralpk.estimation import FitStatus, MovedByEstimator, PopulationEstimate, PopulationEstimator, standard_errors
 from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals, evaluation_batch
-from neuralpk.estimation import FitStatus, PopulationEstimate, PopulationEstimator, MovedByEstimator, standard_errors
 from neuralpk.objectives import Loss, MarginalLikelihood, Objective, Step
 from neuralpk.objectives.base import posterior
 from neuralpk.parameters import PopulationParameters
@@ -33,7 +33,7 @@ from neuralpk.residual_error import ProportionalError, ResidualError
 from neuralpk.scaling import Scaling
 from neuralpk.solve import Auto, Engine, SolveError
 from neuralpk.tables import read_table
-from neuralpk.training_history import Provenance
+from neuralpk.training_data_provenance import Provenance
 
 # typical values have far to go, and at the pace of a network's weights the encoder would learn to make up for them
 _POPULATION_SPEED = 5.0

@@ -42,9 +42,7 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def simulated(subjects: int = 20, samples: int = 6, seed: int = 3, **options: Any) -> Cohort:
     given: dict[str, Any] = {"compartments": 1, "absorption": "first_order", "typical": ORAL} | options
-    return SimulatedPKDataModule(
-        subjects=subjects, samples=samples, seed=seed, **given
-    ).part("train")
+    return SimulatedPKDataModule(subjects=subjects, samples=samples, seed=seed, **given).part("train")
 
 
 def oral(cohort: Cohort, error: Any = None, **options: Any) -> tuple[PopulationModel, CohortBatch]:

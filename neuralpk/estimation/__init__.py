@@ -10,9 +10,9 @@ __all__ = [
     "FitStatus",
     "Gather",
     "HeldDraws",
+    "MovedByEstimator",
     "PopulationEstimate",
     "PopulationEstimator",
-    "MovedByEstimator",
     "log_likelihood",
     "standard_errors",
 ]

@@ -246,9 +246,7 @@ class PopulationEstimator:
         self._advance(ascent)
         self._draws, self._drawn = [], {}
         with torch.no_grad():
-            for mine, of_target in zip(
-                self.model.population_weights(), self.target.population_weights(), strict=True
-            ):
+            for mine, of_target in zip(self.model.population_weights(), self.target.population_weights(), strict=True):
                 of_target.copy_(mine)
         return ascent
 
@@ -330,7 +328,15 @@ class PopulationEstimator:
         fewest, subject = min(self._gather((fewest, subject)))
         gain = math.nan if ascent is None else ascent.promise
         self.status = FitStatus(
-            not reason, reason, self.iteration, gain, tuple(bounds), tuple(undetermined), self.draws, fewest, subject,
+            not reason,
+            reason,
+            self.iteration,
+            gain,
+            tuple(bounds),
+            tuple(undetermined),
+            self.draws,
+            fewest,
+            subject,
             self.remark,
         )
         return self.status

@@ -107,7 +107,9 @@ class HeldDraws:
                 continue
             bends[k, k] = (above - 2 * value + below) / _MOVE**2
             for m in range(k):
-                mixed = moved((k, 1), (m, 1)) - moved((k, 1), (m, -1)) - moved((k, -1), (m, 1)) + moved((k, -1), (m, -1))
+                mixed = (
+                    moved((k, 1), (m, 1)) - moved((k, 1), (m, -1)) - moved((k, -1), (m, 1)) + moved((k, -1), (m, -1))
+                )
                 bends[k, m] = bends[m, k] = mixed / (4 * _MOVE**2)
         numbers.set(at)
         solved = torch.isfinite(torch.where(batch.target, value, 0.0)).all(-1).T

@@ -10,14 +10,15 @@ from torch import Tensor
 
 
 class MovedByEstimator(torch.optim.Optimizer):
-    """Optimiser that moves nothing: a Trainer needs one to count steps, and the estimator does the rest.
+    """Optimiser that moves nothing: a Trainer needs one to count steps, and the estimator does the rest. Its learning
+    rate, which callbacks read, is 1 and means nothing.
 
     Args:
         numbers: what the estimator moves.
     """
 
     def __init__(self, numbers: Iterable[Tensor]) -> None:
-        super().__init__(numbers, {})
+        super().__init__(numbers, {"lr": 1.0})
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Evaluate the closure."""

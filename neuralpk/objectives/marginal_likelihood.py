@@ -92,8 +92,10 @@ class MarginalLikelihood(Objective):
     ) -> Tensor:
         """−log q at the weighted draws of the patients and, in a training, at the z of simulated ones, a scalar sum."""
         of_draws: Tensor = (draws.weight[kept] * -q.log_density(draws.z)[kept]).sum()
-        return of_draws if step.number is None else of_draws + self._of_simulated(
-            model, encoder, batch, step.seed, step.number
+        return (
+            of_draws
+            if step.number is None
+            else of_draws + self._of_simulated(model, encoder, batch, step.seed, step.number)
         )
 
     def _of_simulated(
