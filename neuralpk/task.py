@@ -202,7 +202,7 @@ class LatentTask(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the magnitudes of the data and the provenance, as plain values."""
         assert self.model.scaling is not None
-        section = {"scaling": self.model.scaling.plain(), "provenance": self._provenance.plain()}
+        section: dict[str, Any] = {"scaling": self.model.scaling.plain(), "provenance": self._provenance.plain()}
         section["status"] = None if self.status is None else self.status.plain()
         section["estimator"] = None if self.estimator is None else self.estimator.state_dict()
         checkpoint[_SECTION] = section

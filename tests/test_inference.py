@@ -491,9 +491,7 @@ def test_information_of_the_data_and_of_the_prior_add_up_unless_the_data_curve_u
     free = torch.zeros(2, dtype=torch.bool)
     torch.testing.assert_close(_inverse(data, prior, free), torch.linalg.inv(data + prior))
     upwards = torch.diag(torch.tensor([5.0, -100.0], dtype=torch.float64))
-    torch.testing.assert_close(
-        _inverse(upwards, prior, free).diagonal(), torch.tensor([0.2, 0.25], dtype=torch.float64)
-    )
+    torch.testing.assert_close(_inverse(upwards, prior, free).diagonal(), torch.tensor([0.2, 0.25]).double())
     # without a prior a standard deviation of 2 on the learned scale
     nothing = torch.zeros_like(prior)
     torch.testing.assert_close(_inverse(upwards, nothing, free).diagonal(), torch.tensor([0.2, 4.0]).double())

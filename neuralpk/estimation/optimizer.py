@@ -20,7 +20,7 @@ class MovedByEstimator(torch.optim.Optimizer):
     def __init__(self, numbers: Iterable[Tensor]) -> None:
         super().__init__(numbers, {"lr": 1.0})
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Evaluate the closure."""
         if closure is None:
             return None

@@ -173,9 +173,9 @@ def _of_z(
     z, log_volume = estimator.model.population.z_of(held.unconstrained, covariates)
     log_weight = held.log_weight(estimator.numbers, estimator.numbers.get())
     log_q = held.log_q - log_volume
-    return importance.Draws(
-        *(part.to(batch.time.dtype) for part in (z, log_q.nan_to_num(posinf=1e30), log_weight + log_q))
-    )
+    log_joint = torch.where(torch.isfinite(log_q), log_weight + log_q, -torch.inf)
+    parts = (z, log_q.nan_to_num(posinf=0.0), log_joint)
+    return importance.Draws(*(part.to(batch.time.dtype) for part in parts))
 
 
 def _inverse(data: Tensor, prior: Tensor, bound: Tensor) -> Tensor:
