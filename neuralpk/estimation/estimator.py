@@ -17,7 +17,7 @@ from neuralpk.estimation.learned_numbers import LearnedNumbers
 from neuralpk.estimation.newton import Ascent, ascend
 from neuralpk.estimation.proposals import Centre, Proposal
 from neuralpk.estimation.starting_values import starting_values
-from neuralpk.inference.map import maximise
+from neuralpk.inference.map import Mode, maximise
 from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
 
@@ -213,11 +213,23 @@ class PopulationEstimator:
         searched |= around_wide.covariance.isnan().any(-1).any(-1)
         rows = searched.nonzero()[:, 0]
         if len(rows) and size:
-            mode = maximise(self.model, batch.select(rows), around_wide.mean[rows], *_FIRST_SEARCH)
-            around_wide.mean[rows], around_wide.covariance[rows] = mode.z, torch.linalg.inv(mode.precision)
+            mode = self._search(batch.select(rows), around_wide.mean[rows])
+            around_wide.mean[rows] = mode.z.double()
+            around_wide.covariance[rows] = torch.linalg.inv(mode.precision.double())
         few = searched | posterior.covariance.isnan().any(-1).any(-1)
         posterior.mean[few], posterior.covariance[few] = around_wide.mean[few], around_wide.covariance[few]
         return Proposal.around(posterior, around_wide)
+
+    def _search(self, batch: CohortBatch, z: Tensor) -> Mode:
+        """Maximum a posteriori of some subjects, from z, with the digits of the weights of the dynamics."""
+        weights = list(self.model.dynamics.parameters())
+        if not weights or weights[0].dtype == torch.float64:
+            return maximise(self.model, batch, z, *_FIRST_SEARCH)
+        model, digits = copy.deepcopy(self.target).requires_grad_(False), weights[0].dtype
+        with torch.no_grad():
+            for part, mine in zip(model.population_weights(), self.model.population_weights(), strict=True):
+                part.copy_(mine)
+        return maximise(model, batch.to(digits), z.to(digits), *_FIRST_SEARCH)
 
     def likelihood(self, draws: list[HeldDraws] | None = None) -> HeldLikelihood:
         """The likelihood given the draws of `add`, or given others."""
@@ -373,8 +385,13 @@ class PopulationEstimator:
 
 
 def float64_copy(model: PopulationModel) -> PopulationModel:
-    """A copy in which only the numbers of the population and of the residual error are learned, in float64."""
-    made: PopulationModel = copy.deepcopy(model).double().requires_grad_(False)
+    """A copy in which only the numbers of the population and of the residual error are learned, in float64; a dynamics
+    with weights keeps its digits, for which its kernels are compiled."""
+    made: PopulationModel = copy.deepcopy(model).requires_grad_(False)
+    kept = made.dynamics if any(True for _ in made.dynamics.parameters()) else None
+    made.double()
+    if kept is not None:
+        made.dynamics = copy.deepcopy(model.dynamics).requires_grad_(False)
     for mine, of_model in zip(made.population_weights(), model.population_weights(), strict=True):
         mine.requires_grad_(of_model.requires_grad)
     return made
