@@ -13,7 +13,7 @@ from torch import Tensor
 from neuralpk.batch import CohortBatch
 from neuralpk.estimation.fit_status import FitStatus
 from neuralpk.estimation.held_draws import HeldDraws, HeldLikelihood, effective_draws
-from neuralpk.estimation.learned_numbers import LearnedNumbers
+from neuralpk.estimation.learned_numbers import SMALLEST_OMEGA, LearnedNumbers
 from neuralpk.estimation.newton import Ascent, ascend
 from neuralpk.estimation.proposals import Centre, Proposal
 from neuralpk.estimation.starting_values import starting_values
@@ -35,7 +35,8 @@ _SLACK = 1.4
 _ENOUGH_DRAWS = 8.0  # effective draws for each dimension, so that a centre and its covariance come from the draws
 _LOSS = 10.0  # in −2LL: a step of linear predictions after which new draws show a loss above this is halved
 _HALVINGS = 6
-_FLAT = 0.05  # curvature; where it is smaller, the standard error is above 4.5 on the logarithmic scale
+_TURNING = 0.3  # of the gain of the step before
+_FLAT = 0.01  # curvature; where it is smaller, the standard error is above 10 on the logarithmic scale
 _TRIED_SUBJECTS, _TRIED_STEPS = 24, 3  # of the choice between starting values
 
 Gather = Callable[[Any], list[Any]]
@@ -250,6 +251,9 @@ class PopulationEstimator:
         else:
             ascent = ascend(likelihood, here)
             self._before, self._halvings = (here, start), 0
+            if self._turns_back(ascent):
+                scaled = [self.numbers.search_scale(vector)[0] for vector in (here, ascent.vector)]
+                self.numbers.set(self.numbers.from_search_scale(sum(scaled) / 2))
         self.iteration += 1
         self.in_stage += 1
         self.history.append(ascent)
@@ -261,6 +265,14 @@ class PopulationEstimator:
             for mine, of_target in zip(self.model.population_weights(), self.target.population_weights(), strict=True):
                 of_target.copy_(mine)
         return ascent
+
+    def _turns_back(self, ascent: Ascent) -> bool:
+        """Whether steps of the last stage do not become smaller, as where two sets of draws send the population to each
+        other: half of a step then ends in the middle."""
+        if self.stage < len(self.stages) - 1 or self.in_stage < 2:
+            return False
+        before = self.history[-1]
+        return ascent.end - ascent.start > _TURNING * (before.end - before.start)
 
     @torch.no_grad()
     def renew_proposals(self, draws: list[HeldDraws]) -> None:
@@ -329,7 +341,9 @@ class PopulationEstimator:
         names, bounds, undetermined = self.numbers.names(), [], []
         if ascent is not None:
             bounds = [names[k] for k in ascent.bound.nonzero()[:, 0].tolist()]
-            undetermined = [names[k] for k in _flat(ascent)]
+            small = self.numbers.get() < self.numbers.low + math.log(_SMALL_OMEGA / SMALLEST_OMEGA)
+            # a small omega is known to be small, though its likelihood is flat there
+            undetermined = [names[k] for k in _flat(ascent) if not bool(small[k])]
             if undetermined:
                 reason = f"the data do not determine {', '.join(undetermined)}"
         fewest, subject = math.inf, ""

@@ -11,7 +11,7 @@ from neuralpk.batch import CohortBatch
 from neuralpk.parameters import LogitNormal, LogNormal
 from neuralpk.population_model import PopulationModel
 
-_SMALLEST_OMEGA = 0.02  # in units of the parameter's distribution; below it a parameter counts as without variability
+SMALLEST_OMEGA = 0.02  # in units of the parameter's distribution; below it a parameter counts as without variability
 _WIDEST_OMEGA = 20.0
 
 
@@ -41,7 +41,7 @@ class LearnedNumbers:
         self.low = torch.full((size,), -torch.inf, dtype=torch.float64, device=self.device)
         self.high = -self.low
         omega = self.of(model.population.log_omega)
-        self.low[omega] = (_SMALLEST_OMEGA * self.omega_units()).log()[: len(omega)]
+        self.low[omega] = (SMALLEST_OMEGA * self.omega_units()).log()[: len(omega)]
         self.omega, self._bend = omega, (0.3 * self.omega_units())[: len(omega)]
         self.high[omega] = (_WIDEST_OMEGA * self.omega_units()).log()[: len(omega)]
 
