@@ -265,9 +265,16 @@ def _refuse_values(effect: CovariateEffect, cohort: Cohort) -> None:
                     raise ValueError(f"subject {subject.id}: {covariate} is {value:g}; {fault}{hint}")
 
 
-def write_population(population: PublishedPopulation, path: Path) -> None:
-    """Write a population as a YAML file, which `read_population` reads."""
-    path.write_text(yaml.safe_dump(population.to_plain(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+def write_population(population: PublishedPopulation, path: Path, note: str = "") -> None:
+    """Write a population as a YAML file, which `read_population` reads.
+
+    Args:
+        population: to be written.
+        path: of the file.
+        note: a comment in the first line, such as whether the fit has converged; empty for none.
+    """
+    text = yaml.safe_dump(population.to_plain(), sort_keys=False, allow_unicode=True)
+    path.write_text((f"# {note}\n" if note else "") + text, encoding="utf-8")
 
 
 def read_population(path: Path) -> PublishedPopulation:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import neuralpk
 from neuralpk.batch import CohortBatch, collate
+from neuralpk.cli import main
 from neuralpk.cohort import Cohort
 from neuralpk.datamodules import SimulatedPKDataModule
 from neuralpk.dynamics import CompartmentModel
@@ -26,6 +27,7 @@ from neuralpk.estimation.learned_numbers import LearnedNumbers
 from neuralpk.estimation.proposals import Centre, Proposal
 from neuralpk.estimation.starting_values import starting_values
 from neuralpk.parameters import NoVariability, PopulationParameters
+from neuralpk.population_file import read_population
 from neuralpk.population_model import PopulationModel
 from neuralpk.residual_error import CombinedError, ProportionalError, StudentTError
 from neuralpk.scaling import Scaling
@@ -312,6 +314,19 @@ def test_the_status_is_in_the_checkpoint(tmp_path: Any) -> None:
     used.save_checkpoint(tmp_path / "fit.ckpt")
     loaded = LatentTask.load_from_checkpoint(tmp_path / "fit.ckpt", weights_only=True)
     assert loaded.status == task.status and loaded.estimator is None
+
+
+def test_the_status_is_in_the_population_file_and_in_the_table(tmp_path: Any, capsys: Any) -> None:
+    options = ["--data.subjects", "8", "--data.test_subjects", "0", "--model.dynamics", "CompartmentModel"]
+    options += ["--model.encoder", "null", "--model.dynamics.compartments", "1", "--data.compartments", "1"]
+    options += ["--data.typical", "{CL: 4, V1: 70}", "--trainer.default_root_dir", str(tmp_path)]
+    main(["fit", *options])
+    assert "Population fit: converged in" in capsys.readouterr().out
+    folder = tmp_path / "lightning_logs" / "version_0"
+    assert set(pd.read_csv(folder / "population.csv")["STATUS"]) == {"converged"}
+    main(["population", "--checkpoint", str(folder / "checkpoints" / "last.ckpt"), "--out", str(tmp_path / "pop.yaml")])
+    assert (tmp_path / "pop.yaml").read_text().startswith("# Population fit: converged in")
+    assert read_population(tmp_path / "pop.yaml").typical.keys() == {"CL", "V1"}
 
 
 def test_an_encoder_is_trained_beside_the_estimator() -> None:

@@ -79,8 +79,10 @@ def population(checkpoint: Path, out: Path) -> None:
         checkpoint: checkpoint of a training.
         out: YAML file to write: dynamics, typical, omega, effects, references, error, error_sd.
     """
-    write_population(PublishedPopulation.from_model(load(checkpoint).model), out)
-    print(f"Population written to {out}")
+    task = load(checkpoint)
+    note = "" if task.status is None else f"Population fit: {task.status.sentence}"
+    write_population(PublishedPopulation.from_model(task.model), out, note)
+    print(f"Population written to {out}" + (f"\n{note}" if note else ""))
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
