@@ -15,9 +15,10 @@ from torch import Tensor
 from neuralpk import randomness
 from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Cohort, FloatArray, Subject
+from neuralpk.dataclass_rows import put
 from neuralpk.encoders import Encoder, Posterior
 from neuralpk.inference import importance
-from neuralpk.inference.map import map_estimate, maximise
+from neuralpk.inference.map import TRIED, maxima, maximise
 from neuralpk.inference.quantiles import interval
 from neuralpk.inference.uncertainty_draws import drawn_models
 from neuralpk.population_model import PopulationModel
@@ -44,7 +45,8 @@ class IndividualEstimates:
         ipred: individual prediction, z at its estimate, ``[subject, time, endpoint]``.
         lower: lower end of the 90 % interval of the noise-free curve, over draws of z; NaN where there is none.
         upper: upper end.
-        parameters: name to (estimate, lower end, upper end), each ``[subject]``.
+        parameters: name to (estimate, lower end, upper end), each ``[subject]``. The most probable value of a very
+            skewed distribution can lie outside the middle 90 %; the interval then reaches as far as the estimate.
         z: estimate of z, ``[subject, latent]``.
     """
 
@@ -155,18 +157,21 @@ def estimate_individuals(
         draws = 0
     batch = evaluation_batch(model, cohort, context)
     grid = torch.as_tensor(np.stack([_curve_times(s, times) for s in cohort]), dtype=batch.time.dtype).to(batch.device)
-    parts = torch.split(torch.arange(len(batch), device=batch.device), max(1, _SOLVED_AT_ONCE // (draws or 1)))
+    # what is solved at once is the draws before they are resampled or, in the search, the points that are tried
+    together = max(1, _SOLVED_AT_ONCE // max(draws, TRIED // _DRAWN_PER_KEPT))
+    parts = torch.split(torch.arange(len(batch), device=batch.device), together)
     models = [model] if population_known or not map or not draws else drawn_models(model)
     estimates, intervals = [], []
     for part in progress(parts):
         subjects = batch.select(part)
         q = _posterior(model, encoder, subjects)
-        z = _map(model, subjects, q.mean) if map else q.mean
+        z, other = _map(model, subjects, q.mean) if map else (q.mean, q.mean)
         estimates.append(z)
         if draws:
             count = -(-draws // len(models))
             drawn = [
-                _draws(one, subjects, q, z, count, seed, Stream.INTERVALS.at(k), map) for k, one in enumerate(models)
+                _draws(one, subjects, q, (z, other), count, seed, Stream.INTERVALS.at(k), map)
+                for k, one in enumerate(models)
             ]
             intervals.append(_intervals(models, guide, drawn, subjects, grid[part], seed))
     z = torch.cat(estimates)
@@ -180,6 +185,7 @@ def estimate_individuals(
     if draws:
         lower, upper = torch.cat([ends for ends, _ in intervals], dim=1)
         between = {name: torch.cat([ends[name] for _, ends in intervals], dim=1) for name in parameters}
+        between = {name: _reaching(parameters[name], ends, batch.ids, name) for name, ends in between.items()}
     else:
         lower = upper = torch.full_like(ipred, torch.nan)
         between = {name: torch.full((2, len(value)), torch.nan) for name, value in parameters.items()}
@@ -202,9 +208,10 @@ def _posterior(model: PopulationModel, encoder: Encoder | None, batch: CohortBat
     return q
 
 
-def _map(model: PopulationModel, batch: CohortBatch, start: Tensor) -> Tensor:
-    """MAP of z, ``[subject, latent]``; subjects whose search did not converge are named in a warning."""
-    mode = map_estimate(model, batch, start)
+def _map(model: PopulationModel, batch: CohortBatch, start: Tensor) -> tuple[Tensor, Tensor]:
+    """MAP of z and the next maximum (`maxima`), each ``[subject, latent]``; subjects whose search did not converge are
+    named in a warning."""
+    mode, other = maxima(model, batch, start)
     if not bool(mode.converged.all()):
         names = [batch.ids[k] for k in (~mode.converged).nonzero()[:10, 0].tolist()]
         warnings.warn(
@@ -212,20 +219,22 @@ def _map(model: PopulationModel, batch: CohortBatch, start: Tensor) -> Tensor:
             "doses, samples and units",
             stacklevel=3,
         )
-    return mode.z
+    return mode.z, other
 
 
 def _draws(
     model: PopulationModel,
     batch: CohortBatch,
     q: Posterior,
-    z: Tensor,
+    centres: tuple[Tensor, Tensor],
     count: int,
     seed: int,
     stream: int,
     map: bool,
 ) -> Tensor:
-    """Draws of z, ``[subject, sample, latent]``; NaN for a subject that has density 0 under this model."""
+    """Draws of z, ``[subject, sample, latent]``, with `map` around the maximum and the next one; NaN for a subject that
+    has density 0 under this model."""
+    z, other = centres
     size = z.shape[1]
     if not map:
         noise = randomness.normal(seed, stream, batch.index, count * size).to(z.dtype)
@@ -233,7 +242,11 @@ def _draws(
         return amortised
     scored = batch.scored_on_context()
     noise = importance.noise(seed, stream, batch.index, _DRAWN_PER_KEPT * count, size, z.dtype)
-    drawn = importance.draw(model, scored, maximise(model, scored, z, _NEARBY_STEPS), noise)
+    mode = second = maximise(model, scored, z, _NEARBY_STEPS)
+    rows = (other != z).any(1).nonzero()[:, 0]
+    if len(rows):
+        second = put(mode, rows, maximise(model, scored.select(rows), other[rows], _NEARBY_STEPS))
+    drawn = importance.draw_widely(model, scored, mode, second, noise)
     possible = torch.isfinite(drawn.log_weight).any(1)
     return torch.where(possible[:, None, None], drawn.resample(count), torch.nan)
 
@@ -267,6 +280,22 @@ def _intervals(
         parameters.append({name: _rows(value[rows], kept[solved], z.shape[:2]) for name, value in values.items()})
     ends = {name: interval(torch.cat([values[name] for values in parameters], dim=1)) for name in parameters[0]}
     return interval(torch.cat(curves, dim=1)), ends
+
+
+def _reaching(estimate: Tensor, ends: Tensor, ids: Sequence[str], name: str) -> Tensor:
+    """Ends of the intervals of a parameter, ``[2, subject]``, moved to the estimate where it lies outside; a subject
+    whose estimate is farther away than its interval is wide is named in a warning."""
+    lower, upper = ends
+    outside = torch.maximum(lower - estimate, estimate - upper)
+    rounding = 1e-4 * estimate.abs()  # of a parameter that does not vary
+    far = (outside > (upper - lower) + rounding).nonzero()[:10, 0].tolist()
+    if far:
+        warnings.warn(
+            f"subject {', '.join(ids[k] for k in far)}: the most probable {name} is far from where nearly all of its "
+            "distribution lies, and the 90 % interval was extended to it; look at their doses, samples and units",
+            stacklevel=3,
+        )
+    return torch.stack([torch.minimum(lower, estimate), torch.maximum(upper, estimate)])
 
 
 def _rows(values: Tensor, kept: Tensor, shape: Sequence[int]) -> Tensor:

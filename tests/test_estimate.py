@@ -25,7 +25,7 @@ from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.cohort_simulation import Design, Population, omega_from_cv, simulate_cohort
 from neuralpk.dynamics import CompartmentModel
 from neuralpk.evaluate.metrics import shrinkage
-from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals
+from neuralpk.individual_estimates import IndividualEstimates, _reaching, estimate_individuals
 from neuralpk.population_file import PublishedPopulation
 from neuralpk.residual_error import CombinedError
 from neuralpk.tables import write_table
@@ -227,6 +227,72 @@ def test_the_intervals_of_simulated_patients_hold_the_truth_nine_times_in_ten() 
         _, lower, upper = result.parameters[name]
         # two and a half standard errors of a share of 300
         assert np.mean((lower < true) & (true < upper)) == pytest.approx(0.9, abs=0.045)
+
+
+def with_lag(times: list[float], values: list[float], dose: float) -> Cohort:
+    """A patient with a dose in the depot and samples of the central compartment."""
+    where = np.full(len(times), 2)
+    return Cohort((Subject("1", np.array(times), np.array(values), (Dose(0.0, dose),), compartments=where),))
+
+
+def test_a_sample_before_the_typical_lag_rules_out_the_typical_patient() -> None:
+    plain = {
+        "dynamics": {"compartments": 1, "absorption": "first_order", "lag": True},
+        "typical": {"CL": 4.0, "V1": 70.0, "KA": 1.0, "LAG": 1.0},
+        "omega": dict.fromkeys(("CL", "V1", "KA", "LAG"), 0.447),
+        "error": "proportional",
+        "error_sd": {"b": 0.2236},
+    }
+    result = estimated(plain, with_lag([0.25, 4.4, 7.1, 24.6], [12.0, 105.0, 92.0, 35.0], 1e4), draws=400)
+    found = {name: [float(one[0]) for one in values] for name, values in result.parameters.items()}
+    # the 90 % intervals of three million draws of the prior, weighted by their likelihood
+    expected = {
+        "CL": (4.39, 2.90, 5.14),
+        "V1": (73.5, 54.6, 100.4),
+        "KA": (1.55, 0.83, 2.63),
+        "LAG": (0.198, 0.145, 0.218),
+    }
+    for name, (mode, lower, upper) in expected.items():
+        assert found[name][0] == pytest.approx(mode, rel=0.01)
+        assert found[name][1:] == pytest.approx([lower, upper], rel=0.1)
+
+
+def test_of_two_maxima_the_higher_is_found_and_the_interval_is_that_of_both() -> None:
+    plain = {
+        "dynamics": {"compartments": 1, "absorption": "first_order", "lag": True},
+        "typical": {"CL": 4.0, "V1": 20.0, "KA": 1.0, "LAG": 1.0},
+        "omega": {"KA": 0.7, "LAG": 0.6},
+        "error": "additive",
+        "error_sd": {"a": 0.25},
+    }
+    times, values = np.array([0.5, 1.0, 1.5, 2.0, 4.0, 8.0]), np.array([0.0, 0.6, 0.9, 1.8, 2.7, 1.7])
+    # the posterior on a grid, written out by hand; its maxima are on both sides of a lag of 1
+    axis = np.linspace(-4, 4, 401)
+    absorption, lag = np.meshgrid(np.exp(0.7 * axis), np.exp(0.6 * axis), indexing="ij")
+    since = np.maximum(times - lag[..., None], 0.0)
+    rate = absorption[..., None]
+    line = 5.0 * rate / (rate - 0.2) * (np.exp(-0.2 * since) - np.exp(-rate * since))
+    log_p = -0.5 * (((values - line) / 0.25) ** 2).sum(-1) - 0.5 * (axis[:, None] ** 2 + axis**2)
+    weight = np.exp(log_p - log_p.max())
+    before = np.where(lag < 1, log_p, -np.inf).max()
+    after = np.where(lag > 1.05, log_p, -np.inf).max()
+    assert 1 < before - after < 2
+    result = estimated(plain, with_lag(list(times), list(values), 100.0), draws=2000)
+    top = np.unravel_index(log_p.argmax(), log_p.shape)
+    np.testing.assert_allclose(result.z[0], axis[list(top)], atol=0.03)
+    for name, omega, summed in (("KA", 0.7, 1), ("LAG", 0.6, 0)):
+        share = np.cumsum(weight.sum(summed)) / weight.sum()
+        ends = [float(np.log(end[0]) / omega) for end in result.parameters[name][1:]]
+        np.testing.assert_allclose(ends, np.interp([0.05, 0.95], share, axis), atol=0.12)
+
+
+def test_an_interval_reaches_as_far_as_the_estimate_and_one_that_is_far_away_is_named() -> None:
+    estimate, ends = torch.tensor([1.0, 2.05, 5.0]), torch.tensor([[0.5, 1.0, 1.0], [1.5, 2.0, 2.0]])
+    with pytest.warns(UserWarning, match="subject c: the most probable CL") as said:
+        reaching = _reaching(estimate, ends, ("a", "b", "c"), "CL")
+    assert len(said) == 1
+    torch.testing.assert_close(reaching, torch.tensor([[0.5, 1.0, 1.0], [1.5, 2.05, 5.0]]))
+    assert bool(_reaching(estimate, torch.full((2, 3), torch.nan), ("a", "b", "c"), "CL").isnan().all())
 
 
 def test_a_search_without_an_end_is_named(monkeypatch) -> None:

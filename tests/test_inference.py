@@ -18,7 +18,7 @@ from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.dynamics import CompartmentModel, Dynamics
 from neuralpk.estimation.standard_errors import PopulationEstimate, _inverse, standard_errors
 from neuralpk.inference import importance, joint, tempering
-from neuralpk.inference.map import Mode, map_estimate, maximise
+from neuralpk.inference.map import Mode, map_estimate, maxima, maximise, root
 from neuralpk.parameters import PopulationParameters
 from neuralpk.population_model import PopulationModel, Prediction
 from neuralpk.randomness import Stream
@@ -239,6 +239,36 @@ def test_a_censored_record_counts_and_a_hidden_one_does_not() -> None:
     torch.testing.assert_close(
         map_estimate(model, encoder_sees_less, model.typical(6)).z, hidden.z, rtol=0.0, atol=1e-3
     )
+
+
+def test_of_a_density_with_one_maximum_several_starts_find_that_of_one() -> None:
+    model, batch, _ = bolus(6)
+    expected = maximise(model, batch, model.typical(6), steps=200)
+    found, other = maxima(model, batch, model.typical(6))
+    assert bool(found.converged.all())
+    torch.testing.assert_close(found.log_joint, expected.log_joint, rtol=0.0, atol=2e-5)
+    torch.testing.assert_close(found.z, expected.z, rtol=0.0, atol=2e-3)
+    assert torch.equal(other, found.z)
+    with torch.inference_mode():
+        assert torch.equal(maxima(model, batch.clone(), model.typical(6))[0].z, found.z)
+
+
+def test_the_parts_of_a_wide_proposal_are_weighed_by_the_density_of_all() -> None:
+    model, batch, design = straight()
+    mode = maximise(model, batch, model.typical(2))
+    other = dataclasses.replace(mode, z=mode.z + 1.0)
+    noise = importance.noise(0, 0, batch.index, 20_000, 2, torch.float64)
+    with torch.no_grad():
+        expected, found = (
+            importance.draw(model, batch, mode, noise),
+            importance.draw_widely(model, batch, mode, other, noise),
+        )
+    torch.testing.assert_close(found.log_likelihood, expected.log_likelihood, rtol=0.0, atol=0.02)
+    for k, rows in enumerate(design):
+        exact = np.linalg.inv(np.eye(2) + rows.T @ rows / 0.5**2)
+        spread = found.z[k] - mode.z[k]
+        covariance = (found.weight[k, :, None] * spread).mT @ spread
+        np.testing.assert_allclose(covariance.numpy(), exact, atol=0.03 * exact.max())
 
 
 # ---- draws with weights
@@ -516,6 +546,6 @@ def test_a_precision_that_single_precision_does_not_keep_positive_still_gives_dr
     slopes = 1e5 * torch.randn(8, 2, 5)  # two directions that the data know well, of five
     precision = torch.eye(5) + slopes.mT @ slopes
     assert bool((torch.linalg.cholesky_ex(precision).info > 0).any())
-    root = importance._root(precision)
-    torch.testing.assert_close(root @ root.mT, precision, rtol=0.0, atol=2e-5 * float(precision.max()))
-    assert bool((root.diagonal(dim1=1, dim2=2) > 0).all())
+    factor = root(precision)
+    torch.testing.assert_close(factor @ factor.mT, precision, rtol=0.0, atol=2e-5 * float(precision.max()))
+    assert bool((factor.diagonal(dim1=1, dim2=2) > 0).all())

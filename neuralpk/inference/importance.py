@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor
 from neuralpk import randomness
 from neuralpk.batch import CohortBatch
 from neuralpk.inference.joint import log_joint
-from neuralpk.inference.map import Mode
+from neuralpk.inference.map import Mode, root, spread
 from neuralpk.population_model import PopulationModel
 
 # degrees of freedom of the proposal: its tails are heavier than those of any posterior under a normal prior
 _FREEDOM = 6
+# of the draws: around the mode, more widely around a second one, around the typical patient
+_SHARES = (0.55, 0.3, 0.15)
 
 
 @dataclass(frozen=True)
@@ -74,26 +77,70 @@ def draw(model: PopulationModel, batch: CohortBatch, mode: Mode, noise: Tensor) 
         mode: of every subject.
         noise: from `noise`.
     """
-    size = mode.z.shape[1]
+    return weigh(model, batch, *_mixture([(mode.z, mode.precision)], (1.0,), noise))
+
+
+def draw_widely(model: PopulationModel, batch: CohortBatch, mode: Mode, other: Mode, noise: Tensor) -> Draws:
+    """As `draw`, for a posterior that Laplace's approximation may not describe: it may have a second mode, an edge or a
+    curved ridge. Some draws are around the other mode, with standard deviations halfway between those of Laplace's
+    approximation and those of the prior on the logarithmic scale; some are around the typical patient with the
+    covariance of the prior.
+
+    Args:
+        model: the generative model.
+        batch: ``target`` says which records count.
+        mode: of every subject.
+        other: its second mode, or the same where there is none.
+        noise: from `noise`.
+    """
+    prior = torch.eye(mode.z.shape[1], dtype=mode.z.dtype, device=mode.z.device).expand_as(mode.precision)
+    centres = [(mode.z, mode.precision), (other.z, _square_root(other.precision)), (torch.zeros_like(mode.z), prior)]
+    return weigh(model, batch, *_mixture(centres, _SHARES, noise))
+
+
+def _square_root(precision: Tensor) -> Tensor:
+    """Of precisions, each at least that of the prior."""
+    values, axes = torch.linalg.eigh(precision)
+    found: Tensor = axes @ torch.diag_embed(values.clamp(min=1.0).sqrt()) @ axes.mT
+    return found
+
+
+def _mixture(centres: Sequence[tuple[Tensor, Tensor]], shares: Sequence[float], noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws from a mixture of multivariate t distributions and their log density, ``[subject, sample, latent]`` and
+    ``[subject, sample]``. Every part has its share of the draws.
+
+    Args:
+        centres: mean and precision of each part, ``[subject, latent]`` and ``[subject, latent, latent]``.
+        shares: of the draws.
+        noise: from `noise`.
+    """
+    size, draws = centres[0][0].shape[1], noise.shape[1]
     normal, chi = noise[..., :size], noise[..., size:].square().sum(-1, keepdim=True)
-    spread = normal * (_FREEDOM / chi).sqrt()
-    factor = _root(mode.precision)
-    z = mode.z[:, None] + torch.linalg.solve_triangular(factor.mT, spread.mT, upper=True).mT
-    # the density of z under the proposal
+    standard = normal * (_FREEDOM / chi).sqrt()
+    counts = [round(share * draws) for share in shares[1:]]
+    counts = [draws - sum(counts), *counts]
+    z = torch.cat(
+        [
+            mean[:, None] + spread(precision, part)
+            for (mean, precision), part in zip(centres, torch.split(standard, counts, dim=1), strict=True)
+        ],
+        dim=1,
+    )
+    densities = [
+        _log_density(z, *centre) + math.log(count / draws)
+        for centre, count in zip(centres, counts, strict=True)
+        if count
+    ]
+    return z, torch.logsumexp(torch.stack(densities), dim=0)
+
+
+def _log_density(z: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
+    """Of the multivariate t, ``[subject, sample]``."""
+    size, factor = z.shape[2], root(precision)
+    standard = (z - mean[:, None]) @ factor
     constant = math.lgamma((_FREEDOM + size) / 2) - math.lgamma(_FREEDOM / 2) - size / 2 * math.log(_FREEDOM * math.pi)
     log_det = factor.diagonal(dim1=1, dim2=2).log().sum(1, keepdim=True)
-    log_q = constant + log_det - (_FREEDOM + size) / 2 * torch.log1p(spread.square().sum(-1) / _FREEDOM)
-    return weigh(model, batch, z, log_q)
-
-
-def _root(precision: Tensor) -> Tensor:
-    """A lower triangle L with L·Lᵀ nearly the precision; the weights are right for any. In single precision the 1 of
-    the prior is lost beside 10⁸ of the data, and what is left need not be positive."""
-    size = precision.diagonal(dim1=1, dim2=2).sqrt()
-    unit = precision / (size[:, :, None] * size[:, None, :])
-    rounding = 10 * torch.finfo(unit.dtype).eps * torch.eye(unit.shape[1], dtype=unit.dtype, device=unit.device)
-    root: Tensor = size[:, :, None] * torch.linalg.cholesky(unit + rounding)
-    return root
+    return constant + log_det - (_FREEDOM + size) / 2 * torch.log1p(standard.square().sum(-1) / _FREEDOM)
 
 
 def weigh(model: PopulationModel, batch: CohortBatch, z: Tensor, log_q: Tensor) -> Draws:
