@@ -314,7 +314,17 @@ class LatentTask(L.LightningModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         if self.estimator is not None and not self.estimator.started and hasattr(data, "part"):
             self.estimator.start(evaluation_batch(self.model, data.part("train")))
+        if self.estimator is not None and any(self.estimator.interrupted) and hasattr(data, "part"):
+            self._redraw(self.estimator, data.part("train"))
         self._stop_when_converged()
+
+    def _redraw(self, estimator: PopulationEstimator, cohort: Cohort) -> None:
+        """Draw again for the subjects that a resumed training does not see again in this pass."""
+        drawn = set(estimator.interrupted[self.global_rank % len(estimator.interrupted)])
+        batch = evaluation_batch(self.model, cohort)
+        rows = [row for row, key in enumerate(batch.index.tolist()) if key in drawn]
+        if rows:
+            estimator.add(batch.select(torch.tensor(rows, device=batch.device)))
 
     def on_train_epoch_end(self) -> None:
         """Logs train_loss and its parts per observation, train_failures and gradient_norm per step."""
@@ -385,7 +395,8 @@ class LatentTask(L.LightningModule):
                 estimator.start(batch)
             if not estimator.finished:
                 log_p, observations = estimator.add(batch).sum(), int(batch.observed.sum())
-                self._tally("loss", -log_p.cpu() / observations, observations)
+                for name in ("loss", "fit"):
+                    self._tally(name, -log_p.cpu() / observations, observations)
             step = self._current_step()
             beside = self.objective.loss_beside_estimator(self.model, self.encoder, batch, step)
         if estimator.history:

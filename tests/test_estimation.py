@@ -19,6 +19,7 @@ from neuralpk.batch import CohortBatch, collate
 from neuralpk.cli import main
 from neuralpk.cohort import Cohort
 from neuralpk.datamodules import SimulatedPKDataModule
+from neuralpk.datasets import load
 from neuralpk.dynamics import CompartmentModel
 from neuralpk.encoders import SetEncoder
 from neuralpk.estimation import FitStatus, PopulationEstimator, log_likelihood
@@ -29,10 +30,12 @@ from neuralpk.estimation.starting_values import starting_values
 from neuralpk.parameters import NoVariability, PopulationParameters
 from neuralpk.population_file import read_population
 from neuralpk.population_model import PopulationModel
-from neuralpk.residual_error import CombinedError, ProportionalError, StudentTError
+from neuralpk.residual_error import AdditiveError, CombinedError, ProportionalError, StudentTError
 from neuralpk.scaling import Scaling
 from neuralpk.task import LatentTask
 
+# V1 varies little and KA much: of the exchanged parameters the same data say that they vary together
+FLIPPED = {"CL": 0.3, "V1": 0.1, "KA": 0.1}
 IV = {"CL": 4.0, "V1": 70.0}
 ORAL = {"CL": 4.0, "V1": 70.0, "KA": 1.0}
 
@@ -157,7 +160,7 @@ def test_typical_values_that_are_given_stay() -> None:
 
 def test_of_two_equal_curves_absorption_is_the_faster_and_the_other_is_mentioned() -> None:
     # with KA and CL/V1 exchanged the data have the same curve: KA 0.057, V1 = 4
-    flipped = simulated(30, typical={"CL": 4.0, "V1": 4.0, "KA": 4.0 / 70.0}, omega=dict.fromkeys(ORAL, 0.2))
+    flipped = simulated(30, samples=12, typical={"CL": 4.0, "V1": 4.0, "KA": 4.0 / 70.0}, omega=FLIPPED)
     fitted = neuralpk.fit(flipped, CompartmentModel(1, "first_order"), progress=False)
     status = fitted.task.status
     assert status is not None and status.converged
@@ -205,6 +208,18 @@ def test_a_fit_ends_by_itself_at_the_maximum(fitted: neuralpk.FittedModel, patie
                 one.tensor.view(-1)[one.index] += sign * step
                 assert log_likelihood(model, batch, seed=9)[0] < best + 0.03, one.name
                 one.tensor.view(-1)[one.index] -= sign * step
+
+
+def test_theophylline_ends_at_the_exact_maximum() -> None:
+    fitted = fit(load("theophylline").with_covariates([]), error=AdditiveError())
+    assert status_of(fitted).converged
+    table, estimate = fitted.population.set_index("PARAMETER"), fitted.task.covariance
+    # the exact maximum: -2LL 360.71
+    for name, typical, percent in (("CL", 2.751, 27.1), ("V1", 31.6, 13.65), ("KA", 1.58, 70.7)):
+        assert table.loc[name, "ESTIMATE"] == pytest.approx(typical, rel=0.01), name
+        assert table.loc[name, "CV"] == pytest.approx(percent, rel=0.03), name
+    assert table.loc["a", "ESTIMATE"] == pytest.approx(0.696, rel=0.01)
+    assert estimate is not None and -2 * estimate.log_likelihood < 360.75
 
 
 def test_the_answer_does_not_depend_on_the_seed(fitted: neuralpk.FittedModel, patients: Cohort) -> None:

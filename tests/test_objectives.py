@@ -15,7 +15,7 @@ from torch import Tensor
 from neuralpk import randomness
 from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Cohort
-from neuralpk.datamodules import SimulatedLotkaVolterraDataModule, SimulatedPKDataModule, TableDataModule
+from neuralpk.datamodules import SimulatedLotkaVolterraDataModule, SimulatedPKDataModule
 from neuralpk.dynamics import CompartmentModel, LotkaVolterra, NeuralCompartments, NeuralField
 from neuralpk.encoders import Posterior, SetEncoder
 from neuralpk.evaluate.metrics import line_rrmse
@@ -24,7 +24,7 @@ from neuralpk.inference.map import maximise
 from neuralpk.objectives import ELBO, Loss, MarginalLikelihood, Objective, SquaredError, Step
 from neuralpk.parameters import PopulationParameters
 from neuralpk.population_model import PopulationModel
-from neuralpk.residual_error import AdditiveError, LogNormalError
+from neuralpk.residual_error import LogNormalError
 from neuralpk.scaling import Scaling
 from neuralpk.solve import Auto
 from neuralpk.task import LatentTask
@@ -268,7 +268,7 @@ def test_a_training_by_marginal_likelihood_runs_validates_and_estimates() -> Non
     logged = trainer.callback_metrics
     assert {"train_encoder", "val_fit", "val_rmse", "val_encoder"} <= set(logged)
     assert all(value.isfinite() for value in logged.values())
-    assert logged["train_kl"] == 0
+    assert logged["train_fit"] == logged["train_loss"]
     assert not task.model.has_parameter_draws
     estimate = task.covariance_step(data.part("train"), draws=20)
     torch.testing.assert_close(
@@ -320,7 +320,14 @@ def test_draws_and_steps_that_cannot_be_are_refused(wrong: dict[str, int]) -> No
         MarginalLikelihood(**wrong)
 
 
-@pytest.mark.parametrize("objective", [ELBO(), MarginalLikelihood(draws=4, map_steps=2)], ids=["elbo", "marginal"])
+class ByGradient(MarginalLikelihood):
+    """Without the estimator of the population."""
+
+    def estimator(self, *_: object) -> None:
+        return None
+
+
+@pytest.mark.parametrize("objective", [ELBO(), ByGradient(draws=4, map_steps=2)], ids=["elbo", "marginal"])
 @pytest.mark.parametrize("size", [None, 3])
 def test_the_prior_counts_once_in_a_pass_whatever_the_size_of_the_batches(
     objective: Objective, size: int | None
@@ -353,25 +360,7 @@ def test_the_prior_counts_once_in_a_pass_whatever_the_size_of_the_batches(
     assert sum(shares) == pytest.approx(known, abs=1e-3)
 
 
-# ---- measured data
-
-
-@pytest.mark.slow
-def test_the_population_of_theophylline_is_that_of_focei() -> None:
-    torch.manual_seed(0)
-    data = TableDataModule("theophylline", covariates=[], passes_per_epoch=20)
-    dynamics, objective = CompartmentModel(1, "first_order"), MarginalLikelihood(draws=20, map_steps=3)
-    task = LatentTask(dynamics, error=AdditiveError(), encoder=SetEncoder(), objective=objective)
-    quiet(max_epochs=25, gradient_clip_val=5.0).fit(task, data)
-    estimate = task.covariance_step(data.part("train"), draws=2000)
-    rows = {row["PARAMETER"]: row for row in estimate.rows}
-    # nlmixr2's FOCEI, an approximation of the likelihood which this training maximises itself
-    for name, typical, percent in (("KA", 1.59, 70.6), ("CL", 2.75, 26.8), ("V1", 31.8, 13.9)):
-        assert rows[name]["ESTIMATE"] == pytest.approx(typical, rel=0.04), name
-        assert rows[name]["CV"] == pytest.approx(percent, rel=0.10), name
-    assert rows["a"]["ESTIMATE"] == pytest.approx(0.693, rel=0.04)
-    assert estimate.error < 0.5
-    assert estimate.log_likelihood > -180.5
+# ---- networks
 
 
 @pytest.mark.slow

@@ -63,6 +63,8 @@ class PopulationEstimator:
         history: every outer step.
         started: whether starting values were chosen.
         remark: on the starting values; empty for none.
+        interrupted: of a search that is resumed, the subjects that already had draws in the step that was interrupted,
+            by device.
         log_likelihood: log p(data) at the last draws, without the prior of the population; NaN before.
     """
 
@@ -81,6 +83,7 @@ class PopulationEstimator:
         self.history: list[Ascent] = []
         self.log_likelihood = math.nan
         self.remark, self.started = "", False
+        self.interrupted: list[list[int]] = []
         self._centres: dict[int, tuple[Tensor, ...]] = {}
         self._draws: list[HeldDraws] = []
         self._drawn: dict[int, float] = {}
@@ -379,6 +382,7 @@ class PopulationEstimator:
             "standardised": list(self._standardised),
             "index": index,
             "centres": parts,
+            "drawn": self._gather(list(self._drawn)),
             "log_likelihood": self.log_likelihood,
             "remark": self.remark,
             "status": None if self.status is None else self.status.plain(),
@@ -389,6 +393,7 @@ class PopulationEstimator:
         self.numbers.set(state["numbers"].to(self.numbers.device))
         self.stage, self.in_stage, self.iteration = state["counts"]
         self.started = True
+        self.interrupted = state["drawn"]
         self._standardised = tuple(state["standardised"])
         parts = [part.to(self.numbers.device) for part in state["centres"]]
         self._centres = dict(zip(state["index"], zip(*parts, strict=True), strict=True))

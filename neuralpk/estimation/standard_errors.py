@@ -21,7 +21,7 @@ from neuralpk.population_model import PopulationModel
 
 _WIDEST = 2.0  # standard deviation, on the learned scale, of what the data do not determine at all
 _KNOWN = 1e-6  # standard deviation of a number at a bound
-_ADAPTATIONS = (64, 128)  # draws of each subject, by which the proposals adapt to the posterior
+_ADAPTATIONS = (64, 256, 256)  # draws of each subject, by which the proposals adapt to the posterior
 _DRAWS = 512  # of each subject in a set
 _LEAST_SETS, _MOST_SETS = 4, 12  # of draws for the likelihood
 _SMALL_ERROR = 0.03  # of log p(data)
