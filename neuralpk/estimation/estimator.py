@@ -241,7 +241,7 @@ class PopulationEstimator:
         self.iteration += 1
         self.in_stage += 1
         self.history.append(ascent)
-        self.log_likelihood = ascent.end - float(self.model.population.log_prior())
+        self.log_likelihood = ascent.end - float(self.model.population_log_prior().detach())
         self.renew_proposals(self._draws)
         self._advance(ascent)
         self._draws, self._drawn = [], {}
@@ -319,7 +319,7 @@ class PopulationEstimator:
         names, bounds, undetermined = self.numbers.names(), [], []
         if ascent is not None:
             bounds = [names[k] for k in ascent.bound.nonzero()[:, 0].tolist()]
-            undetermined = [names[k] for k in _flat(ascent)]
+            undetermined = [names[k] for k in _flat(ascent, self.numbers.free)]
             if undetermined:
                 reason = f"the data do not determine {', '.join(undetermined)}"
         fewest, subject = math.inf, ""
@@ -385,9 +385,9 @@ def _moments(z: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(enough[:, None, None], covariance, torch.nan)
 
 
-def _flat(ascent: Ascent) -> list[int]:
-    """Positions of the numbers that take part in a direction in which the likelihood has no curvature."""
-    free = (~ascent.bound).nonzero()[:, 0]
+def _flat(ascent: Ascent, free: Tensor) -> list[int]:
+    """Positions of the free numbers that take part in a direction in which the likelihood has no curvature."""
+    free = (free & ~ascent.bound).nonzero()[:, 0]
     values, axes = torch.linalg.eigh(ascent.curvature[free][:, free])
     flat = axes[:, values < _FLAT].abs().amax(1) if bool((values < _FLAT).any()) else torch.zeros_like(values)
     found: list[int] = free[flat > 0.3].tolist()

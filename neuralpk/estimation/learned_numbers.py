@@ -26,6 +26,7 @@ class LearnedNumbers:
         low: lower bounds of the vector; −inf but for log omega.
         high: upper bounds.
         omega: positions of the omegas.
+        free: the numbers that may move, bool; not those that the user fixes.
     """
 
     def __init__(self, model: PopulationModel) -> None:
@@ -44,6 +45,13 @@ class LearnedNumbers:
         self.low[omega] = (_SMALLEST_OMEGA * self.omega_units()).log()[: len(omega)]
         self.omega, self._bend = omega, (0.3 * self.omega_units())[: len(omega)]
         self.high[omega] = (_WIDEST_OMEGA * self.omega_units()).log()[: len(omega)]
+        self.free = torch.ones(size, dtype=torch.bool, device=self.device)
+        for positions, fixed in (
+            (self.of(model.population.location), model.population.fixed_location),
+            (omega, model.population.fixed_omega),
+        ):
+            self.free[positions] = ~fixed[: len(positions)]
+        self.low[~self.free], self.high[~self.free] = -torch.inf, torch.inf
 
     def omega_units(self) -> Tensor:
         """A usual omega over 0.3 by parameter that varies, ``[varying]``: 1 where eta has no unit, as of log-normal
@@ -98,7 +106,7 @@ class LearnedNumbers:
         found += [omega[k] for k, name in enumerate(population.varying) if omega and name in standardised]
         if in_time:
             found += self.of(population.latent_effects)
-        return found
+        return [k for k in found if self.free[k]]
 
     def search_scale(self, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The vector on the scale on which a search moves, with the first and second derivatives of the vector in it.
