@@ -18,8 +18,8 @@ from neuralpk.cohort import Cohort, FloatArray, Subject
 from neuralpk.encoders import Encoder, Posterior
 from neuralpk.inference import importance
 from neuralpk.inference.map import map_estimate, maximise
-from neuralpk.inference.population_draws import drawn_models
 from neuralpk.inference.quantiles import interval
+from neuralpk.inference.uncertainty_draws import drawn_models
 from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
 from neuralpk.solve import Noise

@@ -148,7 +148,8 @@ def quasi_uniform(seed: int, stream: int, subject: Tensor, count: int, size: int
     Returns:
         float64, ``[subject, count, size]``.
     """
-    points = torch.quasirandom.SobolEngine(size).draw(count, dtype=torch.float64).to(subject.device)
+    engine = torch.quasirandom.SobolEngine(size)  # type: ignore[no-untyped-call]
+    points = engine.draw(count, dtype=torch.float64).to(subject.device)
     shift = uniform(seed, stream, subject, (part + 1) * size)[:, part * size :]
     return ((points + shift[:, None]) % 1.0).clamp(1e-12, 1 - 1e-12)
 

@@ -20,8 +20,8 @@ from neuralpk.batch import CohortBatch
 from neuralpk.cohort import Cohort
 from neuralpk.dynamics import Decoder, StochasticDynamics
 from neuralpk.encoders import Encoder
+from neuralpk.estimation import FitStatus, MovedByEstimator, PopulationEstimate, PopulationEstimator, standard_errors
 from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals, evaluation_batch
-from neuralpk.estimation import FitStatus, PopulationEstimate, PopulationEstimator, PopulationNewton, standard_errors
 from neuralpk.objectives import Loss, MarginalLikelihood, Objective, Step
 from neuralpk.objectives.base import posterior
 from neuralpk.parameters import PopulationParameters
@@ -33,7 +33,7 @@ from neuralpk.residual_error import ProportionalError, ResidualError
 from neuralpk.scaling import Scaling
 from neuralpk.solve import Auto, Engine, SolveError
 from neuralpk.tables import read_table
-from neuralpk.training_history import Provenance
+from neuralpk.training_data_provenance import Provenance
 
 # typical values have far to go, and at the pace of a network's weights the encoder would learn to make up for them
 _POPULATION_SPEED = 5.0
@@ -140,6 +140,7 @@ class LatentTask(L.LightningModule):
         self.covariance: PopulationEstimate | None = None
         self.status: FitStatus | None = None
         self.estimator: PopulationEstimator | None = None
+        self._saved_estimator: dict[str, Any] | None = None
         self._tallies: dict[str, Tensor] = {}
         self._squares = MeanMetric()
         self._log_squares = MeanMetric()
@@ -201,8 +202,10 @@ class LatentTask(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the magnitudes of the data and the provenance, as plain values."""
         assert self.model.scaling is not None
-        section = {"scaling": self.model.scaling.plain(), "provenance": self._provenance.plain()}
-        checkpoint[_SECTION] = section | {"status": None if self.status is None else self.status.plain()}
+        section: dict[str, Any] = {"scaling": self.model.scaling.plain(), "provenance": self._provenance.plain()}
+        section["status"] = None if self.status is None else self.status.plain()
+        section["estimator"] = None if self.estimator is None else self.estimator.state_dict()
+        checkpoint[_SECTION] = section
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the magnitudes of the data from the checkpoint, and of a model that started from a pre-training its
@@ -217,6 +220,8 @@ class LatentTask(L.LightningModule):
         self._build(Scaling.from_plain(section["scaling"]), provenance)
         status = section.get("status")
         self.status = None if status is None else FitStatus.from_plain(status)
+        # a training that is resumed goes on with it; one that only begins at these weights may have other patients
+        self._saved_estimator = section.get("estimator") if getattr(self, "_trainer", None) is not None else None
         for schedule in checkpoint.get("lr_schedulers", []):
             for name in ("total_steps", "_schedule_phases"):
                 schedule.pop(name, None)
@@ -309,6 +314,7 @@ class LatentTask(L.LightningModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         if self.estimator is not None and not self.estimator.started and hasattr(data, "part"):
             self.estimator.start(evaluation_batch(self.model, data.part("train")))
+        self._stop_when_converged()
 
     def on_train_epoch_end(self) -> None:
         """Logs train_loss and its parts per observation, train_failures and gradient_norm per step."""
@@ -373,18 +379,25 @@ class LatentTask(L.LightningModule):
             return self._shared_step(self._within_horizon(batch, step), "train", step)
 
     def _estimation_step(self, estimator: PopulationEstimator, batch: CohortBatch) -> Tensor:
+        """Draws of the subjects of the batch for the estimator; the loss is that of an encoder beside it."""
         with self._all_digits():
             if not estimator.started:
                 estimator.start(batch)
             if not estimator.finished:
-                log_p = estimator.add(batch).sum()
-                self._tally("loss", -log_p.cpu() / batch.observed.sum().cpu(), int(batch.observed.sum()))
+                log_p, observations = estimator.add(batch).sum(), int(batch.observed.sum())
+                self._tally("loss", -log_p.cpu() / observations, observations)
+            step = self._current_step()
+            beside = self.objective.loss_beside_estimator(self.model, self.encoder, batch, step)
         if estimator.history:
             self.log("-2LL", -2 * estimator.log_likelihood, prog_bar=True, rank_zero_only=True)
             self.log("gain", estimator.gain, prog_bar=True, rank_zero_only=True)
-        # the estimator has its own derivatives; several devices wait for a gradient of everything learned
+        # the estimator has its own derivatives; several devices wait for a gradient of everything that is learned
         learned = [weight for weight in self.parameters() if weight.requires_grad]
-        return 0.0 * torch.stack([weight.sum() for weight in learned]).sum()
+        nothing = 0.0 * torch.stack([weight.sum() for weight in learned]).sum()
+        if beside is None:
+            return nothing
+        self._tally("encoder", beside.detach().cpu() / len(batch), len(batch))
+        return nothing + beside / len(batch)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """A step of the optimiser; at the end of a pass over the subjects that of the estimator of the population."""
@@ -398,7 +411,11 @@ class LatentTask(L.LightningModule):
         values |= {"population/-2LL": -2 * self.estimator.log_likelihood, "population/gain": self.estimator.gain}
         for logger in self.loggers:
             logger.log_metrics(values, step=self.global_step)
-        if self.estimator.finished:
+        self._stop_when_converged()
+
+    def _stop_when_converged(self) -> None:
+        # an encoder beside the estimator is trained to the end that the Trainer sets
+        if self.estimator is not None and self.estimator.finished and self.encoder is None:
             self.trainer.should_stop = True
 
     def _pass_ends(self, batch_index: int) -> bool:
@@ -422,7 +439,7 @@ class LatentTask(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuse a gradient that is not finite, before it reaches the weights."""
-        if self.estimator is not None:
+        if self.estimator is not None and self.encoder is None:
             return
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -491,13 +508,18 @@ class LatentTask(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """The estimator of the population where the objective has one; otherwise Adam, with a one-cycle schedule where
         the number of steps is known and at least ten."""
-        if not self.horizon:
-            self.estimator = self.objective.estimator(self.model, self.encoder, self.seed, self._of_all_devices)
-            if self.estimator is not None:
-                return PopulationNewton(self.estimator)
         population = self.model.population_weights()
         taken = {id(weight) for weight in population}
         networks = [weight for weight in self.parameters() if id(weight) not in taken]
+        if not self.horizon:
+            self.estimator = self.objective.estimator(self.model, self.encoder, self.seed, self._of_all_devices)
+        if self.estimator is not None:
+            if self._saved_estimator is not None:
+                self.estimator.load_state_dict(self._saved_estimator)
+                self._saved_estimator = None
+            if not networks:
+                return MovedByEstimator(population)
+            population = []
         rates = [_POPULATION_SPEED * self.learning_rate, self.learning_rate]
         groups: list[dict[str, Any]] = [
             {"params": part, "lr": rate} for part, rate in zip((population, networks), rates, strict=True) if part

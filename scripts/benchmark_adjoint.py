@@ -1,9 +1,9 @@
-"""Three gradients of a solve against the closed form: how exact they are, and what they remember.
+"""Three gradients of a solve compared with the closed form: their errors and their memory.
 
-`discrete` is the exact gradient of the steps taken (engine runge_kutta), `backprop` differentiates torchdiffeq's own
-operations, `adjoint` integrates torchdiffeq's steps backwards. Double precision, one thread, one look at the state, at
-the horizon. The error is the largest relative one over the parameters; the memory is the most that a process took
-beyond what it held before.
+`discrete` is the exact gradient of the steps taken (engine RungeKutta), `backprop` differentiates the operations of
+torchdiffeq, `adjoint` integrates backwards in time with torchdiffeq. Double precision, one thread; the gradient is that
+of the sum of the states at the horizon. The error is the largest relative error over the entries of the gradient. The
+memory is the peak of a process, minus its memory before the solve.
 
     python scripts/benchmark_adjoint.py --figure docs/measurements/adjoint.png --json adjoint.json
 """
@@ -35,7 +35,7 @@ Row = dict[str, Any]
 
 
 class Swing(Dynamics):
-    """dx/dt = omega·v, dv/dt = −omega·x: neither time's direction loses anything."""
+    """dx/dt = omega·v, dv/dt = −omega·x: stable forwards and backwards in time."""
 
     states = ("x", "v")
     parameter_names = ("omega",)
@@ -45,7 +45,7 @@ class Swing(Dynamics):
 
 
 class Absorption(Dynamics):
-    """dD/dt = −KA·D, dA/dt = KA·D − k·A: what has decayed cannot be found again on the way back."""
+    """dD/dt = −KA·D, dA/dt = KA·D − k·A: stable forwards, unstable backwards in time."""
 
     states = ("depot", "central")
     parameter_names = ("KA", "k")
@@ -71,7 +71,7 @@ def absorption_end(theta: Tensor, y0: Tensor, t: float) -> Tensor:
 
 
 class System(NamedTuple):
-    """A system, where it starts, and the sum of its states at any time."""
+    """A system, its initial state, and the sum of its states at any time in closed form."""
 
     dynamics: type[Dynamics]
     theta: tuple[float, ...]
@@ -87,7 +87,7 @@ SYSTEMS = {
 
 
 class Way(NamedTuple):
-    """A way to a gradient: an engine with some of its options; `hourly`: with records before the horizon."""
+    """A method for the gradient: an engine with options; `hourly`: with records every hour before the horizon."""
 
     engine: type[Engine]
     options: dict[str, Any]
@@ -119,7 +119,7 @@ def gradient(name: str, way: str, tolerance: float, horizon: float, subjects: in
     """d(sum of the states at the horizon)/d(theta, y0), ``[subject, parameter + state]``.
 
     Raises:
-        SolveError: forward or on the way back.
+        SolveError: in the forward or in the backward solve.
     """
     system, (engine, options, hourly) = SYSTEMS[name], WAYS[way]
     precise = engine(**options, rtol=tolerance, atol=tolerance)
@@ -132,7 +132,7 @@ def gradient(name: str, way: str, tolerance: float, horizon: float, subjects: in
 
 
 def closed_form(name: str, horizon: float) -> Tensor:
-    """The same, of the formula."""
+    """The same gradient, from the closed form."""
     system = SYSTEMS[name]
     theta, start = _leaves(system, 1)
     system.end(theta, start, horizon).sum().backward()
@@ -140,7 +140,7 @@ def closed_form(name: str, horizon: float) -> Tensor:
 
 
 def error_row(name: str, way: str, tolerance: float, horizon: float) -> Row:
-    """The largest relative error of a gradient; without one, how the solve failed."""
+    """The largest relative error of a gradient; if the solve failed, the reason."""
     row: Row = {
         "system": name,
         "gradient": way,
@@ -152,7 +152,7 @@ def error_row(name: str, way: str, tolerance: float, horizon: float) -> Row:
     expected = closed_form(name, horizon)
     try:
         row["error"] = float(((gradient(name, way, tolerance, horizon) - expected) / expected).abs().max())
-    except (SolveError, AssertionError) as failure:  # torchdiffeq asserts that its steps do not vanish
+    except (SolveError, AssertionError) as failure:  # torchdiffeq asserts that a step is not too small
         row["note"] = str(failure).splitlines()[0]
     return row
 
@@ -160,30 +160,30 @@ def error_row(name: str, way: str, tolerance: float, horizon: float) -> Row:
 def _memory(way: str, horizons: Sequence[float], subjects: int) -> list[float]:
     torch.set_num_threads(1)
     name, taken = next(iter(SYSTEMS)), []
-    gradient(name, way, TOLERANCE, 1.0, subjects=2)  # what is loaded or compiled when first used
+    gradient(name, way, TOLERANCE, 1.0, subjects=2)  # loads and compiles everything that is needed
     before = host_peak()
-    for horizon in sorted(horizons):  # a peak never falls: from the smallest to the largest
+    for horizon in sorted(horizons):  # a peak never decreases: so the smallest comes first
         gradient(name, way, TOLERANCE, horizon, subjects)
         taken.append((host_peak() - before) / 1e6)
     return taken
 
 
 def memory_rows(way: str, horizons: Sequence[float], subjects: int) -> list[Row]:
-    """Memory of the gradient of some oscillations, MB, in a process of its own."""
+    """Memory of the gradient for several oscillations at once, in MB, measured in a separate process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         taken = pool.apply(_memory, (way, horizons, subjects))
     return [{"gradient": way, "horizon": h, "peak_mb": mb} for h, mb in zip(sorted(horizons), taken, strict=True)]
 
 
 def measure(tolerances: Sequence[float], horizons: Sequence[float], subjects: int) -> dict[str, list[Row]]:
-    """Errors over the tolerance at one horizon and over the horizon at one tolerance; memory over the horizon."""
+    """Errors for every tolerance at one horizon and for every horizon at one tolerance; memory for every horizon."""
     settings = dict.fromkeys([*((t, HORIZON) for t in tolerances), *((TOLERANCE, h) for h in horizons)])
     errors = [error_row(name, way, *each) for name in SYSTEMS for way in WAYS for each in settings]
     return {"errors": errors, "memory": [row for way in WAYS for row in memory_rows(way, horizons, subjects)]}
 
 
 def draw(rows: list[Row]) -> Figure:
-    """Error over the tolerance above, over the horizon below; a column for each system."""
+    """Errors against the tolerance (upper panels) and the horizon (lower panels); a column for each system."""
     figure, axes = new_figure(2, len(SYSTEMS), height=5.4, sharey=True)
     for column, name in zip(axes.T, SYSTEMS, strict=True):
         own = [row for row in rows if row["system"] == name]
@@ -199,7 +199,7 @@ def draw(rows: list[Row]) -> Figure:
 
 
 def _panel(axes: Axes, rows: list[Row], over: str) -> None:
-    """Errors of each gradient; a gradient that is not there, or off by more than a thousand, is a cross on top."""
+    """Errors of each gradient; a missing gradient, or an error above a thousand, is a cross at the top."""
     bottom, top = 1e-10, 1e3
     for way, colour, marker in zip(WAYS, (BLUE, GREEN, VERMILLION, ORANGE), "os^v", strict=True):
         own = sorted((row[over], row["error"]) for row in rows if row["gradient"] == way and row["error"] is not None)
@@ -242,7 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tolerances", type=float, nargs="+", default=TOLERANCES)
     parser.add_argument("--horizons", type=float, nargs="+", default=HORIZONS, help="hours")
-    parser.add_argument("--subjects", type=int, default=2000, help="oscillations whose memory is measured")
+    parser.add_argument("--subjects", type=int, default=2000, help="number of oscillations for the memory")
     parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--figure", type=Path, help="file for the figure")
     options = parser.parse_args()

@@ -1,10 +1,10 @@
-"""Hare and lynx of the Hudson Bay: fitted to 1900 to 1914, forecast for 1915 to 1920, by several models.
+"""Hare and lynx of the Hudson Bay: several models, fitted to 1900 to 1914, forecast 1915 to 1920.
 
-Every model is fitted to its one series in the way of Bayes: the parameters have wide priors, and so have the weights of
-a network; the residual error, and the noise of the stochastic model, is the likeliest one. Scored are the twelve values
-of the forecast: root mean square of log(median/value), continuous ranked probability score of the forecast (thousand
-pelts), and how many of them its 90 % band covers. `--parameters` fits Lotka–Volterra to all years and prints its
-posterior.
+Every model is fitted to this one series by Bayesian inference: the parameters have wide priors, and so have the weights
+of a network. The residual error and the noise of the stochastic model have their maximum likelihood values. Scored are
+the twelve values of the forecast: root mean square of log(median/value), continuous ranked probability score (CRPS, in
+thousand pelts), and the share of the values inside the 90 % band. `--parameters` fits Lotka–Volterra to all years and
+prints its posterior.
 """
 
 import argparse
@@ -49,13 +49,13 @@ from neuralpk.solve import Noise, TorchDiffEq, TorchSDE
 from neuralpk.task import LatentTask
 
 FORECAST, YEARS, DRAWS = 1915, range(1900, 1921), 1000
-ROUNDS, MOVES = 8, 5  # of the EM algorithm, and of every draw in each
-ROUND = 65_536  # steps of random numbers in a round: more than it takes
-PATHS, EPOCHS = 32, 30  # of a training with noise: draws of a step, and ten steps each
+ROUNDS, MOVES = 8, 5  # rounds of the EM algorithm; moves of every draw in each round
+ROUND = 65_536  # steps of the random stream reserved for a round, which uses fewer
+PATHS, EPOCHS = 32, 30  # of a training with noise: draws in a step; epochs of ten steps
 STARTS = {"prey0": 20.0, "predator0": 10.0}
 RATES = {"alpha": 0.8, "beta": 0.04, "gamma": 0.8, "delta": 0.04}
 SPREAD = {"alpha": 0.5, "beta": 1.0, "gamma": 0.5, "delta": 1.0, "prey0": 1.0, "predator0": 1.0}
-# a model is the dynamics of one series; its forecasts are draws [draw, year, species]
+# each model is the dynamics of one series; its forecasts are draws [draw, year, species]
 MODELS: dict[str, Callable[[], Dynamics]] = {
     "Lotka–Volterra": LotkaVolterra,
     "augmented": lambda: HybridDynamics(LotkaVolterra(), RandomFeatureSlope(hidden=16, prior_sd=2.0)),
@@ -66,19 +66,18 @@ ENGINE = TorchDiffEq(method="rk4", gradient="backprop", step=0.25)
 
 
 def prior(name: str) -> PopulationParameters:
-    """The prior of the parameters of one series, which is not learned."""
+    """The prior of the parameters of one series; it is not learned."""
     if name == "neural":
         return PopulationParameters(typical=STARTS, omega=1.0, learned=False)
     return PopulationParameters(typical=RATES | STARTS, omega=SPREAD, learned=False)
 
 
 def fit(model: PopulationModel, batch: CohortBatch, seed: int) -> tuple[Particles, float]:
-    """Posterior of the series given the records of ``batch.target``, at the likeliest residual error, and the effective
-    number of its draws.
+    """Posterior of the series from the records of ``batch.target``, with the maximum likelihood residual error; and the
+    effective number of its draws.
 
-    The search for a first z looks at ever more years, since far from the maximum a curve over all of them has no
-    gradient that leads to it. The error is found by the EM algorithm: given the draws, its square is the mean square of
-    the residuals.
+    The search for the first z uses more and more years: far from the maximum, the gradient of the fit to all years does
+    not lead to it. The EM algorithm finds the error: its square is the mean square of the residuals over the draws.
     """
     z = torch.zeros((1, model.latent_size), dtype=batch.time.dtype)
     for last in (1903, 1906, 1910, YEARS[-1]):
@@ -97,7 +96,7 @@ def fit(model: PopulationModel, batch: CohortBatch, seed: int) -> tuple[Particle
 
 
 def start(name: str, seed: int) -> tuple[PopulationModel, CohortBatch]:
-    """The model before any data but their magnitudes in the years of the fit, and the whole series."""
+    """The model before the fit, with the magnitudes of the data in the years of the fit; and the whole series."""
     torch.manual_seed(seed)
     series = datasets.hare_lynx()
     model = PopulationModel(MODELS[name](), prior(name), LogNormalError(), ENGINE)
@@ -106,8 +105,8 @@ def start(name: str, seed: int) -> tuple[PopulationModel, CohortBatch]:
 
 
 def forecast(name: str, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Draws of what would be measured ``[draw, year, species]``, what was ``[year, species]``, and the effective number
-    of draws."""
+    """Draws of measured values ``[draw, year, species]``, the measured values ``[year, species]``, and the effective
+    number of draws."""
     model, batch = start(name, seed)
     draws, number = fit(model, batch.scored_on(batch.target & (batch.time < FORECAST)), seed)
     many = batch.repeat(DRAWS)
@@ -119,7 +118,7 @@ def forecast(name: str, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def stochastic_forecast(name: str, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """As `forecast`, of a model with noise: draws of parameters and path, selected at the years that were measured."""
+    """As `forecast`, for a model with noise: draws of parameters and paths, selected at the measured years."""
     L.seed_everything(seed, verbose=False)
     data = TableDataModule("hare_lynx", forecast=FORECAST, passes_per_epoch=10, seed=seed)
     task = LatentTask(
@@ -149,12 +148,12 @@ def stochastic_forecast(name: str, seed: int) -> tuple[np.ndarray, np.ndarray, f
         noise = randomness.normal(seed, Stream.SCRIPT.at(0), torch.arange(DRAWS), width)
         value = task.model.error.simulate(drawn.value[chosen].double(), batch.repeat(DRAWS).endpoint, noise)
     observed = batch.value.double().reshape(-1, 2).numpy()
-    beginnings = float(len(drawn.value[:, 0].unique()))  # weights are even after a selection; how many have survived it
+    beginnings = float(len(drawn.value[:, 0].unique()))  # weights are equal after a selection: count values
     return value.reshape(DRAWS, -1, 2).numpy(), observed, beginnings
 
 
 def parameters(seed: int) -> dict[str, tuple[float, float]]:
-    """Posterior mean and standard deviation of the parameters of Lotka–Volterra, given all years."""
+    """Posterior mean and standard deviation of the parameters of Lotka–Volterra, from all years."""
     model, batch = start("Lotka–Volterra", seed)
     draws, _ = fit(model, batch, seed)
     with torch.no_grad():
@@ -166,7 +165,7 @@ def parameters(seed: int) -> dict[str, tuple[float, float]]:
 
 
 def score(values: np.ndarray, observed: np.ndarray) -> dict[str, float]:
-    """Of the years of the forecast."""
+    """Scores over the years of the forecast."""
     ahead = np.array(YEARS) >= FORECAST
     values, observed = values[:, ahead], observed[ahead]
     low, median, high = np.quantile(values, (0.05, 0.5, 0.95), axis=0)
@@ -179,7 +178,7 @@ def score(values: np.ndarray, observed: np.ndarray) -> dict[str, float]:
 
 
 def draw_figure(bands: dict[str, np.ndarray], observed: np.ndarray, path: Path) -> None:
-    """Median and 90 % band of each model's first seed beside what was measured."""
+    """Median and 90 % band of each model with the first seed, and the measured values."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
@@ -206,7 +205,7 @@ def main() -> None:
     """Fit, forecast, score and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--seeds", type=int, default=3, help="of draws, and of the first layer of a network")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of the draws and of a network's first layer")
     parser.add_argument("--parameters", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)

@@ -1,10 +1,10 @@
-"""Mechanism plus network on patients whom the mechanism alone cannot explain, against what it says alone.
+"""A hybrid of mechanism and network compared with the mechanism alone, on patients whom it cannot explain.
 
-Three cohorts of fifty patients: elimination that saturates, clearance that falls in time, drug that returns from the
-bile to the gut after a meal. Each is learned from by the mechanism that knows nothing of it, and by the hybrid of that
-mechanism and a network, with the same encoder, objective and number of steps. Scored is the line of new patients
-against the true one, relative root mean square error, mean over patients; beside them someone who knows the true
-equations, population and error, and has nothing to learn.
+Three cohorts of fifty patients: elimination that saturates, clearance that decreases with time, drug that returns from
+the bile to the gut after a meal. Two models learn from each cohort, with the same encoder, objective and number of
+steps: the mechanism without this process, and the hybrid of that mechanism and a network. Scored are the estimated
+curves of new patients against the true ones: relative root mean square error, mean over patients. For comparison, the
+same patients are estimated with the true equations, population and error, where nothing is learned.
 """
 
 import argparse
@@ -45,13 +45,13 @@ from neuralpk.solve import Auto
 from neuralpk.task import LatentTask
 
 ENGINE = Auto(rtol=1e-4, atol=1e-4)
-PRIOR = {"omega": 0.4, "omega_prior_sd": 0.7}  # of every parameter: 0.4, within a factor of two
-TYPICAL = {"KA": 1.5, "CL": 4.0, "V1": 40.0, "KB": 0.15, "KG": 2.0}  # of `Recirculation`
-MEAL, OPEN = 7.0, 2.5  # hours: about when the gall bladder empties, and for how long
+PRIOR = {"omega": 0.4, "omega_prior_sd": 0.7}  # prior of omega, for every parameter: 0.4, within a factor of two
+TYPICAL = {"KA": 1.5, "CL": 4.0, "V1": 40.0, "KB": 0.15, "KG": 2.0}  # typical values of `Recirculation`
+MEAL, OPEN = 7.0, 2.5  # hours: the time around which the gall bladder empties, and how long this takes
 
 
 class Recirculation(Compartments):
-    """One compartment that excretes into the bile too, which a meal returns to the gut::
+    """One compartment that also excretes into the bile; a meal returns this drug to the gut::
 
     dA_depot/dt = −KA·A_depot + k(t)·A_bile        dA_bile/dt = KB·A_central − k(t)·A_bile
     dA_central/dt = KA·A_depot − (CL/V1 + KB)·A_central        k(t) = KG·exp(−((t − MEAL)/OPEN)²)
@@ -76,7 +76,7 @@ class Recirculation(Compartments):
 
 
 class RecirculationDataModule(SimulatedDataModule):
-    """Patients of `Recirculation` after an oral dose, seen ten times within a day."""
+    """Patients of `Recirculation` after an oral dose, sampled ten times within a day."""
 
     def __init__(self, test_subjects: int, **options: Any) -> None:
         super().__init__(50, test_subjects, "combined", {"a": 0.02, "b": 0.1}, **options)
@@ -89,17 +89,17 @@ class RecirculationDataModule(SimulatedDataModule):
 
 @dataclass(frozen=True)
 class Case:
-    """A cohort and what learns from it.
+    """A cohort, and the two models that learn from it.
 
     Args:
-        title: in the table.
-        data: the patients, from what is common to all cohorts.
-        mechanism: the equations that are known.
-        correction: of the hybrid.
-        typical: starting values of the hybrid, of those parameters that the guess of the dynamics leaves wrong.
-        flow: source and destination of what is learned, of the figure.
-        truth: of the true flow.
-        axes: of the figure.
+        title: name of the cohort in the table.
+        data: makes the patients, from the options that all cohorts have in common.
+        mechanism: equations of the mechanism.
+        correction: network of the hybrid.
+        typical: starting values of the hybrid, for those parameters of which the guess of the dynamics is wrong.
+        flow: source and destination of the learned flow in the figure.
+        truth: source and destination of the true flow.
+        axes: quantities on the two axes of the figure.
     """
 
     title: str
@@ -113,7 +113,7 @@ class Case:
 
 
 def saturable(**options: Any) -> SimulatedPKDataModule:
-    """One compartment, a bolus far above KM: the line falls almost straight, then exponentially."""
+    """One compartment, a bolus far above KM: the concentration decreases almost linearly, then exponentially."""
     return SimulatedPKDataModule(
         compartments=1,
         elimination="michaelis_menten",
@@ -129,7 +129,7 @@ def saturable(**options: Any) -> SimulatedPKDataModule:
 
 
 def falling(**options: Any) -> SimulatedPKDataModule:
-    """One compartment, a bolus on each of three days, and less and less clearance."""
+    """One compartment, a bolus on each of three days, and a clearance that decreases."""
     return SimulatedPKDataModule(
         compartments=1,
         elimination="time_varying",
@@ -145,8 +145,8 @@ def falling(**options: Any) -> SimulatedPKDataModule:
     )
 
 
-# a prior flat enough for rates that change tenfold, and features enough for one that comes and goes; the base rate of
-# the correction starts far above nothing, since from next to nothing the training removes it before it has learned
+# the prior is wide enough for rates that change tenfold, and there are enough features for a rate that rises and falls;
+# the base rate of the correction starts far above 0: the training would remove a small one before it has learned
 NETWORK: dict[str, Any] = {"prior_sd": 10.0, "hidden": 64}
 
 
@@ -196,8 +196,8 @@ MODELS = {"mechanism": "mechanism alone", "hybrid": "hybrid", "known": "equation
 
 
 def learn(data: SimulatedDataModule, case: Case, model: str, seed: int, epochs: int) -> LatentTask:
-    """A model of the fifty patients: the mechanism alone or the hybrid."""
-    L.seed_everything(seed, verbose=False)  # before the networks draw their first weights
+    """Train the mechanism alone or the hybrid on the fifty patients."""
+    L.seed_everything(seed, verbose=False)  # before the first weights of the networks are drawn
     hybrid = model == "hybrid"
     task = LatentTask(
         HybridDynamics(case.mechanism(), case.correction()) if hybrid else case.mechanism(),
@@ -214,7 +214,7 @@ def learn(data: SimulatedDataModule, case: Case, model: str, seed: int, epochs: 
 
 
 def score(model: PopulationModel, data: SimulatedDataModule, encoder: Encoder | None = None) -> float:
-    """Error of the estimated curves of new patients."""
+    """Error of the estimated curves of new patients, mean over patients."""
     people = data.part("test")
     true = np.stack([s.truth.line[:, 0] for s in people])
     found = estimate_individuals(model, people, people[0].truth.times.tolist(), encoder=encoder, draws=0).ipred[..., 0]
@@ -222,7 +222,7 @@ def score(model: PopulationModel, data: SimulatedDataModule, encoder: Encoder | 
 
 
 def run(name: str, seed: int, epochs: int, new: int) -> tuple[dict[str, Any], LatentTask]:
-    """Learn from one cohort in both ways and score; the figures, and the hybrid."""
+    """Train both models on one cohort and score them; returns the numbers, and the hybrid."""
     case, started = CASES[name], time.perf_counter()
     data = case.data(test_subjects=new, context="random", passes_per_epoch=20, seed=seed)
     row: dict[str, Any] = {"cohort": name, "seed": seed, "known": score(known(data), data)}
@@ -233,7 +233,7 @@ def run(name: str, seed: int, epochs: int, new: int) -> tuple[dict[str, Any], La
 
 
 def known(data: SimulatedDataModule) -> PopulationModel:
-    """The true equations, population and error: no model can estimate the curves better."""
+    """The model with the true equations, population and error: the limit for the learned models."""
     truth = data.population
     population = PopulationParameters.from_values(truth.typical, truth.omega)
     error = error_class(data.error).from_values(endpoints=1, **data.error_sd)
@@ -244,7 +244,7 @@ def known(data: SimulatedDataModule) -> PopulationModel:
 def along(
     model: PopulationModel, flow: tuple[str, str | None], doses: list[Dose], times: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """A flow of the typical patient after each dose, ``[dose, time]``: as a clearance and as what it carries."""
+    """A flow of the typical patient after each dose, ``[dose, time]``: as a clearance and as an amount per time."""
     subjects = [Subject(str(k), [0.0, times[-1]], [1.0, 1.0], (dose,)) for k, dose in enumerate(doses)]
     batch = collate(subjects, dtype=model.value_scale.dtype)
     at = torch.as_tensor(times, dtype=batch.time.dtype).expand(len(doses), -1)
@@ -276,7 +276,7 @@ LABELS = {
 
 
 def draw(learned: dict[str, LatentTask], seed: int) -> Figure:
-    """What each hybrid learned beside the truth, along the lines of the typical patient after each dose."""
+    """The learned flow of each hybrid and the true flow, along the curves of the typical patient after each dose."""
     figure, (panels,) = new_figure(1, len(learned), height=3.0)
     for panel, (name, task) in zip(panels, learned.items(), strict=True):
         case = CASES[name]
@@ -300,7 +300,7 @@ def draw(learned: dict[str, LatentTask], seed: int) -> Figure:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The table as it stands in the documentation: mean over seeds, smallest and largest."""
+    """The table of the documentation: mean over seeds, smallest and largest."""
     lines = [["patients", *MODELS.values()], ["---"] * (1 + len(MODELS))]
     for name in dict.fromkeys(row["cohort"] for row in rows):
         cells = [CASES[name].title]
@@ -318,9 +318,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--cohorts", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--epochs", type=int, default=8, help="of 20 passes over the patients")
-    parser.add_argument("--new", type=int, default=100, help="patients to score on")
-    parser.add_argument("--json", type=Path, help="where to write every figure")
+    parser.add_argument("--epochs", type=int, default=8, help="number of epochs, each of 20 passes over the patients")
+    parser.add_argument("--new", type=int, default=100, help="number of new patients to score on")
+    parser.add_argument("--json", type=Path, help="file for all numbers")
     parser.add_argument("--page", type=Path, help="page to rewrite, docs/measurements/hybrids.md")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,9 +1,9 @@
-"""How long does the estimate of a patient take: by the encoder, by the MAP (maximum a posteriori), with intervals?
+"""How long does the estimate of a patient take: by the encoder, by MAP (maximum a posteriori), with intervals?
 
-Patients of two compartments after an IV bolus with 8 samples each, one thread. By the encoder: z, parameters and curve
-at 200 times of 1,000 patients in one batch, for mechanistic and neural dynamics. MAP: 10,000 patients
-through the solver, each until no step gains anything, under the true population; with 90 % intervals: 1,000 of them,
-from 100 draws each.
+Patients with two compartments after an IV bolus, 8 samples each, one thread. Encoder: z, parameters and curve at 200
+times for 1,000 patients in one batch, with mechanistic and with neural dynamics. MAP: 10,000 patients through the
+solver, each until no step improves the estimate, with the true population. MAP with 90 % intervals: 1,000 of these
+patients, from 100 draws each.
 """
 
 import argparse
@@ -44,12 +44,12 @@ TIMES = np.linspace(0.25, 72.0, 200).tolist()
 
 
 def patients(count: int) -> Cohort:
-    """To be estimated."""
+    """The patients to estimate."""
     return SimulatedPKDataModule(subjects=50, test_subjects=count, samples=8, grid=[0.25, 72.0, 2]).part("test")
 
 
 def trained(dynamics: str) -> LatentTask:
-    """A model after a short training: its answers are not judged here, only how long they take."""
+    """A model after a short training: its estimates are timed, not scored."""
     data = SimulatedPKDataModule(subjects=50, samples=8, context="random")
     L.seed_everything(0, verbose=False)
     task = LatentTask(DYNAMICS[dynamics](), encoder=SetEncoder(), objective=MarginalLikelihood(draws=8))
@@ -58,7 +58,7 @@ def trained(dynamics: str) -> LatentTask:
 
 
 def seconds(work: Callable[[], object], repeats: int) -> float:
-    """Median of several runs, after one that compiles what has to be compiled."""
+    """Median time of several runs, after a first run that compiles the kernels."""
     found = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
@@ -68,12 +68,12 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
 
 
 def intervals(model: PopulationModel, people: Cohort) -> IndividualEstimates:
-    """MAP estimates with intervals, given the population."""
+    """MAP estimates with intervals, with a fixed population."""
     return estimate_individuals(model, people, TIMES, draws=DRAWS, population_known=True)
 
 
 def measure(repeats: int) -> list[dict[str, float | int | str]]:
-    """Every way on its patients."""
+    """Time of every method on its patients."""
     rows: list[dict[str, float | int | str]] = []
 
     def add(way: str, count: int, work: Callable[[], object]) -> None:
@@ -93,14 +93,14 @@ def measure(repeats: int) -> list[dict[str, float | int | str]]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3, help="the median of which is printed")
-    parser.add_argument("--json", type=Path, help="where to write every figure")
+    parser.add_argument("--repeats", type=int, default=3, help="number of runs, of which the median is printed")
+    parser.add_argument("--json", type=Path, help="file for all numbers")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     rows = measure(options.repeats)
-    table = Table("way", "patients", "s", "ms a patient")
+    table = Table("method", "patients", "s", "ms a patient")
     for row in rows:
         each = 1e3 * float(row["seconds"]) / int(row["patients"])
         table.add_row(str(row["way"]), str(row["patients"]), f"{row['seconds']:.2f}", f"{each:.2f}")

@@ -1,8 +1,8 @@
-"""Linear models: `solve` against closed forms in NumPy, vectorised over all subjects, on the same data.
+"""Linear models: `solve` compared with closed forms in NumPy, vectorised over all subjects, on the same data.
 
-Two compartments, 20 observations of each subject at its own times, double precision, one thread: an intravenous bolus,
-and 28 oral doses every 12 h with an infusion. Printed are the fastest of the repeats, their ratio and the largest
-relative difference of the amounts in the central compartment.
+Two compartments, 20 observations of each subject at different times, double precision, one thread: an intravenous
+bolus, and 28 oral doses every 12 h with an infusion. The script prints the times of the fastest runs, their ratio and
+the largest relative difference of the amounts in the central compartment.
 
     python scripts/benchmark_linear.py
 """
@@ -58,7 +58,7 @@ def oral(theta: FloatArray, t: FloatArray) -> FloatArray:
 
 
 def cohort(doses: list[Dose], last: float, subjects: int) -> CohortBatch:
-    """Subjects with the same doses and times of their own."""
+    """Subjects with the same doses and different times."""
     times = np.linspace(0.25, last, 20)
     batch = collate([Subject("1", times, np.full(20, np.nan), tuple(doses))], dtype=torch.float64).repeat(subjects)
     moved = times + np.random.default_rng(0).uniform(-0.1, 0.1, (subjects, 20))
@@ -67,7 +67,7 @@ def cohort(doses: list[Dose], last: float, subjects: int) -> CohortBatch:
 
 
 def fastest(run: Callable[[], object], repeats: int) -> float:
-    """Milliseconds of the fastest run, after one that warms up."""
+    """Milliseconds of the fastest run, after a first run that is not timed."""
     run()
     spent = []
     for _ in range(repeats):

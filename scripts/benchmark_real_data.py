@@ -1,8 +1,8 @@
 """Theophylline and indomethacin, leave-one-subject-out: error of PRED, and of IPRED from the first k samples.
 
-Every fold trains on the other subjects alone. PRED is scored on all samples of the subject left out, IPRED, the MAP
-estimate given the first k, on the others; root mean square of log(prediction/observation), samples with TIME > 0
-and DV > 0.
+Every fold trains on the other subjects alone. For the subject left out, PRED is scored on all samples, and IPRED, the
+MAP estimate from the first k samples, on the other samples. The score is the root mean square of
+log(prediction/observation) over samples with TIME > 0 and DV > 0.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from neuralpk.residual_error import CombinedError, ProportionalError
 from neuralpk.solve import Auto
 from neuralpk.task import LatentTask
 
-# published population parameters alone, no individual information
+# error of PRED with published population parameters, without individual information
 PUBLISHED = {"theophylline": 0.341, "indomethacin": 0.281}
 MODELS = {
     "theophylline": (lambda: CompartmentModel(1, "first_order"), CombinedError),
@@ -74,9 +74,9 @@ def main() -> None:
     """Run the folds and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dynamics", nargs="+", default=["mechanistic"], choices=list(DYNAMICS))
-    parser.add_argument("--folds", type=int, help="only the first so many")
-    parser.add_argument("--shown", type=int, default=5, help="samples shown to the encoder")
-    parser.add_argument("--epochs", type=int, default=15, help="of 20 passes over the subjects")
+    parser.add_argument("--folds", type=int, help="number of folds; default: all")
+    parser.add_argument("--shown", type=int, default=5, help="number of first samples that the encoder reads")
+    parser.add_argument("--epochs", type=int, default=15, help="number of epochs, each of 20 passes over the subjects")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

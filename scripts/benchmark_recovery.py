@@ -1,15 +1,15 @@
-"""How well are a patient's curve and rate constants estimated, against the true population (oracle)?
+"""How well are a patient's curve and rate constants estimated, compared with the true population (oracle)?
 
-Fifty patients to learn from, scored on them and on new ones: two compartments, an IV bolus, log-normal parameters with
-omega .3, 20 % proportional error, n samples a patient at random times. The oracle is the same inference (MAP, intervals
-by importance weights) with the true model instead of a learned one.
+Models learn from fifty patients, and are scored on these and on new ones: two compartments, an IV bolus, log-normal
+parameters with omega 0.3, 20 % proportional error, n samples per patient at random times. The oracle is the same
+inference (MAP, intervals by importance weights) with the true model instead of a learned one.
 
-Track "own": learned from the fifty patients only. Track "pretrained": first from 4,000 simulated patients, each of a
-population of its own, around centres that are wrong by factors drawn for each seed; then used as it is, and tuned to
-the fifty.
+``--tracks own``: a model learns from the fifty patients only. ``--tracks pretrained``: it first learns from 4,000
+simulated patients, each from a different population, around centres that are wrong by factors drawn for each seed. It
+is scored after this pre-training, and again after it has also learned from the fifty patients.
 
-Track "limit" learns nothing: what the fifty patients' data can tell at best of their population, and what that makes of
-the errors.
+``--tracks limit``: nothing is learned. The population is as uncertain as the data of fifty patients make it at best,
+and the errors are those of estimates with such populations.
 """
 
 import argparse
@@ -37,10 +37,10 @@ from neuralpk.datamodules import SimulatedPKDataModule
 from neuralpk.decoders import GRU
 from neuralpk.dynamics import CompartmentModel, Decoder, Elimination, HybridDynamics, NeuralCompartments
 from neuralpk.encoders import SetEncoder
+from neuralpk.estimation import standard_errors
 from neuralpk.evaluate.metrics import auc_relative_error, coverage, line_rrmse
 from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals, evaluation_batch
-from neuralpk.inference.population_draws import drawn_models
-from neuralpk.estimation.standard_errors import standard_errors
+from neuralpk.inference.uncertainty_draws import drawn_models
 from neuralpk.objectives import MarginalLikelihood
 from neuralpk.parameters import PopulationParameters
 from neuralpk.population_model import PopulationModel
@@ -48,14 +48,14 @@ from neuralpk.residual_error import ProportionalError
 from neuralpk.solve import Auto
 from neuralpk.task import LatentTask
 
-# 200 times from .25 to 72 h, and on at the same distance to 168 h
+# 200 times from 0.25 to 72 h, and further times to 168 h with the same spacing
 GRID = [0.25, 0.25 + 71.75 / 199 * 465, 466]
 TIMES, LATER = np.split(np.linspace(GRID[0], GRID[1], int(GRID[2])), [200])
 RATES = ("k10", "k12", "k21")
 TYPICAL = {"CL": 4.0, "V1": 70.0, "Q": 4.0, "V2": 50.0}
 OMEGA = dict.fromkeys(("CL", "V1", "Q", "V2", "VMAX", "KM"), 0.3)
 
-# who the patients are: linear elimination; saturable; a clearance that falls by half within the 72 h
+# the cohorts: linear elimination; saturable elimination; a clearance that decreases by half within 72 h
 COHORTS: dict[str, dict[str, Any]] = {
     "linear": {"typical": TYPICAL},
     "saturable": {
@@ -64,11 +64,11 @@ COHORTS: dict[str, dict[str, Any]] = {
     },
     "falling": {"elimination": "time_varying", "typical": TYPICAL | {"CLR": 0.4, "KCL": math.log(6) / 72}},
 }
-PRIOR = {"omega": 0.4, "omega_prior_sd": 0.7}  # of every parameter: 0.4, within a factor of two
+PRIOR = {"omega": 0.4, "omega_prior_sd": 0.7}  # prior of omega, for every parameter: 0.4, within a factor of two
 
 
 class Learner(NamedTuple):
-    """What learns from the patients: its dynamics, engine, draws of a step, and epochs."""
+    """How a model learns from the patients: dynamics, engine, number of draws in a step, number of epochs."""
 
     dynamics: Callable[[], Decoder]
     engine: Auto = Auto(rtol=1e-4, atol=1e-4)
@@ -81,22 +81,22 @@ LEARNERS = {
     "neural": Learner(lambda: NeuralCompartments(CompartmentModel(2))),
     "neural in time": Learner(lambda: NeuralCompartments(CompartmentModel(2), time=True)),
     "hybrid": Learner(lambda: HybridDynamics(CompartmentModel(2))),
-    # no ODE: a recurrent network that reads how long each gap was
+    # no ODE: a recurrent network that reads the length of each gap
     "gru": Learner(lambda: GRU(CompartmentModel(2), gap="input"), Auto()),
 }
-# the prior before the study: typical values, omega and error log-uniform within these factors of their centres,
-# and the centres themselves off the truth by up to those; so log(omega) is off by .46 (one standard deviation)
+# the prior before the study: typical values, omega and error are log-uniform within the factors of POPULATIONS around
+# their centres, and the centres within those of CENTRES around the truth; log(omega) has a standard deviation of 0.46
 POPULATIONS = {"typical": 3.0, "omega": 2.0, "error": 2.0}
 CENTRES = {"typical": 2.0, "omega": 1.5, "error": 1.5}
 OMEGA_PRIOR_SD = 0.5
 PRETRAINING_PATIENTS, PRETRAINING_OMEGA = 4_000, 0.7
-PRETRAINING_STEPS, PRETRAINING_RATE = 5, 0.002  # of the MAP search, of learning
-# for what fifty patients can tell: draws of each one's z, and populations that they may be taken for
+PRETRAINING_STEPS, PRETRAINING_RATE = 5, 0.002  # steps of the MAP search; learning rate
+# for the limit of fifty patients: draws of each patient's z; populations drawn around the truth
 INFORMATION_DRAWS, LIMIT_POPULATIONS = 1_000, 8
 
 
 def cohort(name: str, samples: int, new: int, seed: int) -> SimulatedPKDataModule:
-    """Fifty patients of one kind and new ones."""
+    """Fifty patients of one cohort, and new ones."""
     settings = COHORTS[name]
     omega = {key: OMEGA[key] for key in settings["typical"] if key in OMEGA}
     return SimulatedPKDataModule(
@@ -112,16 +112,16 @@ def cohort(name: str, samples: int, new: int, seed: int) -> SimulatedPKDataModul
 
 
 def learn(data: SimulatedPKDataModule, dynamics: str, seed: int, start: dict[str, Any] | None = None) -> LatentTask:
-    """A model of the fifty patients, with the uncertainty of its population.
+    """Train a model on the fifty patients, and compute the uncertainty of its population.
 
     Args:
         data: the patients.
-        dynamics: of the model, by its name in `LEARNERS`.
-        seed: of its first weights and of its draws.
-        start: parts of a task that starts from a pre-training.
+        dynamics: name of the model in `LEARNERS`.
+        seed: of the first weights and of the draws.
+        start: parts of a task that starts from a pre-trained model.
     """
     learner = LEARNERS[dynamics]
-    L.seed_everything(seed, verbose=False)  # before the networks draw their first weights
+    L.seed_everything(seed, verbose=False)  # before the first weights of the networks are drawn
     parts: dict[str, Any] = start or {
         "dynamics": learner.dynamics(),
         "parameters": PopulationParameters(**PRIOR),
@@ -133,7 +133,7 @@ def learn(data: SimulatedPKDataModule, dynamics: str, seed: int, start: dict[str
 
 
 def belief(seed: int) -> dict[str, Any]:
-    """Centres of the prior over populations, off the truth by factors drawn for the seed."""
+    """Centres of the prior over populations, which differ from the truth by factors drawn for the seed."""
     u = np.random.default_rng(seed).uniform(-1.0, 1.0, len(TYPICAL) + 2)
     typical = {
         name: value * float(CENTRES["typical"] ** x) for (name, value), x in zip(TYPICAL.items(), u, strict=False)
@@ -143,7 +143,7 @@ def belief(seed: int) -> dict[str, Any]:
 
 
 def pretrain(dynamics: str, seed: int, path: Path) -> LatentTask:
-    """Pre-train on simulated patients of many populations and keep it at `path`."""
+    """Pre-train on simulated patients of many populations, and save the checkpoint at `path`."""
     data = SimulatedPKDataModule(
         subjects=PRETRAINING_PATIENTS,
         samples=[3, 19],
@@ -151,14 +151,14 @@ def pretrain(dynamics: str, seed: int, path: Path) -> LatentTask:
         context="random",
         batch_size=100,
         grid=[0.25, 72.0, 2],
-        seed=10_000 + seed,  # none of the study's patients is among them
+        seed=10_000 + seed,  # other patients than those of the study
         **belief(seed),
     )
     L.seed_everything(seed, verbose=False)
     learner = LEARNERS[dynamics]
     task = LatentTask(
         learner.dynamics(),
-        # the centres are those of the simulation; one patient differs from another by population and by omega
+        # the centres are those of the simulation; omega includes the differences between populations
         parameters=PopulationParameters(typical=dict(data.population.typical), omega=PRETRAINING_OMEGA),
         encoder=SetEncoder(),
         objective=MarginalLikelihood(draws=8, map_steps=PRETRAINING_STEPS),
@@ -179,7 +179,7 @@ def known_model(data: SimulatedPKDataModule, elimination: Elimination, typical: 
 
 
 def known(model: PopulationModel, people: Cohort, times: list[float], draws: int) -> IndividualEstimates:
-    """Estimates with the population as it stands."""
+    """Estimates with a fixed population."""
     return estimate_individuals(model, people, times, draws=draws, population_known=True)
 
 
@@ -212,10 +212,10 @@ def scores(result: IndividualEstimates, people: Cohort) -> dict[str, float]:
 
 
 def limit(samples: int, new: int, seed: int) -> dict[str, Any]:
-    """What fifty patients can tell: errors of someone who knows the linear model but takes its population from them.
+    """Errors of estimates with the true equations and a population that is taken from the data of fifty patients.
 
-    That population is off the truth by a draw of the normal law whose precision is the information in the fifty
-    patients' data at the truth; root of the mean square over such populations.
+    This population differs from the truth by a draw from the normal distribution whose precision is the information in
+    the data of the fifty patients, at the truth. The errors are root mean squares over such populations.
     """
     data = cohort("linear", samples, new, seed)
     people, both = data.part("test"), np.concatenate([TIMES, LATER]).tolist()
@@ -243,7 +243,7 @@ def limit(samples: int, new: int, seed: int) -> dict[str, Any]:
 def learners(
     data: SimulatedPKDataModule, dynamics: str, seed: int, source: Path | None
 ) -> dict[str, tuple[LatentTask, float]]:
-    """What is scored, by its track: a task and the seconds that it took to learn from the fifty patients."""
+    """The tasks to score, by name, and the seconds that each took to learn from the fifty patients."""
     started = time.perf_counter()
     if source is None:
         return {"own patients": (learn(data, dynamics, seed), time.perf_counter() - started)}
@@ -258,7 +258,7 @@ def learners(
 def run(
     name: str, dynamics: str, samples: int, new: int, seed: int, draws: int, source: Path | None
 ) -> list[dict[str, Any]]:
-    """Learn once and score on own and new patients, beside the oracle and the linear model."""
+    """Train once, and score on these and on new patients, with the oracle and the linear model for comparison."""
     data = cohort(name, samples, new, seed)
     learned = learners(data, dynamics, seed, source)
     settings = COHORTS[name]
@@ -291,7 +291,7 @@ def run(
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """Means over seeds, as ratios to the oracle of the same patients, with their range."""
+    """Print means over seeds of the ratios to the oracle on the same patients, with their range."""
     table = Table(title="Ratio to the oracle: mean over seeds (smallest to largest)")
     for column in (
         "cohort",
@@ -299,11 +299,11 @@ def show(rows: list[dict[str, Any]]) -> None:
         "dynamics",
         "samples",
         "patients",
-        "line",
+        "curve",
         "AUC",
         "72-168 h",
         "log k",
-        "90 % of line, of k",
+        "90 % of curve, of k",
         "s",
     ):
         table.add_column(column, no_wrap=True)
@@ -338,9 +338,9 @@ def main() -> None:
     parser.add_argument("--samples", nargs="+", type=int, default=[19, 8, 6, 4, 3])
     parser.add_argument("--tracks", nargs="+", default=["own"], choices=["own", "pretrained", "limit"])
     parser.add_argument("--cohorts", nargs="+", default=["linear"], choices=list(COHORTS))
-    parser.add_argument("--new", type=int, default=1000, help="new patients")
-    parser.add_argument("--draws", type=int, default=100, help="for the intervals")
-    parser.add_argument("--json", type=Path, help="where to write every figure")
+    parser.add_argument("--new", type=int, default=1000, help="number of new patients")
+    parser.add_argument("--draws", type=int, default=100, help="number of draws for the intervals")
+    parser.add_argument("--json", type=Path, help="file for all numbers")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -356,7 +356,7 @@ def main() -> None:
             options.json.write_text(json.dumps(rows, indent=1))
 
     if "limit" in options.tracks:
-        for samples, seed in track(list(itertools.product(options.samples, seeds)), "what the data can tell"):
+        for samples, seed in track(list(itertools.product(options.samples, seeds)), "limit of the data"):
             keep([limit(samples, options.new, seed)])
     with tempfile.TemporaryDirectory() as folder:
         for which, dynamics, seed in track(sources, "learn and score"):

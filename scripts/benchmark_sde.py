@@ -1,10 +1,11 @@
-"""Stochastic cohorts: what a latent SDE estimates, and how well it predicts samples that it was not shown.
+"""Stochastic cohorts: what a latent SDE estimates, and how well it predicts samples that it has not seen.
 
-An Ornstein–Uhlenbeck cohort is held against its closed form. On predators and prey with noise, and on patients whose
-clearance fluctuates, the latent SDE stands beside the deterministic model of that mechanism; both learn from the same
-subjects. Every new subject shows a part of its samples, chosen at random, from one to all; the others are scored by
-1,000 draws of the posterior predictive distribution: the continuous ranked probability score of the logarithm, in
-standard deviations of the residual error, and how many the 90 % band covers.
+The likelihood of an Ornstein–Uhlenbeck cohort is compared with its closed form. On predators and prey with noise, and
+on patients whose clearance fluctuates, the latent SDE is compared with the deterministic model of the same mechanism;
+both learn from the same subjects. Of every new subject the models see a random part of the samples, from one to all.
+The other samples are scored with 1,000 draws of the posterior predictive distribution: the continuous ranked
+probability score (CRPS) of the logarithm, in standard deviations of the residual error, and the share inside the 90 %
+band.
 
     python scripts/benchmark_sde.py --seeds 3 --json sde.json --page docs/measurements/sde.md
 """
@@ -57,12 +58,12 @@ from neuralpk.solve import Auto, Noise, TorchSDE
 from neuralpk.task import LatentTask
 
 DRAWS = 1000
-FILTERS = 10  # independent ones, whose spread is the Monte-Carlo error of a likelihood
-ERROR = 0.1  # of the logarithm, in both cohorts
+FILTERS = 10  # independent particle filters; their spread is the Monte Carlo error of a likelihood
+ERROR = 0.1  # standard deviation of the residual error of the logarithm, in both cohorts
 
 
 class System(NamedTuple):
-    """A system: its dynamics with noise and without, the step of the solver with noise, and the true noise."""
+    """A system: its dynamics with and without noise, the step of the solver with noise, and the true noise."""
 
     stochastic: Callable[[], Dynamics]
     deterministic: Callable[[], Dynamics]
@@ -88,7 +89,7 @@ DRAWN, RESIDUAL, FREE = (Stream.SCRIPT.at(step) for step in (0, 100, 200))  # ra
 
 
 def cohort_of(system: str, seed: int) -> CohortDataModule:
-    """Hundred replicates of one experiment, or forty patients; and a hundred others to score on."""
+    """A hundred replicates of one experiment, or forty patients; and a hundred new subjects to score on."""
     common = {"error": "log_normal", "error_sd": {"b": ERROR}, "passes_per_epoch": 10, "seed": seed}
     if system == "predator and prey":
         times = np.linspace(0, 8, 17).tolist()
@@ -101,7 +102,7 @@ def cohort_of(system: str, seed: int) -> CohortDataModule:
 
 
 def trained(system: str, stochastic: bool, data: CohortDataModule, epochs: int, seed: int) -> LatentTask:
-    """A model of the mechanism, with noise or without."""
+    """Train a model of the mechanism, with or without noise."""
     L.seed_everything(seed, verbose=False)
     chosen = SYSTEMS[system]
     if stochastic:
@@ -127,7 +128,7 @@ def trained(system: str, stochastic: bool, data: CohortDataModule, epochs: int, 
 
 @torch.no_grad()
 def predicted(task: LatentTask, batch: CohortBatch, seed: int) -> FloatArray:
-    """Draws of every record of each subject given its context, ``[sample, subject, observation]``."""
+    """Draws of every record of each subject from its context, ``[sample, subject, observation]``."""
     model, n, size = task.model, len(batch), task.model.latent_size
     q = task.encoder(batch)
     if task.guide is not None:
@@ -146,7 +147,7 @@ def predicted(task: LatentTask, batch: CohortBatch, seed: int) -> FloatArray:
 
 
 def scores(task: LatentTask, batch: CohortBatch, seed: int) -> dict[str, float]:
-    """CRPS of the logarithm over its residual error, and coverage of the 90 % band, of what was not shown."""
+    """CRPS of the logarithm divided by its residual error, and coverage of the 90 % band, for samples not seen."""
     drawn = predicted(task, batch, seed)
     hidden = (batch.observed & ~batch.context).numpy()
     value = batch.value.double().numpy()
@@ -156,7 +157,7 @@ def scores(task: LatentTask, batch: CohortBatch, seed: int) -> dict[str, float]:
 
 
 def compare(system: str, seed: int, epochs: int) -> tuple[dict, dict[str, LatentTask], CohortBatch]:
-    """One cohort, both models."""
+    """Train and score both models on one cohort."""
     data = cohort_of(system, seed)
     batch = choose_context(collate(data.part("test")), "random", 0, seed, draw=11)
     tasks, row = {}, {"system": system, "seed": seed}
@@ -172,7 +173,7 @@ def compare(system: str, seed: int, epochs: int) -> tuple[dict, dict[str, Latent
 
 
 def ornstein_uhlenbeck(seed: int, subjects: int = 50, draws: int = 40) -> dict:
-    """The likelihood of a cohort by weighted paths and by a Kalman filter, and the marginals of free paths."""
+    """The likelihood of a cohort by weighted paths and by a Kalman filter; mean and deviation of unweighted paths."""
     rate, mean, start, sigma, sd = 0.8, 5.0, 6.0, 0.7, 0.3
     named = {"rate": rate, "mean": mean, "start": start}
     dynamics = OrnsteinUhlenbeck(sigma).double()
@@ -193,7 +194,7 @@ def ornstein_uhlenbeck(seed: int, subjects: int = 50, draws: int = 40) -> dict:
             exact -= 0.5 * (math.log(2 * math.pi * s) + (y - m) ** 2 / s)
             m, v = m + v / s * (y - m), v * sd**2 / s
     with torch.no_grad():
-        # no parameter varies: z has no component
+        # no parameter varies, so z has no component
         q = Posterior.prior(subjects, 0, batch.time)
         normal = torch.zeros((subjects, draws, 0), dtype=torch.float64)
         filters = [guide.draw(model, q, batch, normal, Noise(seed, DRAWN + k)).paths.log_weight for k in range(FILTERS)]
@@ -217,7 +218,7 @@ def ornstein_uhlenbeck(seed: int, subjects: int = 50, draws: int = 40) -> dict:
 
 
 def draw_figure(tasks: dict[str, LatentTask], batch: CohortBatch, path: Path, seed: int) -> None:
-    """Two of the new series under both models: bands of the path, samples shown and not, the true path."""
+    """Two new series with both models: bands of the path, samples seen and not seen, the true path."""
     figure, axes = new_figure(2, 2, height=5.4, sharex=True, sharey="row")
     chosen = batch.select(torch.tensor([0, 1]))
     grid = torch.linspace(0, 8, 161).expand(2, -1).maximum(chosen.start[:, None])
@@ -252,7 +253,7 @@ def draw_figure(tasks: dict[str, LatentTask], batch: CohortBatch, path: Path, se
 
 
 def table_of(rows: list[dict]) -> str:
-    """The rows as the tables of the page: mean over seeds, lowest and highest."""
+    """The tables of the page: mean over seeds, lowest and highest."""
     lines = ["| Ornstein–Uhlenbeck, 50 series | closed form | found, with its Monte-Carlo error |", "|---|---|---|"]
     for row in (row for row in rows if row["system"] == "ornstein_uhlenbeck"):
         lines.append(
@@ -288,13 +289,13 @@ def spread(values: list[float], digits: str = ".3f") -> str:
 
 
 def main() -> None:
-    """Run everything, print the rows, write what was asked for."""
+    """Run everything, print the rows, write the requested files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=12, help="of 10 steps")
+    parser.add_argument("--epochs", type=int, default=12, help="number of epochs, each of 10 steps")
     parser.add_argument("--systems", nargs="*", default=list(SYSTEMS))
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--page", type=Path, help="page whose tables and figure are made anew")
+    parser.add_argument("--page", type=Path, help="page whose tables and figure are rewritten")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

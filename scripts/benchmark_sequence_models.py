@@ -1,10 +1,9 @@
-"""Discrete against continuous: recurrent networks and ODEs on the same irregular cohorts, and the order of a step.
+"""Discrete and continuous models: recurrent networks and ODEs on the same irregular cohorts, and the order of a step.
 
-Each patient or predator–prey series is observed at a random share of 40 times. All models learn from the same 50 of
-them with the same encoder, objective and number of steps, those of the system; only the dynamics differ. Of new
-ones they are given what was observed in the first half of the time. Scored is the curve that they then estimate,
-against the true one: in the first half (reconstruction) and in the second (extrapolation), relative root mean square
-error, mean over patients.
+Each patient or predator–prey series is observed at a random share of 40 times. All models learn from the same 50
+subjects, with the encoder, objective and number of steps of the system; only the dynamics differ. Of new subjects the
+models see the observations in the first half of the time. Scored is the estimated curve against the true one, in the
+first half (reconstruction) and in the second (extrapolation): relative root mean square error, mean over subjects.
 """
 
 import argparse
@@ -44,14 +43,14 @@ from neuralpk.solve import Auto, TorchDiffEq
 from neuralpk.task import LatentTask
 
 POINTS = 40
-WIDTH = 16  # of the networks
+WIDTH = 16  # hidden width of the networks
 MODELS: dict[str, tuple[str, Callable[[Any], Decoder]]] = {
     "gru": ("GRU, counts records", lambda like: GRU(like, hidden=WIDTH)),
     "gru_gaps": ("GRU with time gaps", lambda like: GRU(like, hidden=WIDTH, gap="input")),
     "gru_decay": ("GRU with decay", lambda like: GRU(like, hidden=WIDTH, gap="decay")),
     "ode_rnn": ("ODE-RNN", lambda like: ODERNN(like, hidden=WIDTH, layers=1)),
     "ctrnn": ("continuous-time RNN", lambda like: ContinuousTimeRNN(like, hidden=WIDTH)),
-    "free": ("neural ODE, free field", lambda like: NeuralField(like, hidden=WIDTH)),
+    "free": ("neural ODE, free vector field", lambda like: NeuralField(like, hidden=WIDTH)),
     "neural": ("neural ODE, compartments", lambda like: NeuralCompartments(like, hidden=WIDTH)),
     "mechanistic": ("mechanistic ODE", lambda like: like),
 }
@@ -61,7 +60,7 @@ MODELS: dict[str, tuple[str, Callable[[Any], Decoder]]] = {
 
 
 def residual_network(blocks: nn.Module, h: Tensor, step: float, count: int) -> list[Tensor]:
-    """h_{k+1} = h_k + step·block(h_k), every layer of it."""
+    """All layers of the network h_{k+1} = h_k + step·block(h_k)."""
     layers = [h]
     for _ in range(count):
         layers.append(layers[-1] + step * blocks(layers[-1]))
@@ -69,9 +68,9 @@ def residual_network(blocks: nn.Module, h: Tensor, step: float, count: int) -> l
 
 
 def residual_difference(count: int = 20, method: str = "euler") -> float:
-    """Largest difference, over all layers, between a residual network and a method's steps with the same weights."""
+    """Largest difference, over all layers, between a residual network and the steps of a method with its weights."""
     torch.manual_seed(0)
-    field = NeuralField(SIR(), latent_size=0).double()  # of three states
+    field = NeuralField(SIR(), latent_size=0).double()  # three states
     network = field.slope_network.network
     for weight in network.parameters():
         nn.init.normal_(weight, std=0.3)
@@ -99,7 +98,7 @@ class Growth(Dynamics):
 
 
 def step_errors(methods: tuple[str, ...], counts: list[int]) -> dict[str, list[float]]:
-    """|y(1) − 0.5·e| after so many equal steps; Dormand and Prince's from SciPy, whose steps can be held."""
+    """|y(1) − 0.5·e| for several numbers of equal steps; Dormand–Prince from SciPy, where steps can be fixed."""
     one = collate([Subject("1", [0.0, 1.0], [1.0, 1.0])], dtype=torch.float64)
     y0, end = torch.full((1, 1), 0.5, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
     found: dict[str, list[float]] = {name: [] for name in (*methods, "dopri5")}
@@ -117,7 +116,7 @@ def step_errors(methods: tuple[str, ...], counts: list[int]) -> dict[str, list[f
 
 
 def slopes(counts: list[int], errors: dict[str, list[float]]) -> dict[str, float]:
-    """Order of each method: slope of log error over log step from the smallest two steps that rounding leaves alone."""
+    """Order of each method: slope of log error over log step, between the two smallest steps above rounding error."""
     order = {}
     for name, values in errors.items():
         k = max(k for k, value in enumerate(values) if value > 1e-12)
@@ -126,7 +125,7 @@ def slopes(counts: list[int], errors: dict[str, list[float]]) -> dict[str, float
 
 
 def step_figure(counts: list[int], errors: dict[str, list[float]]) -> Figure:
-    """Error over step size, both on logarithmic axes."""
+    """Error against step size, on logarithmic axes."""
     figure, ((axes,),) = new_figure(1, 1, width=6.0, height=4.2)
     looks = {"euler": ("Euler", BLUE), "midpoint": ("midpoint", ORANGE), "rk4": ("Runge–Kutta 4", GREEN)}
     looks["dopri5"] = ("Dormand–Prince", VERMILLION)
@@ -172,8 +171,8 @@ def predator_prey(share: float, seed: int, new: int) -> SimulatedDataModule:
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """A cohort, its mechanism, and how every model learns from it: parts of the task, and epochs of 20 passes over the
-    subjects."""
+    """A cohort, its mechanism, and how every model learns from it: parts of the task, and number of epochs of 20 passes
+    over the subjects."""
 
     cohort: Callable[[float, int, int], SimulatedDataModule]
     mechanism: Callable[[], Dynamics]
@@ -192,7 +191,7 @@ SYSTEMS = {
         },
         10,
     ),
-    # a cycle is learned from its beginning on, and with the MAP of each series
+    # a cycle is learned with a growing horizon and with the MAP estimate of each series
     "lotka_volterra": System(
         predator_prey,
         LotkaVolterra,
@@ -210,17 +209,17 @@ TITLES = {"compartments": "Pharmacokinetics", "lotka_volterra": "Predator and pr
 
 
 def first_half(people: Cohort, half: float) -> Cohort:
-    """The same subjects and the times at which they are seen, without what is found after half of the time."""
+    """The same subjects and observation times, without the values observed after half of the time."""
     hidden = [dataclasses.replace(s, values=np.where(s.times > half, np.nan, s.values)) for s in people]
     return dataclasses.replace(people, subjects=tuple(hidden))
 
 
 def run(system: str, model: str, share: float, seed: int, epochs: int | None, new: int) -> dict[str, Any]:
-    """Learn once and score on new subjects."""
+    """Train once and score on new subjects."""
     settings = SYSTEMS[system]
     data = settings.cohort(share, seed, new)
     started = time.perf_counter()
-    L.seed_everything(seed, verbose=False)  # before the networks draw their first weights
+    L.seed_everything(seed, verbose=False)  # before the first weights of the networks are drawn
     task = LatentTask(
         MODELS[model][1](settings.mechanism()),
         parameters=PopulationParameters(omega=0.3),
@@ -247,7 +246,7 @@ def _error(found: FloatArray, true: FloatArray) -> float:
 
 
 def table(rows: list[dict[str, Any]], system: str) -> list[list[str]]:
-    """Of one system: a row a model, a column a window and share; mean over seeds and range."""
+    """The table of one system: a row for each model, a column for each window and share; mean over seeds and range."""
     shares = sorted({row["share"] for row in rows})
     lines = []
     for model, (title, _) in MODELS.items():
@@ -265,7 +264,7 @@ def table(rows: list[dict[str, Any]], system: str) -> list[list[str]]:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Both tables as they stand in the documentation."""
+    """The tables of the documentation."""
     shares = [f"{100 * share:.0f} %" for share in sorted({row["share"] for row in rows})]
     parts = []
     for system in dict.fromkeys(row["system"] for row in rows):
@@ -283,9 +282,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
     parser.add_argument("--shares", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.5])
-    parser.add_argument("--epochs", type=int, help="of 20 passes over the subjects; by default those of the system")
-    parser.add_argument("--new", type=int, default=50, help="subjects to score on")
-    parser.add_argument("--json", type=Path, help="where to write every figure")
+    parser.add_argument("--epochs", type=int, help="of 20 passes over the subjects; default: those of the system")
+    parser.add_argument("--new", type=int, default=50, help="number of new subjects to score on")
+    parser.add_argument("--json", type=Path, help="file for all numbers")
     parser.add_argument("--page", type=Path, help="page to rewrite, docs/measurements/sequence_models.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -301,7 +300,7 @@ def main() -> None:
         for system in options.systems
         for model in options.models
         for share in options.shares
-        if (system, model) != ("lotka_volterra", "neural")  # compartments alone have rates
+        if (system, model) != ("lotka_volterra", "neural")  # only compartments have rate constants
     ]
     rows: list[dict[str, Any]] = []
     for system, model, share, seed in track(runs, "learn and score"):

@@ -1,8 +1,9 @@
-"""Time of one gradient step through a neural differential equation: the engines of neuralpk and its peers.
+"""Time of one gradient step through a neural differential equation: the engines of neuralpk and of other libraries.
 
-A step is the forward solve, mean squared error, backward to the weights of the network, Adam. Everyone solves the same
-workloads (`solver_benchmark/workloads.py`) in float32 at rtol 1e-5 and atol 1e-6, in a process of its own, warm, on one
-thread or on the GPU; the time is the median of the repeats, the error the largest against a reference in float64.
+A step is the forward solve, the mean squared error, its gradient with respect to the weights of the network, and Adam.
+All engines solve the same workloads (`solver_benchmark/workloads.py`) in float32 at rtol 1e-5 and atol 1e-6, each in a
+separate process, on one thread or on the GPU. The time is the median of the repeats, after the compilation; the error
+is the largest difference from a reference in float64.
 
     pip install -r scripts/requirements-peers.txt
     python scripts/benchmark_solvers.py
@@ -29,7 +30,7 @@ Row = dict[str, Any]
 
 
 def compare(options: argparse.Namespace, console: Console) -> list[Row]:
-    """Measure and print one table after the other; an engine past the limit is not tried on a larger cohort."""
+    """Measure, and print the tables; an engine that exceeds the time limit is not measured on larger cohorts."""
     rows: list[Row] = []
     slow: set[tuple[str, str, str]] = set()
     size = {"doses": options.doses, "observations": options.observations}
@@ -80,13 +81,13 @@ def _short(ms: float) -> str:
 
 
 def save(rows: list[Row], path: Path | None) -> None:
-    """Write what there is so far: a long run that is stopped has not been for nothing."""
+    """Write the rows measured so far, so that they are not lost if the run is stopped."""
     if path is not None:
         path.write_text(json.dumps(rows, indent=1))
 
 
 def versions() -> str:
-    """What is measured."""
+    """Versions of the measured libraries."""
     installed = {d.name.lower(): d.version for d in metadata.distributions()}
     names = ("torch", "torchdiffeq", "torchode", "jax", "diffrax")
     return ", ".join(f"{name} {installed.get(name, '(not installed)')}" for name in names)
@@ -98,16 +99,18 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", default=list(MAKERS), choices=list(MAKERS))
     parser.add_argument("--sizes", nargs="+", type=int, default=[50, 1024, 16384], help="numbers of subjects")
     here = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    parser.add_argument("--devices", nargs="+", default=here, choices=["cpu", "cuda"], help="default: all at hand")
-    parser.add_argument("--engines", nargs="+", default=[""], help="those whose names begin so; default all")
-    parser.add_argument("--doses", type=int, default=28, help="of each subject of the workload doses")
-    parser.add_argument("--observations", type=int, default=20, help="of each subject")
+    parser.add_argument("--devices", nargs="+", default=here, choices=["cpu", "cuda"], help="default: all available")
+    parser.add_argument("--engines", nargs="+", default=[""], help="beginnings of names; default: all engines")
+    parser.add_argument("--doses", type=int, default=28, help="doses of each subject in the workload doses")
+    parser.add_argument("--observations", type=int, default=20, help="observations of each subject")
     parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--limit", type=float, default=60.0, help="seconds that the first step may take")
     parser.add_argument("--forward", action="store_true", help="also time the solve alone, not with --growth")
     parser.add_argument("--json", type=Path, help="file for the rows")
-    parser.add_argument("--growth", action="store_true", help="measure neuralpk against subjects, doses, observations")
-    parser.add_argument("--figure", type=Path, default=Path("solver_growth.png"), help="of --growth")
+    parser.add_argument("--growth", action="store_true", help="vary subjects, doses and observations")
+    parser.add_argument(
+        "--figure", type=Path, default=Path("solver_growth.png"), help="file for the figure of --growth"
+    )
     options = parser.parse_args()
     chosen = [name for name in ENGINES if name.startswith(tuple(options.engines))]
     unknown = [prefix for prefix in options.engines if not any(name.startswith(prefix) for name in ENGINES)]
@@ -117,7 +120,7 @@ def main() -> None:
 
     console = Console(width=120)
     console.print(versions())
-    console.print(f"GPU: {torch.cuda.get_device_name()}" if "cuda" in here else "No GPU at hand: CPU only.")
+    console.print(f"GPU: {torch.cuda.get_device_name()}" if "cuda" in here else "No GPU available: CPU only.")
     if options.growth:
         engines = [name for name in chosen if ENGINES[name].library == "neuralpk"]
         rows = grow(engines, options.devices, options.repeats, options.limit, console)

@@ -1,12 +1,13 @@
-"""How well is a transplant patient's exposure to tacrolimus estimated from three samples, beside those who know more?
+"""How well is a transplant patient's exposure to tacrolimus estimated from three samples, by several methods?
 
-Simulated as published: a depot and three transit compartments, then two compartments; two
-formulations, 800 patients to learn from, 200 others to score on, sampled 0, 1 and 3 h after the last of seven doses.
-The target is the area under the concentration (AUC) over the interval after that dose. Scenario 1 is as published; in 2
-a haematocrit that acts on clearance is hidden; in 3 elimination is saturable, which nobody is told but the oracle.
+The simulation is a published one: a depot and three transit compartments, then two compartments; two formulations; 800
+patients to learn from and 200 others to score on, sampled 0, 1 and 3 h after the last of seven doses. The target is the
+area under the concentration curve (AUC) over the interval after that dose. Scenario 1 is as published. In scenario 2 a
+haematocrit that acts on clearance is hidden. In scenario 3 elimination is saturable, which only the oracle knows.
 
-One model with the same settings in every scenario, trained on the samples of the 800 alone; recalibrated, its areas are
-multiplied by one factor for each formulation, found on training patients whose AUC the regressions know as well.
+One model, with the same settings in every scenario, is trained on the samples of the 800 patients alone. For the row
+"recalibrated" its areas are multiplied by one factor for each formulation. The factors come from training patients with
+their true AUC, which the regressions know too.
 """
 
 import argparse
@@ -69,10 +70,10 @@ def run(scenario: int, seed: int, options: argparse.Namespace) -> list[dict[str,
 
 
 def show(rows: list[dict[str, Any]], console: Console) -> None:
-    """Means over seeds with their range."""
+    """Print means over seeds with their range."""
     seeds = len({row["seed"] for row in rows})
     table = Table(title=f"AUC after the last dose, %: mean over {seeds} seed(s) (smallest to largest)")
-    for column in ("scenario", "estimator", "RMSPE", "bias", "90 % interval covers", "line", "s"):
+    for column in ("scenario", "estimator", "RMSPE", "bias", "90 % interval covers", "curve", "s"):
         table.add_column(column, no_wrap=True)
     groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for row in rows:
@@ -92,11 +93,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--scenarios", nargs="+", type=int, default=[1, 2, 3], choices=[1, 2, 3])
-    parser.add_argument("--train", type=int, default=800, help="patients to learn from")
-    parser.add_argument("--test", type=int, default=200, help="patients to score on")
+    parser.add_argument("--train", type=int, default=800, help="number of patients to learn from")
+    parser.add_argument("--test", type=int, default=200, help="number of patients to score on")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--draws", type=int, default=200, help="of each patient's parameters")
-    parser.add_argument("--json", type=Path, help="where to write every figure")
+    parser.add_argument("--draws", type=int, default=200, help="number of draws of each patient's parameters")
+    parser.add_argument("--json", type=Path, help="file for all numbers")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -1,12 +1,13 @@
-"""Are the missing terms of a universal differential equation found again, and how exactly, by level of noise?
+"""Are the missing terms of a universal differential equation recovered, and how exactly, at several levels of noise?
 
 The protocol of Rackauckas et al. (2020): prey and predator, x' = alpha·x − beta·x·y, y' = gamma·x·y − delta·y with
-(1.3, .9, .8, 1.8), from (.44249296, 4.6280594), at t = 0, .1, …, 3, with noise of a share of each species' mean. alpha
-and delta are known, −beta·x·y and gamma·x·y are not; the initial state is estimated. Library: polynomials to degree 5
-and sines, in both equations. A seed counts as recovered when each equation has exactly its one right term.
+(1.3, 0.9, 0.8, 1.8), from (0.44249296, 4.6280594), at t = 0, 0.1, …, 3; the noise is a share of each species' mean.
+The mechanism has alpha·x and −delta·y, with their true values; −beta·x·y and gamma·x·y are missing; the initial state
+is estimated. Library: polynomials to degree 5 and sines, in both equations. A seed counts as recovered if each equation
+has exactly its one right term.
 
-`--about` says about what line the equation is first linearised: that of a network, a smoothing spline of the series, or
-the solution of the known terms alone.
+`--about` selects the curve about which the equation is first linearised: that of a network, a smoothing spline of the
+series, or the solution of the mechanism alone.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from neuralpk.solve import Auto
 from neuralpk.symbolic import Equations, Learned, Library, discover, learn_correction
 
 NOISE = (0.001, 0.005, 0.01, 0.025, 0.05)
-MARK = dict(zip(NOISE, (75, 72, 58, 29, 18), strict=True))  # of 100 seeds, the published figures
+MARK = dict(zip(NOISE, (75, 72, 58, 29, 18), strict=True))  # published numbers of recovered seeds, of 100
 TIMES, LATER = np.linspace(0.0, 3.0, 31), np.linspace(0.0, 50.0, 501)
 TRUTH = {"alpha": 1.3, "beta": 0.9, "gamma": 1.8, "delta": 0.8, "prey0": 0.44249296, "predator0": 4.6280594}
 MISSING = {"prey: x·y": -TRUTH["beta"], "predator: x·y": TRUTH["delta"]}
@@ -57,14 +58,14 @@ def line(dynamics: Any, theta: Tensor, times: np.ndarray) -> np.ndarray:
 
 
 def simulate(noise: float, seeds: range) -> CohortBatch:
-    """The same line with the noise of each seed."""
+    """The same solution with the noise of each seed."""
     clean = line(LotkaVolterra(), torch.tensor([list(TRUTH.values())], dtype=torch.float64), TIMES)[0]
     draws = [np.random.default_rng(seed).normal(size=clean.shape) for seed in seeds]
     return batch_of(clean + noise * clean.mean(0) * np.stack(draws))
 
 
 def known(batch: CohortBatch) -> Tensor:
-    """Parameters of the known terms, x' = alpha·x and y' = −delta·y, which start where the series does."""
+    """Parameters of the mechanism, x' = alpha·x and y' = −delta·y; the initial state is the first record."""
     rates = {**dict.fromkeys(TRUTH, 0.0), "alpha": TRUTH["alpha"], "gamma": TRUTH["gamma"]}
     theta = torch.tensor([list(rates.values())], dtype=torch.float64).repeat(len(batch), 1)
     theta[:, 4:] = batch.value[:, :2]
@@ -72,14 +73,14 @@ def known(batch: CohortBatch) -> Tensor:
 
 
 def learn(batch: CohortBatch, steps: int = 25) -> Learned:
-    """The first stage: the known terms and a network, which is 0 after no steps."""
+    """The first stage: the mechanism and a network, which is 0 if `steps` is 0."""
     return learn_correction(LotkaVolterra(), known(batch), batch, FREE, steps=steps)
 
 
 class SplineSlope(Dynamics):
-    """What the slope of a spline has beside the known terms: a cubic in time on each stretch between two records.
+    """The slope of a spline minus the mechanism: a cubic in time on each interval between two records.
 
-    Its theta are the coefficients, ``[state, power, stretch]``, the highest power first.
+    Theta contains the coefficients, ``[state, power, interval]``, the highest power first.
     """
 
     states = ("prey", "predator")
@@ -96,11 +97,11 @@ class SplineSlope(Dynamics):
 
 
 def smooth(batch: CohortBatch) -> Learned:
-    """A smoothing spline of every series (generalised cross-validation, Woltring 1986) in the place of the network."""
+    """A smoothing spline of every series (generalised cross-validation, Woltring 1986) instead of the network."""
     values = batch.value.reshape(len(batch), -1, 2).numpy()
     splines = [[make_smoothing_spline(TIMES, one) for one in series.T] for series in values]
     fitted = np.array([[line(TIMES) for line in pair] for pair in splines]).transpose(0, 2, 1)
-    line = CubicSpline(TIMES, fitted, axis=1, bc_type="natural")  # the same one, as powers
+    line = CubicSpline(TIMES, fitted, axis=1, bc_type="natural")  # the same spline, as powers of time
     slope = np.pad(line.derivative().c, ((1, 0), *[(0, 0)] * 3))
     pieces = slope - np.array([TRUTH["alpha"], -TRUTH["gamma"]]) * line.c
     coefficients = torch.as_tensor(pieces.transpose(2, 3, 0, 1).reshape(len(batch), -1))
@@ -115,12 +116,12 @@ STAGES = {"network": learn, "spline": smooth, "mechanism": partial(learn, steps=
 
 
 def right(found: list[Equations]) -> list[Equations]:
-    """Those with exactly the missing terms."""
+    """The equations with exactly the missing terms."""
     return [one for one in found if one.terms == {"prey": ("x·y",), "predator": ("x·y",)}]
 
 
 def errors(equations: list[Equations]) -> dict[str, float | None]:
-    """Medians over the recovered seeds, and how often the 95 % intervals hold the true coefficients."""
+    """Medians over the recovered seeds, and how often the 95 % intervals contain the true coefficients."""
     if not equations:
         return {"coefficient_error": None, "extrapolation_error": None, "cover95": None}
     value = np.array([[one.estimates[name] for name in MISSING] for one in equations])
@@ -151,7 +152,7 @@ def run(noise: float, seeds: range, about: str) -> dict[str, Any]:
 
 
 def draw(noise: float, seed: int, path: Path) -> None:
-    """The learned correction, the equation's and the true one over the state space."""
+    """Draw the learned correction, that of the equation and the true one over the state space."""
     batch = simulate(noise, range(seed, seed + 1))
     learned = learn(batch)
     (found,) = discover(learned.hybrid, learned.theta, batch, LIBRARY, FREE)
@@ -173,7 +174,7 @@ def draw(noise: float, seed: int, path: Path) -> None:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """The table of the documentation."""
+    """Print the table of the documentation."""
     table = Table(title="Exact terms recovered; medians over the recovered seeds")
     names = ["noise", "recovered", "published", "coefficient error", "95 % cover", "to t = 50", "s"]
     extra = [name for name in ("pointwise", "linearised", "one_round", "without_network") if name in rows[0]]
@@ -197,9 +198,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--first", type=int, default=0, help="first seed of the noise")
     parser.add_argument("--noise", nargs="+", type=float, default=list(NOISE), help="share of each species' mean")
-    parser.add_argument("--about", default="network", choices=list(STAGES), help="of the first linearisation")
-    parser.add_argument("--json", type=Path, help="where to write every figure")
-    parser.add_argument("--figure", type=Path, help="where to draw the correction of the first seed at 1 %% noise")
+    parser.add_argument("--about", default="network", choices=list(STAGES), help="curve of the first linearisation")
+    parser.add_argument("--json", type=Path, help="file for all numbers")
+    parser.add_argument("--figure", type=Path, help="file for the figure: correction of the first seed at 1 %% noise")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []

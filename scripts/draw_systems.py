@@ -3,7 +3,7 @@
     neuralpk fit --preset lotka_volterra_augmented
     neuralpk fit --preset sir
 
-Each leaves ``lightning_logs/version_0/checkpoints/last.ckpt``, of which the figure is drawn.
+Each writes ``lightning_logs/version_N/checkpoints/last.ckpt``, from which the figure is drawn.
 """
 
 import argparse
@@ -20,28 +20,28 @@ from neuralpk.evaluate.correction_plots import correction_maps
 from neuralpk.evaluate.style import BLUE, VERMILLION, legend_on_top, new_figure, time_axis
 from neuralpk.task import LatentTask
 
-TRUE = {"alpha": 1.3, "beta": 0.9, "gamma": 1.8, "delta": 0.8, "kappa": 0.2}  # typical of the simulated series
+TRUE = {"alpha": 1.3, "beta": 0.9, "gamma": 1.8, "delta": 0.8, "kappa": 0.2}  # typical values of the simulated series
 SHOWN = 3
 
 
 def pairs(subject: Subject) -> np.ndarray:
-    """What was observed of both states at the same times, ``[time, 2]``."""
+    """Observed values of both states at the same times, ``[time, 2]``."""
     return np.column_stack([subject.values[subject.endpoints == k] for k in (1, 2)])
 
 
 def moved(found: dict[str, float], places: np.ndarray) -> np.ndarray:
-    """What parameters other than the true ones add to the slopes of prey and predator, ``[..., 2]``."""
+    """Slopes of prey and predator with these parameters, minus those with the true ones, ``[..., 2]``."""
     alpha, beta, gamma, delta = (found[name] - TRUE[name] for name in ("alpha", "beta", "gamma", "delta"))
     prey, predator = places[..., 0], places[..., 1]
     return np.stack([prey * (alpha - beta * predator), predator * (delta * prey - gamma)], axis=-1)
 
 
 def correction(task: LatentTask) -> Figure:
-    """What the network adds to the slopes of prey and predator, beside the term that the equations leave out."""
+    """What the network adds to the slopes of prey and predator, and the term that is missing in the equations."""
     cohort = SimulatedLotkaVolterraDataModule(subjects=50, logistic=True).make_cohort()
     result = task.reconstruct(cohort, np.linspace(0.0, 8.0, 100).tolist(), draws=0)
     lines = result.ipred
-    gap = np.full((1, 2), np.nan)  # a line does not go on to the next
+    gap = np.full((1, 2), np.nan)  # separates two curves
     path = np.concatenate([np.concatenate([line, gap]) for line in lines[:SHOWN]])
     observed = [pairs(subject) for subject in cohort]
     x, y = (np.linspace(0.0, np.quantile(np.concatenate(observed)[:, k], 0.99), 81) for k in (0, 1))
@@ -62,7 +62,7 @@ def correction(task: LatentTask) -> Figure:
 
 
 def epidemics(task: LatentTask) -> Figure:
-    """Lines and parameters of the first epidemics."""
+    """Curves and parameters of the first epidemics."""
     cohort = SimulatedSIRDataModule(subjects=50).make_cohort()[:SHOWN]
     result = task.reconstruct(cohort, draws=0, map=True)
     figure, (panels,) = new_figure(1, SHOWN, height=3.0, sharey=True)
@@ -80,11 +80,11 @@ def epidemics(task: LatentTask) -> Figure:
 
 
 def main() -> None:
-    """Draw what there are checkpoints of."""
+    """Draw a figure for each checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--augmented", type=Path, help="checkpoint of lotka_volterra_augmented")
     parser.add_argument("--sir", type=Path, help="checkpoint of sir")
-    parser.add_argument("--folder", type=Path, default=Path("docs"), help="where lotka_volterra.png and sir.png go")
+    parser.add_argument("--folder", type=Path, default=Path("docs"), help="folder for lotka_volterra.png and sir.png")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for checkpoint, draw, name in (

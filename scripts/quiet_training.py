@@ -1,4 +1,4 @@
-"""A training without logs, checkpoints or validation: what a benchmark repeats many times."""
+"""Training without logs, checkpoints or validation, for benchmarks."""
 
 import lightning as L
 
@@ -12,8 +12,8 @@ def train(task: LatentTask, data: CohortDataModule, epochs: int, covariance: boo
     Args:
         task: to be trained.
         data: its subjects.
-        epochs: of ``data.passes_per_epoch`` passes over the subjects.
-        covariance: whether the covariance step follows, from which intervals know how well the population is known.
+        epochs: number of epochs, each of ``data.passes_per_epoch`` passes over the subjects.
+        covariance: whether to compute the uncertainty of the population afterwards; intervals then include it.
     """
     trainer = L.Trainer(
         max_epochs=epochs,

@@ -23,11 +23,11 @@ DYNAMICS = {
     "hybrid": lambda: HybridDynamics(LotkaVolterra()),
 }
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--epochs", type=int, default=80, help="of 5 passes over the series")
+parser.add_argument("--epochs", type=int, default=80, help="number of epochs, each of 5 passes over the series")
 parser.add_argument("--dynamics", default="mechanistic", choices=list(DYNAMICS))
 arguments = parser.parse_args()
 
-torch.set_num_threads(1)  # small matrices: a second thread only waits for the first
+torch.set_num_threads(1)  # the matrices are too small for a second thread
 L.seed_everything(0)
 data = SimulatedLotkaVolterraDataModule(subjects=50, test_subjects=50, passes_per_epoch=5)
 task = LatentTask(

@@ -23,11 +23,11 @@ DYNAMICS = {
     "free": NeuralField,
 }
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--epochs", type=int, default=8, help="of 20 passes over the patients")
+parser.add_argument("--epochs", type=int, default=8, help="number of epochs, each of 20 passes over the patients")
 parser.add_argument("--dynamics", default="neural", choices=list(DYNAMICS))
 arguments = parser.parse_args()
 
-torch.set_num_threads(1)  # small matrices: a second thread only waits for the first
+torch.set_num_threads(1)  # the matrices are too small for a second thread
 L.seed_everything(0)
 data = SimulatedPKDataModule(subjects=50, test_subjects=200, samples=8, context="random", passes_per_epoch=20)
 task = LatentTask(

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "neuralpk"
 
 # units of one layer do not import each other
 LAYERS = (
-    {"cohort", "numerical_cdf", "part", "training_history", "randomness", "dataclass_rows"},
+    {"cohort", "numerical_cdf", "part", "training_data_provenance", "randomness", "dataclass_rows"},
     {"batch", "scaling"},
     {"dynamics", "encoders", "parameters", "residual_error", "tables"},
     {"datasets", "solve"},

@@ -16,9 +16,9 @@ from torch import Tensor
 from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.dynamics import CompartmentModel, Dynamics
+from neuralpk.estimation.standard_errors import PopulationEstimate, _inverse, standard_errors
 from neuralpk.inference import importance, joint, tempering
 from neuralpk.inference.map import Mode, map_estimate, maximise
-from neuralpk.estimation.standard_errors import PopulationEstimate, _inverse, standard_errors
 from neuralpk.parameters import PopulationParameters
 from neuralpk.population_model import PopulationModel, Prediction
 from neuralpk.randomness import Stream
@@ -488,12 +488,18 @@ def test_where_the_likelihood_curves_upwards_the_prior_of_omega_decides(prior_sd
 def test_information_of_the_data_and_of_the_prior_add_up_unless_the_data_curve_upwards() -> None:
     data = torch.tensor([[5.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
     prior = torch.diag(torch.tensor([0.0, 4.0], dtype=torch.float64))
-    torch.testing.assert_close(_inverse(data, prior), torch.linalg.inv(data + prior))
+    free = torch.zeros(2, dtype=torch.bool)
+    torch.testing.assert_close(_inverse(data, prior, free), torch.linalg.inv(data + prior))
     upwards = torch.diag(torch.tensor([5.0, -100.0], dtype=torch.float64))
-    torch.testing.assert_close(_inverse(upwards, prior).diagonal(), torch.tensor([0.2, 0.25], dtype=torch.float64))
+    torch.testing.assert_close(_inverse(upwards, prior, free).diagonal(), torch.tensor([0.2, 0.25]).double())
     # without a prior a standard deviation of 2 on the learned scale
     nothing = torch.zeros_like(prior)
-    torch.testing.assert_close(_inverse(upwards, nothing).diagonal(), torch.tensor([0.2, 4.0], dtype=torch.float64))
+    torch.testing.assert_close(_inverse(upwards, nothing, free).diagonal(), torch.tensor([0.2, 4.0]).double())
+    # a number at a bound counts as known
+    bound = torch.tensor([False, True])
+    torch.testing.assert_close(
+        _inverse(data, nothing, bound).diagonal(), torch.tensor([0.2, 0.0]).double(), atol=1e-9, rtol=0
+    )
 
 
 def test_effects_on_dimensions_without_a_name_are_counted_as_learned() -> None:

@@ -17,9 +17,9 @@ from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.dynamics import CompartmentModel, NeuralCompartments
 from neuralpk.dynamics.weight_prior import HIDDEN
 from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals
-from neuralpk.inference import importance, population_draws
+from neuralpk.inference import importance, uncertainty_draws
 from neuralpk.inference.map import map_estimate
-from neuralpk.inference.population_draws import drawn_models
+from neuralpk.inference.uncertainty_draws import drawn_models
 from neuralpk.population_model import PopulationModel
 from neuralpk.scaling import Scaling
 from neuralpk.solve import SolveError, Trajectory
@@ -82,7 +82,7 @@ def test_scores_are_the_slopes_of_the_likelihood_of_every_subject() -> None:
     expected = torch.autograd.functional.jacobian(
         lambda at: quadrature.log_likelihood(at, cohort), quadrature.coordinates(model)
     )
-    torch.testing.assert_close(population_draws._scores(model, batch, drawn), expected, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(uncertainty_draws._scores(model, batch, drawn), expected, rtol=0.05, atol=0.05)
 
 
 def test_draws_of_population_and_weights_have_the_covariance_of_their_joint_curvature(
@@ -93,10 +93,10 @@ def test_draws_of_population_and_weights_have_the_covariance_of_their_joint_curv
     model.parameter_draws = torch.zeros(200_000, size)
     scores = torch.randn(20, size, dtype=torch.float64)
     precision = torch.linspace(0.5, 4.0, size - n, dtype=torch.float64)
-    monkeypatch.setattr(population_draws, "_scores", lambda *_: scores)
-    monkeypatch.setattr(population_draws, "_prior_precision", lambda _: precision)
+    monkeypatch.setattr(uncertainty_draws, "_scores", lambda *_: scores)
+    monkeypatch.setattr(uncertainty_draws, "_prior_precision", lambda _: precision)
     held = torch.linalg.inv(scores[:, :n].T @ scores[:, :n])
-    drawn, covariance = population_draws.draw_parameters(model, None, None, held, seed=0)
+    drawn, covariance = uncertainty_draws.draw_parameters(model, None, None, held, seed=0)
     curvature = scores.T @ scores + torch.diag(torch.cat([torch.zeros(n, dtype=torch.float64), precision]))
     expected = torch.linalg.inv(curvature)
     torch.testing.assert_close(covariance, expected[:n, :n], rtol=1e-6, atol=1e-9)
@@ -108,7 +108,7 @@ def test_the_precision_of_the_weights_is_that_of_their_prior() -> None:
     model = neural(4, prior_sd=0.5)
     expected = model.dynamics.rate_network.weight_prior.sd.double() ** -2
     assert float(expected[0]) == pytest.approx(model.dynamics.rate_network.network[0].in_features / HIDDEN**2)
-    torch.testing.assert_close(population_draws._prior_precision(model), expected, rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(uncertainty_draws._prior_precision(model), expected, rtol=1e-6, atol=0.0)
 
 
 @pytest.mark.parametrize(("which", "expected"), [(0, math.sqrt(1.64)), (2, 1.0)])

@@ -842,10 +842,12 @@ def test_mixed_precision_trains_with_the_solver_in_single_precision(precision: s
     trainer.fit(task, data)
     assert not same(start, weights(task))
     assert {p.dtype for p in task.parameters()} == {torch.float32}
-    assert Watched.seen == {torch.float32}
+    # the estimator of the population and the covariance step compute in double precision
+    digits = {torch.float32} if task.covariance is None else {torch.float32, torch.float64}
+    assert Watched.seen <= digits
     trainer.validate(task, data, verbose=False)
     trainer.predict(task, data)
-    assert Watched.seen == {torch.float32}
+    assert Watched.seen == digits
 
 
 @pytest.mark.parametrize("precision", ["16-true", "bf16-true"])

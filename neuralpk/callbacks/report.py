@@ -14,8 +14,8 @@ from rich.table import Table
 
 from neuralpk.callbacks.tensorboard import parts_of, writers_of
 from neuralpk.datamodules import CohortDataModule
-from neuralpk.evaluate.simulation_checks import calibration
 from neuralpk.estimation.standard_errors import PopulationEstimate
+from neuralpk.evaluate.simulation_checks import calibration
 from neuralpk.study_figures import (
     SimulatedStudy,
     curve_errors,

@@ -66,9 +66,8 @@ class Dashboard(L.Callback):
             writer.add_custom_scalars(_LAYOUT)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        rate = trainer.optimizers[0].param_groups[-1].get("lr")
-        if rate is not None:
-            pl_module.log("learning_rate", rate, rank_zero_only=True)
+        rate = trainer.optimizers[0].param_groups[-1]["lr"]
+        pl_module.log("learning_rate", rate, rank_zero_only=True)
         last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         if trainer.current_epoch % self.every == 0 or last:
             self._draw(trainer, pl_module, embed=last)

@@ -18,7 +18,7 @@ from neuralpk.datamodules.batches import BatchDataset, GlobalBatchSampler, Resum
 from neuralpk.datamodules.context import Context
 from neuralpk.randomness import Stream
 from neuralpk.scaling import Scaling
-from neuralpk.training_history import Provenance
+from neuralpk.training_data_provenance import Provenance
 
 Part = Literal["train", "val", "test"]
 

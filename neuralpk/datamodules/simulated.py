@@ -32,7 +32,7 @@ from neuralpk.dynamics import (
 )
 from neuralpk.residual_error import ResidualError, error_class
 from neuralpk.tables.streamed_writing import batch_frame
-from neuralpk.training_history import Provenance
+from neuralpk.training_data_provenance import Provenance
 
 
 class SimulatedDataModule(CohortDataModule):

@@ -1,4 +1,4 @@
-"""The estimator of the population: outer steps of draws and Newton's method, in stages, until nothing is to be gained."""
+"""The estimator of the population: steps of draws and Newton's method, in stages, until nothing is to be gained."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _ENOUGH_DRAWS = 8.0  # effective draws for each dimension, so that a centre and 
 _LOSS = 10.0  # in −2LL: a step of linear predictions after which new draws show a loss above this is halved
 _HALVINGS = 6
 _FLAT = 0.05  # curvature; where it is smaller, the standard error is above 4.5 on the logarithmic scale
-_TRIED_SUBJECTS, _TRIED_STEPS = 40, 4  # of the choice between starting values
+_TRIED_SUBJECTS, _TRIED_STEPS = 24, 3  # of the choice between starting values
 
 Gather = Callable[[Any], list[Any]]
 
@@ -180,7 +180,7 @@ class PopulationEstimator:
         return batch.value.new_tensor([self._drawn[index] for index in batch.index.tolist()])
 
     def begin_at(self, index: Tensor, z: Tensor) -> None:
-        """Where the search for the posterior of each subject begins: z ``[subject, latent]`` of subjects ``[subject]``."""
+        """Where the search for the posterior of each subject begins: z, ``[subject, latent]``, by its index."""
         unknown = torch.full((z.shape[1], z.shape[1]), torch.nan, dtype=torch.float64, device=z.device)
         pairs = zip(index.tolist(), z.double(), strict=True)
         self._centres |= {key: (mean, unknown, mean, unknown) for key, mean in pairs}
@@ -204,8 +204,8 @@ class PopulationEstimator:
     def _proposal(self, batch: CohortBatch, wide: Tensor) -> Proposal:
         """Of z under the population `wide`."""
         self.numbers.set(wide)
-        size, like = self.model.latent_size, {"dtype": torch.float64, "device": batch.device}
-        zero, one = torch.zeros(size, **like), torch.eye(size, **like)
+        size = self.model.latent_size
+        zero, one = batch.value.new_zeros(size), torch.eye(size, dtype=torch.float64, device=batch.device)
         known = [self._centres.get(index) for index in batch.index.tolist()]
         parts = [torch.stack(part) for part in zip(*(each or (zero, one, zero, one) for each in known), strict=True)]
         posterior, around_wide = Centre(*parts[:2]), Centre(*parts[2:])
@@ -246,9 +246,7 @@ class PopulationEstimator:
         self._advance(ascent)
         self._draws, self._drawn = [], {}
         with torch.no_grad():
-            for mine, of_target in zip(
-                self.model.population_weights(), self.target.population_weights(), strict=True
-            ):
+            for mine, of_target in zip(self.model.population_weights(), self.target.population_weights(), strict=True):
                 of_target.copy_(mine)
         return ascent
 
@@ -330,7 +328,15 @@ class PopulationEstimator:
         fewest, subject = min(self._gather((fewest, subject)))
         gain = math.nan if ascent is None else ascent.promise
         self.status = FitStatus(
-            not reason, reason, self.iteration, gain, tuple(bounds), tuple(undetermined), self.draws, fewest, subject,
+            not reason,
+            reason,
+            self.iteration,
+            gain,
+            tuple(bounds),
+            tuple(undetermined),
+            self.draws,
+            fewest,
+            subject,
             self.remark,
         )
         return self.status

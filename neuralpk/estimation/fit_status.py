@@ -41,7 +41,8 @@ class FitStatus:
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> FitStatus:
         """From the dictionary of `plain`."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
+        values: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in plain.items()}
+        return cls(**values)
 
     def plain(self) -> dict[str, Any]:
         """As a dictionary of plain values."""

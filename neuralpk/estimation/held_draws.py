@@ -107,8 +107,9 @@ class HeldDraws:
                 continue
             bends[k, k] = (above - 2 * value + below) / _MOVE**2
             for m in range(k):
-                mixed = moved((k, 1), (m, 1)) - moved((k, 1), (m, -1)) - moved((k, -1), (m, 1)) + moved((k, -1), (m, -1))
-                bends[k, m] = bends[m, k] = mixed / (4 * _MOVE**2)
+                same = moved((k, 1), (m, 1)) + moved((k, -1), (m, -1))
+                opposite = moved((k, 1), (m, -1)) + moved((k, -1), (m, 1))
+                bends[k, m] = bends[m, k] = (same - opposite) / (4 * _MOVE**2)
         numbers.set(at)
         solved = torch.isfinite(torch.where(batch.target, value, 0.0)).all(-1).T
         log_q = torch.where(solved, log_q + log_volume, torch.inf)
@@ -175,7 +176,7 @@ class HeldDraws:
             weight = value + slope @ by + 0.5 * ((curvature @ by) @ by) + self._density(numbers, vector)
             total = torch.logsumexp(weight, dim=1).sum() - len(weight) * math.log(weight.shape[1])
             first = numbers.flat(_gradient(total, numbers, create_graph=True))
-            rows = [numbers.flat(_gradient(one, numbers, retain_graph=True)) for one in first.unbind()]
+            rows = [numbers.flat(_gradient(one, numbers)) for one in first.unbind()]
         return total.detach(), first.detach(), torch.stack(rows).detach()
 
     @torch.no_grad()
@@ -259,10 +260,7 @@ class HeldLikelihood:
                 return float(prior), torch.zeros_like(vector), torch.zeros_like(vector).diag()
             first = numbers.flat(_gradient(prior, numbers, create_graph=True))
             zero = torch.zeros_like(first)
-            rows = [
-                numbers.flat(_gradient(one, numbers, retain_graph=True)) if one.requires_grad else zero
-                for one in first.unbind()
-            ]
+            rows = [numbers.flat(_gradient(one, numbers)) if one.requires_grad else zero for one in first.unbind()]
         return float(prior.detach()), first.detach(), torch.stack(rows).detach()
 
 
@@ -271,8 +269,12 @@ def effective_draws(log_weight: Tensor) -> Tensor:
     return 1.0 / torch.softmax(log_weight, dim=1).square().sum(1)
 
 
-def _gradient(value: Tensor, numbers: LearnedNumbers, **options: bool) -> list[Tensor]:
-    return list(torch.autograd.grad(value, numbers.tensors, materialize_grads=True, **options))
+def _gradient(value: Tensor, numbers: LearnedNumbers, create_graph: bool = False) -> list[Tensor]:
+    return list(
+        torch.autograd.grad(
+            value, numbers.tensors, retain_graph=True, create_graph=create_graph, materialize_grads=True
+        )
+    )
 
 
 def _predict(model: PopulationModel, unconstrained: Tensor, batch: CohortBatch) -> Tensor:

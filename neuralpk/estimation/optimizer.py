@@ -1,40 +1,28 @@
-"""The estimator of the population as an optimiser of torch, so that any Trainer drives and saves it."""
+"""The optimiser of a training in which the estimator moves all that is learned."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from neuralpk.estimation.estimator import PopulationEstimator
 
-
-class PopulationNewton(torch.optim.Optimizer):
-    """Optimiser whose state is that of a `PopulationEstimator`.
-
-    Its `step` evaluates the closure alone, in which the task adds a batch of subjects to the estimator; the task calls
-    the estimator's own `step` when all subjects have been added.
+class MovedByEstimator(torch.optim.Optimizer):
+    """Optimiser that moves nothing: a Trainer needs one to count steps, and the estimator does the rest. Its learning
+    rate, which callbacks read, is 1 and means nothing.
 
     Args:
-        estimator: of the population.
+        numbers: what the estimator moves.
     """
 
-    def __init__(self, estimator: PopulationEstimator) -> None:
-        super().__init__(estimator.target.population_weights(), {})
-        self.estimator = estimator
+    def __init__(self, numbers: Iterable[Tensor]) -> None:
+        super().__init__(numbers, {"lr": 1.0})
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Evaluate the closure."""
         if closure is None:
             return None
         with torch.enable_grad():
             return closure()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state of the estimator."""
-        return super().state_dict() | {"estimator": self.estimator.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the state of an estimator."""
-        self.estimator.load_state_dict(state_dict["estimator"])

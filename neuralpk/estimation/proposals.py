@@ -35,7 +35,8 @@ class Centre:
     def root(self) -> Tensor:
         """Lower triangle of the covariance, ``[subject, latent, latent]``."""
         one = torch.eye(self.mean.shape[-1], dtype=self.mean.dtype, device=self.mean.device)
-        return torch.linalg.cholesky(self.covariance + _LEAST_VARIANCE * one)
+        root: Tensor = torch.linalg.cholesky(self.covariance + _LEAST_VARIANCE * one)
+        return root
 
 
 @dataclass(frozen=True)
@@ -131,5 +132,5 @@ def _control(relative: Tensor, standard: Tensor) -> Tensor:
     gram = centred.mT @ centred / draws
     gram = gram + 1e-8 * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     missing = standard.new_tensor(means) - values.mean(1)
-    factor = 1.0 + (centred @ torch.linalg.solve(gram, missing)[..., None])[..., 0]
+    factor: Tensor = 1.0 + (centred @ torch.linalg.solve(gram, missing)[..., None])[..., 0]
     return factor.clamp(min=_LEAST_SHARE)

@@ -15,7 +15,7 @@ from neuralpk.estimation.fit_status import FitStatus
 from neuralpk.estimation.held_draws import HeldDraws
 from neuralpk.inference import importance
 from neuralpk.inference.map import map_estimate
-from neuralpk.inference.population_draws import draw_parameters
+from neuralpk.inference.uncertainty_draws import draw_parameters
 from neuralpk.parameters import Coordinate, LogNormal
 from neuralpk.population_model import PopulationModel
 
@@ -79,7 +79,7 @@ def standard_errors(
     The observed information is minus the second derivative of log p(data), to which that of the prior is added. Both
     come from draws of the individual parameters that are held while the population moves
     (`neuralpk.estimation.HeldDraws`). The uncertainty of network weights adds to that of the population
-    (`neuralpk.inference.population_draws`). A number at a bound counts as known, as one that is fixed does.
+    (`neuralpk.inference.uncertainty_draws`). A number at a bound counts as known, as one that is fixed does.
 
     log p(data) is computed from several sets of quasi-random draws, whose differences give its Monte-Carlo error.
 
@@ -124,9 +124,7 @@ def standard_errors(
     )
 
 
-def log_likelihood(
-    model: PopulationModel, batch: CohortBatch, draws: int = 512, seed: int = 0
-) -> tuple[float, float]:
+def log_likelihood(model: PopulationModel, batch: CohortBatch, draws: int = 512, seed: int = 0) -> tuple[float, float]:
     """log p(data) of a population as it is, every z integrated out by importance sampling, and its Monte-Carlo
     standard error.
 
@@ -176,7 +174,9 @@ def _of_z(
     z, log_volume = estimator.model.population.z_of(held.unconstrained, covariates)
     log_weight = held.log_weight(estimator.numbers, estimator.numbers.get())
     log_q = held.log_q - log_volume
-    return importance.Draws(*(part.to(batch.time.dtype) for part in (z, log_q.nan_to_num(posinf=1e30), log_weight + log_q)))
+    log_joint = torch.where(torch.isfinite(log_q), log_weight + log_q, -torch.inf)
+    parts = (z, log_q.nan_to_num(posinf=0.0), log_joint)
+    return importance.Draws(*(part.to(batch.time.dtype) for part in parts))
 
 
 def _inverse(data: Tensor, prior: Tensor, bound: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def starting_values(model: PopulationModel, numbers: LearnedNumbers, batch: Coho
     same = len(values) > 1 and abs(values[1] - values[0]) < _SAME * least
     if same:
         kept.sort(key=lambda point: float((point - centre[free]).square().sum()))
-    starts = []
+    starts: list[Start] = []
     for point in kept:
         vector = start.clone()
         vector[[location[k] for k in free]] = point.double()

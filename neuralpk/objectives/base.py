@@ -158,6 +158,13 @@ class Objective(Part, ABC):
         """
         return None
 
+    def loss_beside_estimator(
+        self, model: PopulationModel, encoder: Encoder | None, batch: CohortBatch, step: Step
+    ) -> Tensor | None:
+        """What is left to minimise by its gradient while an estimator moves the population, a scalar sum; by default
+        None."""
+        return None
+
     @property
     def searches_map(self) -> bool:
         """Whether `estimate` searches the maximum of the posterior through the solver."""

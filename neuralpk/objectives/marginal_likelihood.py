@@ -35,9 +35,10 @@ class MarginalLikelihood(Objective):
     weights give the gradient in the model (Fisher's identity). An encoder is trained beside it, by the weighted draws
     (Bornschein and Bengio 2015) and by simulated patients, whose z is known.
 
-    A model without network weights and without an encoder needs none of this: its population is estimated by Newton's
-    method on held draws (`neuralpk.estimation.PopulationEstimator`), which chooses starting values, draws and steps by
-    itself and stops when it has converged.
+    The population of a model without network weights needs none of this: it is estimated by Newton's method on held
+    draws (`neuralpk.estimation.PopulationEstimator`), which chooses starting values, draws and steps by itself and ends
+    when it has converged. The training then ends too, unless there is an encoder, which is trained by simulated
+    patients.
 
     y is every record of the context or the target of a batch: no record of a patient is read without being scored.
 
@@ -90,21 +91,37 @@ class MarginalLikelihood(Objective):
         step: Step,
     ) -> Tensor:
         """−log q at the weighted draws of the patients and, in a training, at the z of simulated ones, a scalar sum."""
-        total: Tensor = (draws.weight[kept] * -q.log_density(draws.z)[kept]).sum()
-        if step.number is None:
-            return total
-        size, stream = model.latent_size, Stream.SIMULATED_PATIENTS.at(step.number)
-        normal = randomness.normal(step.seed, stream, batch.index, size + batch.time.shape[1]).to(batch.time.dtype)
+        of_draws: Tensor = (draws.weight[kept] * -q.log_density(draws.z)[kept]).sum()
+        return (
+            of_draws
+            if step.number is None
+            else of_draws + self._of_simulated(model, encoder, batch, step.seed, step.number)
+        )
+
+    def _of_simulated(
+        self, model: PopulationModel, encoder: Encoder, batch: CohortBatch, seed: int, number: int
+    ) -> Tensor:
+        """−log q at z of patients that are simulated with the doses and times of the batch, a scalar sum."""
+        size, stream = model.latent_size, Stream.SIMULATED_PATIENTS.at(number)
+        normal = randomness.normal(seed, stream, batch.index, size + batch.time.shape[1]).to(batch.time.dtype)
         with torch.no_grad():
             simulated = model.simulate(normal[:, :size], normal[:, size:], batch)
         of_simulated: Posterior = encoder(simulated)
-        return total - of_simulated.log_density(normal[:, None, :size]).sum()
+        return -of_simulated.log_density(normal[:, None, :size]).sum()
+
+    def loss_beside_estimator(
+        self, model: PopulationModel, encoder: Encoder | None, batch: CohortBatch, step: Step
+    ) -> Tensor | None:
+        """Of an encoder: −log q at z of simulated patients."""
+        if encoder is None or step.number is None:
+            return None
+        return self._of_simulated(model, encoder, batch, step.seed, step.number)
 
     def estimator(
         self, model: PopulationModel, encoder: Encoder | None, seed: int, gather: Gather
     ) -> PopulationEstimator | None:
         learns_weights = any(weight.requires_grad for weight in model.dynamics.parameters())
-        if encoder is not None or learns_weights or not model.is_uncertain:
+        if learns_weights or not model.is_uncertain:
             return None
         return PopulationEstimator(model, seed, gather=gather)
 

@@ -1,4 +1,4 @@
-"""How time and memory of a gradient step of neuralpk grow with subjects, doses and observations."""
+"""How time and memory of a gradient step of neuralpk grow with the numbers of subjects, doses and observations."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ COLOURS = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE)
 
 
 def grow(engines: list[str], devices: list[str], repeats: int, limit: float, console: Console) -> list[Row]:
-    """Measure the engines on the workload of doses, one thing growing at a time from `BASE`.
+    """Measure the engines on the workload `doses`; one number at a time varies from `BASE`.
 
-    Where an engine cannot take a step, nothing larger is tried.
+    If an engine cannot take a step, larger numbers are not measured.
     """
     rows = []
     for device in devices:
@@ -60,12 +60,12 @@ def grow(engines: list[str], devices: list[str], repeats: int, limit: float, con
 
 
 def draw(rows: list[Row]) -> Figure:
-    """Time above, memory below; a column for each thing that grows."""
+    """Time (upper panels) and memory (lower panels); a column for each number that varies."""
     figure, axes = new_figure(2, len(RANGES), height=5.6, sharex="col", sharey="row")
     solved = [row for row in rows if row["ms"] is not None]
     lines = dict(zip(dict.fromkeys((row["engine"], row["device"]) for row in solved), cycle(COLOURS), strict=False))
     for panels, key in zip(axes, ("ms", "peak_mb"), strict=True):
-        # a process grows by pages and pools: what it seems to take below 1 MB is noise
+        # the memory of a process grows by pages and pools: differences below 1 MB are noise
         values = {id(row): max(row[key], 1.0 if key == "peak_mb" else 0.0) for row in solved}
         for axis, grown in zip(panels, RANGES, strict=True):
             _panel(axis, [row for row in solved if row["grown"] == grown], grown, values, lines)
@@ -84,7 +84,7 @@ def draw(rows: list[Row]) -> Figure:
 def _panel(
     axis: Axes, rows: list[Row], grown: str, values: dict[int, float], lines: dict[tuple[str, str], str]
 ) -> None:
-    """A line for each engine and device, and what growing in proportion would look like."""
+    """A curve for each engine and device, and a dashed one of growth in proportion."""
     several = len({device for _, device in lines}) > 1
     x = np.array(RANGES[grown], float)
     for (engine, device), colour in lines.items():

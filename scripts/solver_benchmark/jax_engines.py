@@ -1,4 +1,4 @@
-"""Gradient steps of diffrax, one subject written down, `vmap` over them, the whole of it in one `jit`."""
+"""Gradient steps of diffrax: the code of one subject, `vmap` over subjects, one `jit` for the whole step."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from solver_benchmark.workloads import ATOL, RTOL, Workload
 jax.config.update("jax_default_matmul_precision", "highest")
 
 MAX_STEPS = 256
-"""Between two doses; diffrax keeps checkpoints for so many."""
+"""Largest number of steps between two doses; diffrax reserves checkpoints for so many."""
 
 
 def device_peak() -> int:
-    """Most bytes that arrays have taken on the GPU."""
+    """Peak memory of arrays on the GPU, in bytes."""
     return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
 
 
 def diffrax_step(workload: Workload, device: str, solver: str) -> Callable[..., Array]:
-    """A gradient step, or its solve alone, in which `lax.scan` goes from dose to dose.
+    """A gradient step, or its solve alone; `lax.scan` solves from dose to dose.
 
-    Its other way with doses, one solve for the state less what has been given so far with their times as `jump_ts`,
-    takes as long and is less exact: what is subtracted grows, and the tolerance with it.
+    The other method of diffrax for doses is one solve of the state minus all doses so far, with their times as
+    `jump_ts`. It takes as long and is less exact: the subtracted amount grows, and the tolerance with it.
     """
     times, where = workload.slots
     slots, index = jnp.array(times), tuple(map(jnp.array, where))

@@ -1,4 +1,4 @@
-"""One engine on one workload, measured in a process of its own: its first call, memory and failures are its own too.
+"""One engine on one workload, measured in a separate process, with its first call, memory and failures.
 
 ``python measure.py '{"workload": …, "engine": …, …}'`` is that process; `measure` starts it.
 """
@@ -27,12 +27,12 @@ from solver_benchmark.workloads import make
 
 
 class Engine(NamedTuple):
-    """A way to take a gradient step.
+    """A method for a gradient step.
 
     Args:
-        library: what has to be installed.
-        step: ``module:function`` here; the function is given the workload and the device and returns the step.
-        arguments: its other arguments.
+        library: the library that has to be installed.
+        step: ``module:function`` in this folder; the function takes the workload and the device, and returns the step.
+        arguments: other arguments of the function.
     """
 
     library: str
@@ -41,7 +41,7 @@ class Engine(NamedTuple):
 
     @property
     def peer(self) -> bool:
-        """Whether it is another's solver, with an error control of its own."""
+        """Whether it is a solver of another library, with error control."""
         return self.library not in ("neuralpk", "torch")
 
 
@@ -82,16 +82,16 @@ def measure(
         device: ``cpu`` or ``cuda``.
         n: number of subjects.
         engine: a name in `ENGINES`.
-        repeats: steps of which the median is taken, after the first and one more.
+        repeats: number of timed steps, of which the median is taken; two steps before them are not counted.
         limit: seconds that the first step may take.
-        forward: also time the solve alone, without what its gradient needs.
-        reference: file with the states as they should be.
+        forward: also time the solve alone, without preparing its gradient.
+        reference: file with the states of the reference.
         size: doses and observations of the workload.
 
     Returns:
-        `RESULTS`: milliseconds a step, and a solve if asked for, largest error, seconds of the first step, MB that the
-        steps took at most, compilation included, beyond what the process held before (libraries, data); where there
-        are none, a note: why.
+        `RESULTS`: milliseconds per step and, if requested, per solve; largest error; seconds of the first step; peak
+        memory of the steps in MB, with compilation, minus the memory before them (libraries, data). If there are no
+        results, a note with the reason.
     """
     row: dict[str, Any] = dict.fromkeys(RESULTS)
     if importlib.util.find_spec(ENGINES[engine].library) is None:
@@ -107,7 +107,7 @@ def measure(
         return row | {"note": past(limit)}
     if process.returncode < 0:
         return row | {"note": f"killed by {signal.Signals(-process.returncode).name}"}
-    return row | {"note": (process.stderr.strip().splitlines() or ["failed without a word"])[-1]}
+    return row | {"note": (process.stderr.strip().splitlines() or ["failed without a message"])[-1]}
 
 
 def past(limit: float) -> str:
@@ -116,7 +116,7 @@ def past(limit: float) -> str:
 
 
 def host_peak() -> int:
-    """Most bytes that this process has held. Linux keeps it in `resource` across fork, so that the parent's counts."""
+    """Peak memory of this process, in bytes. On Linux the one in `resource` includes the parent before a fork."""
     status = Path("/proc/self/status")
     if status.exists():
         return 1024 * next(int(row.split()[1]) for row in status.read_text().splitlines() if row.startswith("VmHWM"))
@@ -124,9 +124,9 @@ def host_peak() -> int:
 
 
 def _timed(step: Callable[[], Any], repeats: int, limit: float) -> tuple[Any, float, float]:
-    """What a step gives, the milliseconds it takes in the median, the seconds that the first one took."""
+    """The result of a step, the median of its time in milliseconds, and the time of the first step in seconds."""
     seconds = []
-    signal.setitimer(signal.ITIMER_REAL, limit)  # ends the process, compiled code or not
+    signal.setitimer(signal.ITIMER_REAL, limit)  # ends the process, even inside compiled code
     for k in range(2 + repeats):
         start = time.perf_counter()
         states = step()
@@ -139,10 +139,10 @@ def _timed(step: Callable[[], Any], repeats: int, limit: float) -> tuple[Any, fl
 
 
 def _run(task: dict[str, Any]) -> dict[str, Any]:
-    """Measure here, in this process."""
+    """Measure in this process."""
     on_host = task["device"] == "cpu"
     if on_host and sys.platform == "linux":
-        # the one way to hold every library to one thread; a GPU's work is started from several
+        # the only way to limit every library to one thread; not for a GPU, whose work several threads start
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     engine = ENGINES[task["engine"]]
     name, function = engine.step.split(":")

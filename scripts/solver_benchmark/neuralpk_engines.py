@@ -19,7 +19,7 @@ __all__ = ["device_peak", "gradient_step"]
 
 
 class BenchmarkDynamics(Dynamics):
-    """The field of a workload; the latents of a subject are its theta."""
+    """The vector field of a workload; theta contains the latents of a subject."""
 
     matrix: Tensor
 
@@ -35,7 +35,7 @@ class BenchmarkDynamics(Dynamics):
 
     def perceptron(self, theta: Tensor) -> Perceptron:
         w1, b1, w2, b2, w3, b3 = self.weights
-        others = len(self.states) - 2  # of which the network neither reads nor changes anything
+        others = len(self.states) - 2  # states that the network neither reads nor changes
         return Perceptron(
             shift=nn.functional.linear(theta, w1[:, 2:], b1),
             weights=(nn.functional.pad(w1[:, :2], (others, 0)), w2, nn.functional.pad(w3, (0, 0, others, 0))),
@@ -46,7 +46,7 @@ class BenchmarkDynamics(Dynamics):
 
 
 def _batch(workload: Workload) -> CohortBatch:
-    """The cohort; a record without a value at time 0, before any dose of that time, starts everyone's clock there."""
+    """The cohort; a record without a value at time 0, before the doses, makes every subject start at time 0."""
     doses = tuple(Dose(g.time, g.amount, g.state + 1, duration=g.duration, row=1) for g in workload.given)
     start = np.zeros(1)
     return collate(
@@ -58,7 +58,7 @@ def _batch(workload: Workload) -> CohortBatch:
 
 
 def gradient_step(workload: Workload, device: str, engine: str, **options: Any) -> Step:
-    """A gradient step with an engine of `neuralpk.solve`, by the name of its class, and its options."""
+    """A gradient step with an engine of `neuralpk.solve`: the name of its class, and its options."""
     solver = getattr(solve, engine)(rtol=RTOL, atol=ATOL, **options)
     dynamics = BenchmarkDynamics(workload).to(device)
     batch = _batch(workload).to(device)

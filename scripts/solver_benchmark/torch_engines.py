@@ -1,4 +1,4 @@
-"""Gradient steps of the solvers written in PyTorch, as a user of each would write them."""
+"""Gradient steps with the solvers in PyTorch, in the code that a user of each would write."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from solver_benchmark.workloads import ATOL, RTOL, Array, Workload
 
 
 class Step(Protocol):
-    """Runs one gradient step to its end, or its solve alone; gives the states at the observations."""
+    """Runs one gradient step, or its solve alone, until it is finished; returns the states at the observations."""
 
     def __call__(self, gradient: bool = True) -> Tensor: ...
 
@@ -22,14 +22,14 @@ torch.set_float32_matmul_precision("highest")
 
 
 def device_peak() -> int:
-    """Most bytes that tensors have taken on the GPU."""
+    """Peak memory of tensors on the GPU, in bytes."""
     return torch.cuda.max_memory_allocated()
 
 
 def stepper(parameters: Sequence[nn.Parameter], predict: Callable[[], Tensor], targets: Tensor) -> Step:
     """The gradient step around a prediction: mean squared error, backward, Adam.
 
-    Adam's rate is 0: the work of a step without its effect, so that every repeat solves the same equations.
+    The learning rate of Adam is 0, so that every repeat solves the same equations.
     """
     adam = torch.optim.Adam(parameters, lr=0.0, fused=True)
 
@@ -57,7 +57,7 @@ def slope(y: Tensor, z: Tensor, matrix: Tensor, weights: Sequence[Tensor]) -> Te
 
 
 class Field(nn.Module):
-    """The field with the input of a segment; t is taken and not read."""
+    """The vector field with the input of a segment; it does not depend on t."""
 
     def __init__(self, workload: Workload, device: str, weights: nn.ParameterList, flow: Array) -> None:
         super().__init__()
@@ -72,11 +72,11 @@ class Field(nn.Module):
 
 
 Solve = Callable[[nn.Module, Tensor, float, float, Tensor], Tensor]
-"""(field, y, start, end, times [subject, slot]) -> states ``[subject, slot, state]``, the last of them at the end."""
+"""(slope, y, start, end, times [subject, slot]) -> states ``[subject, slot, state]``; the last slot is at `end`."""
 
 
 def _step(workload: Workload, device: str, solve: Solve) -> Step:
-    """A gradient step that restarts a solver at every dose."""
+    """A gradient step with a solver that restarts at every dose."""
     weights = nn.ParameterList(torch.tensor(array, device=device) for array in workload.weights)
     times, where = workload.slots
     slots, index = torch.tensor(times, device=device), tuple(torch.tensor(i, device=device) for i in where)
@@ -96,7 +96,7 @@ def _step(workload: Workload, device: str, solve: Solve) -> Step:
 
 
 def torchdiffeq(workload: Workload, device: str, adjoint: bool) -> Step:
-    """torchdiffeq has one clock for all subjects: it is asked for everyone at the union of their times."""
+    """torchdiffeq solves all subjects at the same times: here at the union of their times."""
     import torchdiffeq
 
     odeint = torchdiffeq.odeint_adjoint if adjoint else torchdiffeq.odeint
@@ -111,7 +111,7 @@ def torchdiffeq(workload: Workload, device: str, adjoint: bool) -> Step:
 
 
 def torchode(workload: Workload, device: str) -> Step:
-    """torchode gives every subject its own clock and steps; differentiated through its operations, not compiled."""
+    """torchode: every subject has its times and steps; the gradient is that of its operations, without compilation."""
     import torchode as to
 
     def solve(field: nn.Module, y: Tensor, start: float, end: float, times: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def torchode(workload: Workload, device: str) -> Step:
     return _step(workload, device, solve)
 
 
-# the method of Dormand & Prince 1980; its last row is that of the step itself
+# the method of Dormand & Prince 1980; the last row gives the end of the step
 _STAGES = (
     (1 / 5,),
     (3 / 40, 9 / 40),
@@ -139,7 +139,7 @@ _STAGES = (
 
 
 def fixed(workload: Workload, device: str, longest: float) -> Step:
-    """Dormand and Prince in equal steps of at most `longest`, cubic in between: what no control of the error costs."""
+    """Dormand–Prince in equal steps of at most `longest`, with cubic interpolation: the time without error control."""
 
     def solve(field: nn.Module, y: Tensor, start: float, end: float, times: Tensor) -> Tensor:
         steps = -int(-(end - start) // longest)

@@ -1,16 +1,17 @@
-"""What the engines solve: two workloads, as plain arrays, with a reference in double precision.
+"""The two workloads that the engines solve, as plain arrays, with a reference in double precision.
 
-Both are cohorts of subjects that are observed at their own random times, in a field of a known and a learned part::
+Both are cohorts whose subjects are observed at different random times. The vector field has a linear part and a neural
+network::
 
-    dy/dt = matrix·y + (0, MLP(y1, y2, z)) + input,     MLP: 6 - tanh 64 - tanh 64 - 2,  z of each subject's own
+    dy/dt = matrix·y + (0, MLP(y1, y2, z)) + input,     MLP: 6 - tanh 64 - tanh 64 - 2,  z differs between subjects
 
-of which (y1, y2) are the last two states, central and peripheral.
+y1 and y2 are the last two states, central and peripheral.
 
 =========  ==================================================================================================
 bolus      states central and peripheral, matrix −0.2·I, from (1, 0) over 24 h
-doses      a depot before them, KA 0.8 /h, k10 0.1 /h, k12 0.2 /h, k21 0.15 /h; empty at first; 1 into the
-           depot every 12 h for 14 days, and an infusion of 2 into central over the 2 h from 150 h on.
-           Everyone is dosed at the same times: the easiest case for a solver with one clock for all
+doses      a depot before them, KA 0.8 /h, k10 0.1 /h, k12 0.2 /h, k21 0.15 /h, from (0, 0, 0); 1 into the
+           depot every 12 h for 14 days, and an infusion of 2 into central from 150 to 152 h. All subjects
+           have the same dose times: the easiest case for solvers that use the same times for all subjects
 =========  ==================================================================================================
 """
 
@@ -31,7 +32,7 @@ IntArray = NDArray[np.int64]
 LATENT, HIDDEN = 4, 64
 RTOL, ATOL = 1e-5, 1e-6
 CHECKED = 256
-"""Subjects, from the first on, for whom the reference is computed."""
+"""Number of subjects, from the first on, for which the reference is computed."""
 
 
 class Given(NamedTuple):
@@ -44,7 +45,7 @@ class Given(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """A stretch in which nothing happens: what jumps in at its start ``[state]`` and what flows in throughout."""
+    """An interval without events: the jump at its start and the constant input during it, both ``[state]``."""
 
     start: float
     end: float
@@ -57,13 +58,13 @@ class Workload:
     """One cohort.
 
     Args:
-        states: their names.
-        matrix: of the known part, ``[state, state]``.
+        states: names of the states.
+        matrix: linear part of the vector field, ``[state, state]``.
         y0: state at time 0, before any dose, ``[state]``.
         horizon: end of the last segment.
-        given: the doses.
+        given: doses of every subject.
         times: observations, increasing, ``[subject, observation]``.
-        targets: what the loss compares with, ``[subject, observation, state]``.
+        targets: values in the loss, ``[subject, observation, state]``.
         latents: z, ``[subject, latent]``.
         weights: weight and bias of each layer of the network.
     """
@@ -80,7 +81,7 @@ class Workload:
 
     @functools.cached_property
     def segments(self) -> list[Segment]:
-        """The time between doses, as a solver sees it that has to be restarted at each."""
+        """The intervals between doses, for a solver that has to restart at each dose."""
         edges = {0.0, self.horizon, *(g.time for g in self.given), *(g.time + g.duration for g in self.given)}
         unit = np.eye(len(self.states), dtype=np.float32)
         segments = []
@@ -96,11 +97,11 @@ class Workload:
 
     @functools.cached_property
     def slots(self) -> tuple[Array, tuple[IntArray, IntArray, IntArray]]:
-        """The observations sorted into the segments, and how to read them back.
+        """The observations sorted into the segments, and the indices to read them back.
 
         Returns:
             Times ``[subject, segment, slot]``, padded with the end of the segment, which is the last slot of each;
-            and the index of the observations in an array of this shape, each ``[subject, observation]``.
+            and the indices of the observations in an array of this shape, each ``[subject, observation]``.
         """
         starts, ends = np.array([(s.start, s.end) for s in self.segments], np.float32).T
         segment = np.searchsorted(starts, self.times, side="right") - 1
@@ -112,7 +113,7 @@ class Workload:
 
 
 def _weights() -> tuple[Array, ...]:
-    """Of the network: normal, by the number of inputs, the last layer smaller; no biases."""
+    """Weights of the network: normal, scaled by the number of inputs, smaller in the last layer; all biases are 0."""
     rng = np.random.default_rng(7)
     arrays: list[Array] = []
     for outputs, inputs, scale in ((HIDDEN, 2 + LATENT, 1.0), (HIDDEN, HIDDEN, 1.0), (2, HIDDEN, 0.3)):
@@ -132,7 +133,7 @@ def _two_compartments(times: Array, k10: Array, k12: Array, k21: Array) -> Array
 
 
 def _bolus(subjects: int, doses: int, observations: int) -> Workload:
-    del doses  # the one that the state starts with
+    del doses  # the dose is the initial state
     rng = np.random.default_rng(0)
     times = np.sort(24.0 * rng.random((subjects, observations)), axis=1).astype(np.float32)
     rates = [typical * np.exp(0.3 * rng.standard_normal(subjects)) for typical in (0.2, 0.3, 0.2)]
@@ -162,7 +163,7 @@ def _doses(subjects: int, doses: int, observations: int) -> Workload:
         horizon=horizon,
         given=(*(Given(12.0 * k, 1.0, 0) for k in range(doses)), infusion),
         times=times,
-        # no model of them is wanted: what they are makes no difference to the work
+        # random numbers: the values do not change the work of a step
         targets=rng.random((subjects, observations, 3)).astype(np.float32),
         latents=rng.standard_normal((subjects, LATENT)).astype(np.float32),
         weights=_weights(),
@@ -173,16 +174,15 @@ MAKERS: dict[str, Callable[[int, int, int], Workload]] = {"bolus": _bolus, "dose
 
 
 def make(name: str, subjects: int, doses: int = 28, observations: int = 20) -> Workload:
-    """A workload by its name, the same every time."""
+    """A workload by its name; each call returns the same numbers."""
     return MAKERS[name](subjects, doses, observations)
 
 
 def reference(workload: Workload, longest: float = 0.1) -> Array:
     """States of the first `CHECKED` subjects at their observations, ``[subject, observation, state]``, in float64.
 
-    The classical fourth-order method in steps of at most `longest`, read in between by the cubic through the states
-    and slopes at both ends (Hairer, Nørsett & Wanner 1993, II.6): some 1e-7 from the solution, a hundred times closer
-    than the tolerance asks for.
+    The classical fourth-order method with steps of at most `longest`; inside a step the cubic through the states and
+    slopes at both ends (Hairer, Nørsett & Wanner 1993, II.6). Its error is about 1e-7, a hundredth of the tolerance.
     """
     latents, observed = workload.latents[:CHECKED].astype(float), workload.times[:CHECKED].astype(float)
     w1, b1, w2, b2, w3, b3 = (array.astype(float) for array in workload.weights)

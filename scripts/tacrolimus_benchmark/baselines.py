@@ -1,4 +1,4 @@
-"""Estimators that learn from patients whose area is known: a formula, and learners of scikit-learn."""
+"""Estimators that learn from patients with their true AUC: a formula, and regressions of scikit-learn."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from tacrolimus_benchmark.simulation import INTERVAL, areas, intervals, true_lin
 
 
 def inputs(people: Cohort) -> FloatArray:
-    """What a regression is told: logarithms of the samples and of the dose, formulation and CYP3A5."""
+    """Inputs of a regression: logarithms of the samples and of the dose, formulation and CYP3A5."""
     samples = np.log(np.stack([s.values for s in people]).clip(min=0.1))
     known = [[math.log(s.covariates["DOSE"]), s.covariates["P"], s.covariates["CYP"]] for s in people]
     return np.hstack([samples, known])
 
 
 def by_formula(train: Cohort, test: Cohort) -> Estimate:
-    """Limited sampling: for each formulation an AUC linear in the samples, dose and CYP3A5, by least squares of the
-    relative error."""
+    """Limited sampling: for each formulation an AUC that is linear in the samples, dose and CYP3A5, by least squares
+    of the relative error."""
     known, area = areas(true_lines(train), train), np.empty(len(test))
     told, asked = (
         np.stack([[1.0, *s.values, s.covariates["DOSE"] / 1000, s.covariates["CYP"]] for s in people])
@@ -37,13 +37,13 @@ def by_formula(train: Cohort, test: Cohort) -> Estimate:
 
 
 def by_regression(make: Callable[[], Any], train: Cohort, test: Cohort) -> Estimate:
-    """A learner of scikit-learn, on logarithms."""
+    """A regression of scikit-learn, on logarithms."""
     learner = make().fit(inputs(train), np.log(areas(true_lines(train), train)))
     return Estimate(np.exp(learner.predict(inputs(test))))
 
 
 def regressors(seed: int) -> dict[str, Callable[[], Any]]:
-    """Learners of scikit-learn by name; none where it is not installed."""
+    """Regressions of scikit-learn by name; none if it is not installed."""
     if importlib.util.find_spec("sklearn") is None:
         return {}
     from sklearn.ensemble import GradientBoostingRegressor

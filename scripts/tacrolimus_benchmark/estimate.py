@@ -1,4 +1,4 @@
-"""What an estimator says of each patient, and how far it is from the truth."""
+"""The estimates of a method for each patient, and their errors."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tacrolimus_benchmark.simulation import WEIGHTS, areas, true_lines
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an estimator says of each patient.
+    """The estimates of a method for each patient.
 
     Args:
-        area: AUC, ``[subject]``.
-        ends: of its 90 % interval, ``[2, subject]``, or None.
-        lines: at the nodes, ``[subject, node]``, or None.
+        area: the AUC, ``[subject]``.
+        ends: lower and upper end of the 90 % interval of the AUC, ``[2, subject]``, or None.
+        lines: concentration curves at the nodes, ``[subject, node]``, or None.
     """
 
     area: FloatArray
@@ -26,7 +26,7 @@ class Estimate:
 
 
 def score(estimate: Estimate, people: Cohort) -> dict[str, float | None]:
-    """Errors and calibration, in percent; None for what an estimator does not say."""
+    """Errors and calibration, in percent; None for what the method does not estimate."""
     true, area = true_lines(people), areas(true_lines(people), people)
     error = (estimate.area - area) / area
     covered = line = None

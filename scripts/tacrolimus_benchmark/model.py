@@ -1,4 +1,4 @@
-"""Estimators that know equations: the model that learns from samples alone, and the true population of a scenario."""
+"""Estimators with equations: the model that learns from samples alone, and the true population of a scenario."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ from tacrolimus_benchmark.simulation import (
     true_lines,
 )
 
-# started from round numbers of the literature's order. The dose is among the covariates of clearance: a clearance that
-# falls with it is how a linear model can describe a saturable elimination
+# starting values are round numbers of the magnitude in the literature. The dose is a covariate of clearance, so that a
+# linear model can describe saturable elimination
 START: dict[str, Any] = {
     "typical": {"CL": 30.0, "V1": 300.0, "Q": 50.0, "V2": 500.0, "KTR": 2.0},
     "omega": 0.4,
@@ -54,12 +54,12 @@ START: dict[str, Any] = {
 }
 EPOCHS, BATCH = 13, 50
 
-HALFWAY = 0.5  # of the point without bias: half the bias for next to no error
-_PART = 40  # patients at once: bounds the memory
+HALFWAY = 0.5  # weight of the point without bias: half the bias, with almost the same error
+_PART = 40  # number of patients at once, which limits the memory
 
 
 class HiddenHaematocrit(PopulationParameters):
-    """A last latent dimension is the haematocrit, uniform in the population; it acts on clearance."""
+    """The last latent dimension is the haematocrit, uniform in the population; it acts on clearance."""
 
     def build(self, *arguments: Any, **options: Any) -> None:
         super().build(*arguments, **options)
@@ -74,7 +74,7 @@ class HiddenHaematocrit(PopulationParameters):
 
 
 def known_model(scenario: int, hidden: bool) -> PopulationModel:
-    """The true population of a scenario, with the haematocrit that is hidden or without."""
+    """The true population of a scenario, with or without the hidden haematocrit."""
     typical, effects = population(scenario)
     omega = {name: math.sqrt(VARIANCE[name]) for name in typical}
     scaling = Scaling(covariates={"CYP": CovariateScale(binary=True), "P": CovariateScale(binary=True)})
@@ -88,8 +88,10 @@ def known_model(scenario: int, hidden: bool) -> PopulationModel:
 def posterior(
     model: PopulationModel, people: Cohort, draws: int, seed: int, encoder: Encoder | None = None
 ) -> tuple[FloatArray, FloatArray]:
-    """Concentration curves drawn for each patient from its samples, ``[subject, draw, node]``, and their weights; with
-    0 draws the curve at the MAP. The search starts at the mean of the encoder, or without one at z = 0."""
+    """Draws of each patient's concentration curve from its samples, ``[subject, draw, node]``, and their weights.
+
+    With 0 draws, the curve at the MAP. The MAP search starts at the mean of the encoder, or at z = 0 without one.
+    """
     batch = evaluation_batch(model, people).scored_on_context()
     last = (REPEATS - 1 + POINTS) * intervals(people)[:, None]
     nodes = torch.as_tensor(last, dtype=batch.time.dtype)
@@ -105,7 +107,7 @@ def posterior(
             z, weight = drawn.z, drawn.weight
         count = z.shape[1]
         solution = model.trajectory(z.flatten(0, 1), own.repeat(count), nodes[part].repeat_interleave(count, dim=0))
-        # a draw that could not be solved has no weight
+        # a draw that could not be solved has weight 0
         curves.append(model.observe(solution)[..., 0].nan_to_num(1.0).reshape(len(own), count, -1))
         weights.append(weight)
     return torch.cat(curves).double().numpy(), torch.cat(weights).double().numpy()
@@ -128,15 +130,15 @@ class Patients(CohortDataModule):
 
 
 def learn(people: Cohort, seed: int, epochs: int) -> LatentTask:
-    """A model of the patients' samples; it is told neither the scenario nor any area."""
-    L.seed_everything(seed, verbose=False)  # before the networks draw their first weights
+    """Train a model on the patients' samples; neither the scenario nor any AUC is used."""
+    L.seed_everything(seed, verbose=False)  # before the first weights of the networks are drawn
     data = Patients(people, batch_size=BATCH, seed=seed)
     task = LatentTask(
         CompartmentModel(2, "transit", transits=3),
         parameters=PopulationParameters(**START),
         error=CombinedError(),
         encoder=SetEncoder(),
-        objective=MarginalLikelihood(draws=4, map_steps=4),  # few draws have to be near the maximum
+        objective=MarginalLikelihood(draws=4, map_steps=4),  # with few draws, these must be near the maximum
         learning_rate=0.02,
         seed=seed,
     )
@@ -152,15 +154,15 @@ def by_draws(
     unbiased: float = 0.0,
     encoder: Encoder | None = None,
 ) -> Estimate:
-    """Point, 90 % interval and mean curve of the posterior.
+    """Point estimate, 90 % interval and mean curve of the posterior.
 
     Args:
-        model: trained or known.
-        people: whose samples are given.
-        draws: of each.
+        model: trained, or with the true population.
+        people: the patients, with their samples.
+        draws: number of draws for each patient.
         seed: of the draws.
-        unbiased: 0 takes the point of least squared relative error, E[1/AUC]/E[1/AUC²], which lies low; 1 the point
-            without relative bias, 1/E[1/AUC]; between them their weighted geometric mean.
+        unbiased: 0 is the point of least squared relative error, E[1/AUC]/E[1/AUC²], which is low on average; 1 is the
+            point without relative bias, 1/E[1/AUC]; values between them are a weighted geometric mean.
         encoder: of a trained model.
     """
     lines, weights = posterior(model, people, draws, seed, encoder)
@@ -172,8 +174,7 @@ def by_draws(
 
 
 def recalibrated(estimate: Estimate, people: Cohort, known: Estimate, patients: Cohort) -> Estimate:
-    """An estimate times one factor for each formulation, by which those of patients with known AUC are right on
-    average."""
+    """An estimate times one factor for each formulation, which makes the estimates right on average for `patients`."""
     ratio = known.area / areas(true_lines(patients), patients)
     factor = np.empty(len(people))
     for every in INTERVAL.values():

@@ -1,4 +1,4 @@
-"""Transplant patients as published: who they are, what they are given, and what their samples say."""
+"""Transplant patients of a published simulation: covariates, doses and samples."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SATURABLE = {"VMAX": 212.0, "KM": 10.0}
 VARIANCE = {"KTR": 0.06, "CL": 0.08, "Q": 0.29, "V1": 0.10, "V2": 0.36, "VMAX": 0.08, "KM": 0.10}
 ERROR = {"a": 0.71, "b": 0.113}
 HAEMATOCRIT, STEEPNESS, RANGE = 35.0, -3.14, (25.0, 45.0)
-INTERVAL = {1.0: 12.0, 0.0: 24.0}  # of formulation P (1) and A (0)
+INTERVAL = {1.0: 12.0, 0.0: 24.0}  # dosing interval of formulation P (1) and A (0)
 DOSES = tuple(1000.0 * mg for mg in (2, 2.5, 3, 3.5, 4, 4.5, 5))
 REPEATS, SAMPLED = 7, (0.0, 1.0, 3.0)
 
-# Gauss-Legendre over the interval after the last dose, in parts that are shortest where the line bends most
+# Gauss–Legendre over the interval after the last dose, in parts that are shortest where the curve bends most
 CUTS, NODES = (0.0, 1 / 8, 1 / 3, 1.0), 8
 _x, _w = np.polynomial.legendre.leggauss(NODES)
 POINTS = np.concatenate([a + (b - a) * (_x + 1) / 2 for a, b in itertools.pairwise(CUTS)])
@@ -33,7 +33,7 @@ WEIGHTS = np.concatenate([(b - a) * _w / 2 for a, b in itertools.pairwise(CUTS)]
 
 
 class SumError(CombinedError):
-    """y = f + (a + b·f)·e: standard deviations add, not variances."""
+    """y = f + (a + b·f)·e: the standard deviations add, not the variances."""
 
     def sd(self, prediction: torch.Tensor, endpoint: torch.Tensor) -> torch.Tensor:
         return self.by_endpoint("a", endpoint) + self.by_endpoint("b", endpoint) * prediction.abs()
@@ -87,7 +87,7 @@ def simulate(scenario: int, subjects: int, seed: int, typical_only: bool = False
 
 
 def _as_recorded(subject: Subject, name: str) -> Subject:
-    """With the dose among what is known of it, and without the haematocrit."""
+    """The subject with the dose as a covariate, and without the haematocrit."""
     known = {key: subject.covariates[key] for key in ("CYP", "P")} | {"DOSE": subject.doses[0].amount}
     return dataclasses.replace(subject, id=name, covariates=known)
 
@@ -103,6 +103,6 @@ def true_lines(people: Cohort) -> FloatArray:
 
 
 def areas(lines: FloatArray, people: Cohort) -> FloatArray:
-    """AUC over the interval after the last dose, of lines ``[subject, ..., node]``."""
+    """AUC over the interval after the last dose, from curves ``[subject, ..., node]``."""
     area = lines @ WEIGHTS
     return area * intervals(people).reshape(-1, *[1] * (area.ndim - 1))

@@ -1,2 +1,4 @@
-"""Kernels with hand-written gradients, for the CPU by Numba and for the GPU by Triton, compiled when first used and
-kept on disk: no compiler on the user's machine."""
+"""Kernels with hand-written gradients: Numba for the CPU, Triton for the GPU.
+
+They are compiled when first used, and then stored on disk. The user's machine needs no compiler.
+"""

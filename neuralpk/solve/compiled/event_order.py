@@ -1,4 +1,4 @@
-"""The order of events on every subject's clock: integers alone, decided without gradients."""
+"""The order of the events of every subject: integers, computed without gradients."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Array = NDArray[Any]
 
 @kept(nogil=True, error_model="numpy")
 def _sort(at, orders, present, order, where):
-    """Sort the columns of every subject by time, order and place; those that are absent stand last."""
+    """Sort the columns of every subject by time, `orders` and column; absent columns come last."""
     for s in range(at.shape[0]):
         count = 0
         for column in range(at.shape[1]):
             if not present[s, column]:
                 continue
-            # by insertion: blocks that are nearly sorted in themselves, a few doses each
+            # insertion sort: the columns are blocks of a few doses each, which are nearly sorted already
             place, time, own = count, at[s, column], orders[s, column]
             while place > 0:
                 other = order[s, place - 1]
@@ -42,7 +42,7 @@ def _sort(at, orders, present, order, where):
 
 @kept(nogil=True, error_model="numpy")
 def _follow(at, orders, present, order, times, rows, node):
-    """The last node that does not come after each wanted time, by bisection."""
+    """Find the last node at or before each wanted time, by bisection."""
     for s in range(at.shape[0]):
         count = 0
         for column in range(at.shape[1]):
@@ -65,10 +65,12 @@ def _keys(at: Tensor, orders: Tensor) -> tuple[Array, Array]:
 
 
 def sort(at: Tensor, orders: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """Order of events by time, then by `orders`, then as they stand; absent ones last. All ``[subject, event]``.
+    """Sort the events by time, then by `orders`, then by column; absent events come last.
+
+    All arguments are ``[subject, event]``.
 
     Returns:
-        Which event stands at each place, and the place of each event.
+        The event at each position of the order, and the position of each event.
     """
     order, where = np.empty(at.shape, np.int64), np.empty(at.shape, np.int64)
     _sort(*_keys(at, orders), present.contiguous().numpy(), order, where)
@@ -76,9 +78,10 @@ def sort(at: Tensor, orders: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def follow(at: Tensor, orders: Tensor, present: Tensor, order: Tensor, times: Tensor, rows: Tensor) -> Tensor:
-    """Place of the last event at or before each wanted time, ``[subject, time]``; `order` is that of `sort`.
+    """Position of the last event at or before each wanted time, ``[subject, time]``.
 
-    A wanted time comes after an event of the same time whose order is not above its row.
+    `order` is the first result of `sort`. An event at the same time as a wanted time counts as before it unless the
+    event's `orders` is larger than the wanted time's `rows`.
     """
     node = np.empty(times.shape, np.int64)
     _follow(*_keys(at, orders), present.contiguous().numpy(), order.numpy(), *_keys(times, rows), node)

@@ -1,7 +1,7 @@
-"""Compiled kernels kept on disk, in the user's cache.
+"""Compiled kernels stored on disk, in the user's cache folder.
 
-Beside the package, where Numba would put them, they would outlive its removal, and a folder that is left of a package
-hides the next installation of it.
+Numba would store them in the folder of the package. That folder would then remain when the package is uninstalled, and
+hide the next installation.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ from numba import config, njit
 
 from neuralpk.solve import tableau
 
-# Numba asks only whether the file of a kernel is the one that it compiled, not those of the functions that it calls
+# Numba compiles a kernel again if its file has changed, but not if only the file of a function that it calls has
 _FILES = [*sorted(Path(__file__).parent.rglob("*.py")), Path(tableau.__file__)]
 _SOURCE = hashlib.sha256(b"".join(path.read_bytes() for path in _FILES)).hexdigest()[:16]
 
 
 def kept(**options: Any) -> Callable[[Any], Any]:
-    """`numba.njit` with these options, cached under ``$XDG_CACHE_HOME/neuralpk`` (by default ``~/.cache``), or where
-    ``NUMBA_CACHE_DIR`` says, in a folder for the kernels as they are written now."""
+    """`numba.njit` with these options and with a cache on disk.
+
+    The cache is in ``NUMBA_CACHE_DIR`` if that is set, otherwise in ``$XDG_CACHE_HOME/neuralpk`` (by default
+    ``~/.cache/neuralpk``). Each version of the kernels has a folder there.
+    """
 
     def decorate(function: Any) -> Any:
-        # Numba reads its setting here, once for each function; those of other libraries are to go on as they are
+        # Numba reads this setting here, once for each function; other libraries must find it unchanged afterwards
         before = config.CACHE_DIR
         user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "neuralpk"
         config.CACHE_DIR = str(Path(before or user) / _SOURCE)

@@ -1,4 +1,4 @@
-"""Linear systems over the clock of every subject, forward and back: dy/dt = K·y + input between the nodes."""
+"""Linear systems, dy/dt = K·y + input between the nodes of every subject: solutions and gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from neuralpk.solve.compiled.kernel_cache import kept
 from neuralpk.solve.compiled.thread_chunks import in_chunks
 from neuralpk.solve.event_nodes import Mesh
 
-_CHUNK = 512  # subjects that a thread takes at a time
+_CHUNK = 512  # subjects that a thread solves at a time
 
 Array = NDArray[Any]
 _kernel = kept(nogil=True, error_model="numpy", fastmath={"contract"})
@@ -23,7 +23,7 @@ _kernel = kept(nogil=True, error_model="numpy", fastmath={"contract"})
 
 @modes.kernel
 def _series_room(n):
-    """Working memory of the series."""
+    """Working memory of the Taylor series."""
     return (
         np.empty((6, max(n + 1, 4), n + 1)),
         np.empty((modes.TERMS, n + 1)),
@@ -33,7 +33,7 @@ def _series_room(n):
 
 @modes.kernel
 def _last(wanted, s):
-    """The last node that anything of subject s is read after."""
+    """The last node after which a state of subject s is wanted."""
     last = 0
     for t in range(wanted.shape[1]):
         last = max(last, wanted[s, t])
@@ -42,7 +42,7 @@ def _last(wanted, s):
 
 @_kernel
 def _decompose(first, end, k, modal, rate, right, left):
-    """The modes of K of the subjects from first to before end, and whether they may be used, by period."""
+    """The modes of K in each period, and whether they may be used, for the subjects `first` to `end` − 1."""
     n = k.shape[2]
     work = np.empty((5, n, n))
     for s in range(first, end):
@@ -54,7 +54,7 @@ def _decompose(first, end, k, modal, rate, right, left):
 def _forward(
     first, end, times, reset, jump, input_, period, wanted, wanted_times, k, y0, modal, rate, right, left, states, out
 ):
-    """States just after the nodes and at the wanted times of the subjects from first to before end."""
+    """States just after the nodes and at the wanted times, for the subjects `first` to `end` − 1."""
     n, count = y0.shape[1], wanted.shape[1]
     work, terms, powers = _series_room(n)
     after, at, flow = np.empty(n), np.empty((times.shape[1], n)), np.empty((times.shape[1], n))
@@ -64,7 +64,7 @@ def _forward(
         driven, all_modal = False, True
         for t in range(count):
             since[t] = wanted_times[s, t] - times[s, wanted[s, t]]
-        # the nodes one after the other, and after them the wanted times that have to be read one by one
+        # first the nodes, one by one; then, unless every period has modes, the wanted times, one by one
         leg = 0
         while leg < nodes + (0 if all_modal else count):
             t = leg - nodes
@@ -104,9 +104,10 @@ def _backward(
     first, end, times, reset, jump, input_, period, wanted, wanted_times, k, y0, modal, rate, right, left, states,
     a, dtimes, djump, dinput, dwanted_times, dk, dy0,
 ):  # fmt: skip
-    """Gradients of the subjects from first to before end for a = dL/d(states at the wanted times); they start at 0.
+    """Gradients for the subjects `first` to `end` − 1, from a = dL/d(states at the wanted times).
 
-    ``djump`` collects the adjoint of the state after each node, which is that of the jump there.
+    The arrays of the gradients contain zeros at the start. ``djump`` collects the gradient with respect to the state
+    after each node, which is also that with respect to the jump there.
     """
     n = y0.shape[1]
     work, terms, powers = _series_room(n)
@@ -164,14 +165,14 @@ def _in_chunks(kernel: Callable[..., None], subjects: int, *arrays: Array) -> No
 
 
 def _array(tensor: Tensor) -> Array:
-    """As the kernels take it: contiguous, and in double precision, so that a long clock loses no digits."""
+    """The tensor as a contiguous array in double precision, so that large times lose no digits."""
     tensor = tensor.detach()
     array: Array = (tensor.double() if tensor.is_floating_point() else tensor).contiguous().numpy()
     return array
 
 
 class _Linear(torch.autograd.Function):
-    """The kernels as one operation of torch, differentiable once."""
+    """The kernels as one operation of torch, which can be differentiated once."""
 
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor) -> Tensor:
@@ -187,7 +188,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, a: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # as under create_graph=True; what depends on K here would silently be lost
+        if torch.is_grad_enabled():  # create_graph=True: the gradients would be treated as constants, without a warning
             raise RuntimeError(
                 "the compiled exact engine can be differentiated once; for second derivatives call "
                 "neuralpk.solve.exact.matrix_exponentials"
@@ -201,15 +202,15 @@ class _Linear(torch.autograd.Function):
 
 
 def integrate(k: Tensor, y0: Tensor, mesh: Mesh) -> Tensor:
-    """State at the wanted times, ``[subject, time, state]``, of dy/dt = K·y + input; exact but for rounding.
+    """State at the wanted times, ``[subject, time, state]``, of dy/dt = K·y + input; exact up to rounding.
 
-    Differentiable once in K, y0 and the jumps, inputs and times of the mesh. Memory grows with subjects, nodes and
-    states, not with their matrices.
+    It can be differentiated once in K, y0 and the jumps, inputs and times of the mesh. Memory grows with subjects ×
+    nodes × states: no matrix is stored for each node.
 
     Args:
         k: K in each period, ``[subject, period, state, state]``.
         y0: state at the first record, ``[subject, state]``.
-        mesh: the clocks; its periods are those of k.
+        mesh: the nodes of every subject; its periods are those of k.
     """
     states: Tensor = _Linear.apply(
         mesh.times, mesh.reset, mesh.jump, mesh.input, mesh.period, mesh.wanted, mesh.wanted_times, k, y0

@@ -1,7 +1,7 @@
-"""Products of small matrices at the speed of the processor's vector units.
+"""Products of small matrices with the vector instructions of the processor.
 
-The compiler does not find this form by itself: a tile of 6 (or 4) rows × 16 columns of the result stays in registers
-while the inner index runs, so that every number loaded serves several multiplications.
+A tile of 6 (or 4) rows × 16 columns of the result stays in registers while the inner index runs, so that every number
+loaded is used in several multiplications. The compiler does not find this form by itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 ROWS, COLUMNS = 4, 16
-_TALL = 6  # rows that the registers of AVX2 have room for, and which hide that a sum waits for the one before
+_TALL = 6  # rows that fit into the registers of AVX2; so many sums at once hide the latency of each addition
 _LANES = 8
 
 
@@ -37,7 +37,7 @@ def _tile(
     w_inner,
     inner,
 ):
-    """out[r, c] = first[r, c] + Σ_k x[r, k]·w[k, c] for some rows and 16 columns; places and strides count elements."""
+    """out[r, c] = first[r, c] + Σ_k x[r, k]·w[k, c]; some rows, 16 columns; positions and strides count elements."""
     place = types.intp
     signature = types.void(rows, out, place, place, first, place, place, x, place, place, place, w, place, place, place)
 
@@ -108,7 +108,7 @@ def _tile(
 
 @intrinsic
 def apart(typing_context):
-    """Keep the function that calls this a function of its own: copied into each caller, it is compiled each time."""
+    """Forbid the inlining of the function that calls this: inlined, it would be compiled again for every caller."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         builder.function.attributes.add("noinline")
@@ -119,7 +119,7 @@ def apart(typing_context):
 
 @intrinsic
 def within(typing_context):
-    """Make the function that calls this a part of its caller: what it is given is not copied for the call."""
+    """Force the inlining of the function that calls this, so that its arguments are not copied for the call."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         builder.function.attributes.add("alwaysinline")
@@ -134,9 +134,12 @@ def add_product(
 ):
     """out = first + x·w, with `rows` a multiple of 4, `columns` of 16 and `inner` at least 1.
 
-    The element (r, c) of `out` stands at ``at + r·row + c`` and so that of `first`, which may be `out` itself or one
-    row for all (``first_row`` 0); (r, k) of `x` stands at ``x_at + r·x_row + k·x_inner`` (so that x may stand
-    transposed), (k, c) of `w` at ``w_at + k·w_inner + c``. All are contiguous arrays of one type and of any shape.
+    All are contiguous arrays of one type and of any shape, with the elements
+
+    - (r, c) of `out` at ``at + r·row + c``;
+    - (r, c) of `first` at ``first_at + r·first_row + c``: `out` itself, or one row for all with ``first_row`` 0;
+    - (r, k) of `x` at ``x_at + r·x_row + k·x_inner``, so that x may be stored transposed;
+    - (k, c) of `w` at ``w_at + k·w_inner + c``.
     """
     apart()
     r = 0

@@ -1,9 +1,10 @@
-"""Perceptron fields on the GPU: Runge–Kutta steps of each subject's own size, and their reverse sweep.
+"""Multilayer perceptrons as vector fields on the GPU: adaptive Runge–Kutta steps, and their reverse sweep.
 
-A program has a block of subjects, each at its own place of its own clock; one that is done idles until its block is.
-The state and the slopes of a step are tiles with few columns, ``[subject, stage, state]``: products with the short side
-of the first and the last layer are sums over it, those between hidden layers go to the tensor cores. What is remembered
-of a step is its slopes, so that the reverse sweep passes the network once for each of them. All is in single precision.
+A program solves a block of subjects, each at a different time and with a different step size; a finished subject waits
+until its block is finished. The state and the slopes of a step are tiles with few columns, ``[subject, stage, state]``.
+The first and the last layer, with few inputs or outputs, are loops over these; products between hidden layers use the
+tensor cores. The slopes of every step are stored, so that the reverse sweep evaluates the network once for each slope.
+All is in single precision.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from neuralpk.solve import tableau
 from neuralpk.solve.trajectory import Status
 
 TANH, SILU, SOFTPLUS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-SLOTS = tl.constexpr(8)  # slopes of a step, and in the last slot of the log the state at its start
+SLOTS = tl.constexpr(8)  # slopes of a step; in the record of a step the last slot is the state at its start
 LAST = tl.constexpr(tableau.STAGES - 1)
 ERROR, DENSE = tl.constexpr(7), tl.constexpr(8)  # rows of the table: 0 to 6 are A, 8 to 11 are the powers of the share
 _MAX_EVALUATIONS, _STEP_UNDERFLOW = tl.constexpr(int(Status.MAX_EVALUATIONS)), tl.constexpr(int(Status.STEP_UNDERFLOW))
@@ -27,8 +28,8 @@ _STABILITY, _STIFF_STEPS = tl.constexpr(tableau.STABILITY), tl.constexpr(tableau
 
 
 class Network(NamedTuple):
-    """A `neuralpk.dynamics.Perceptron`, hidden layers filled up with zeros to a power of two; the subjects' own tensors
-    have a row for each period."""
+    """A `neuralpk.dynamics.Perceptron`. Zeros extend the hidden layers to a width that is a power of two. Tensors that
+    differ between subjects have a row for each subject and period."""
 
     shift: Any  # [subject·period, hidden]
     first: Any  # [state, hidden]
@@ -39,39 +40,39 @@ class Network(NamedTuple):
     matrix: Any  # [subject·period, state, state]
     base: Any  # [subject·period, output]
     source: Any  # [output, state]: 1 where the flow comes from
-    change: Any  # [output, state]: what an output does to each slope
+    change: Any  # [output, state]: factor of an output in each slope
     scale: Any  # [1]
 
 
 class Clock(NamedTuple):
-    """A `neuralpk.solve.event_nodes.Mesh` with the wanted times in the order in which they are met; the four sizes come
-    last, since a kernel takes each of them by itself."""
+    """A `neuralpk.solve.event_nodes.Mesh` with the wanted times in the order in which they are reached. The four sizes
+    come last, since each of them is a separate argument of a kernel."""
 
     times: Any  # [subject, node]
     reset: Any  # [subject, node]
     jump: Any  # [subject, node, state]
     input: Any  # [subject, node, state]
     period: Any  # [subject, node]
-    wanted: Any  # [subject, time] node after which it is read
-    since: Any  # [subject, time] and how long after
+    wanted: Any  # [subject, time] node after which the state is read
+    since: Any  # [subject, time] time from this node to the wanted time
     subjects: Any
     nodes: Any
-    count: Any  # of wanted times
+    count: Any  # number of wanted times
     periods: Any
 
 
 class Steps(NamedTuple):
-    """The accepted steps of all subjects, in any order; each points to the one before it."""
+    """The accepted steps of all subjects, in any order."""
 
     slopes: Any  # [step, slot, state]
-    place: Any  # [step, 2]: start since the node before, size
-    mark: Any  # [step, 4]: node, first and last + 1 of the wanted times read in it, the step before
-    last: Any  # [subject]
-    taken: Any  # [1] how many there are, which may be more than there was room for
+    place: Any  # [step, 2]: start, as time since the node before; size
+    mark: Any  # [step, 4]: node; first and last + 1 of the wanted times inside; the subject's step before
+    last: Any  # [subject] its last step
+    taken: Any  # [1] number of steps, which may be larger than the memory for them
 
 
 class Gradients(NamedTuple):
-    """What the reverse sweep adds to; of what all subjects share, a sum for each program."""
+    """The tensors to which the reverse sweep adds; for quantities that all subjects share, a sum for each program."""
 
     shift: Any
     first: Any
@@ -142,7 +143,7 @@ def _layers(
     net, own, active, y, D: tl.constexpr, COLUMNS: tl.constexpr, H: tl.constexpr, LAYERS: tl.constexpr,
     ACTIVATION: tl.constexpr, LOGARITHM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What every hidden layer gets before its activation; of rows that idle nothing is loaded, for it may be NaN."""
+    """Every hidden layer before its activation. Nothing is loaded for rows that wait, since it may be NaN."""
     j = tl.arange(0, H)
     features = _features(net, y, LOGARITHM)
     x = tl.load(net.shift + own[:, None] * H + j[None, :], mask=active[:, None], other=0.0)
@@ -223,7 +224,7 @@ def _mix(weights, slopes):
 
 @triton.jit
 def _length(clock, i, node):
-    """Of the stretch after a node; none before the first and after the last."""
+    """Time from a node to the next; 0 before the first and after the last node."""
     j = i * clock.nodes + tl.maximum(node, 0)
     inside = (node >= 0) & (node + 1 < clock.nodes)
     begin, end = tl.load(clock.times + j), tl.load(clock.times + j + 1, mask=inside, other=0.0)
@@ -232,7 +233,10 @@ def _length(clock, i, node):
 
 @triton.jit
 def _enter(clock, i, moving, y, node, seen, length, out, D: tl.constexpr, COLUMNS: tl.constexpr):
-    """Take some subjects past nodes to the next stretch with a length; which of them want anything in it or later."""
+    """Apply the events at the next nodes of some subjects, up to the next interval between two nodes that has a length.
+
+    Returns the changed arguments, and which subjects still have wanted times in this interval or later.
+    """
     d = tl.arange(0, COLUMNS)
     going = moving
     length = tl.where(moving, 0.0, length)
@@ -260,7 +264,7 @@ def _norm(values):
     return tl.sqrt(tl.sum(values * values, 1))
 
 
-# a size inside a tuple would be compiled in where it is 1, and whether it is a multiple of 16
+# sizes inside a tuple would be specialised: for the value 1, and for multiples of 16
 @triton.jit(do_not_specialize=["subjects", "nodes", "count", "periods", "capacity", "limit"])
 def forward(
     net, tensors, subjects, nodes, count, periods, steps, capacity, initial, table, rtol, atol, limit,
@@ -269,13 +273,11 @@ def forward(
     ACTIVATION: tl.constexpr, LOGARITHM: tl.constexpr, MATRIX: tl.constexpr, FLOWS: tl.constexpr,
     PRECISION: tl.constexpr, RECORD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Solve a block of subjects: states at the wanted times, how each ended and what it cost, and its steps."""
+    """Solve a block of subjects: states at the wanted times; how each solve ended, its evaluations and its steps."""
     clock = Clock(*tensors, subjects, nodes, count, periods)  # type: ignore[call-arg]
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     real = row < clock.subjects
-    i = tl.where(real, row, 0).to(
-        tl.int64
-    )  # what only fills up the block reads of the first subject, and writes nothing
+    i = tl.where(real, row, 0).to(tl.int64)  # rows after the last subject read the first subject, and write nothing
     d, slot = tl.arange(0, COLUMNS), tl.arange(0, SLOTS)
     y = tl.load(initial + i[:, None] * D + d[None, :], mask=d[None, :] < D, other=0.0)
     node, seen = tl.full((BLOCK,), -1, tl.int32), tl.zeros((BLOCK,), tl.int32)
@@ -284,7 +286,7 @@ def forward(
     stiff, calm = tl.zeros((BLOCK,), tl.int32), tl.zeros((BLOCK,), tl.int32)
     y, node, seen, length, alive = _enter(clock, i, real, y, node, seen, length, out, D, COLUMNS)
 
-    # a first step from the slope at the start and a little further on (Hairer et al., Solving ODEs I, II.4)
+    # size of the first step, from the slopes at the start and after a trial step (Hairer et al., Solving ODEs I, II.4)
     scale = atol + rtol * tl.abs(y)
     slope = _slope(
         net, clock, i, alive, node, y, D, COLUMNS, H, LAYERS, OUTPUTS, ACTIVATION, LOGARITHM, MATRIX, FLOWS, PRECISION
@@ -305,11 +307,11 @@ def forward(
 
     while _any(alive):
         left = length - elapsed
-        # two steps of equal size rather than one and a rest
+        # two steps of equal size rather than one and a small rest
         h = tl.where(size >= left, left, tl.where(2.0 * size <= left, size, 0.5 * left))
         whole = h >= left
         ahead, before = y, y
-        # the first slope is the last of the step before; after an event it is new
+        # the first slope is the last of the step before; after an event it is computed
         stage = 1 - _any(fresh).to(tl.int32)
         while stage <= LAST:
             before = ahead
@@ -398,8 +400,11 @@ def _pull_back(
     LAYERS: tl.constexpr, OUTPUTS: tl.constexpr, ACTIVATION: tl.constexpr, LOGARITHM: tl.constexpr,
     MATRIX: tl.constexpr, FLOWS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The transposed Jacobian of `_slope` times `pull`, and the same for the shift. What the weights, the matrix and
-    the base rates get is added where it belongs; a row whose pull is zero gives nothing."""
+    """The transposed Jacobian of `_slope` times `pull`, and the same for the shift.
+
+    The gradients with respect to the weights, the matrix and the base rates are added to `to`; a row whose pull is zero
+    adds nothing.
+    """
     j, d = tl.arange(0, H), tl.arange(0, COLUMNS)
     layers = _layers(net, own, active, y, D, COLUMNS, H, LAYERS, ACTIVATION, LOGARITHM, PRECISION)
     top = _activate(layers[LAYERS], ACTIVATION)
@@ -447,7 +452,7 @@ def _pull_back(
 
 @triton.jit
 def _leave(clock, i, node, until, seen, cotangent, upstream, to, D: tl.constexpr, COLUMNS: tl.constexpr):
-    """Take subjects back through their nodes, down to the one after `until`."""
+    """Gradients of the events of some subjects, from their nodes down to the node after `until`."""
     d = tl.arange(0, COLUMNS)
     while _any(node > until):
         m = i * clock.count + tl.maximum(seen - 1, 0)
@@ -470,10 +475,11 @@ def backward(
     ACTIVATION: tl.constexpr, LOGARITHM: tl.constexpr, MATRIX: tl.constexpr, FLOWS: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The reverse sweep over the steps of some blocks of subjects: the gradient of Σ upstream·states, exact for the
-    steps as they were taken. Sizes of steps are shares of their stretch, so that the times of its ends get theirs.
+    """The reverse sweep over the steps of some blocks of subjects.
 
-    What came back to the first slope of a step is handed on to the last of the step before, which is the same.
+    It computes the gradient of Σ upstream·states, exact for the steps that were taken. Step sizes are fixed shares of
+    the time between two nodes, so that the times of the nodes have gradients too. The gradient with respect to the
+    first slope of a step is added to that of the last slope of the step before, since they are the same slope.
     """
     clock = Clock(*tensors, subjects, nodes, count, periods)  # type: ignore[call-arg]
     program = tl.program_id(0).to(tl.int64)
@@ -482,7 +488,7 @@ def backward(
     while block * BLOCK < clock.subjects:
         row = block * BLOCK + tl.arange(0, BLOCK)
         i = tl.where(row < clock.subjects, row, 0).to(tl.int64)
-        # a subject that failed gives nothing: neither its NaN nor the derivative of what became NaN
+        # a subject that failed adds nothing: its states and their derivatives may be NaN
         real = (row < clock.subjects) & (tl.load(status + i) == 0)
         step = tl.where(real, tl.load(steps.last + i), -1)
         node = tl.where(real, tl.load(clock.wanted + i * clock.count + clock.count - 1), -1)
@@ -513,7 +519,7 @@ def backward(
                 mask = reading[:, None] & (d[None, :] < D)
                 given = tl.load(upstream + m[:, None] * D + d[None, :], mask=mask, other=0.0)
                 gone = tl.load(clock.since + m) - start
-                # not share < 1: a quotient on the GPU is not rounded as IEEE has it, and the end of a step is its end
+                # not share < 1: GPUs do not round a quotient as IEEE 754 says, but gone == h must be the end of a step
                 share, inside = tl.where(reading, gone / h, 1.0), reading & (gone < h)
                 end_pull += tl.where(inside[:, None], 0.0, given)
                 given = tl.where(inside[:, None], given, 0.0)
@@ -545,7 +551,7 @@ def backward(
                 to_size += tl.sum(back * mixed, 1)
                 to_input, to_shift = to_input + pull, to_shift + to_first
                 stage -= 1
-                tl.debug_barrier()  # what was added is there before any thread adds to it again
+                tl.debug_barrier()  # all additions are finished before any thread adds to the same number again
 
             cotangent = tl.where(active[:, None], start_pull, cotangent)
             owed = tl.sum(tl.where(slot[None, :, None] == 0, pulls, 0.0), 1)

@@ -1,10 +1,10 @@
 """Exponentials of the rate matrices of compartment models, and their gradients, for one subject at a time.
 
-Where a matrix K has well-conditioned real eigenvectors, K = R·diag(rate)·L with L = R⁻¹, its exponential is n scalar
-ones. Everywhere else (equal rates in a chain, a complex pair) it is a Taylor series about −κ, κ the fastest loss: K + κ
-is then not negative for compartments, nothing cancels, and every digit of exp(−κh)·Σ (h(K + κ))^k/k! is right
-(uniformisation, Jensen 1953), whatever the eigenvalues. A long stretch is one short enough for the series, squared
-again and again.
+If a matrix K has well-conditioned real eigenvectors (its modes), K = R·diag(rate)·L with L = R⁻¹, its exponential needs
+n scalar exponentials. Otherwise (equal rates in a chain, a complex pair of eigenvalues) it is a Taylor series about −κ,
+where κ is the fastest loss. For compartments K + κ then has no negative entry, nothing cancels, and every digit of
+exp(−κh)·Σ (h(K + κ))^k/k! is right for any eigenvalues (uniformisation, Jensen 1953). For a long interval the series is
+that of an interval short enough, and its result is squared repeatedly.
 """
 
 import math
@@ -13,19 +13,19 @@ from typing import Any
 from neuralpk.solve.compiled.kernel_cache import kept
 from neuralpk.solve.compiled.scalar_exponential import exp
 
-_CONDITION = 100.0  # largest loss of digits, |R|·|L|, that the eigenvectors may bring: two of sixteen
-_SERIES = 96.0  # largest κh for which the series acts on one state; beyond it squaring is cheaper
-_SQUARED, _SIGNED = 4.0, 0.5  # κh before squaring, and where terms of both signs could cancel
-_SWEEPS = 30  # of Jacobi, which needs about five
-TERMS = 204  # of the series at κh = _SERIES
+_CONDITION = 100.0  # largest |R|·|L|, the factor by which eigenvectors may amplify rounding: two of 16 digits
+_SERIES = 96.0  # largest κh for which the series is applied to one state; beyond it squaring is cheaper
+_SQUARED, _SIGNED = 4.0, 0.5  # largest κh of a series that is squared; with negative entries, of any series
+_SWEEPS = 30  # largest number of Jacobi sweeps; about five are needed
+TERMS = 204  # number of terms of the series at κh = _SERIES
 SQUARINGS = 60
 
-# for kernels that only kernels call; without wrappers for other callers they compile faster
+# for kernels that only other kernels call: without wrappers for Python and C they compile faster
 _OPTIONS: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 kernel = kept(nogil=True, error_model="numpy", fastmath={"contract"}, **_OPTIONS)
 
 
-# elementwise, because Numba compiles the shape check of a slice assignment for seconds
+# loops instead of slice assignments: Numba needs seconds to compile the check of their shapes
 
 
 @kernel
@@ -45,9 +45,9 @@ def copy(a, out):
 
 @kernel
 def _scales(k, d):
-    """Scale d of the compartments under which every exchange is symmetric: k_ij·d_j/d_i = k_ji·d_i/d_j.
+    """Scales d of the compartments that make every exchange symmetric: k_ij·d_j/d_i = k_ji·d_i/d_j.
 
-    False where there is none: a cycle without detailed balance, or an exchange of opposite signs.
+    Returns False if there are none: a cycle without detailed balance, or an exchange of opposite signs.
     """
     n = len(d)
     fill(d, 0.0)
@@ -71,7 +71,7 @@ def _scales(k, d):
 
 @kernel
 def _jacobi(s, u):
-    """Diagonalise a symmetric s in place, u becomes its eigenvectors (Golub and Van Loan, 4th ed., alg. 8.5.2)."""
+    """Diagonalise a symmetric s in place; u becomes its eigenvectors (Golub and Van Loan, 4th ed., alg. 8.5.2)."""
     n = len(s)
     for i in range(n):
         for j in range(n):
@@ -103,11 +103,11 @@ def _jacobi(s, u):
 
 @kernel
 def decompose(k, rate, right, left, work):
-    """K = right·diag(rate)·left; False where that would cost digits, and then the series must be used.
+    """K = right·diag(rate)·left. Returns False where this would lose digits; then the series must be used.
 
-    Exchanges in both directions are made symmetric by a scale and turned by Jacobi rotations. What flows one way
-    (a depot, a chain) couples those blocks without a way back: the eigenvectors of such a triangular system follow by
-    substitution, and blow up where two of its rates are nearly equal.
+    Compartments with exchange in both directions form blocks. A scale makes each block symmetric, and Jacobi rotations
+    diagonalise it. Flow in one direction (from a depot, in a chain) couples the blocks into a triangular system. Its
+    eigenvectors follow by substitution; they become very large if two of its rates are nearly equal.
     """
     n = len(rate)
     s, u, c, x, d = work[0], work[1], work[2], work[3], work[4, 0]
@@ -154,9 +154,10 @@ def _product(a, b, out):
 
 @kernel
 def _couple(c, rate, right, left, u, x, spare):
-    """Turn the eigenvectors of the blocks into those of the whole: X with (diag(rate) + uᵀcu)·X = X·diag(rate).
+    """Turn the eigenvectors of the blocks into those of K: X with (diag(rate) + uᵀcu)·X = X·diag(rate).
 
-    Substitution row by row, in no order: as often as the chain is long. False where it does not end, in a cycle.
+    The substitution is repeated for all entries until nothing changes, about as often as the chain is long. Returns
+    False if it does not end, because the flow has a cycle.
     """
     n = len(rate)
     _product(c, u, spare)
@@ -211,7 +212,7 @@ def divided(a, b, ea, eb, h):
 
 @kernel
 def _divided_twice(a, b, pa, pb, ab, h):
-    """The second divided difference of exp(h·) at a, b and 0, from the first ones at (a, 0), (b, 0) and (a, b)."""
+    """The second divided difference of exp(h·) at a, b and 0, from the first ones pa at (a, 0), pb at (b, 0) and ab."""
     far = max(abs(a), abs(b), abs(a - b))
     if far * h > 1.0:
         if far == abs(a):
@@ -226,12 +227,12 @@ def _divided_twice(a, b, pa, pb, ab, h):
     return total
 
 
-# the next ones take whole arrays and where to look in them (subject s, period p, node): views cost more than a step
+# the next functions take whole arrays and indices (subject s, period p, node): array views cost more than a step
 
 
 @kernel
 def _to_modes(left, s, p, vectors, node, out):
-    """Coordinates of a node's vector among the modes of the period p; False where all are 0."""
+    """Coordinates of a node's vector in the modes of period p; returns whether any is not 0."""
     n = out.shape[1]
     there = False
     for i in range(n):
@@ -252,7 +253,7 @@ def enter(left, s, p, states, input_, node, at, flow):
 
 @kernel
 def modal_step(rate, right, s, p, at, flow, node, h, out):
-    """out = exp(hK)·y + ∫ exp(sK)·u ds for the state and input that `enter` left in ``at, flow [node, mode]``."""
+    """out = exp(hK)·y + ∫ exp(sK)·u ds with y and u from `enter`, ``at, flow [node, mode]``."""
     n = len(out)
     fill(out, 0.0)
     for i in range(n):
@@ -266,7 +267,7 @@ def modal_step(rate, right, s, p, at, flow, node, h, out):
 
 @kernel
 def modal_read(rate, right, s, p, period, at, flow, driven, wanted, since, out, work, sums):
-    """`modal_step` to the wanted times of a period, mode by mode, so that the exponentials run as vectors."""
+    """`modal_step` to all wanted times of a period, mode by mode, so that the exponentials use vector instructions."""
     n, first, end = out.shape[2], wanted.shape[1], 0
     for t in range(wanted.shape[1]):
         if period[s, wanted[s, t]] == p:
@@ -295,10 +296,11 @@ def modal_read(rate, right, s, p, period, at, flow, driven, wanted, since, out, 
 
 @kernel
 def modal_pull(rate, right, left, s, p, at, flow, node, h, a, out, dy, dinput, dmodes, work):
-    """`modal_step` again, and the adjoint a of its result pulled back: dy is set, dinput at the node grows, and so does
-    dmodes in its period (dL/dK = leftᵀ·dmodes·rightᵀ).
+    """Repeat `modal_step`, and compute the gradients from a = dL/d(its result).
 
-    dL/dK = ∫ exp((h−s)Kᵀ)·a·(y(s))ᵀ ds has, between modes i and j, the divided difference of exp at their rates.
+    dL/dy is written to dy. The others are added: dL/du to dinput at the node, dL/dK to dmodes of the period, in
+    coordinates of the modes (dL/dK = leftᵀ·dmodes·rightᵀ). The entry (i, j) of ∫ exp((h−s)Kᵀ)·a·(y(s))ᵀ ds in these
+    coordinates contains the divided difference of exp at the rates i and j.
     """
     n = len(a)
     for i in range(n):
@@ -325,7 +327,7 @@ def modal_pull(rate, right, left, s, p, at, flow, node, h, a, out, dy, dinput, d
 
 @kernel
 def modal_gradient(right, left, dmodes, dk):
-    """dL/dK from the sum of what `modal_pull` gave in the coordinates of the modes."""
+    """Add dL/dK to dk, from the dmodes of `modal_pull`, which are in coordinates of the modes."""
     n = len(dk)
     for i in range(n):
         for j in range(n):
@@ -338,7 +340,7 @@ def modal_gradient(right, left, dmodes, dk):
 
 @kernel
 def _shifted(k, u, block):
-    """[[K, u], [0, 0]] + κ into `block`: the input joins the state as a constant (Van Loan 1978).
+    """Write [[K, u], [0, 0]] + κ to `block`: the input becomes a constant component of the state (Van Loan 1978).
 
     Returns κ, the norm of the shifted K (infinite where K is not finite), and whether it has negative entries.
     """
@@ -361,7 +363,7 @@ def _shifted(k, u, block):
 
 @kernel
 def _squarings(size, signed):
-    """How often a propagator is to be squared; none where the series may act on the state itself."""
+    """Number of squarings of a propagator; 0 where the series may be applied to the state itself."""
     if size <= (_SIGNED if signed else _SERIES):
         return 0
     return min(math.ceil(math.log2(size / (_SIGNED if signed else _SQUARED))), SQUARINGS)
@@ -369,10 +371,10 @@ def _squarings(size, signed):
 
 @kernel
 def _series(block, kappa, size, h, x, terms, out):
-    """out = exp(h(block − κ))·x; keeps the terms and returns how many.
+    """out = exp(h(block − κ))·x; stores the terms and returns their number.
 
-    Their number comes from the matrix alone, so that the derivative converges where the value is zero. The tail is that
-    of a Poisson distribution, below 2⁻⁶⁰.
+    The number depends on the matrix alone, so that the derivative converges even where the value is zero. What the
+    series leaves out is the tail of a Poisson distribution, below 2⁻⁶⁰.
     """
     m = block.shape[1]
     used = min(math.ceil(size + 10.0 * math.sqrt(size)) + 10, TERMS)
@@ -393,7 +395,7 @@ def _series(block, kappa, size, h, x, terms, out):
 
 @kernel
 def _series_pull(block, kappa, h, terms, used, a, dx, dblock, later):
-    """The adjoint a of `_series`, pulled back: dx is set, dblock grows."""
+    """Gradients of `_series` from a = dL/d(its result): dL/dx is written to dx, dL/dblock is added to dblock."""
     m = block.shape[1]
     decay = math.exp(-kappa * h)
     for i in range(m):
@@ -412,7 +414,7 @@ def _series_pull(block, kappa, h, terms, used, a, dx, dblock, later):
 
 @kernel
 def _powers(block, kappa, size, h, squarings, terms, powers, work):
-    """powers[s] = exp(h(block − κ)·2^s), each the square of the one before; h and size are those of the first."""
+    """powers[s] = exp(h(block − κ)·2^s): powers[0] by the series, each further one as the square of the one before."""
     m = block.shape[1]
     for j in range(m):
         fill(work[0], 0.0)
@@ -453,7 +455,10 @@ def series_step(k, y, u, h, out, work, terms, powers):
 
 @kernel
 def series_pull(k, y, u, h, a, out, dy, du, dk, work, terms, powers):
-    """`series_step` again, and the adjoint a of its result pulled back: dy is set, du and dk grow."""
+    """Repeat `series_step`, and compute the gradients from a = dL/d(its result).
+
+    dL/dy is written to dy; dL/du and dL/dK are added to du and dk.
+    """
     n = len(u)
     m = n + 1
     block, x, end, wide, dx = work[0], work[1, 0], work[1, 1], work[1, 2], work[1, 3]

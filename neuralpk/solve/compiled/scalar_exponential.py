@@ -1,4 +1,5 @@
-"""The exponential function in arithmetic alone, so that a loop over it runs on vectors; a call would not."""
+"""The exponential function in arithmetic alone: a loop over it uses vector instructions, over a library call it does
+not."""
 
 import math
 from typing import Any
@@ -7,11 +8,11 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-_intrinsic: Any = intrinsic  # called without its first argument, which no type can tell
+_intrinsic: Any = intrinsic  # adds the first argument of a call by itself, which type checkers do not know
 _PER_LOG2 = 1.4426950408889634
 _LOG2_HIGH, _LOG2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # their sum is log 2 to 84 bits (fdlibm)
 _INTEGER = 6755399441055744.0  # 1.5·2⁵²: the last bits of x + this are the integer nearest to x
-_TAYLOR = tuple(1 / math.factorial(k) for k in range(14))  # good to 2⁻⁵⁷ for |x| ≤ log(2)/2
+_TAYLOR = tuple(1 / math.factorial(k) for k in range(14))  # error below 2⁻⁵⁷ for |x| ≤ log(2)/2
 
 
 @_intrinsic
@@ -33,6 +34,6 @@ def exp(x):
     series = _TAYLOR[13]
     for k in range(12, -1, -1):
         series = series * r + _TAYLOR[k]
-    # the bits of n, moved to those of the exponent, are 2ⁿ
+    # n + 1023 in the bits of the exponent is 2ⁿ
     value = series * _as_float((_as_bits(shifted) + 1023) << 52)
     return 0.0 if x < -708.0 else (math.inf if x > 709.0 else value)

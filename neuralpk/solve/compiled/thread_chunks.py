@@ -1,4 +1,4 @@
-"""Subjects shared among threads; the kernels hold no lock of Python's, so that they run at the same time."""
+"""Chunks of subjects on several threads, which run at the same time because the kernels release Python's lock."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Result = TypeVar("Result")
 
 
 def in_chunks(run: Callable[[int, int], Result], subjects: int, size: int) -> list[Result]:
-    """``run(begin, end)`` for `size` subjects at a time, in order, on as many threads as torch may use.
+    """Results of ``run(begin, end)`` for `size` subjects at a time, in order; on as many threads as torch may use.
 
-    The chunks do not depend on the number of threads, and so nothing that is summed by chunk does.
+    The chunks do not depend on the number of threads, and so the sums over a chunk do not either.
     """
     bounds = [(begin, min(begin + size, subjects)) for begin in range(0, subjects, size)]
     threads = min(torch.get_num_threads(), len(bounds))

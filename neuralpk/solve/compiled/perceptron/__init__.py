@@ -1,10 +1,10 @@
-"""Perceptron fields on the CPU: Runge–Kutta steps of each subject's own size, and their reverse sweep.
+"""Multilayer perceptrons as vector fields on the CPU: adaptive Runge–Kutta steps, and their reverse sweep.
 
-Some subjects at a time (`LANES`) go through the same stage together, each at its own place of its own clock; one that
-is done makes room for the next. So the network's matrices meet a block of rows, and yet no subject's steps depend on
-another. What is remembered of a step is its start and the slopes of its stages, which tell where the stages stood: the
-reverse sweep computes the hidden layers of all of them again, at once. States and step sizes are in double precision,
-the network in that of its weights.
+`LANES` subjects go through the same stage of a step together, each at a different time and with a different step size;
+the next subject replaces one that is finished. So the matrices of the network multiply a block of rows, while the steps
+of a subject do not depend on the other subjects. The start and the slopes of every step are stored. From them the
+reverse sweep computes the states of all stages, and then the hidden layers of all stages at once. States and step sizes
+are in double precision, the network in that of its weights.
 """
 
 from neuralpk.solve.compiled.perceptron.activation import SILU, SOFTPLUS, TANH

@@ -1,4 +1,4 @@
-"""The activation between the layers of a network, on vectors, and back through it."""
+"""The activation between the layers of a network, with vector instructions, and its gradient."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ TANH, SILU, SOFTPLUS = range(3)
 
 
 def _tanh(x: Any) -> Any:
-    """tanh(x); in single precision by the rational approximation of Eigen (odd degree 13 over 6), which a loop computes
-    on vectors and which is right to three units in the last place."""
+    """tanh(x).
+
+    In single precision it is the rational approximation of Eigen, degree 13 over degree 6, which a loop computes with
+    vector instructions and which is right to three units in the last place.
+    """
     raise NotImplementedError
 
 
@@ -43,7 +46,10 @@ def _tanh_of_type(x):
 
 @summing
 def activate(kind, values, slopes):
-    """The activation of some values in place and, where there is room and the value does not tell, its derivative."""
+    """Apply the activation in place.
+
+    Its derivative is written to `slopes`, if this has entries; not for tanh, whose derivative follows from its value.
+    """
     apart()
     half, keep = values.dtype.type(0.5), len(slopes) > 0
     one = values.dtype.type(1.0)
@@ -67,7 +73,7 @@ def activate(kind, values, slopes):
 
 @summing
 def back_through(kind, back, values, slopes):
-    """What came back to some values, to before their activation."""
+    """Turn the gradient with respect to activated values into that with respect to the values before, in place."""
     apart()
     one = values.dtype.type(1.0)
     if kind == TANH:

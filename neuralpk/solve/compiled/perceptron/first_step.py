@@ -1,4 +1,4 @@
-"""Where a line starts or starts anew: its slope, and the size of a subject's first step."""
+"""The slope at the start of an interval between two nodes, and the size of a subject's first step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from neuralpk.solve.compiled.perceptron.network import fill_blocks, find_slopes,
 
 @inner
 def _probe(lane, y, k, rtol, atol):
-    """How far to look for the curvature of the line."""
+    """The size of a trial step, from which the curvature of the solution is estimated."""
     near, steep = 0.0, 0.0
     for d in range(y.shape[0]):
         scale = atol + rtol * abs(y[d, lane])
@@ -23,7 +23,7 @@ def _probe(lane, y, k, rtol, atol):
 
 @inner
 def _first_size(lane, y, k, row, probe, size, rtol, atol):
-    """A first step from the state, its slope and the slope a small step further (Hairer et al., II.4)."""
+    """The size of the first step, from the state, its slope and the slope after a trial step (Hairer et al., II.4)."""
     steepness, curvature, states = 0.0, 0.0, y.shape[0]
     for d in range(states):
         scale = atol + rtol * abs(y[d, lane])
@@ -37,8 +37,10 @@ def _first_size(lane, y, k, row, probe, size, rtol, atol):
 
 @inner
 def start_lines(net, clock, work, lanes, rtol, atol):
-    """The slope where a line starts or starts anew after an event, and for the size of a subject's first step the slope
-    a little further on; the number of evaluations. Lanes in need of it move together into the first rows."""
+    """Compute the slope at the start of an interval between two nodes, and the size of a subject's first step.
+
+    Only lanes that need it are evaluated; they are gathered in the first rows. Returns the number of evaluations.
+    """
     apart()
     subject, node, fresh, place, size = lanes.subject, lanes.node, lanes.flag, lanes.place, lanes.size
     state, points, k, slope = lanes.state, lanes.points, lanes.k, lanes.to_point

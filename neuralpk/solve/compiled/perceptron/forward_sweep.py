@@ -1,4 +1,4 @@
-"""Steps of each subject's own size, and what is remembered of them."""
+"""Adaptive Runge–Kutta steps of each subject, and their record for the reverse sweep."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ _OK, _MAX_EVALUATIONS, _STEP_UNDERFLOW, _NON_FINITE = (
 
 
 class Steps(NamedTuple):
-    """The accepted steps of some subjects, in the order in which they were taken; each points to the one before it."""
+    """The accepted steps of a chunk of subjects, in the order in which they were taken."""
 
-    state: Array  # [step, state] at its start
+    state: Array  # [step, state] at the start of the step
     slopes: Array  # [step, stage·state]
-    place: Array  # [step, 2]: start since the node before, size
-    mark: Array  # [step, 4]: node, first and last + 1 of the wanted times read in it, the step before
-    last: Array  # [subject] of the chunk
-    taken: Array  # [1] how many there are; what stands after them means nothing
+    place: Array  # [step, 2]: start, as time since the node before; size
+    mark: Array  # [step, 4]: node; first and last + 1 of the wanted times inside; the subject's step before
+    last: Array  # [subject] its last step
+    taken: Array  # [1] number of steps; the rows after them have no meaning
 
 
 @inner
 def _read_out(clock, lanes, lane, i, h, whole, out):
-    """The states at the wanted times inside the step, which may be the whole rest of its stretch."""
+    """Compute the states at the wanted times inside the step; `whole` if it ends at the next node."""
     apart()
     state, points, k, weights = lanes.state, lanes.points, lanes.k, lanes.weights
     start, j, q = lanes.place[0, lane], lanes.node[lane], lanes.seen[lane]
@@ -61,7 +61,7 @@ def _read_out(clock, lanes, lane, i, h, whole, out):
 
 @inner
 def _judge(lanes, lane, h, rtol, atol):
-    """The error of a step, and how much the slope changed over the distance between its last two stages."""
+    """The squared error of a step, and the squared distances of slopes and of states between its last two stages."""
     state, points, k = lanes.state, lanes.points, lanes.k
     error, bent, moved, states = 0.0, 0.0, 0.0, state.shape[0]
     for d in range(states):
@@ -77,7 +77,7 @@ def _judge(lanes, lane, h, rtol, atol):
 
 @inner
 def _refill(clock, lanes, initial, upcoming, end, out):
-    """Put the next subjects into the empty lanes; the one after them."""
+    """Put the next subjects into the empty lanes; returns the subject after them."""
     apart()
     for lane in range(LANES):
         while lanes.subject[lane] < 0 and upcoming < end:
@@ -94,7 +94,7 @@ def _refill(clock, lanes, initial, upcoming, end, out):
 
 @inner
 def _remember(lanes, lane, steps, start, h, seen_before):
-    """Write down a step that is accepted."""
+    """Record an accepted step."""
     apart()
     s, states = steps.taken[0], lanes.state.shape[0]
     for d in range(states):
@@ -110,7 +110,7 @@ def _remember(lanes, lane, steps, start, h, seen_before):
 
 @inner
 def _stiff(lanes, lane, h, bent, moved):
-    """Whether stability and not accuracy has been deciding on the steps."""
+    """Whether stability, not accuracy, has limited the last steps."""
     tally = lanes.tally
     if moved > 0.0 and h * math.sqrt(bent / moved) > STABILITY:
         tally[0, lane] += 1
@@ -124,7 +124,7 @@ def _stiff(lanes, lane, h, bent, moved):
 
 @inner
 def _settle(clock, lanes, steps, begin, rtol, atol, limit, record, out, status):
-    """Accept the steps whose error is small enough, and the size of the next ones."""
+    """Accept the steps whose error is small enough, and choose the sizes of the next steps."""
     apart()
     subject, state, points, place, size, k = lanes.subject, lanes.state, lanes.points, lanes.place, lanes.size, lanes.k
     for lane in range(LANES):
@@ -170,9 +170,9 @@ def _settle(clock, lanes, steps, begin, rtol, atol, limit, record, out, status):
 
 @kept(nogil=True, error_model="numpy")
 def forward(net, clock, work, lanes, initial, begin, end, rtol, atol, limit, record, out, status):
-    """Solve subjects `begin` to `end`; states at the wanted times into `out`, how each ended into `status`.
+    """Solve the subjects `begin` to `end` − 1: states at the wanted times to `out`, how each solve ended to `status`.
 
-    Returns the accepted steps (none where `record` is false) and the number of evaluations of the field by a subject.
+    Returns the accepted steps (none if `record` is false) and the evaluations of the vector field by all subjects.
     """
     states, room = initial.shape[1], LANES + (32 * (end - begin) if record else 0)
     steps = Steps(
@@ -185,7 +185,7 @@ def forward(net, clock, work, lanes, initial, begin, end, rtol, atol, limit, rec
     )
     place, size, h, own, shift = lanes.place, lanes.size, lanes.h, work.own[:LANES], work.shift[:LANES]
     upcoming, evaluations = begin, 0
-    for lane in range(2 * LANES):  # an empty lane goes through the stages too, with no effect
+    for lane in range(2 * LANES):  # empty lanes are evaluated too, without an effect
         put_in(net, work, lane, begin * clock.periods)
 
     while True:
@@ -196,7 +196,7 @@ def forward(net, clock, work, lanes, initial, begin, end, rtol, atol, limit, rec
         evaluations += start_lines(net, clock, work, lanes, rtol, atol) + (STAGES - 1) * live
         for lane in range(LANES):
             left, wished = place[1, lane] - place[0, lane], size[lane]
-            # two steps of equal size rather than one and a rest
+            # two steps of equal size rather than one and a small rest
             h[lane] = wished if 2.0 * wished <= left else left if wished >= left else min(wished, 0.5 * left)
         for stage in range(1, STAGES):
             place_stage(lanes.state, h, lanes.k, stage, lanes.points)

@@ -1,5 +1,7 @@
-"""How the functions inside a kernel are compiled: called by compiled ones only, which hold the arrays, they do without
-counting references to all of them."""
+"""Compiler options of the functions inside a kernel.
+
+Only compiled functions call them. These hold the arrays during the call, so that references need not be counted.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lanes: the places in which some subjects go through the stages of a step together."""
+"""Lanes: the working memory of the subjects that go through the stages of a step together."""
 
 from __future__ import annotations
 
@@ -15,34 +15,37 @@ LANES = 8
 
 
 class Lanes(NamedTuple):
-    """Where some subjects are that go through the stages together. The lane comes last: loops over it are short, of a
-    fixed length, and over neighbours. A lane without a subject goes along, with numbers that lead to nothing."""
+    """Working memory of the subjects that go through the stages of a step together, one subject in each lane.
+
+    The lane is the last index: loops over it are short, of a fixed length, and over contiguous numbers. Lanes without a
+    subject are evaluated too; their results are not used.
+    """
 
     subject: Array  # [lane], -1 for none
-    node: Array  # [lane] after which it is
-    seen: Array  # [lane] wanted times before it
-    step: Array  # [lane] the last step taken, -1 for none
-    tally: Array  # [3, lane] forward: steps in a row at the edge of stability, away from it; evaluations
-    flag: Array  # [lane] forward: no slope yet; backward: the step ends its stretch
+    node: Array  # [lane] the last node before the step
+    seen: Array  # [lane] number of wanted times before the step
+    step: Array  # [lane] the last step recorded; backward: the step itself; -1 for none
+    tally: Array  # [3, lane] forward: steps at the limit of stability; consecutive steps below it; evaluations
+    flag: Array  # [lane] forward: slope not yet computed; backward: the step ends at the next node
     ends: Array  # [row] backward: lanes whose last stage is evaluated
-    place: Array  # [2, lane] forward: since the node, length of the stretch
-    size: Array  # [lane] forward: of the next step
-    h: Array  # [lane] of this step
-    to_size: Array  # [lane] backward: what came back to it, times it
-    state: Array  # [state, lane]; backward: what came back to it
-    y: Array  # [state, lane] backward: at the start of the step
-    start_pull: Array  # [state, lane] what came back to it
-    to_point: Array  # [state, lane] and to where a stage stands; forward: the slopes of some lanes
-    entering: Array  # [state, lane] rate of input
-    gathered: Array  # [state, row] that of some lanes; backward: what came back to their last slope
-    k: Array  # [stage, state, lane] slopes
-    points: Array  # [stage, state, lane] where they are taken
-    pulls: Array  # [stage, state, lane] backward: what came back to the slopes
-    weights: Array  # [2, stage] of the dense output
+    place: Array  # [2, lane] forward: time since the node; time from this node to the next
+    size: Array  # [lane] forward: size of the next step
+    h: Array  # [lane] size of this step
+    to_size: Array  # [lane] backward: gradient with respect to the logarithm of the time between the two nodes
+    state: Array  # [state, lane]; backward: gradient with respect to the state at the end of the step
+    y: Array  # [state, lane] backward: state at the start of the step
+    start_pull: Array  # [state, lane] backward: gradient with respect to y
+    to_point: Array  # [state, lane] backward: gradient with respect to the state of a stage; forward: gathered slopes
+    entering: Array  # [state, lane] forward: rate of input
+    gathered: Array  # [state, row] forward: gathered rates of input; backward: gathered gradients of last slopes
+    k: Array  # [stage, state, lane] slopes of the stages
+    points: Array  # [stage, state, lane] states of the stages
+    pulls: Array  # [stage, state, lane] backward: gradient with respect to the slopes
+    weights: Array  # [2, stage] of the slopes in the dense output, and their derivatives
 
 
 def make_lanes(states: int) -> Lanes:
-    """No subject in any lane."""
+    """Lanes without subjects."""
     by_state, by_stage = (states, LANES), (STAGES, states, LANES)
     return Lanes(
         subject=np.full(LANES, -1),
@@ -71,7 +74,7 @@ def make_lanes(states: int) -> Lanes:
 
 @inner
 def count_live(lanes):
-    """How many lanes have a subject."""
+    """Number of lanes that have a subject."""
     live = 0
     for lane in range(LANES):
         live += lanes.subject[lane] >= 0

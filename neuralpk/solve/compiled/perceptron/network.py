@@ -1,4 +1,4 @@
-"""The network and the slope that it gives, for a block of rows, and back through both."""
+"""The network and the slope that it gives, for a block of rows, and the gradients of both."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ Array = NDArray[Any]
 
 
 class Network(NamedTuple):
-    """A `neuralpk.dynamics.Perceptron` as arrays. Widths of hidden layers are filled up with zeros to a multiple of 16,
-    the short sides of the first and the last layer to one of 4; the subjects' own arrays have a row for each period."""
+    """A `neuralpk.dynamics.Perceptron` as arrays.
+
+    Zeros extend the widths of the hidden layers to a multiple of 16, and the numbers of inputs and of outputs to a
+    multiple of 4. Arrays that differ between subjects have a row for each subject and period.
+    """
 
     shift: Array  # [subject·period, hidden]
     first: Array  # [state, hidden]
@@ -28,30 +31,30 @@ class Network(NamedTuple):
     bias: Array  # [layer, hidden]
     last: Array  # [output, hidden]
     last_bias: Array  # [output]
-    matrix: Array  # [subject·period, state, state], or no row
-    base: Array  # [subject·period, flow], or no row
+    matrix: Array  # [subject·period, state, state], or without rows
+    base: Array  # [subject·period, flow], or without rows
     source: Array  # [flow]
-    destination: Array  # [flow], -1 for out of the system
+    destination: Array  # [flow], -1 for a loss from the system
     activation: int
-    scale: float  # of the logarithm, 0 for none
+    scale: float  # the inputs are log(1 + y/scale); 0 for y itself
 
 
 class Work(NamedTuple):
-    """What happens inside the network, a row for each evaluation; the rows of a layer stand one after the other."""
+    """Values inside the network, a row for each evaluation; the rows of a layer are contiguous."""
 
     features: Array  # [row, state]
     values: Array  # [layer, row·hidden]
-    derivatives: Array  # [layer, row·hidden] of the activation, where its value does not tell; forward: no row
-    back: Array  # [layer, row·hidden] what came back to it before the activation
-    head: Array  # [row, output] what came back to it
+    derivatives: Array  # [layer, row·hidden] of the activation, except tanh; forward: empty
+    back: Array  # [layer, row·hidden] gradient with respect to the values before the activation
+    head: Array  # [row, output] gradient with respect to the outputs
     dots: Array  # [output or state, lane] sums over the width
-    own: Array  # [lane] place of the subject and period in its own arrays; again for some lanes that move together
-    shift: Array  # [lane, hidden] that of the network there
+    own: Array  # [lane] row of the subject and period in the arrays of Network; then those of gathered lanes
+    shift: Array  # [lane, hidden] shift of the network in that row
     zeros: Array  # [hidden]
 
 
 def make_work(net: Network, rows: int, back: bool) -> Work:
-    """Room for `rows` evaluations, and to go back through them."""
+    """Memory for `rows` evaluations and, if `back`, for their gradients."""
     kind, width, layers = net.first.dtype, net.first.shape[1], len(net.hidden) + 1
     return Work(
         features=np.zeros((rows, len(net.first)), kind),
@@ -68,13 +71,13 @@ def make_work(net: Network, rows: int, back: bool) -> Work:
 
 @inner
 def fill_blocks(rows):
-    """The rows of a product that has room for so many."""
+    """`rows`, rounded up to a multiple of `ROWS`."""
     return (rows + ROWS - 1) // ROWS * ROWS
 
 
 @summing
 def _dots(a, b, count, out):
-    """out[f, r] = Σ_c a[r, c]·b[f, c], with the rows of `a` one after the other."""
+    """out[f, r] = Σ_c a[r, c]·b[f, c], with the rows of `a` contiguous."""
     apart()
     width = b.shape[1]
     for r in range(len(a) // width):
@@ -88,7 +91,7 @@ def _dots(a, b, count, out):
 
 @inner
 def put_in(net, work, lane, row):
-    """Put a subject and period, at `row` of its own arrays, into a lane."""
+    """Put the subject and period of a row of the arrays of `Network` into a lane."""
     work.own[lane] = row
     for c in range(net.shift.shape[1]):
         work.shift[lane, c] = net.shift[row, c]
@@ -96,8 +99,10 @@ def put_in(net, work, lane, row):
 
 @inner
 def pass_first_layer(net, work, at, shift, states):
-    """The first layer before its activation, in the rows from `at` on, of as many lanes as have a row in `shift`, a
-    multiple of 4, at `states`."""
+    """Compute the first layer before its activation, in the rows from `at` on, at `states`.
+
+    The number of lanes is that of the rows of `shift`, a multiple of 4.
+    """
     within()
     width, short, features, scale = net.first.shape[1], net.first.shape[0], work.features, net.scale
     for d in range(len(states)):
@@ -112,7 +117,7 @@ def pass_first_layer(net, work, at, shift, states):
 
 @inner
 def pass_hidden_layers(net, work, rows):
-    """The first activation of the first `rows` rows and the layers above it."""
+    """Compute the activation of the first layer and the hidden layers after it, in the first `rows` rows."""
     within()
     width, values, derivatives, end = net.first.shape[1], work.values, work.derivatives, rows * net.first.shape[1]
     activate(net.activation, values[0, :end], derivatives[0, :end])
@@ -126,7 +131,7 @@ def pass_hidden_layers(net, work, rows):
 
 @inner
 def find_slopes(net, work, own, shift, states, entering, out):
-    """dy/dt at `states` into `out` for as many lanes as have a place in `own`, a multiple of 4."""
+    """Write dy/dt at `states` to `out`. The number of lanes is the length of `own`, a multiple of 4."""
     apart()
     rows, dots = len(own), work.dots
     pass_first_layer(net, work, 0, shift, states)
@@ -161,8 +166,11 @@ def find_slopes(net, work, own, shift, states, entering, out):
 
 @inner
 def pull_back(net, work, at, own, states, cotangent, gradients, out):
-    """The transposed Jacobian of `find_slopes` times `cotangent` into `out`, from the layers in the rows from `at` on.
-    What came back to each layer and to the outputs stays there, until `to_weights` sums over all of them at once."""
+    """Write the transposed Jacobian of `find_slopes` times `cotangent` to `out`, from the layers in the rows from `at`.
+
+    The gradients with respect to the layers and the outputs stay in `work`, until `to_weights` sums over all rows at
+    once.
+    """
     within()
     width, top, wide, outputs = net.first.shape[1], net.hidden.shape[0], net.last.shape[0], net.last_bias.shape[0]
     back, head, dots, rows, start, end = work.back, work.head, work.dots, len(own), at * width, (at + len(own)) * width
@@ -227,13 +235,13 @@ def _add(a, out):
 
 @inner
 def to_weights(net, work, rows, gradients):
-    """What the first `rows` rows of `work` give to the weights: products of the values with what came back."""
+    """Add the gradients with respect to the weights, from values and gradients in the first `rows` rows of `work`."""
     within()
     width, top, short, wide = net.first.shape[1], net.hidden.shape[0], net.first.shape[0], net.last.shape[0]
     values, back, own, head, layer_size = work.values, work.back, work.own, work.head, work.values.shape[1]
     to_shift, to_bias, to_last_bias = gradients.shift, gradients.bias, gradients.last_bias
     for r in range(rows):
-        # those of the last stage moved together
+        # the lanes of the last stage are gathered
         row = own[r % LANES if r < (STAGES - 1) * LANES else r - (STAGES - 2) * LANES]
         _add(back[0, r * width : (r + 1) * width], to_shift[row])
         for f in range(to_last_bias.shape[0]):

@@ -1,4 +1,4 @@
-"""Each subject's own clock: through the events at its nodes, forward and back."""
+"""The events at the nodes of each subject, forward and in the reverse sweep."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ Array = NDArray[Any]
 
 
 class Clock(NamedTuple):
-    """A `neuralpk.solve.event_nodes.Mesh` as arrays, with the wanted times in the order in which they are met."""
+    """A `neuralpk.solve.event_nodes.Mesh` as arrays, with the order in which the wanted times are reached."""
 
     times: Array  # [subject, node]
     reset: Array  # [subject, node]
     jump: Array  # [subject, node, state]
     input: Array  # [subject, node, state]
     period: Array  # [subject, node]
-    wanted: Array  # [subject, time] node after which it is read
-    since: Array  # [subject, time] and how long after
-    order: Array  # [subject, time]
+    wanted: Array  # [subject, time] node after which the state is read
+    since: Array  # [subject, time] time from this node to the wanted time
+    order: Array  # [subject, time] the wanted times, sorted
     periods: int
 
 
 @inner
 def enter(clock, i, lane, node, seen, state, place, out):
-    """Go on to the next stretch that has a length, through the nodes before it; whether there is one, and anything is
-    still wanted in it or later. ``place[:, lane]`` becomes (0, length of the stretch)."""
+    """Apply the events at the next nodes, up to the next interval between two nodes that has a length.
+
+    Returns whether there is one and a time is still wanted in it or later. Then ``place[:, lane]`` becomes
+    (0, length of the interval).
+    """
     apart()
     nodes, wanted = clock.times.shape[1], clock.wanted.shape[1]
     while True:
@@ -56,7 +59,7 @@ def enter(clock, i, lane, node, seen, state, place, out):
 
 @inner
 def leave(clock, i, lane, node, until, cotangent, seen, upstream, gradients):
-    """Go back through the nodes of subject `i` from ``node[lane]`` down to the one after `until`."""
+    """Gradients of the events of subject `i`, from ``node[lane]`` down to the node after `until`."""
     apart()
     states = cotangent.shape[0]
     while node[lane] > until:

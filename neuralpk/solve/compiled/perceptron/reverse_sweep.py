@@ -1,4 +1,4 @@
-"""The reverse sweep over the steps that were taken."""
+"""The reverse sweep: gradients, from the last recorded step to the first."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OK = int(Status.OK)
 
 
 class Gradients(NamedTuple):
-    """What the reverse sweep adds to, shaped as what it is the gradient of."""
+    """The arrays to which the reverse sweep adds; each has the shape of the quantity of that name."""
 
     shift: Array
     first: Array
@@ -47,8 +47,11 @@ class Gradients(NamedTuple):
 
 @inner
 def _read(clock, steps, lanes, lane, i, s, upstream, to_since):
-    """Take in what came back to the wanted times inside step `s`: its stages draw the line there, and get it. What the
-    size and the start of the step get: a product with the size, so a share of it."""
+    """Add the gradient of the states read inside step `s` to those of its slopes, its start and its end.
+
+    Returns what they add to the gradient with respect to the logarithm of the time between the two nodes, of which the
+    start and the size of the step are fixed shares.
+    """
     apart()
     start, h, weights = steps.place[s, 0], steps.place[s, 1], lanes.weights
     k, pulls, end_pull, start_pull, order = lanes.k, lanes.pulls, lanes.state, lanes.start_pull, clock.order
@@ -76,7 +79,7 @@ def _read(clock, steps, lanes, lane, i, s, upstream, to_since):
 
 @inner
 def _pull_of_next(clock, steps, lanes, lane, i, s, upstream):
-    """What the wanted times inside step `s` pull at its last stage, the first of the step after it."""
+    """Add what the states read inside step `s` give to its last slope, which is the first slope of the lane's step."""
     h, pulls, weights = steps.place[s, 1], lanes.pulls, lanes.weights
     for q in range(steps.mark[s, 1], steps.mark[s, 2]):
         m = clock.order[i, q]
@@ -89,7 +92,7 @@ def _pull_of_next(clock, steps, lanes, lane, i, s, upstream):
 
 @inner
 def _take_up(clock, lanes, steps, begin, upcoming, end, upstream, status, gradients):
-    """Put the next subjects that were solved into the empty lanes, at their last steps; the subject after them."""
+    """Put the next solved subjects into the empty lanes, at their last steps; returns the subject after them."""
     apart()
     for lane in range(LANES):
         while lanes.subject[lane] < 0 and upcoming < end:
@@ -109,8 +112,11 @@ def _take_up(clock, lanes, steps, begin, upcoming, end, upstream, status, gradie
 
 @inner
 def _recall(net, clock, work, lanes, steps):
-    """Where the stages of the lanes' steps stand. The last one only where no following step begins with it and
-    something was read inside: the number of lanes of which that is so, which move together."""
+    """Compute the states of the stages of the lanes' steps again, from the slopes.
+
+    The last stage is needed only if the step ends at a node and states were read inside it. Returns the number of lanes
+    of which this is so; they are gathered in the first rows.
+    """
     apart()
     y, h, k, mark, final, ending = lanes.y, lanes.h, lanes.k, steps.mark, STAGES - 1, 0
     for lane in range(LANES):
@@ -135,15 +141,14 @@ def _recall(net, clock, work, lanes, steps):
     for stage in range(STAGES if ending > 0 else final):
         place_stage(y, h, k, stage, lanes.points)
     for r in range(ending):
-        for d in range(y.shape[0]):  # in place: a lane moves down or stays
+        for d in range(y.shape[0]):  # no copy is needed: r is never larger than the lane
             lanes.points[final, d, r] = lanes.points[final, d, lanes.ends[r]]
     return ending
 
 
 @inner
 def _read_back(clock, lanes, steps, ending, upstream, gradients):
-    """Take in what came back to the wanted times inside the lanes' steps, and gather that to the last slopes that move
-    together."""
+    """Add the gradients of the states read inside the lanes' steps, and gather those of the last slopes."""
     apart()
     mark, pulls = steps.mark, lanes.pulls
     for stage in range(STAGES):
@@ -167,7 +172,7 @@ def _read_back(clock, lanes, steps, ending, upstream, gradients):
 
 @inner
 def _to_ends(lanes, ending):
-    """What came back to where the steps end, by way of the slopes there too."""
+    """The gradient with respect to the state at the end of each step, with the part through the last slope."""
     for r in range(ending):
         for d in range(lanes.state.shape[0]):
             lanes.state[d, lanes.ends[r]] += lanes.to_point[d, r]
@@ -178,7 +183,7 @@ def _to_ends(lanes, ending):
 
 @inner
 def _hand_on(clock, lanes, steps, upstream, gradients):
-    """Go to the steps before, and through the nodes in between."""
+    """Go to the step before of each lane, with the gradients of the events in between."""
     apart()
     mark, pulls, cotangent, final = steps.mark, lanes.pulls, lanes.state, STAGES - 1
     for lane in range(LANES):
@@ -186,7 +191,7 @@ def _hand_on(clock, lanes, steps, upstream, gradients):
         if i < 0:
             continue
         j, earlier = mark[s, 0], mark[s, 3]
-        # a step is a fixed share of its stretch: what its start and size get goes to the times at its ends
+        # start and size of a step are fixed shares of the time between two nodes: so the times of both get a gradient
         pull = lanes.to_size[lane] / (float(clock.times[i, j + 1]) - float(clock.times[i, j]))
         gradients.times[i, j] -= pull
         gradients.times[i, j + 1] += pull
@@ -207,13 +212,16 @@ def _hand_on(clock, lanes, steps, upstream, gradients):
 
 @kept(nogil=True, error_model="numpy")
 def backward(net, clock, work, lanes, steps, begin, end, upstream, status, gradients):
-    """The reverse sweep over the steps of subjects `begin` to `end`: the gradient of Σ upstream·states, exact for the
-    steps as they were taken. Sizes of steps are shares of their stretch, so that the times of its ends get theirs."""
+    """The reverse sweep over the steps of the subjects `begin` to `end` − 1.
+
+    It computes the gradient of Σ upstream·states, exact for the steps that were taken. Step sizes are fixed shares of
+    the time between two nodes, so that the times of the nodes have gradients too.
+    """
     final, points, pulls = STAGES - 1, lanes.points, lanes.pulls
     upcoming = begin
     while upcoming < end and status[upcoming] != _OK:
         upcoming += 1
-    for lane in range(2 * LANES):  # an empty lane stands at zero with a subject that could be solved, to no effect
+    for lane in range(2 * LANES):  # empty lanes are evaluated too, at state 0 of a solved subject, without an effect
         put_in(net, work, lane, min(upcoming, end - 1) * clock.periods)
 
     while True:

@@ -1,4 +1,4 @@
-"""The stages of a Runge–Kutta step: where they stand, what came back to there, and the line they draw in between."""
+"""The stages of a Runge–Kutta step: their states, the gradients of these, and the solution inside the step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from neuralpk.solve.tableau import DENSE, STAGES, A
 
 @inner
 def place_stage(y, h, k, stage, out):
-    """Where `stage` stands; where the step ends, for the last stage."""
+    """The state of `stage`; for the last stage, the state at the end of the step."""
     apart()
     for d in range(y.shape[0]):
         for lane in range(LANES):
@@ -22,7 +22,7 @@ def place_stage(y, h, k, stage, out):
 
 @inner
 def pull_back_stage(pull, h, k, stage, pulls, start_pull, to_size):
-    """Reverse of `place_stage`: what came back to it goes to the start, the earlier stages and the size of the step."""
+    """Gradients of `place_stage`, added to those of the start, the earlier slopes and the size of the step."""
     apart()
     for d in range(pull.shape[0]):
         for lane in range(LANES):
@@ -37,7 +37,7 @@ def pull_back_stage(pull, h, k, stage, pulls, start_pull, to_size):
 
 @inner
 def weigh_stages(share, change, out):
-    """The weights of the stages at a share of the step, or how fast they change with it."""
+    """The weights of the slopes at a share of the step and, if `change`, their derivatives in the share."""
     for stage in range(STAGES):
         c0, c1, c2, c3 = DENSE[stage, 0], DENSE[stage, 1], DENSE[stage, 2], DENSE[stage, 3]
         out[0, stage] = share * (c0 + share * (c1 + share * (c2 + share * c3)))

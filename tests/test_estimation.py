@@ -1,0 +1,341 @@
+"""The estimator of the population: proposals, held draws, Newton's method, starting values and the end of a fit."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import pytest
+import quadrature
+import torch
+from torch import Tensor
+
+import neuralpk
+from neuralpk.batch import CohortBatch, collate
+from neuralpk.cohort import Cohort
+from neuralpk.datamodules import SimulatedPKDataModule
+from neuralpk.dynamics import CompartmentModel
+from neuralpk.encoders import SetEncoder
+from neuralpk.estimation import FitStatus, PopulationEstimator, log_likelihood
+from neuralpk.estimation.held_draws import effective_draws
+from neuralpk.estimation.learned_numbers import LearnedNumbers
+from neuralpk.estimation.proposals import Centre, Proposal
+from neuralpk.estimation.starting_values import starting_values
+from neuralpk.parameters import NoVariability, PopulationParameters
+from neuralpk.population_model import PopulationModel
+from neuralpk.residual_error import CombinedError, ProportionalError, StudentTError
+from neuralpk.scaling import Scaling
+from neuralpk.task import LatentTask
+
+IV = {"CL": 4.0, "V1": 70.0}
+ORAL = {"CL": 4.0, "V1": 70.0, "KA": 1.0}
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
+def simulated(subjects: int = 20, samples: int = 6, seed: int = 3, **options: Any) -> Cohort:
+    given: dict[str, Any] = {"compartments": 1, "absorption": "first_order", "typical": ORAL} | options
+    return SimulatedPKDataModule(subjects=subjects, samples=samples, seed=seed, **given).part("train")
+
+
+def oral(cohort: Cohort, error: Any = None, **options: Any) -> tuple[PopulationModel, CohortBatch]:
+    parameters = PopulationParameters(**({"typical": ORAL} | options))
+    made = PopulationModel(CompartmentModel(1, "first_order"), parameters, error or ProportionalError(0.2))
+    return made.build(Scaling.of(cohort), torch.float64), collate(cohort, dtype=torch.float64).scored_on_all()
+
+
+# ---- proposals
+
+
+@pytest.fixture(scope="module")
+def proposal() -> Proposal:
+    mean = torch.tensor([[0.3, -0.8]], dtype=torch.float64)
+    covariance = torch.tensor([[[0.3, 0.1], [0.1, 0.2]]], dtype=torch.float64)
+    return Proposal.around(Centre(mean, covariance), Centre(mean * 0.9, covariance * 1.2))
+
+
+def test_control_variates_make_the_first_part_times_a_quadratic_exact(proposal: Proposal) -> None:
+    z, log_q = proposal.draw(0, 0, torch.tensor([7]), 256)
+    part = torch.distributions.MultivariateNormal(proposal.centre[:, 0], scale_tril=proposal.root[:, 0])
+    weight = (part.log_prob(z[0]) - log_q[0]).exp() / z.shape[1]
+    assert float(weight.sum()) == pytest.approx(1.0, abs=1e-6)
+    np.testing.assert_allclose(weight @ z[0], proposal.centre[0, 0], atol=1e-5)
+    spread = z[0] - proposal.centre[0, 0]
+    covariance = proposal.root[0, 0] @ proposal.root[0, 0].T
+    np.testing.assert_allclose((weight[:, None] * spread).T @ spread, covariance, atol=1e-5)
+
+
+@pytest.mark.parametrize("draws", [3, 16, 64])
+def test_another_normal_density_integrates_to_one(proposal: Proposal, draws: int) -> None:
+    index = torch.arange(400)
+    many = Proposal(proposal.centre.expand(400, -1, -1), proposal.root.expand(400, -1, -1, -1))
+    z, log_q = many.draw(1, 0, index, draws)
+    other = torch.distributions.MultivariateNormal(torch.tensor([0.1, -0.5]).double(), 0.25 * torch.eye(2).double())
+    found = (other.log_prob(z) - log_q).exp().mean(1)
+    assert float(found.mean()) == pytest.approx(1.0, abs=5 * float(found.std()) / 20 + 1e-3)
+
+
+def test_draws_do_not_depend_on_the_batch(proposal: Proposal) -> None:
+    two = Proposal(proposal.centre.expand(2, -1, -1), proposal.root.expand(2, -1, -1, -1))
+    z, _ = two.draw(0, 0, torch.tensor([3, 7]), 64)
+    torch.testing.assert_close(z[1:], proposal.draw(0, 0, torch.tensor([7]), 64)[0], rtol=0, atol=1e-12)
+
+
+# ---- the likelihood given held draws
+
+
+def test_the_likelihood_is_that_of_quadrature() -> None:
+    people = quadrature.cohort(6, lloq=0.5)
+    made = quadrature.model(people)
+    found, error = log_likelihood(made, collate(people, dtype=torch.float64))
+    expected = float(quadrature.log_likelihood(quadrature.coordinates(made), people).detach().sum())
+    assert error < 0.01
+    assert found == pytest.approx(expected, abs=0.01)
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "diagonal": {},
+    "full Omega": {"correlation": {"CL~V1": 0.4}},
+    "no variability": {"distributions": {"KA": NoVariability()}},
+    "prior": {"omega_prior_sd": 0.5, "typical_prior_sd": {"KA": 0.2}},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("error", [CombinedError(2.0, 0.2), StudentTError(2.0, 0.2)], ids=lambda e: type(e).__name__)
+def test_derivatives_are_those_of_the_value(case: str, error: Any) -> None:
+    model, batch = oral(simulated(5), error, **CASES[case])
+    estimator = PopulationEstimator(model, stages=(32,))
+    estimator.add(batch)
+    likelihood, here = estimator.likelihood(), estimator.numbers.get()
+    value, first, second = likelihood.derivatives(here)
+    assert value == pytest.approx(likelihood.value(here)[0], abs=1e-9)
+    steps = 1e-4 * torch.eye(len(here), dtype=torch.float64)
+    ends = [[likelihood.derivatives(here + sign * step)[:2] for sign in (1, -1)] for step in steps]
+    np.testing.assert_allclose(first, [(a[0] - b[0]) / 2e-4 for a, b in ends], rtol=1e-4, atol=1e-4)
+    differences = torch.stack([(a[1] - b[1]) / 2e-4 for a, b in ends])
+    np.testing.assert_allclose(second, differences, rtol=2e-3, atol=2e-3)
+
+
+def test_a_subject_without_solution_in_a_draw_keeps_the_others() -> None:
+    model, batch = oral(simulated(4))
+    estimator = PopulationEstimator(model, stages=(32,))
+    held = estimator.draw(batch)
+    broken = held.log_q.clone()
+    broken[0, 0] = math.inf
+    log_weight = type(held)(**{**vars(held), "log_q": broken}).log_weight(estimator.numbers, estimator.numbers.get())
+    assert log_weight[0, 0] == -math.inf and bool(torch.isfinite(log_weight[1:]).all())
+    assert bool((effective_draws(log_weight) > 1).all())
+
+
+# ---- starting values
+
+
+def test_starting_values_come_from_the_data() -> None:
+    model, batch = oral(simulated(30), typical=None)
+    first, *_ = starting_values(model, LearnedNumbers(model), batch)
+    np.testing.assert_allclose(first.vector[:3].exp(), list(ORAL.values()), rtol=0.25)
+
+
+def test_typical_values_that_are_given_stay() -> None:
+    model, batch = oral(simulated(10), typical={"CL": 5.5, "V1": 70.0})
+    found = starting_values(model, LearnedNumbers(model), batch)
+    assert {round(float(start.vector[0].exp()), 6) for start in found} == {5.5}
+    model, batch = oral(simulated(10))
+    (only,) = starting_values(model, LearnedNumbers(model), batch)
+    np.testing.assert_allclose(only.vector[:3].exp(), list(ORAL.values()))
+
+
+def test_of_two_equal_curves_absorption_is_the_faster_and_the_other_is_mentioned() -> None:
+    # with KA and CL/V1 exchanged the data have the same curve: KA 0.057, V1 = 4
+    flipped = simulated(30, typical={"CL": 4.0, "V1": 4.0, "KA": 4.0 / 70.0}, omega=dict.fromkeys(ORAL, 0.2))
+    fitted = neuralpk.fit(flipped, CompartmentModel(1, "first_order"), progress=False)
+    status = fitted.task.status
+    assert status is not None and status.converged
+    values = fitted.task.model.population.typical_values()
+    assert values["KA"] > values["CL"] / values["V1"]
+    assert "flip-flop" in status.sentence and "KA 0.05" in status.remark
+
+
+# ---- a fit
+
+
+def fit(cohort: Cohort, *, seed: int = 0, dynamics: Any = None, **parts: Any) -> neuralpk.FittedModel:
+    chosen = dynamics or CompartmentModel(1, "first_order")
+    return neuralpk.fit(cohort, chosen, seed=seed, progress=False, **({"error": ProportionalError()} | parts))
+
+
+def status_of(fitted: neuralpk.FittedModel) -> FitStatus:
+    assert fitted.task.status is not None
+    return fitted.task.status
+
+
+@pytest.fixture(scope="module")
+def patients() -> Cohort:
+    return simulated(40, samples=5)
+
+
+@pytest.fixture(scope="module")
+def fitted(patients: Cohort) -> neuralpk.FittedModel:
+    return fit(patients)
+
+
+def test_a_fit_ends_by_itself_at_the_maximum(fitted: neuralpk.FittedModel, patients: Cohort) -> None:
+    status = status_of(fitted)
+    assert status.converged and status.reason == "" and status.iterations < 40
+    assert "converged" in status.sentence
+    table = fitted.population.set_index("PARAMETER")
+    np.testing.assert_allclose(table.loc[list(ORAL), "ESTIMATE"], list(ORAL.values()), rtol=0.25)
+    # nothing better nearby: -2LL by draws that are not those of the fit
+    model, batch = fitted.task.model, collate(patients, dtype=torch.float64)
+    best = log_likelihood(model, batch, seed=9)[0]
+    for one in model.coordinates():
+        step = 0.5 * table["RSE"].iloc[0] / 100
+        for sign in (-1, 1):
+            with torch.no_grad():
+                one.tensor.view(-1)[one.index] += sign * step
+                assert log_likelihood(model, batch, seed=9)[0] < best + 0.03, one.name
+                one.tensor.view(-1)[one.index] -= sign * step
+
+
+def test_the_answer_does_not_depend_on_the_seed(fitted: neuralpk.FittedModel, patients: Cohort) -> None:
+    other = fit(patients, seed=5)
+    first, second = fitted.population, other.population
+    step = (np.log(second["ESTIMATE"]) - np.log(first["ESTIMATE"])).abs()
+    assert (step < 0.1 * first["RSE"] / 100).all()
+    assert fitted.task.covariance is not None and other.task.covariance is not None
+    assert other.task.covariance.log_likelihood == pytest.approx(fitted.task.covariance.log_likelihood, abs=0.1)
+
+
+def test_a_parameter_without_variability_ends_at_the_bound_and_has_converged() -> None:
+    status = status_of(fit(simulated(40, samples=4, omega={"CL": 0.3, "V1": 0.3, "KA": 0.0})))
+    assert status.converged
+    assert set(status.bounds) <= {"omega KA"}
+
+
+def test_what_the_data_do_not_determine_is_named() -> None:
+    dynamics = CompartmentModel(1, "first_order", bioavailability="depot")
+    status = status_of(fit(simulated(15), dynamics=dynamics))
+    assert not status.converged
+    assert {"CL", "V1", "F"} <= set(status.undetermined)
+    assert "do not determine" in status.sentence
+
+
+def test_a_model_whose_parameters_do_not_vary(patients: Cohort) -> None:
+    fitted = fit(patients, parameters=PopulationParameters(omega=0.0))
+    assert status_of(fitted).converged
+    assert (fitted.population["RSE"] < 30).all()
+
+
+def test_a_covariate_effect_is_estimated() -> None:
+    cohort = simulated(60, samples=6, effects={"CL~WT": 0.75}, covariates={"WT": [40.0, 110.0]})
+    fitted = fit(cohort, parameters=PopulationParameters(effects={"CL": ["WT"]}))
+    row = fitted.population.set_index("PARAMETER").loc["CL~WT"]
+    assert status_of(fitted).converged
+    assert row["LO95"] < 0.75 < row["HI95"]
+
+
+# ---- in a Trainer
+
+
+def trainer(**options: Any) -> L.Trainer:
+    given: dict[str, Any] = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "limit_val_batches": 0,
+    }
+    return L.Trainer(**(given | options))
+
+
+def data_of(batch_size: int | None = None, passes: int = 1) -> SimulatedPKDataModule:
+    return SimulatedPKDataModule(
+        subjects=15, samples=6, compartments=1, typical=IV, batch_size=batch_size, passes_per_epoch=passes
+    )
+
+
+def numbers_of(task: LatentTask) -> Tensor:
+    return torch.tensor([one.value for one in task.model.coordinates()])
+
+
+def trained(data: SimulatedPKDataModule, **options: Any) -> tuple[LatentTask, L.Trainer]:
+    task, used = LatentTask(CompartmentModel(1)), trainer(**options)
+    used.fit(task, data)
+    return task, used
+
+
+def test_batches_give_what_one_batch_gives() -> None:
+    one, of_one = trained(data_of(), max_epochs=30)
+    many, of_many = trained(data_of(batch_size=4), max_epochs=30)
+    assert of_one.global_step == one.status.iterations < 30  # type: ignore[union-attr]
+    assert of_many.global_step == 4 * one.status.iterations  # type: ignore[union-attr]
+    torch.testing.assert_close(numbers_of(one), numbers_of(many), rtol=0, atol=1e-6)
+
+
+def test_a_pass_over_the_subjects_is_an_outer_step_also_within_an_epoch() -> None:
+    task, used = trained(data_of(passes=20), max_epochs=5)
+    assert task.status is not None and task.status.converged
+    assert used.current_epoch <= 1 and used.global_step == task.status.iterations
+
+
+def test_a_fit_that_the_trainer_ends_says_that_it_has_not_converged() -> None:
+    task, _ = trained(data_of(), max_epochs=2)
+    status = task.status
+    assert status is not None and not status.converged and status.iterations == 2
+    assert "not converged after 2 iterations" in status.sentence
+    assert task.covariance is not None and len(task.covariance.rows) == 3  # and has its table all the same
+
+
+def test_a_resumed_fit_goes_on(tmp_path: Any) -> None:
+    straight, _ = trained(data_of(), max_epochs=30)
+    first, used = trained(data_of(), max_epochs=3)
+    assert first.status is not None and not first.status.converged
+    used.save_checkpoint(tmp_path / "three.ckpt")
+    resumed = LatentTask(CompartmentModel(1))
+    trainer(max_epochs=30).fit(resumed, data_of(), ckpt_path=tmp_path / "three.ckpt", weights_only=True)
+    assert resumed.status is not None and straight.status is not None
+    assert resumed.status.iterations == straight.status.iterations
+    torch.testing.assert_close(numbers_of(resumed), numbers_of(straight), rtol=0, atol=1e-6)
+
+
+def test_the_status_is_in_the_checkpoint(tmp_path: Any) -> None:
+    task, used = trained(data_of(), max_epochs=30)
+    used.save_checkpoint(tmp_path / "fit.ckpt")
+    loaded = LatentTask.load_from_checkpoint(tmp_path / "fit.ckpt", weights_only=True)
+    assert loaded.status == task.status and loaded.estimator is None
+
+
+def test_an_encoder_is_trained_beside_the_estimator() -> None:
+    task = LatentTask(CompartmentModel(1), encoder=SetEncoder(8))
+    data = data_of(passes=10)
+    data.context = "random"
+    used = trainer(max_epochs=3)
+    used.fit(task, data)
+    assert task.status is not None and task.status.converged
+    assert used.global_step == 30
+    alone, _ = trained(data_of(), max_epochs=30)
+    torch.testing.assert_close(numbers_of(task), numbers_of(alone), rtol=0, atol=1e-6)
+
+
+def test_another_optimiser_that_is_asked_for_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = LatentTask(CompartmentModel(1))
+    monkeypatch.setattr(task, "configure_optimizers", lambda: torch.optim.Adam(task.parameters(), lr=0.01))
+    trainer(max_epochs=2).fit(task, data_of())
+    assert task.estimator is None and task.status is None and task.covariance is not None
+
+
+def test_a_status_survives_as_plain_values() -> None:
+    status = FitStatus(False, "why", 3, 0.5, ("omega KA",), ("F",), 512, 12.0, "7", "remark")
+    assert FitStatus.from_plain(status.plain()) == status
+    sentence = status.sentence
+    assert all(word in sentence for word in ("not converged", "why", "omega KA", "12 of 512", "subject 7", "remark"))
+    assert pd.Series([status.word]).tolist() == ["not converged"]
