@@ -595,13 +595,13 @@ class LatentTask(L.LightningModule):
                 progress=progress,
             )
 
-    def covariance_step(self, cohort: Cohort, draws: int = 512) -> PopulationEstimate:
+    def covariance_step(self, cohort: Cohort, draws: int | None = None) -> PopulationEstimate:
         """Standard errors of the population and its likelihood (`neuralpk.estimation.standard_errors`). Intervals of a
         later `reconstruct` take them in.
 
         Args:
             cohort: the subjects of the training.
-            draws: of z for each subject.
+            draws: of z for each subject; default 512, of a model with a network 256.
 
         Raises:
             ValueError: an objective without a likelihood; a dynamics with noise.

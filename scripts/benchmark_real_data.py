@@ -53,7 +53,7 @@ def run_fold(name: str, dynamics: str, fold: int, folds: int, shown: int, epochs
     task = LatentTask(
         DYNAMICS[dynamics](mechanism()),
         error=error(),
-        encoder=SetEncoder(),
+        encoder=None if dynamics == "mechanistic" else SetEncoder(),
         engine=Auto() if dynamics == "mechanistic" else Auto(rtol=1e-4, atol=1e-4),
         objective=MarginalLikelihood(),
         seed=seed,

@@ -77,7 +77,7 @@ class Learner(NamedTuple):
 
 
 LEARNERS = {
-    "mechanistic": Learner(lambda: CompartmentModel(2), Auto(), 20, 15),
+    "mechanistic": Learner(lambda: CompartmentModel(2), Auto()),  # chooses draws and steps by itself
     "neural": Learner(lambda: NeuralCompartments(CompartmentModel(2))),
     "neural in time": Learner(lambda: NeuralCompartments(CompartmentModel(2), time=True)),
     "hybrid": Learner(lambda: HybridDynamics(CompartmentModel(2))),
@@ -125,7 +125,7 @@ def learn(data: SimulatedPKDataModule, dynamics: str, seed: int, start: dict[str
     parts: dict[str, Any] = start or {
         "dynamics": learner.dynamics(),
         "parameters": PopulationParameters(**PRIOR),
-        "encoder": SetEncoder(),
+        "encoder": None if dynamics == "mechanistic" else SetEncoder(),
     }
     task = LatentTask(objective=MarginalLikelihood(learner.draws), engine=learner.engine, seed=seed, **parts)
     train(task, data, learner.epochs, covariance=True)

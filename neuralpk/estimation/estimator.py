@@ -13,11 +13,11 @@ from torch import Tensor
 from neuralpk.batch import CohortBatch
 from neuralpk.estimation.fit_status import FitStatus
 from neuralpk.estimation.held_draws import HeldDraws, HeldLikelihood, effective_draws
-from neuralpk.estimation.learned_numbers import LearnedNumbers
+from neuralpk.estimation.learned_numbers import SMALLEST_OMEGA, LearnedNumbers
 from neuralpk.estimation.newton import Ascent, ascend
 from neuralpk.estimation.proposals import Centre, Proposal
 from neuralpk.estimation.starting_values import starting_values
-from neuralpk.inference.map import maximise
+from neuralpk.inference.map import Mode, maximise
 from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
 
@@ -35,7 +35,8 @@ _SLACK = 1.4
 _ENOUGH_DRAWS = 8.0  # effective draws for each dimension, so that a centre and its covariance come from the draws
 _LOSS = 10.0  # in −2LL: a step of linear predictions after which new draws show a loss above this is halved
 _HALVINGS = 6
-_FLAT = 0.05  # curvature; where it is smaller, the standard error is above 4.5 on the logarithmic scale
+_TURNING = 0.3  # of the gain of the step before
+_FLAT = 0.01  # curvature; where it is smaller, the standard error is above 10 on the logarithmic scale
 _TRIED_SUBJECTS, _TRIED_STEPS = 24, 3  # of the choice between starting values
 
 Gather = Callable[[Any], list[Any]]
@@ -213,11 +214,23 @@ class PopulationEstimator:
         searched |= around_wide.covariance.isnan().any(-1).any(-1)
         rows = searched.nonzero()[:, 0]
         if len(rows) and size:
-            mode = maximise(self.model, batch.select(rows), around_wide.mean[rows], *_FIRST_SEARCH)
-            around_wide.mean[rows], around_wide.covariance[rows] = mode.z, torch.linalg.inv(mode.precision)
+            mode = self._search(batch.select(rows), around_wide.mean[rows])
+            around_wide.mean[rows] = mode.z.double()
+            around_wide.covariance[rows] = torch.linalg.inv(mode.precision.double())
         few = searched | posterior.covariance.isnan().any(-1).any(-1)
         posterior.mean[few], posterior.covariance[few] = around_wide.mean[few], around_wide.covariance[few]
         return Proposal.around(posterior, around_wide)
+
+    def _search(self, batch: CohortBatch, z: Tensor) -> Mode:
+        """Maximum a posteriori of some subjects, from z, with the digits of the weights of the dynamics."""
+        weights = list(self.model.dynamics.parameters())
+        if not weights or weights[0].dtype == torch.float64:
+            return maximise(self.model, batch, z, *_FIRST_SEARCH)
+        model, digits = copy.deepcopy(self.target).requires_grad_(False), weights[0].dtype
+        with torch.no_grad():
+            for part, mine in zip(model.population_weights(), self.model.population_weights(), strict=True):
+                part.copy_(mine)
+        return maximise(model, batch.to(digits), z.to(digits), *_FIRST_SEARCH)
 
     def likelihood(self, draws: list[HeldDraws] | None = None) -> HeldLikelihood:
         """The likelihood given the draws of `add`, or given others."""
@@ -238,6 +251,9 @@ class PopulationEstimator:
         else:
             ascent = ascend(likelihood, here)
             self._before, self._halvings = (here, start), 0
+            if self._turns_back(ascent):
+                scaled = [self.numbers.search_scale(vector)[0] for vector in (here, ascent.vector)]
+                self.numbers.set(self.numbers.from_search_scale((scaled[0] + scaled[1]) / 2))
         self.iteration += 1
         self.in_stage += 1
         self.history.append(ascent)
@@ -249,6 +265,14 @@ class PopulationEstimator:
             for mine, of_target in zip(self.model.population_weights(), self.target.population_weights(), strict=True):
                 of_target.copy_(mine)
         return ascent
+
+    def _turns_back(self, ascent: Ascent) -> bool:
+        """Whether steps of the last stage do not become smaller, as where two sets of draws send the population to each
+        other: half of a step then ends in the middle."""
+        if self.stage < len(self.stages) - 1 or self.in_stage < 2:
+            return False
+        before = self.history[-1]
+        return ascent.end - ascent.start > _TURNING * (before.end - before.start)
 
     @torch.no_grad()
     def renew_proposals(self, draws: list[HeldDraws]) -> None:
@@ -317,7 +341,9 @@ class PopulationEstimator:
         names, bounds, undetermined = self.numbers.names(), [], []
         if ascent is not None:
             bounds = [names[k] for k in ascent.bound.nonzero()[:, 0].tolist()]
-            undetermined = [names[k] for k in _flat(ascent, self.numbers.free)]
+            small = self.numbers.get() < self.numbers.low + math.log(_SMALL_OMEGA / SMALLEST_OMEGA)
+            # a small omega is known to be small, though its likelihood is flat there
+            undetermined = [names[k] for k in _flat(ascent, self.numbers.free) if not bool(small[k])]
             if undetermined:
                 reason = f"the data do not determine {', '.join(undetermined)}"
         fewest, subject = math.inf, ""
@@ -373,8 +399,13 @@ class PopulationEstimator:
 
 
 def float64_copy(model: PopulationModel) -> PopulationModel:
-    """A copy in which only the numbers of the population and of the residual error are learned, in float64."""
-    made: PopulationModel = copy.deepcopy(model).double().requires_grad_(False)
+    """A copy in which only the numbers of the population and of the residual error are learned, in float64; a dynamics
+    with weights keeps its digits, for which its kernels are compiled."""
+    made: PopulationModel = copy.deepcopy(model).requires_grad_(False)
+    kept = made.dynamics if any(True for _ in made.dynamics.parameters()) else None
+    made.double()
+    if kept is not None:
+        made.dynamics = copy.deepcopy(model.dynamics).requires_grad_(False)
     for mine, of_model in zip(made.population_weights(), model.population_weights(), strict=True):
         mine.requires_grad_(of_model.requires_grad)
     return made

@@ -278,11 +278,15 @@ def _gradient(value: Tensor, numbers: LearnedNumbers, create_graph: bool = False
 
 
 def _predict(model: PopulationModel, unconstrained: Tensor, batch: CohortBatch) -> Tensor:
-    """Predictions of individual parameters, ``[draw, subject, observation]``; NaN without a solution."""
+    """Predictions of individual parameters, ``[draw, subject, observation]``, float64; NaN without a solution. The
+    dynamics are solved with the digits of their weights, where they have any."""
     z = model.population.z_of(unconstrained, batch.covariates[:, :1])[0]
-    draws = z.shape[1]
-    parts = []
+    draws, parts = z.shape[1], []
+    digits = next((weight.dtype for weight in model.dynamics.parameters()), z.dtype)
     for rows in torch.split(torch.arange(len(batch), device=batch.device), max(1, _SOLVED_AT_ONCE // draws)):
-        value = model.predict(z[rows].flatten(0, 1), batch.select(rows).repeat(draws)).value
+        repeated = batch.select(rows).repeat(draws)
+        theta = model.population(z[rows].flatten(0, 1), repeated.covariates).to(digits)
+        trajectory = model.dynamics.follow(theta, repeated.to(digits), None, model.engine)
+        value = model.recorded(trajectory.states, trajectory.theta, repeated).to(z.dtype)
         parts.append(value.reshape(len(rows), draws, -1).transpose(0, 1))
     return torch.cat(parts, dim=1)

@@ -11,7 +11,7 @@ from neuralpk.batch import CohortBatch
 from neuralpk.parameters import LogitNormal, LogNormal
 from neuralpk.population_model import PopulationModel
 
-_SMALLEST_OMEGA = 0.02  # in units of the parameter's distribution; below it a parameter counts as without variability
+SMALLEST_OMEGA = 0.02  # in units of the parameter's distribution; below it a parameter counts as without variability
 _WIDEST_OMEGA = 20.0
 
 
@@ -42,8 +42,8 @@ class LearnedNumbers:
         self.low = torch.full((size,), -torch.inf, dtype=torch.float64, device=self.device)
         self.high = -self.low
         omega = self.of(model.population.log_omega)
-        self.low[omega] = (_SMALLEST_OMEGA * self.omega_units()).log()[: len(omega)]
-        self.omega, self._bend = omega, (0.3 * self.omega_units())[: len(omega)]
+        self.low[omega] = (SMALLEST_OMEGA * self.omega_units()).log()[: len(omega)]
+        self.omega = omega
         self.high[omega] = (_WIDEST_OMEGA * self.omega_units()).log()[: len(omega)]
         self.free = torch.ones(size, dtype=torch.bool, device=self.device)
         for positions, fixed in (
@@ -52,6 +52,8 @@ class LearnedNumbers:
         ):
             self.free[positions] = ~fixed[: len(positions)]
         self.low[~self.free], self.high[~self.free] = -torch.inf, torch.inf
+        moving = self.free[omega]
+        self._moving, self._bend = [k for k in omega if self.free[k]], 0.3 * self.omega_units()[: len(omega)][moving]
 
     def omega_units(self) -> Tensor:
         """A usual omega over 0.3 by parameter that varies, ``[varying]``: 1 where eta has no unit, as of log-normal
@@ -112,21 +114,22 @@ class LearnedNumbers:
         """The vector on the scale on which a search moves, with the first and second derivatives of the vector in it.
 
         Near 0 an omega counts itself, because there the likelihood is a smooth function of omega² and its logarithm has
-        infinitely far to go; above 0.3 its logarithm counts. All else is its own scale.
+        infinitely far to go; above 0.3 its logarithm counts. All else is its own scale, and so is
+        an omega that is fixed, to the last digit.
         """
         scaled, first, second = vector.clone(), torch.ones_like(vector), torch.zeros_like(vector)
-        t = vector[self.omega].exp() / self._bend
+        t = vector[self._moving].exp() / self._bend
         small = t < 1
-        scaled[self.omega] = torch.where(small, t, 1 + t.log())
-        first[self.omega] = torch.where(small, 1 / t, 1.0)
-        second[self.omega] = torch.where(small, -1 / t.square(), 0.0)
+        scaled[self._moving] = torch.where(small, t, 1 + t.log())
+        first[self._moving] = torch.where(small, 1 / t, 1.0)
+        second[self._moving] = torch.where(small, -1 / t.square(), 0.0)
         return scaled, first, second
 
     def from_search_scale(self, scaled: Tensor) -> Tensor:
         """The vector of one on the scale of `search_scale`."""
-        vector, t = scaled.clone(), scaled[self.omega]
+        vector, t = scaled.clone(), scaled[self._moving]
         log_t = torch.where(t < 1, t.clamp(min=1e-9).log(), t - 1)
-        vector[self.omega] = log_t + self._bend.log()
+        vector[self._moving] = log_t + self._bend.log()
         return vector
 
     def names(self) -> list[str]:

@@ -72,7 +72,6 @@ def ascend(likelihood: HeldLikelihood, vector: Tensor, tolerance: float = 1e-4) 
             step[moving] = axes @ (along / (values * (1 + damping)))
             step = step * min(1.0, _LONGEST_STEP / float(step.abs().max().clamp(min=1e-30)))
             trial = torch.minimum(torch.maximum(numbers.from_search_scale(scaled + step), low), high)
-            trial = torch.where(numbers.free, trial, vector)  # to the last digit
             new, effective = likelihood.value(trial)
             if new >= value - 1e-9 and effective > _KEPT * all_draws:
                 break

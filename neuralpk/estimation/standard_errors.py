@@ -21,9 +21,12 @@ from neuralpk.population_model import PopulationModel
 
 _WIDEST = 2.0  # standard deviation, on the learned scale, of what the data do not determine at all
 _KNOWN = 1e-6  # standard deviation of a number at a bound
-_ADAPTATIONS = 2  # of the proposals to the posterior
+_ADAPTATIONS = (64, 128)  # draws of each subject, by which the proposals adapt to the posterior
+_DRAWS = 512  # of each subject in a set
 _LEAST_SETS, _MOST_SETS = 4, 12  # of draws for the likelihood
 _SMALL_ERROR = 0.03  # of log p(data)
+# of a model with a network, whose curves take longer and whose likelihood nobody compares to a tenth
+_NETWORK_DRAWS, _NETWORK_SETS = 256, 2
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def standard_errors(
     model: PopulationModel,
     batch: CohortBatch,
     start: Tensor,
-    draws: int = 512,
+    draws: int | None = None,
     seed: int = 0,
     status: FitStatus | None = None,
 ) -> PopulationEstimate:
@@ -87,16 +90,17 @@ def standard_errors(
         model: at the maximum of its marginal likelihood (`neuralpk.objectives.MarginalLikelihood`).
         batch: the subjects; the records of the context count.
         start: z from which the maximum of each subject is searched, ``[subject, latent]``.
-        draws: of z for each subject in each set.
+        draws: of z for each subject in each set; default 512, of a model with a network 256.
         seed: of the draws.
         status: how the search for the maximum ended.
     """
-    estimator = PopulationEstimator(model, seed, (draws,))
+    network = any(True for _ in model.dynamics.parameters())
+    estimator = PopulationEstimator(model, seed, (*_ADAPTATIONS, draws or (_NETWORK_DRAWS if network else _DRAWS)))
     batch, single = batch.to(torch.float64).scored_on_context(), batch.scored_on_context()
     estimator.begin_at(batch.index, start)
     with torch.no_grad():
         held = _adapted(estimator, batch, curved=True)
-        total, error = _log_likelihood(estimator, held)
+        total, error = _log_likelihood(estimator, held, _NETWORK_SETS if network else _MOST_SETS)
     numbers = estimator.numbers
     vector = numbers.get()
     _, slope, second = held.derivatives(numbers, vector)
@@ -134,27 +138,28 @@ def log_likelihood(model: PopulationModel, batch: CohortBatch, draws: int = 512,
         draws: of each subject in each set.
         seed: of the draws.
     """
-    estimator = PopulationEstimator(model, seed, (draws,))
+    estimator = PopulationEstimator(model, seed, (*_ADAPTATIONS, draws))
     with torch.no_grad():
         held = _adapted(estimator, batch.to(torch.float64).scored_on_context())
-        return _log_likelihood(estimator, held)
+        return _log_likelihood(estimator, held, _MOST_SETS)
 
 
 def _adapted(estimator: PopulationEstimator, batch: CohortBatch, curved: bool = False) -> HeldDraws:
     """Draws of a proposal that has adapted to the posterior of every subject."""
-    for _ in range(_ADAPTATIONS):
+    for estimator.stage in range(len(_ADAPTATIONS)):
         estimator.renew_proposals([estimator.draw(batch)])
+    estimator.stage = len(_ADAPTATIONS)
     return estimator.draw(batch, curved=curved)
 
 
-def _log_likelihood(estimator: PopulationEstimator, first: HeldDraws) -> tuple[float, float]:
+def _log_likelihood(estimator: PopulationEstimator, first: HeldDraws, most: int) -> tuple[float, float]:
     """log p(data) and its Monte-Carlo standard error, from as many sets of draws as a small error needs."""
     vector, sets = estimator.numbers.get(), []
-    for number in range(_MOST_SETS):
+    for number in range(most):
         held = first if number == 0 else estimator.draw(first.batch, number)
         log_weight = held.log_weight(estimator.numbers, vector)
         sets.append(torch.logsumexp(log_weight, dim=1) - math.log(log_weight.shape[1]))
-        if len(sets) < _LEAST_SETS:
+        if len(sets) < min(_LEAST_SETS, most):
             continue
         values = torch.stack(sets)
         mean = torch.logsumexp(values, dim=0) - math.log(len(sets))
