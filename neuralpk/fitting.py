@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pandas as pd
 import torch
+from rich.console import Console
+from rich.progress import track
 
+from neuralpk.bootstrap import bootstrap, outcome
 from neuralpk.cohort import Cohort
 from neuralpk.datamodules import CohortDataModule
 from neuralpk.dynamics import Decoder
@@ -89,6 +93,44 @@ class FittedModel:
             self.task.covariance_step(self._cohort)
         assert self.task.covariance is not None
         return pd.DataFrame(self.task.covariance.rows)
+
+    def bootstrap(
+        self,
+        replicates: int = 200,
+        seed: int = 0,
+        processes: int | None = None,
+        progress: bool = True,
+        strata: str | None = None,
+    ) -> pd.DataFrame:
+        """Estimates from replicates of the data, each of as many patients, drawn with replacement
+        (`neuralpk.bootstrap`); `neuralpk.bootstrap.summarise` makes intervals of them. A warning says how many
+        replicates did not converge.
+
+        Args:
+            replicates: how many.
+            seed: of the patients that are drawn.
+            processes: fit that many replicates at a time; None for the number of CPUs. A script that takes more than
+                one calls this under ``if __name__ == "__main__":``.
+            progress: whether a progress bar is shown.
+            strata: covariate; a replicate has as many patients with each of its values as the data.
+
+        Raises:
+            ValueError: a model with network weights, or one that was loaded.
+        """
+        if self._cohort is None:
+            raise ValueError(
+                "a loaded model does not hold the patients it was fitted to: give them in "
+                "neuralpk.bootstrap.bootstrap(task.model, task.objective, cohort)"
+            )
+
+        def shown(numbers: Sequence[int]) -> Iterable[int]:
+            return track(numbers, "bootstrap", console=Console(stderr=True), disable=not progress)
+
+        task = self.task
+        found = bootstrap(task.model, task.objective, self._cohort, replicates, seed, processes, strata, shown)
+        if not found["CONVERGED"].all():
+            warnings.warn(outcome(found), stacklevel=2)
+        return found
 
     @property
     def individuals(self) -> pd.DataFrame:

@@ -138,14 +138,18 @@ class PopulationModel(nn.Module):
         """Whether the uncertainty of the population has been computed (`parameter_draws`)."""
         return not bool(self.parameter_draws.isnan().any())
 
-    def coordinates(self) -> list[Coordinate]:
-        """The numbers that describe the population: typical values, Omega, covariate effects, residual error."""
+    def coordinates(self, fixed: bool = False) -> list[Coordinate]:
+        """The numbers that describe the population: typical values, Omega, covariate effects, residual error.
+
+        Args:
+            fixed: whether single numbers that are fixed are among them.
+        """
         errors = [
             Coordinate("error", name if len(logs) == 1 else f"{name}{k + 1}", logs, k, reported=torch.exp)
             for name, logs in self.error.log_values.items()
             for k in range(len(logs))
         ]
-        return [*self.population.coordinates(), *errors]
+        return [*self.population.coordinates(fixed), *errors]
 
     def uncertain_weights(self) -> list[nn.Parameter]:
         """Weights of the dynamics, where they have a prior density (`Decoder.log_prior`)."""
@@ -157,9 +161,14 @@ class PopulationModel(nn.Module):
 
     # ---- densities
 
+    def population_log_prior(self) -> Tensor:
+        """log p(typical values, Omega, residual error) up to a constant, a scalar; 0 where it is flat."""
+        return self.population.log_prior() + self.error.log_prior()
+
     def log_prior(self) -> Tensor:
-        """log p(weights of the dynamics, typical values, Omega) up to a constant, a scalar; 0 where it is flat."""
-        return self.population.log_prior() + self.dynamics.log_prior()
+        """log p(weights of the dynamics, typical values, Omega, residual error) up to a constant, a scalar; 0 where it
+        is flat."""
+        return self.population_log_prior() + self.dynamics.log_prior()
 
     def log_density(self, z: Tensor) -> Tensor:
         """log p(z) = log N(z; 0, I), ``[...]`` for z ``[..., latent]``."""

@@ -38,6 +38,8 @@ class ResidualError(Part, nn.Module, ABC):
     Args:
         values: starting values of the parameters by name, the same for every endpoint; for those left out or None, the
             `guess`.
+        prior_sd: standard deviation of the logarithm of a parameter in a normal prior around its starting value, by
+            name; those left out have a flat prior.
 
     Attributes:
         names: of the parameters. All are positive; they are learned as logarithms.
@@ -45,17 +47,27 @@ class ResidualError(Part, nn.Module, ABC):
         smallest: a ten-thousandth of the typical value, ``[endpoint]``; 0 without data.
 
     Raises:
-        ValueError: a starting value that is not positive, or of a parameter that does not exist.
+        ValueError: a starting value or a width of a prior that is not positive or of a parameter that does not exist; a
+            prior of a parameter without a starting value.
     """
 
     names: ClassVar[tuple[str, ...]] = ()
     smallest: Tensor
 
-    def __init__(self, values: Mapping[str, float | None] | None = None) -> None:
+    def __init__(
+        self, values: Mapping[str, float | None] | None = None, prior_sd: Mapping[str, float] | None = None
+    ) -> None:
         super().__init__()
         self.values = {name: float(value) for name, value in (values or {}).items() if value is not None}
         if not set(self.values) <= set(self.names) or not all(0 < v < math.inf for v in self.values.values()):
             raise ValueError(f"{type(self).__name__} takes positive {', '.join(self.names)}; got {self.values}")
+        self.prior_sd = {name: float(sd) for name, sd in (prior_sd or {}).items()}
+        for name, sd in self.prior_sd.items():
+            if name not in self.names or not 0 < sd < math.inf:
+                known = ", ".join(self.names)
+                raise ValueError(f"prior_sd of {type(self).__name__} takes positive {known}; got {self.prior_sd}")
+            if name not in self.values:
+                raise ValueError(f"prior_sd.{name} is the width of a prior around {name}: give that too")
         self.fixed = False
         self.log_values = nn.ParameterDict()
         self.register_buffer("smallest", torch.zeros(1))
@@ -114,6 +126,14 @@ class ResidualError(Part, nn.Module, ABC):
             value: typical observed value of the endpoint.
         """
         return 0.3
+
+    def log_prior(self) -> Tensor:
+        """log p(parameters) up to a constant, a scalar; 0 where the prior is flat."""
+        total = self.smallest.new_zeros(())
+        for name, sd in () if self.fixed else self.prior_sd.items():
+            distance = (self.log_values[name] - math.log(self.values[name])) / sd
+            total = total - 0.5 * distance.square().sum()
+        return total
 
     def parameters_by_name(self) -> dict[str, Tensor]:
         """Parameters by name, each ``[endpoint]``."""
@@ -310,12 +330,13 @@ class AdditiveError(NormalError):
 
     Args:
         a: starting value of the standard deviation, in the unit of the value; default 9 % of the typical value.
+        prior_sd: width of a prior around `a`, as of `ResidualError`.
     """
 
     names = ("a",)
 
-    def __init__(self, a: float | None = None) -> None:
-        super().__init__({"a": a})
+    def __init__(self, a: float | None = None, prior_sd: dict[str, float] | None = None) -> None:
+        super().__init__({"a": a}, prior_sd)
 
     def guess(self, name: str, value: float) -> float:
         return 0.09 * value
@@ -332,12 +353,13 @@ class ProportionalError(NormalError):
 
     Args:
         b: starting value of the coefficient of variation; default 0.3.
+        prior_sd: width of a prior around `b`, as of `ResidualError`.
     """
 
     names = ("b",)
 
-    def __init__(self, b: float | None = None) -> None:
-        super().__init__({"b": b})
+    def __init__(self, b: float | None = None, prior_sd: dict[str, float] | None = None) -> None:
+        super().__init__({"b": b}, prior_sd)
 
     def sd(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
         return self.by_endpoint("b", endpoint) * torch.maximum(prediction.abs(), self.smallest[endpoint])
@@ -350,12 +372,15 @@ class CombinedError(NormalError):
         a: starting value of the additive standard deviation, in the unit of the value; default 9 % of the typical
             value.
         b: starting value of the coefficient of variation; default 0.3.
+        prior_sd: widths of priors around `a` and `b`, as of `ResidualError`.
     """
 
     names = ("a", "b")
 
-    def __init__(self, a: float | None = None, b: float | None = None) -> None:
-        super().__init__({"a": a, "b": b})
+    def __init__(
+        self, a: float | None = None, b: float | None = None, prior_sd: dict[str, float] | None = None
+    ) -> None:
+        super().__init__({"a": a, "b": b}, prior_sd)
 
     def guess(self, name: str, value: float) -> float:
         return 0.09 * value if name == "a" else 0.3
@@ -369,12 +394,13 @@ class LogNormalError(ResidualError):
 
     Args:
         b: starting value of the standard deviation of log y; default 0.3.
+        prior_sd: width of a prior around `b`, as of `ResidualError`.
     """
 
     names = ("b",)
 
-    def __init__(self, b: float | None = None) -> None:
-        super().__init__({"b": b})
+    def __init__(self, b: float | None = None, prior_sd: dict[str, float] | None = None) -> None:
+        super().__init__({"b": b}, prior_sd)
 
     def _held(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
         return torch.maximum(prediction, self.smallest[endpoint].clamp(min=_POSITIVE))
@@ -406,6 +432,7 @@ class StudentTError(ResidualError):
         a: starting value of the additive scale, in the unit of the value; default 9 % of the typical value.
         b: starting value of the proportional scale; default 0.3.
         freedom: degrees of freedom, fixed; the fewer, the heavier the tails.
+        prior_sd: widths of priors around `a` and `b`, as of `ResidualError`.
 
     Raises:
         ValueError: degrees of freedom that are not positive.
@@ -413,8 +440,14 @@ class StudentTError(ResidualError):
 
     names = ("a", "b")
 
-    def __init__(self, a: float | None = None, b: float | None = None, freedom: float = 4.0) -> None:
-        super().__init__({"a": a, "b": b})
+    def __init__(
+        self,
+        a: float | None = None,
+        b: float | None = None,
+        freedom: float = 4.0,
+        prior_sd: dict[str, float] | None = None,
+    ) -> None:
+        super().__init__({"a": a, "b": b}, prior_sd)
         if not freedom > 0:
             raise ValueError(f"the degrees of freedom must be positive, got {freedom}")
         self.freedom = freedom

@@ -19,7 +19,7 @@ LAYERS = (
     {"inference", "path_guide", "population_file"},
     {"estimation"},
     {"record_predictions", "individual_estimates", "objectives", "pretrained_model"},
-    {"datamodules", "evaluate", "task"},
+    {"bootstrap", "datamodules", "evaluate", "task"},
     {"study_figures", "fitting"},
     {"callbacks"},
     {"cli"},

@@ -7,6 +7,7 @@ import inspect
 import pytest
 
 from neuralpk.cli import PRESETS, main, task_and_data_classes
+from neuralpk.cli.entry import COMMANDS
 from neuralpk.cli.signatures import concrete, options_of
 from neuralpk.part import Part
 
@@ -39,7 +40,7 @@ def test_the_help_of_a_training_fits_on_two_screens(command: str, capsys, wide) 
     assert all(preset in text for preset in PRESETS)
 
 
-@pytest.mark.parametrize("command", ["simulate", "reconstruct", "estimate", "population"])
+@pytest.mark.parametrize("command", ["simulate", "reconstruct", "estimate", "population", "bootstrap"])
 def test_the_help_of_a_command_on_tables(command: str, capsys, wide) -> None:
     main([command, "-h"])
     said = capsys.readouterr().out
@@ -50,7 +51,7 @@ def test_the_help_of_a_command_on_tables(command: str, capsys, wide) -> None:
 def test_the_usage_names_every_command_and_preset(capsys) -> None:
     main([])
     said = capsys.readouterr().out
-    for name in ("fit", "validate", "test", "predict", "simulate", "reconstruct", "estimate", "population", *PRESETS):
+    for name in (*COMMANDS, *PRESETS):
         assert name in said
     main(["--version"])
     assert capsys.readouterr().out.startswith("neuralpk ")

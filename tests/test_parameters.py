@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import neuralpk
+from neuralpk import FittedModel
 from neuralpk.batch import collate
 from neuralpk.cohort import Cohort, Dose, Subject, Units
 from neuralpk.cohort_simulation import Design, Population, simulate_cohort
@@ -163,6 +165,16 @@ def test_an_exponent_that_is_given_stays(effects):
         ({"omega": {"CL": math.nan}}, "omega.CL must be 0 or above"),
         ({"omega_prior_sd": 0.0}, "omega_prior_sd must be above 0"),
         ({"typical_prior_sd": {"CL": -1.0}}, "typical_prior_sd.CL must be above 0"),
+        ({"omega_prior_sd": {"CL": 0.0}}, "omega_prior_sd.CL must be above 0"),
+        ({"omega_prior_sd": {"KA": 0.3}}, "omega_prior_sd names KA"),
+        ({"typical_prior_sd": {"CL": 0.1}}, "typical_prior_sd.CL is the width of a prior around typical.CL: give that"),
+        ({"omega_prior_sd": {"CL": 0.3}}, "omega_prior_sd.CL is the width of a prior around omega.CL: give that too"),
+        ({"omega_prior_sd": {"CL": 0.3}, "omega": {"CL": 0.0}}, "omega_prior_sd names CL without variability"),
+        ({"fixed": ["CL", "KA"]}, "fixed names KA; what can be fixed is CL, V1, omega CL, omega V1"),
+        ({"fixed": ["omega CL"], "omega": {"CL": 0.0}}, "fixed names omega CL; what can be fixed is CL, V1, omega V1"),
+        ({"correlated": ["CL"]}, "correlated names two parameters or more"),
+        ({"correlated": ["CL", "KA"]}, "correlated names KA"),
+        ({"correlated": ["CL", "V1"], "omega": {"CL": 0.0}}, "correlated names CL without variability"),
         ({"typical": {"CL": -5.0}}, r"typical.CL must be above 0 \(LogNormal\), not -5.0"),
         ({"typical": {"F": 0.5}}, "typical names F"),
         ({"distributions": {"CL": "Normal"}}, "must be a ParameterDistribution"),
@@ -315,6 +327,126 @@ def test_a_population_may_be_built_again_and_copied():
     fresh.build(GUESS, 1, Scaling(covariates={"WT": CovariateScale(33.0, 0.3, True)}), torch.float64)
     fresh.load_state_dict(other.state_dict())
     assert fresh.effects["CL"][0].references() == {"WT": 20.0}
+
+
+# ---- priors of single numbers, numbers that are fixed, a block of Omega
+
+
+def test_the_prior_of_an_omega_is_normal_around_its_logarithm():
+    one = built(omega={"CL": 0.4}, omega_prior_sd={"CL": 0.2}, correlated=True)
+    every = built(omega=0.4, omega_prior_sd=0.2)
+    for made in (one, every):
+        with torch.no_grad():
+            made.log_omega.copy_(torch.tensor([0.6, 0.5], dtype=torch.float64).log())
+            made.factor_entries.fill_(0.7)
+    assert one.log_prior().item() == pytest.approx(-0.5 * (math.log(0.6 / 0.4) / 0.2) ** 2)
+    both = math.log(0.6 / 0.4) ** 2 + math.log(0.5 / 0.4) ** 2
+    assert every.log_prior().item() == pytest.approx(-0.5 * both / 0.2**2)
+    assert built(omega_prior_sd=0.2).log_prior().item() == 0.0  # of all of them the default will do
+
+
+def test_the_prior_of_the_model_is_that_of_all_its_parts():
+    parameters = PopulationParameters({"CL": 5.0}, omega={"CL": 0.4}, omega_prior_sd={"CL": 0.2})
+    model = PopulationModel(CompartmentModel(1), parameters, ProportionalError(b=0.2, prior_sd={"b": 0.1}))
+    model = model.build(Scaling(), torch.float64)
+    with torch.no_grad():
+        model.population.log_omega[0] = math.log(0.6)
+        model.error.log_values["b"].fill_(math.log(0.3))
+    expected = -0.5 * ((math.log(0.6 / 0.4) / 0.2) ** 2 + (math.log(0.3 / 0.2) / 0.1) ** 2)
+    assert model.population_log_prior().item() == pytest.approx(expected)
+    assert model.log_prior().item() == pytest.approx(expected)
+
+
+def test_a_block_of_omega_leaves_the_other_correlations_at_0():
+    guess = {"CL": 5.0, "V1": 20.0, "Q": 2.0, "V2": 30.0}
+    made = built(guess, correlated=["V1", "V2", "CL"], correlation={"V2~CL": 0.5})
+    assert made.pairs() == [("CL", "V1"), ("CL", "V2"), ("V1", "V2")]
+    assert made.correlations().tolist() == pytest.approx([0.0, 0.5, 0.0])
+    with torch.no_grad():
+        made.factor_entries.copy_(torch.tensor([0.4, -0.3, 1.5]))
+    factor = made._correlation_factor().detach()
+    correlation = factor @ factor.T
+    assert correlation[2].tolist() == [0.0, 0.0, 1.0, 0.0]
+    torch.testing.assert_close(made.correlations().detach(), correlation[[1, 3, 3], [0, 0, 1]])
+    z = torch.randn((1, 7, 4), dtype=torch.float64)
+    torch.testing.assert_close(made.standardise(made.eta(z))[0], z)
+    with pytest.raises(ValueError, match="correlation CL~Q: correlated names CL, V1 alone"):
+        built(guess, correlated=["CL", "V1"], correlation={"CL~Q": 0.5})
+
+
+FIXED = ["V1", "omega CL"]
+
+
+@pytest.fixture(scope="module")
+def weighed() -> Cohort:
+    return weighed_patients(0.75, 10)
+
+
+@pytest.fixture(scope="module")
+def with_fixed_numbers(weighed) -> FittedModel:
+    parameters = PopulationParameters({"V1": 31.0}, {"CL": 0.017, "V1": 0.3}, fixed=FIXED)
+    return neuralpk.fit(weighed, CompartmentModel(1), parameters=parameters, progress=False)
+
+
+def test_a_number_that_is_fixed_stays_and_is_reported_without_interval(with_fixed_numbers):
+    task = with_fixed_numbers.task
+    assert task.status.converged
+    population = task.model.population
+    assert population.location[1].item() == torch.tensor(31.0).log().item()
+    assert population.log_omega[0].item() == torch.tensor(math.log(0.017)).item()
+    assert population.location[0].item() != population.location_start[0].item()
+    assert [one.name for one in task.model.coordinates()] == ["CL", "omega V1", "b"]
+    assert task.covariance.parameters == 3 and task.covariance.covariance.shape == (3, 3)
+    rows = with_fixed_numbers.population.set_index("PARAMETER")
+    assert list(rows.index) == ["CL", "V1", "b"]
+    assert rows.loc["V1", "ESTIMATE"] == pytest.approx(31.0) and math.isnan(rows.loc["V1", "RSE"])
+    assert rows.loc["CL", "OMEGA"] == pytest.approx(0.017) and math.isnan(rows.loc["CL", "OMEGA_RSE"])
+    assert rows.loc["CL", "RSE"] > 0 and rows.loc["V1", "OMEGA_RSE"] > 0
+
+
+def test_the_gradient_of_a_fixed_number_is_0_in_every_copy_of_the_model(with_fixed_numbers):
+    task = with_fixed_numbers.task
+    model = copy.deepcopy(task.model)
+    batch = collate(weighed_patients(0.75, 3))
+    model.log_likelihood(torch.ones(3, model.latent_size), batch).sum().backward()
+    assert (model.population.location.grad != 0).tolist() == [True, False]
+    assert (model.population.log_omega.grad != 0).tolist() == [False, True]
+    optimizer, before = torch.optim.Adam(model.parameters(), 0.1), model.population.location.detach().clone()
+    optimizer.step()
+    assert (model.population.location != before).tolist() == [True, False]
+
+
+def test_a_strong_prior_holds_the_estimate_and_a_flat_one_does_not(weighed, tmp_path):
+    def fitted(**options) -> FittedModel:
+        return neuralpk.fit(weighed, CompartmentModel(1), progress=False, **options)
+
+    start = {"typical": {"CL": 9.0}, "omega": {"CL": 0.6}}
+    flat = fitted(parameters=PopulationParameters(**start), error=ProportionalError(b=0.2)).task.model
+    strong = PopulationParameters(**start, typical_prior_sd={"CL": 0.001}, omega_prior_sd={"CL": 0.001})
+    held = fitted(parameters=strong, error=ProportionalError(b=0.2, prior_sd={"b": 0.001}))
+    model = held.task.model
+    assert flat.population.typical_values()["CL"] < 7.0
+    assert flat.population.omega_values()["CL"] < 0.4
+    assert flat.error.parameters_by_name()["b"].item() < 0.1
+    assert model.population.typical_values()["CL"] == pytest.approx(9.0, rel=0.01)
+    assert model.population.omega_values()["CL"] == pytest.approx(0.6, rel=0.01)
+    assert model.error.parameters_by_name()["b"].item() == pytest.approx(0.2, rel=0.01)
+    assert held.population.set_index("PARAMETER")["RSE"][["CL", "b"]].max() < 0.11
+    held.save(tmp_path / "held.ckpt")
+    loaded = FittedModel.load(tmp_path / "held.ckpt").task.model
+    assert loaded.population.omega_prior_sd == {"CL": 0.001} and loaded.error.prior_sd == {"b": 0.001}
+    assert loaded.population_log_prior().item() == pytest.approx(model.population_log_prior().item(), abs=1e-5)
+
+
+def test_a_checkpoint_keeps_what_is_fixed(with_fixed_numbers, tmp_path):
+    with_fixed_numbers.save(tmp_path / "fixed.ckpt")
+    loaded = FittedModel.load(tmp_path / "fixed.ckpt").task.model
+    assert loaded.population.fixed == tuple(FIXED)
+    assert loaded.population.typical_values() == with_fixed_numbers.task.model.population.typical_values()
+    assert [one.name for one in loaded.coordinates()] == ["CL", "omega V1", "b"]
+    options = {"correlated": ["CL", "V1"], "omega": {"CL": 0.3}, "omega_prior_sd": {"CL": 0.1}}
+    again = make(describe(PopulationParameters(**options)), PopulationParameters, "parameters")
+    assert again.arguments == options
 
 
 # ---- standard errors

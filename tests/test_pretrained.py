@@ -122,8 +122,8 @@ def test_a_factor_that_makes_no_sense_is_refused(populations: dict) -> None:
 # ---- the prior of a population
 
 
-def test_the_prior_of_typical_values_is_log_normal_around_the_first_guess() -> None:
-    individual = PopulationParameters(omega=0.4, omega_prior_sd=0.7, typical_prior_sd={"CL": 0.5})
+def test_the_prior_of_typical_values_is_log_normal_around_the_starting_value() -> None:
+    individual = PopulationParameters({"CL": 4.0}, omega=0.4, omega_prior_sd=0.7, typical_prior_sd={"CL": 0.5})
     individual.build(TYPICAL, 0, Scaling())
     before = individual.log_prior().item()
     with torch.no_grad():

@@ -386,6 +386,42 @@ def test_an_error_is_made_again_from_its_description():
     assert make(describe(StudentTError(freedom=6.0)), StudentTError, "error").freedom == 6.0
 
 
+@pytest.mark.parametrize("cls", SHIPPED)
+def test_the_prior_of_every_parameter_is_normal_around_its_logarithm(cls):
+    start = {name: 0.2 + 0.1 * k for k, name in enumerate(cls.names)}
+    spread = {name: 0.5 + k for k, name in enumerate(cls.names)}
+    error = built(make(describe(cls(**start, prior_sd=spread)), ResidualError, "error"), 3.0, 50.0)
+    assert float(error.log_prior().detach()) == pytest.approx(0.0, abs=1e-9)
+    expected = 0.0
+    for k, name in enumerate(cls.names):
+        now = [0.3 + k, 0.1]
+        error.log_values[name].data = torch.tensor(now, dtype=torch.float64).log()
+        belief = stats.norm(np.log(start[name]), spread[name])
+        expected += sum(belief.logpdf(np.log(now)) - belief.logpdf(np.log(start[name])))
+    assert float(error.log_prior().detach()) == pytest.approx(expected)
+    assert float(cls(**start, prior_sd=spread).fix().log_prior()) == 0.0
+    assert float(built(cls(), 3.0).log_prior()) == 0.0
+
+
+def test_an_error_of_ones_own_has_priors_without_writing_any():
+    error = built(StudentT4({"s": 0.5}, {"s": 0.1}), 1.0)
+    error.log_values["s"].data.fill_(np.log(0.6))
+    assert float(error.log_prior().detach()) == pytest.approx(-0.5 * (np.log(1.2) / 0.1) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"prior_sd": {"b": 0.1}}, r"prior_sd\.b is the width of a prior around b: give that too"),
+        ({"b": 0.2, "prior_sd": {"b": 0.0}}, r"prior_sd of CombinedError takes positive a, b; got \{'b': 0.0\}"),
+        ({"b": 0.2, "prior_sd": {"c": 0.1}}, r"prior_sd of CombinedError takes positive a, b; got \{'c': 0.1\}"),
+    ],
+)
+def test_a_prior_that_makes_no_sense_is_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        CombinedError(**options)
+
+
 def test_an_error_that_has_not_seen_data_says_so():
     f = torch.ones(1)
     with pytest.raises(ValueError, match=r"ProportionalError has no parameter 'b' yet: call build"):

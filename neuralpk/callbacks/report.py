@@ -70,10 +70,12 @@ class Report(L.Callback):
         for column in ("estimate", "RSE", "95 % CI", "CV", "shrinkage"):
             table.add_column(column, justify="right", no_wrap=True)
         for row in frame.to_dict("records"):
-            ends = f"{row['LO95']:.3g} to {row['HI95']:.3g}"
+            fixed = np.isnan(row["RSE"])
+            ends = "" if fixed else f"{row['LO95']:.3g} to {row['HI95']:.3g}"
+            error = "fixed" if fixed else f"{row['RSE']:.0f} %"
             varied = [row.get(name, np.nan) for name in ("CV", "SHRINKAGE")]
             varies = ["" if np.isnan(value) else f"{value:.0f} %" for value in varied]
-            table.add_row(row["PARAMETER"], f"{row['ESTIMATE']:.3g}", f"{row['RSE']:.0f} %", ends, *varies)
+            table.add_row(row["PARAMETER"], f"{row['ESTIMATE']:.3g}", error, ends, *varies)
         self.console.print(table)
         likelihood = f"-2 log-likelihood {-2 * estimate.log_likelihood:.2f} (± {2 * estimate.error:.2f} Monte Carlo)"
         # every weight of a network counts as a parameter there, though a prior holds it: not a number to compare by

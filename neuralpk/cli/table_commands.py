@@ -1,4 +1,4 @@
-"""Commands on tables: simulate, reconstruct, estimate, population."""
+"""Commands on tables: simulate, reconstruct, estimate, population, bootstrap."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import track
 
+from neuralpk.bootstrap import bootstrap as fit_replicates
+from neuralpk.bootstrap import outcome, summarise
 from neuralpk.cli import task_and_data_classes
 from neuralpk.cli.configuration import Configuration
 from neuralpk.cli.faults import UsageError, sentence
@@ -85,11 +87,42 @@ def population(checkpoint: Path, out: Path) -> None:
     print(f"Population written to {out}" + (f"\n{note}" if note else ""))
 
 
+def bootstrap(
+    checkpoint: Path,
+    table: Path,
+    out: Path,
+    replicates: int = 200,
+    seed: int = 0,
+    processes: int | None = None,
+    strata: str | None = None,
+) -> None:
+    """Fit a trained model again to patients drawn from its table with replacement, for intervals of the population.
+
+    Args:
+        checkpoint: checkpoint of a training by maximum likelihood, without network weights.
+        table: event table of the training.
+        out: folder for bootstrap.csv (a row for each replicate) and bootstrap_summary.csv (median, standard error and
+            95 % interval of every number).
+        replicates: how many.
+        seed: of the patients that are drawn.
+        processes: fit that many replicates at a time; null for the number of CPUs.
+        strata: covariate; a replicate has as many patients with each of its values as the table.
+    """
+    task, cohort = load(checkpoint), read_table(table)
+    shown = _progress("bootstrap")
+    found = fit_replicates(task.model, task.objective, cohort, replicates, seed, processes, strata, shown)
+    out.mkdir(parents=True, exist_ok=True)
+    found.to_csv(out / "bootstrap.csv", index=False)
+    summarise(found, task.model).to_csv(out / "bootstrap_summary.csv", index=False)
+    print(f"{outcome(found)}: {out / 'bootstrap.csv'}, {out / 'bootstrap_summary.csv'}")
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "simulate": simulate,
     "reconstruct": reconstruct,
     "estimate": estimate,
     "population": population,
+    "bootstrap": bootstrap,
 }
 
 

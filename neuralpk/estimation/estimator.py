@@ -256,11 +256,11 @@ class PopulationEstimator:
             self._before, self._halvings = (here, start), 0
             if self._turns_back(ascent):
                 scaled = [self.numbers.search_scale(vector)[0] for vector in (here, ascent.vector)]
-                self.numbers.set(self.numbers.from_search_scale(sum(scaled) / 2))
+                self.numbers.set(self.numbers.from_search_scale((scaled[0] + scaled[1]) / 2))
         self.iteration += 1
         self.in_stage += 1
         self.history.append(ascent)
-        self.log_likelihood = ascent.end - float(self.model.population.log_prior().detach())
+        self.log_likelihood = ascent.end - float(self.model.population_log_prior().detach())
         self.renew_proposals(self._draws)
         self._advance(ascent)
         self._draws, self._drawn = [], {}
@@ -346,7 +346,7 @@ class PopulationEstimator:
             bounds = [names[k] for k in ascent.bound.nonzero()[:, 0].tolist()]
             small = self.numbers.get() < self.numbers.low + math.log(_SMALL_OMEGA / SMALLEST_OMEGA)
             # a small omega is known to be small, though its likelihood is flat there
-            undetermined = [names[k] for k in _flat(ascent) if not bool(small[k])]
+            undetermined = [names[k] for k in _flat(ascent, self.numbers.free) if not bool(small[k])]
             if undetermined:
                 reason = f"the data do not determine {', '.join(undetermined)}"
         fewest, subject = math.inf, ""
@@ -427,9 +427,9 @@ def _moments(z: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(enough[:, None, None], covariance, torch.nan)
 
 
-def _flat(ascent: Ascent) -> list[int]:
-    """Positions of the numbers that take part in a direction in which the likelihood has no curvature."""
-    free = (~ascent.bound).nonzero()[:, 0]
+def _flat(ascent: Ascent, free: Tensor) -> list[int]:
+    """Positions of the free numbers that take part in a direction in which the likelihood has no curvature."""
+    free = (free & ~ascent.bound).nonzero()[:, 0]
     values, axes = torch.linalg.eigh(ascent.curvature[free][:, free])
     flat = axes[:, values < _FLAT].abs().amax(1) if bool((values < _FLAT).any()) else torch.zeros_like(values)
     found: list[int] = free[flat > 0.3].tolist()

@@ -236,7 +236,7 @@ class HeldLikelihood:
             subjects += len(log_weight)
         sums = self.reduce(torch.tensor([total, effective, subjects], dtype=torch.float64))
         self.numbers.set(vector)
-        prior = float(self.numbers.model.population.log_prior().detach())
+        prior = float(self.numbers.model.population_log_prior().detach())
         return float(sums[0]) + prior, float(sums[1] / sums[2].clamp(min=1))
 
     def derivatives(self, vector: Tensor) -> tuple[float, Tensor, Tensor]:
@@ -255,7 +255,7 @@ class HeldLikelihood:
         numbers = self.numbers
         numbers.set(vector)
         with torch.enable_grad():
-            prior = numbers.model.population.log_prior()
+            prior = numbers.model.population_log_prior()
             if not prior.requires_grad:
                 return float(prior), torch.zeros_like(vector), torch.zeros_like(vector).diag()
             first = numbers.flat(_gradient(prior, numbers, create_graph=True))

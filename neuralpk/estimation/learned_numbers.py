@@ -26,6 +26,7 @@ class LearnedNumbers:
         low: lower bounds of the vector; −inf but for log omega.
         high: upper bounds.
         omega: positions of the omegas.
+        free: the numbers that may move, bool; not those that the user fixes.
     """
 
     def __init__(self, model: PopulationModel) -> None:
@@ -42,8 +43,17 @@ class LearnedNumbers:
         self.high = -self.low
         omega = self.of(model.population.log_omega)
         self.low[omega] = (SMALLEST_OMEGA * self.omega_units()).log()[: len(omega)]
-        self.omega, self._bend = omega, (0.3 * self.omega_units())[: len(omega)]
+        self.omega = omega
         self.high[omega] = (_WIDEST_OMEGA * self.omega_units()).log()[: len(omega)]
+        self.free = torch.ones(size, dtype=torch.bool, device=self.device)
+        for positions, fixed in (
+            (self.of(model.population.location), model.population.fixed_location),
+            (omega, model.population.fixed_omega),
+        ):
+            self.free[positions] = ~fixed[: len(positions)]
+        self.low[~self.free], self.high[~self.free] = -torch.inf, torch.inf
+        moving = self.free[omega]
+        self._moving, self._bend = [k for k in omega if self.free[k]], 0.3 * self.omega_units()[: len(omega)][moving]
 
     def omega_units(self) -> Tensor:
         """A usual omega over 0.3 by parameter that varies, ``[varying]``: 1 where eta has no unit, as of log-normal
@@ -98,27 +108,28 @@ class LearnedNumbers:
         found += [omega[k] for k, name in enumerate(population.varying) if omega and name in standardised]
         if in_time:
             found += self.of(population.latent_effects)
-        return found
+        return [k for k in found if self.free[k]]
 
     def search_scale(self, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The vector on the scale on which a search moves, with the first and second derivatives of the vector in it.
 
         Near 0 an omega counts itself, because there the likelihood is a smooth function of omega² and its logarithm has
-        infinitely far to go; above 0.3 its logarithm counts. All else is its own scale.
+        infinitely far to go; above 0.3 its logarithm counts. All else is its own scale, and so is
+        an omega that is fixed, to the last digit.
         """
         scaled, first, second = vector.clone(), torch.ones_like(vector), torch.zeros_like(vector)
-        t = vector[self.omega].exp() / self._bend
+        t = vector[self._moving].exp() / self._bend
         small = t < 1
-        scaled[self.omega] = torch.where(small, t, 1 + t.log())
-        first[self.omega] = torch.where(small, 1 / t, 1.0)
-        second[self.omega] = torch.where(small, -1 / t.square(), 0.0)
+        scaled[self._moving] = torch.where(small, t, 1 + t.log())
+        first[self._moving] = torch.where(small, 1 / t, 1.0)
+        second[self._moving] = torch.where(small, -1 / t.square(), 0.0)
         return scaled, first, second
 
     def from_search_scale(self, scaled: Tensor) -> Tensor:
         """The vector of one on the scale of `search_scale`."""
-        vector, t = scaled.clone(), scaled[self.omega]
+        vector, t = scaled.clone(), scaled[self._moving]
         log_t = torch.where(t < 1, t.clamp(min=1e-9).log(), t - 1)
-        vector[self.omega] = log_t + self._bend.log()
+        vector[self._moving] = log_t + self._bend.log()
         return vector
 
     def names(self) -> list[str]:

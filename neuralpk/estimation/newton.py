@@ -44,7 +44,7 @@ def ascend(likelihood: HeldLikelihood, vector: Tensor, tolerance: float = 1e-4) 
 
     Directions in which the likelihood curves upwards are taken with the absolute value of the curvature. A number at
     its bound stays there while the derivative pushes it outwards; for an omega at its lower bound that is the sign of
-    the derivative in the variance.
+    the derivative in the variance. Numbers that are fixed stay where they are.
 
     Args:
         likelihood: of the held draws.
@@ -62,13 +62,14 @@ def ascend(likelihood: HeldLikelihood, vector: Tensor, tolerance: float = 1e-4) 
         score = slope * of_scale
         curvature = -(of_scale[:, None] * second * of_scale + torch.diag(slope * bend))
         bound = ((vector <= low + 1e-9) & (score < 0)) | ((vector >= high - 1e-9) & (score > 0))
-        values, axes = torch.linalg.eigh(curvature[~bound][:, ~bound])
-        along, values = axes.T @ score[~bound], values.abs().clamp(min=_LEAST_CURVATURE)
+        moving = numbers.free & ~bound
+        values, axes = torch.linalg.eigh(curvature[moving][:, moving])
+        along, values = axes.T @ score[moving], values.abs().clamp(min=_LEAST_CURVATURE)
         if report is None:
             report = float((along.square() / values).sum()), curvature, bound
         while True:
             step = torch.zeros_like(vector)
-            step[~bound] = axes @ (along / (values * (1 + damping)))
+            step[moving] = axes @ (along / (values * (1 + damping)))
             step = step * min(1.0, _LONGEST_STEP / float(step.abs().max().clamp(min=1e-30)))
             trial = torch.minimum(torch.maximum(numbers.from_search_scale(scaled + step), low), high)
             new, effective = likelihood.value(trial)

@@ -82,7 +82,7 @@ def standard_errors(
     The observed information is minus the second derivative of log p(data), to which that of the prior is added. Both
     come from draws of the individual parameters that are held while the population moves
     (`neuralpk.estimation.HeldDraws`). The uncertainty of network weights adds to that of the population
-    (`neuralpk.inference.uncertainty_draws`). A number at a bound counts as known.
+    (`neuralpk.inference.uncertainty_draws`). A number at a bound counts as known, as one that is fixed does.
 
     log p(data) is computed from several sets of quasi-random draws, whose differences give its Monte-Carlo error.
 
@@ -109,14 +109,15 @@ def standard_errors(
     bound = ((vector <= numbers.low + 1e-6) & (total_slope < 0)) | ((vector >= numbers.high - 1e-6) & (total_slope > 0))
     coordinates = model.coordinates()
     where = [numbers.of(own.tensor)[own.index] for own in estimator.model.coordinates() if numbers.of(own.tensor)]
-    covariance = _inverse(-(second + second.T) / 2, -prior[2], bound)[where][:, where]
+    covariance = _inverse(-(second + second.T) / 2, -prior[2], bound | ~numbers.free)[where][:, where]
     with torch.no_grad():
         drawn = _of_z(model, single, held, estimator)
     parameter_draws, covariance = draw_parameters(model, single, drawn, covariance, seed)
     z = (drawn.weight[..., None] * drawn.z).sum(1)
     mode = map_estimate(model, single, z).z
     return PopulationEstimate(
-        _rows(coordinates, covariance, _shrinkage(model, mode)) + _correlations(model, coordinates, covariance),
+        _rows(model.coordinates(fixed=True), covariance, _shrinkage(model, mode))
+        + _correlations(model, coordinates, covariance),
         covariance,
         parameter_draws,
         total,
@@ -228,8 +229,10 @@ def _correlations(
 def _rows(
     coordinates: Sequence[Coordinate], covariance: Tensor, shrinkage: dict[str, float]
 ) -> list[dict[str, str | float]]:
-    """Rows of typical values, covariate effects and residual error, in the order of the coordinates."""
-    sds = covariance.diagonal().sqrt().tolist()
+    """Rows of typical values, covariate effects and residual error, in the order of the coordinates; of those that are
+    fixed without interval. The covariance is that of the others."""
+    of_learned = iter(covariance.diagonal().sqrt().tolist())
+    sds = [math.nan if one.fixed else next(of_learned) for one in coordinates]
     omegas = {one.parameter: (one, sd) for one, sd in zip(coordinates, sds, strict=True) if one.kind == "omega"}
     rows = []
     for one, sd in zip(coordinates, sds, strict=True):
@@ -252,6 +255,8 @@ def _interval(one: Coordinate, sd: float) -> dict[str, float]:
         (slope,) = torch.autograd.grad(value, at)
     ends = [float(one.reported(at.detach() + by * 1.96 * sd)) for by in (-1, 1)]
     estimate = float(value.detach())
+    if math.isnan(sd):
+        return {"ESTIMATE": estimate, "LO95": sd, "HI95": sd, "RSE": sd}
     rse = 100 * sd * abs(float(slope) / estimate) if estimate else math.inf
     return {"ESTIMATE": estimate, "LO95": ends[0], "HI95": ends[1], "RSE": rse}
 

@@ -50,7 +50,8 @@ def starting_values(model: PopulationModel, numbers: LearnedNumbers, batch: Coho
     guess of the dynamics is the first, else the one that fits better.
 
     All subjects get the same parameters. Residuals are differences of asinh(y/s), with s a small share of the typical
-    value: of logarithms for large values, of the values for small ones. Typical values that the user has given stay.
+    value: of logarithms for large values, of the values for small ones. Typical values that the user has given or fixed
+    stay.
 
     1. Residual sum of squares at quasi-random points around the guess of the dynamics.
     2. Least squares (Levenberg–Marquardt) from the best of them.
@@ -62,7 +63,8 @@ def starting_values(model: PopulationModel, numbers: LearnedNumbers, batch: Coho
     """
     population = model.population
     location, start = numbers.of(population.location), numbers.get()
-    free = [k for k, name in enumerate(population.names) if name not in population.typical_start]
+    given = {*population.typical_start, *population.fixed}
+    free = [k for k, name in enumerate(population.names) if name not in given]
     if not location or not free:
         return [Start(start)]
     pooled = _Pooled(model, batch, free)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -42,14 +42,17 @@ class PopulationParameters(Part, nn.Module):
         typical: starting values by parameter, in its unit; those left out are taken from the dynamics.
         omega: starting value of the standard deviation of eta, of all parameters or by name (0.3 where left out); 0 for
             a parameter without variability.
-        correlated: whether Omega is full.
+        correlated: whether Omega is full; or the names of the parameters that are correlated, which are a block of it.
         correlation: starting values of the correlations of the random effects, as ``{"CL~V1": 0.5}``; those left out
-            start at 0. Omega is then full.
+            start at 0. Omega is then full, unless `correlated` names a block.
         omega_prior_sd: standard deviation of log(omega) in a normal prior around its starting value, which keeps omega
-            above 0; correlations get a weak prior around 0. None for a flat prior (maximum likelihood).
-        typical_prior_sd: standard deviation of h^-1(typical) in a normal prior around its starting value, by parameter;
-            those left out have a flat prior.
+            above 0. A number is that of all parameters, and correlations get a weak prior around 0; by name, of
+            parameters whose `omega` is given by name, and all else has a flat prior. None for a flat prior (maximum
+            likelihood).
+        typical_prior_sd: standard deviation of h^-1(typical) in a normal prior around its starting value, by parameter
+            whose `typical` is given; those left out have a flat prior.
         learned: whether typical values and Omega are learned.
+        fixed: names of single numbers that keep their starting value, as tables have them: ``["KA", "omega KA"]``.
         distributions: by parameter; those left out are log-normal.
         effects: covariate effects by parameter: ``{CL: [WT, SEX]}`` chooses each by the values of the covariate
             (`chosen_effect`), ``{CL: [PowerEffect("WT", reference=70)]}`` says which, ``{CL: {WT: 0.75}}`` and
@@ -67,38 +70,43 @@ class PopulationParameters(Part, nn.Module):
     log_omega_start: Tensor
     factor_entries: Tensor
     latent_effects: Tensor
+    fixed_location: Tensor
+    fixed_omega: Tensor
 
     def __init__(
         self,
         typical: dict[str, float] | None = None,
         omega: float | dict[str, float] = _OMEGA,
-        correlated: bool = False,
-        omega_prior_sd: float | None = None,
+        correlated: bool | list[str] = False,
+        omega_prior_sd: float | dict[str, float] | None = None,
         typical_prior_sd: dict[str, float] | None = None,
         learned: bool = True,
         distributions: dict[str, ParameterDistribution] | None = None,
         effects: Effects | None = None,
         correlation: dict[str, float] | None = None,
+        fixed: list[str] | None = None,
     ) -> None:
         super().__init__()
         by_name = dict(omega) if isinstance(omega, Mapping) else {"": omega}
         for name, value in by_name.items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"omega{name and '.'}{name} must be 0 or above, not {value}")
-        spreads = [("omega_prior_sd", omega_prior_sd)]
-        spreads += [(f"typical_prior_sd.{name}", value) for name, value in (typical_prior_sd or {}).items()]
-        for name, sd in spreads:
-            if sd is not None and not 0 < sd < math.inf:
-                raise ValueError(f"{name} must be above 0, not {sd}")
+        for option, given in (("omega_prior_sd", omega_prior_sd), ("typical_prior_sd", typical_prior_sd)):
+            for name, sd in given.items() if isinstance(given, Mapping) else [("", given)]:
+                if sd is not None and not 0 < sd < math.inf:
+                    raise ValueError(f"{option}{name and '.'}{name} must be above 0, not {sd}")
         for name, distribution in (distributions or {}).items():
             if not isinstance(distribution, ParameterDistribution):
                 raise ValueError(f"distributions.{name} must be a ParameterDistribution, not {distribution!r}")
             if not distribution.varies and by_name.get(name, 0.0) > 0:
                 raise ValueError(f"{name} has the distribution NoVariability, but omega.{name} is {by_name[name]:g}")
         self.typical_start, self.omega_start = dict(typical or {}), omega
+        if not isinstance(correlated, bool) and len(correlated) < 2:
+            raise ValueError(f"correlated names two parameters or more that are correlated, not {correlated}")
         self.correlation_start = _by_pair(correlation or {})
         self.correlated, self.learned = correlated or bool(self.correlation_start), learned
         self.omega_prior_sd, self.typical_prior_sd = omega_prior_sd, dict(typical_prior_sd or {})
+        self.fixed = tuple(fixed or ())
         self.distributions = dict(distributions or {})
         self.asked_effects = _Held(_by_parameter(effects))
 
@@ -118,20 +126,22 @@ class PopulationParameters(Part, nn.Module):
         """
         dtype = dtype or torch.get_default_dtype()
         self.names, self.scaling, self.latent = tuple(guess), scaling, latent
-        omega = self.omega_start if isinstance(self.omega_start, Mapping) else {}
         for option, named in (
             ("typical", self.typical_start),
-            ("omega", omega),
+            ("omega", self.omega_start),
             ("typical_prior_sd", self.typical_prior_sd),
+            ("omega_prior_sd", self.omega_prior_sd),
+            ("correlated", self.correlated),
             ("distributions", self.distributions),
         ):
-            self._refuse_unknown(option, set(named))
+            self._refuse_unknown(option, set(named) if isinstance(named, Mapping | Sequence) else set())
         self.distribution = {name: self.distributions.get(name) or LogNormal() for name in self.names}
         for name, value in self._omega().items():
             if value == 0 and self.distribution[name].varies:
                 self.distribution[name] = NoVariability(self.distribution[name])
         self.varying = tuple(name for name in self.names if self.distribution[name].varies)
         self.latent_size = len(self.varying) + latent
+        self._check_priors()
         self._build_distribution(dict(guess) | self.typical_start, dtype)
         self._build_effects(dtype)
 
@@ -140,6 +150,19 @@ class PopulationParameters(Part, nn.Module):
         if isinstance(self.omega_start, Mapping):
             return dict.fromkeys(self.names, _OMEGA) | dict(self.omega_start)
         return dict.fromkeys(self.names, self.omega_start)
+
+    def _check_priors(self) -> None:
+        """Refuse a prior around a starting value that was not given."""
+        of_omega = self.omega_prior_sd if isinstance(self.omega_prior_sd, Mapping) else {}
+        given = self.omega_start if isinstance(self.omega_start, Mapping) else ()
+        asked = [("typical", name) for name in self.typical_prior_sd if name not in self.typical_start]
+        asked += [("omega", name) for name in of_omega if name not in given]
+        if asked:
+            option, name = asked[0]
+            raise ValueError(f"{option}_prior_sd.{name} is the width of a prior around {option}.{name}: give that too")
+        flat = sorted(set(of_omega) - set(self.varying))
+        if flat:
+            raise ValueError(f"omega_prior_sd names {', '.join(flat)} without variability")
 
     def _refuse_unknown(self, option: str, named: set[str]) -> None:
         unknown = sorted(named - set(self.names))
@@ -169,6 +192,13 @@ class PopulationParameters(Part, nn.Module):
         self.register_buffer("selection", selection, persistent=False)
         self.register_buffer("location_start", location, persistent=False)
         self.register_buffer("log_omega_start", log_omega, persistent=False)
+        fixable = [*self.names, *(f"omega {name}" for name in self.varying)]
+        unknown = [name for name in self.fixed if name not in fixable]
+        if unknown:
+            raise ValueError(f"fixed names {', '.join(unknown)}; what can be fixed is {', '.join(fixable)}")
+        held = torch.tensor([name in self.fixed for name in fixable], dtype=torch.bool)
+        self.register_buffer("fixed_location", held[: len(self.names)], persistent=False)
+        self.register_buffer("fixed_omega", held[len(self.names) :], persistent=False)
 
     def _build_effects(self, dtype: torch.dtype) -> None:
         asked, covariates = self.asked_effects.value, sorted(self.scaling.covariates)
@@ -261,10 +291,15 @@ class PopulationParameters(Part, nn.Module):
         return made.requires_grad_(False)
 
     def _entries_of(self, correlation: Mapping[tuple[str, str], float]) -> Tensor:
+        without = [] if isinstance(self.correlated, bool) else set(self.correlated) - set(self.varying)
+        if without:
+            raise ValueError(f"correlated names {', '.join(sorted(without))} without variability")
         matrix = torch.eye(len(self.varying), dtype=torch.float64)
         for (a, b), value in correlation.items():
             if not {a, b} <= set(self.varying):
                 raise ValueError(f"correlation {a}~{b}: both must have variability; {', '.join(self.varying)} have")
+            if not isinstance(self.correlated, bool) and not {a, b} <= set(self.correlated):
+                raise ValueError(f"correlation {a}~{b}: correlated names {', '.join(self.correlated)} alone")
             one, other = self.varying.index(a), self.varying.index(b)
             matrix[one, other] = matrix[other, one] = value
         factor, failed = torch.linalg.cholesky_ex(matrix)
@@ -274,7 +309,12 @@ class PopulationParameters(Part, nn.Module):
         return entries
 
     def _pair_indices(self) -> tuple[Tensor, Tensor]:
+        """Rows and columns of the correlations that are learned. Outside a block the factor has 0, as Omega has."""
         rows, columns = torch.tril_indices(len(self.varying), len(self.varying), -1)
+        if not isinstance(self.correlated, bool):
+            block = torch.tensor([name in self.correlated for name in self.varying], dtype=torch.bool)
+            inside = block[rows] & block[columns]
+            rows, columns = rows[inside], columns[inside]
         return rows, columns
 
     def pairs(self) -> list[tuple[str, str]]:
@@ -296,16 +336,27 @@ class PopulationParameters(Part, nn.Module):
         factor = self._correlation_factor()
         return (factor @ factor.T)[self._pair_indices()]
 
+    # a gradient that a fixed number never gets lets no optimiser move it, also in a copy of the model
+
+    def _location(self) -> Tensor:
+        """h^-1(typical), without a gradient where it is fixed."""
+        return torch.where(self.fixed_location, self.location.detach(), self.location) if self.fixed else self.location
+
+    def _log_omega(self) -> Tensor:
+        """log(omega), without a gradient where it is fixed."""
+        return torch.where(self.fixed_omega, self.log_omega.detach(), self.log_omega) if self.fixed else self.log_omega
+
     def eta(self, z: Tensor) -> Tensor:
         """Random effects of the parameters in `varying`, ``[..., varying]``, of z ``[..., latent]``."""
         standard = z[..., : len(self.varying)]
         if self.factor_entries.numel():
             standard = standard @ self._correlation_factor().T
-        return self.log_omega.exp() * standard
+        return self._log_omega().exp() * standard
 
     def standardise(self, eta: Tensor) -> tuple[Tensor, Tensor]:
         """z of random effects, both ``[..., varying]``, and log |dz/deta|, a scalar."""
-        scaled, log_volume = eta / self.log_omega.exp(), -self.log_omega.sum()
+        log_omega = self._log_omega()
+        scaled, log_volume = eta / log_omega.exp(), -log_omega.sum()
         if not self.factor_entries.numel():
             return scaled, log_volume
         factor = self._correlation_factor()
@@ -319,9 +370,13 @@ class PopulationParameters(Part, nn.Module):
             return total
         for name, sd in self.typical_prior_sd.items():
             k = self.names.index(name)
-            total = total - 0.5 * ((self.location[k] - self.location_start[k]) / sd) ** 2
-        if self.omega_prior_sd is not None:
-            distance = (self.log_omega - self.log_omega_start) / self.omega_prior_sd
+            total = total - 0.5 * ((self._location()[k] - self.location_start[k]) / sd) ** 2
+        distance = self._log_omega() - self.log_omega_start
+        if isinstance(self.omega_prior_sd, Mapping):
+            for name, sd in self.omega_prior_sd.items():
+                total = total - 0.5 * (distance[self.varying.index(name)] / sd) ** 2
+        elif self.omega_prior_sd is not None:
+            distance = distance / self.omega_prior_sd
             total = total - 0.5 * (distance.square().sum() + self.factor_entries.square().sum())
         return total
 
@@ -334,7 +389,7 @@ class PopulationParameters(Part, nn.Module):
             for effect, columns in self._effects_on(name):
                 shift = shift + effect(covariates[..., columns])
             shifts.append(shift)
-        total: Tensor = self.location + torch.stack(shifts, dim=-1) if shifts else covariates[..., :0]
+        total: Tensor = self._location() + torch.stack(shifts, dim=-1) if shifts else covariates[..., :0]
         return total
 
     def _effects_on(self, parameter: str) -> Iterator[tuple[CovariateEffect, list[int]]]:
@@ -413,8 +468,12 @@ class PopulationParameters(Part, nn.Module):
             self.latent_effects.copy_(other.latent_effects)
             self.factor_entries.copy_(other.factor_entries)
 
-    def coordinates(self) -> list[Coordinate]:
-        """The learned numbers: typical values, omega, correlations, coefficients of covariate effects."""
+    def coordinates(self, fixed: bool = False) -> list[Coordinate]:
+        """The learned numbers: typical values, omega, correlations, coefficients of covariate effects.
+
+        Args:
+            fixed: whether the typical values and omegas in `fixed` are among them.
+        """
         found = []
         if self.learned:
             found += [
@@ -425,11 +484,20 @@ class PopulationParameters(Part, nn.Module):
                     k,
                     reported=self.distribution[name].transform,
                     distribution=self.distribution[name],
+                    fixed=name in self.fixed,
                 )
                 for k, name in enumerate(self.names)
             ]
             found += [
-                Coordinate("omega", name, self.log_omega, k, reported=torch.exp, distribution=self.distribution[name])
+                Coordinate(
+                    "omega",
+                    name,
+                    self.log_omega,
+                    k,
+                    reported=torch.exp,
+                    distribution=self.distribution[name],
+                    fixed=f"omega {name}" in self.fixed,
+                )
                 for k, name in enumerate(self.varying)
             ]
             found += [
@@ -451,7 +519,7 @@ class PopulationParameters(Part, nn.Module):
                 )
                 for name, tensor in coefficients.items()
             ]
-        return found
+        return [one for one in found if fixed or not one.fixed]
 
     def unreported(self) -> int:
         """Number of learned numbers that are no coordinates: effects on latent dimensions, weights of networks."""

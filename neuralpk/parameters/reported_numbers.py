@@ -33,6 +33,7 @@ class Coordinate:
         reported: map from the learned to the reported scale: exp of a standard deviation, identity of an exponent. Of a
             correlation `PopulationParameters.correlations`, because it depends on several numbers.
         distribution: of the parameter, where the number is a typical value or an omega.
+        fixed: whether it keeps its starting value.
     """
 
     kind: Kind
@@ -44,6 +45,7 @@ class Coordinate:
     reference: float | None = None
     reported: Callable[[Tensor], Tensor] = identity
     distribution: ParameterDistribution | None = None
+    fixed: bool = False
 
     @property
     def name(self) -> str:
