@@ -26,6 +26,7 @@ _STAGE_GAIN = 2.0  # in −2LL: with less to gain, more draws are worth more tha
 _CONVERGED = 0.01  # in −2LL
 _STAGE_STEPS = 12
 _LAST_STEPS = 40
+_LAST_RENEWALS = 4  # of the proposals in the last stage
 _FIRST_SEARCH = (30, 1e-2)  # most steps of the search for a centre, and its tolerance in log p
 # omega that a proposal is made for: draws around a narrow posterior would make a wider population look unlikely
 _WIDE_OMEGA = 0.2
@@ -33,6 +34,8 @@ _SMALL_OMEGA = 0.2
 _LITTLE_KNOWN = 0.5  # posterior variance of a random effect over that of its prior
 _SLACK = 1.4
 _ENOUGH_DRAWS = 8.0  # effective draws for each dimension, so that a centre and its covariance come from the draws
+_DRAWS_TO_ADAPT = 5  # times that many: with so many draws, wider proposals follow from them
+_HALVINGS_OF_POWER = 12
 _LOSS = 10.0  # in −2LL: a step of linear predictions after which new draws show a loss above this is halved
 _HALVINGS = 6
 _TURNING = 0.3  # of the gain of the step before
@@ -261,7 +264,9 @@ class PopulationEstimator:
         self.in_stage += 1
         self.history.append(ascent)
         self.log_likelihood = ascent.end - float(self.model.population_log_prior().detach())
-        self.renew_proposals(self._draws)
+        # in the end proposals stay: the likelihood given the draws is then one smooth function of the population
+        if self.stage < len(self.stages) - 1 or self.in_stage <= _LAST_RENEWALS:
+            self.renew_proposals(self._draws)
         self._advance(ascent)
         self._draws, self._drawn = [], {}
         with torch.no_grad():
@@ -417,14 +422,27 @@ def float64_copy(model: PopulationModel) -> PopulationModel:
 
 
 def _moments(z: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of weighted draws, ``[subject, latent]`` and ``[subject, latent, latent]``; the covariance is
-    NaN where the effective draws are few."""
+    """Mean and covariance of weighted draws, ``[subject, latent]`` and ``[subject, latent, latent]``.
+
+    Where the effective draws are few, the weights are taken to a power below 1 that makes them enough: the proposal
+    becomes wider and reaches what the draws have missed. With few draws at all the covariance is NaN.
+    """
+    enough = _ENOUGH_DRAWS * (1 + z.shape[-1])
+    few = effective_draws(log_weight) < enough
+    if log_weight.shape[1] >= _DRAWS_TO_ADAPT * enough and bool(few.any()):
+        low, high = torch.zeros_like(log_weight[:, :1]), torch.ones_like(log_weight[:, :1])
+        finite = torch.where(torch.isfinite(log_weight), log_weight, -1e6)
+        for _ in range(_HALVINGS_OF_POWER):
+            power = (low + high) / 2
+            reached = effective_draws(power * finite)[:, None] >= enough
+            low, high = torch.where(reached, power, low), torch.where(reached, high, power)
+        log_weight = torch.where(few[:, None], low * finite, log_weight)
+        few = torch.zeros_like(few)
     weight = torch.softmax(log_weight, dim=1)[..., None]
     mean = (weight * z).sum(1)
     spread = z - mean[:, None]
     covariance = (weight * spread).mT @ spread
-    enough = effective_draws(log_weight) > _ENOUGH_DRAWS * (1 + z.shape[-1])
-    return mean, torch.where(enough[:, None, None], covariance, torch.nan)
+    return mean, torch.where(few[:, None, None], torch.nan, covariance)
 
 
 def _flat(ascent: Ascent, free: Tensor) -> list[int]:
