@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -164,6 +165,12 @@ class PopulationModel(nn.Module):
     def population_log_prior(self) -> Tensor:
         """log p(typical values, Omega, residual error) up to a constant, a scalar; 0 where it is flat."""
         return self.population.log_prior() + self.error.log_prior()
+
+    def with_prior(self) -> list[str]:
+        """Names of the numbers of the population that have a prior, as in tables."""
+        of_omega = self.population.omega_prior_sd
+        names = list(of_omega) if isinstance(of_omega, Mapping) else self.population.varying if of_omega else []
+        return [*self.population.typical_prior_sd, *(f"omega {name}" for name in names), *self.error.prior_sd]
 
     def log_prior(self) -> Tensor:
         """log p(weights of the dynamics, typical values, Omega, residual error) up to a constant, a scalar; 0 where it

@@ -611,3 +611,12 @@ def test_a_simulated_population_takes_distributions_and_effects_as_objects():
     assert float(torch.logit(theta[:, 1]).std()) == pytest.approx(1.0, abs=5 / 1000**0.5)
     with pytest.raises(ValueError, match=r"typical\.F must be between 0 and 1"):
         Population({"F": 1.5}, distributions={"F": LogitNormal()})
+
+
+def test_the_numbers_with_a_prior_are_named() -> None:
+    parameters = PopulationParameters({"CL": 5.0}, omega_prior_sd=0.5, typical_prior_sd={"CL": 0.1})
+    model = PopulationModel(CompartmentModel(1), parameters, ProportionalError(0.2, prior_sd={"b": 0.1})).build(
+        Scaling()
+    )
+    assert model.with_prior() == ["CL", "omega CL", "omega V1", "b"]
+    assert PopulationModel(CompartmentModel(1)).build(Scaling()).with_prior() == []

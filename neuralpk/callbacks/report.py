@@ -82,6 +82,8 @@ class Report(L.Callback):
         learned = any(True for _ in task.model.dynamics.parameters())
         criteria = "" if learned else f", AIC {estimate.aic:.2f}, BIC {estimate.bic:.2f}"
         self.console.print(f"{likelihood}{criteria}; table: {folder / 'population.csv'}")
+        if task.model.population.learned and task.model.with_prior():
+            self.console.print(f"A prior holds {', '.join(task.model.with_prior())} near the starting value")
         if estimate.status is not None:
             self.console.print(f"Population fit: {estimate.status.sentence}")
 
