@@ -33,7 +33,7 @@ from neuralpk.residual_error import ProportionalError, ResidualError
 from neuralpk.scaling import Scaling
 from neuralpk.solve import Auto, Engine, SolveError
 from neuralpk.tables import read_table
-from neuralpk.training_data_provenance import Provenance
+from neuralpk.training_data_description import Provenance
 
 # typical values have far to go, and at the pace of a network's weights the encoder would learn to make up for them
 _POPULATION_SPEED = 5.0

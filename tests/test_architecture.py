@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "neuralpk"
 
 # units of one layer do not import each other
 LAYERS = (
-    {"cohort", "numerical_cdf", "part", "training_data_provenance", "randomness", "dataclass_rows"},
+    {"cohort", "numerical_cdf", "part", "training_data_description", "randomness", "dataclass_rows"},
     {"batch", "scaling"},
     {"dynamics", "encoders", "parameters", "residual_error", "tables"},
     {"datasets", "solve"},
@@ -20,7 +20,7 @@ LAYERS = (
     {"estimation"},
     {"record_predictions", "individual_estimates", "objectives", "pretrained_model"},
     {"bootstrap", "datamodules", "evaluate", "task"},
-    {"study_figures", "fitting"},
+    {"cohort_figures", "fitting"},
     {"callbacks"},
     {"cli"},
     {"__main__"},

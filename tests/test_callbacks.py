@@ -20,13 +20,13 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from neuralpk.callbacks import Dashboard, Report
+from neuralpk.cohort_figures import curve_errors, make_panels
 from neuralpk.datamodules import SimulatedLotkaVolterraDataModule, SimulatedPKDataModule, TableDataModule
 from neuralpk.dynamics import CompartmentModel, LotkaVolterra
 from neuralpk.encoders import SetEncoder
 from neuralpk.objectives import ELBO, SquaredError
 from neuralpk.residual_error import LogNormalError
 from neuralpk.solve import Auto
-from neuralpk.study_figures import curve_errors, make_panels
 from neuralpk.task import LatentTask
 
 SCALARS = [
@@ -195,6 +195,7 @@ def test_each_endpoint_has_its_own_panels(tmp_path) -> None:
     assert {f"{name}/endpoint {k}" for name in ("individual fits", "goodness of fit") for k in (1, 2)} <= set(images)
 
 
+@pytest.mark.filterwarnings("ignore:subject .* the most probable")  # of a model that was hardly trained
 def test_panels_mark_what_the_encoder_saw() -> None:
     data = SimulatedPKDataModule(subjects=2, samples=6)
     cohort = data.part("train")

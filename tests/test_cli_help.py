@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 
-from neuralpk.cli import PRESETS, main, task_and_data_classes
+from neuralpk.cli import PRESETS, imported_base_classes, main
 from neuralpk.cli.entry import COMMANDS
 from neuralpk.cli.signatures import concrete, options_of
 from neuralpk.part import Part
@@ -14,11 +14,11 @@ from neuralpk.part import Part
 SHIPPED = sorted(
     {
         cls
-        for base in (Part, task_and_data_classes.DataModule)
+        for base in (Part, imported_base_classes.DataModule)
         for cls in concrete(base)
         if cls.__module__.startswith("neuralpk.")
     }
-    | {task_and_data_classes.Task},
+    | {imported_base_classes.Task},
     key=lambda cls: cls.__qualname__,
 )
 

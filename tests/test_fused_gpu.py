@@ -24,8 +24,8 @@ from neuralpk.dynamics import (
 from neuralpk.scaling import Scaling
 from neuralpk.solve import RungeKutta, adaptive_steps, fused_cpu, fused_gpu
 from neuralpk.solve.event_nodes import Mesh, build_mesh, dose_inputs
+from neuralpk.solve.solve_result import Status
 from neuralpk.solve.tableau import STIFF
-from neuralpk.solve.trajectory import Status
 from neuralpk.solve.tsit5_rodas5p import Tsit5
 
 # a state beyond all bounds is what some of these subjects are about; the interpreter computes with NumPy, which warns

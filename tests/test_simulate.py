@@ -17,7 +17,7 @@ from neuralpk.cohort_simulation import Design, Population, omega_from_cv, simula
 from neuralpk.dynamics import CompartmentModel, LotkaVolterra
 from neuralpk.residual_error import AdditiveError, ProportionalError
 from neuralpk.tables import read_table, to_frame
-from neuralpk.tables.streamed_writing import batch_frame, write_frames
+from neuralpk.tables.streamed_event_tables import batch_frame, write_frames
 
 TYPICAL = {"CL": 5.0, "V1": 20.0}
 TIMES = (0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 24.0)

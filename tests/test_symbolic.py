@@ -17,7 +17,7 @@ from neuralpk.symbolic import IndividualNetwork, Library, TermDynamics, discover
 from neuralpk.symbolic.best_subsets import best_subsets, criterion, without
 from neuralpk.symbolic.equations import with_error
 from neuralpk.symbolic.learn_correction import magnitudes, unit_ways
-from neuralpk.symbolic.nonlinear_least_squares import minimise
+from neuralpk.symbolic.least_squares_through_solver import minimise
 from neuralpk.symbolic.sensitivity import predict_with_slopes
 
 LIBRARY = Library(("x", "y"), degree=3)

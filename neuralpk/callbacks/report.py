@@ -13,10 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from neuralpk.callbacks.tensorboard import parts_of, writers_of
-from neuralpk.datamodules import CohortDataModule
-from neuralpk.estimation.standard_errors import PopulationEstimate
-from neuralpk.evaluate.simulation_checks import calibration
-from neuralpk.study_figures import (
+from neuralpk.cohort_figures import (
     SimulatedStudy,
     curve_errors,
     first_seen,
@@ -24,6 +21,9 @@ from neuralpk.study_figures import (
     save_panels,
     simulate_study,
 )
+from neuralpk.datamodules import CohortDataModule
+from neuralpk.estimation.standard_errors import PopulationEstimate
+from neuralpk.evaluate.simulation_checks import calibration
 from neuralpk.task import LatentTask
 
 

@@ -9,10 +9,10 @@ import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
+from neuralpk.cohort_figures import first_seen, fit_figures, latent_estimates, make_panels, phase_figure, quantity_of
 from neuralpk.datamodules import CohortDataModule
 from neuralpk.evaluate.plots import individual_panels
 from neuralpk.evaluate.population_plots import latent_space
-from neuralpk.study_figures import first_seen, fit_figures, latent_estimates, make_panels, phase_figure, quantity_of
 from neuralpk.task import LatentTask
 
 _LAYOUT = {

@@ -1,7 +1,7 @@
 """LightningDataModules: cohorts, simulated or read from a table, split by subject and batched."""
 
 from neuralpk.datamodules.base import CohortDataModule
-from neuralpk.datamodules.batches import BatchDataset, GlobalBatchSampler
+from neuralpk.datamodules.batch_loading import BatchDataset, GlobalBatchSampler
 from neuralpk.datamodules.context import Context, choose_context
 from neuralpk.datamodules.simulated import (
     SimulatedDataModule,

@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 from neuralpk import randomness
 from neuralpk.batch import CohortBatch
 from neuralpk.cohort import Cohort
-from neuralpk.datamodules.batches import BatchDataset, GlobalBatchSampler, ResumableLoader, as_is
+from neuralpk.datamodules.batch_loading import BatchDataset, GlobalBatchSampler, ResumableLoader, as_is
 from neuralpk.datamodules.context import Context
 from neuralpk.randomness import Stream
 from neuralpk.scaling import Scaling
-from neuralpk.training_data_provenance import Provenance
+from neuralpk.training_data_description import Provenance
 
 Part = Literal["train", "val", "test"]
 

@@ -1,5 +1,6 @@
 """Dynamics: dy/dt = f(t, y, theta), and the base class of all decoders."""
 
+from neuralpk.dynamics.base import Decoder, Solver
 from neuralpk.dynamics.compartments import (
     Absorption,
     CompartmentModel,
@@ -9,7 +10,6 @@ from neuralpk.dynamics.compartments import (
     RateConstants,
 )
 from neuralpk.dynamics.corrections import Correction, NeuralFlows, NeuralSlope
-from neuralpk.dynamics.decoder import Decoder, Solver
 from neuralpk.dynamics.fixed_parameters import FixedParameters
 from neuralpk.dynamics.fused_form import Activation, Perceptron
 from neuralpk.dynamics.hybrid import HybridDynamics

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from neuralpk.batch import CohortBatch
-from neuralpk.dynamics.decoder import Decoder, Solver
+from neuralpk.dynamics.base import Decoder, Solver
 from neuralpk.dynamics.fused_form import Perceptron
 
 if TYPE_CHECKING:

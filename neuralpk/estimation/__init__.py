@@ -3,7 +3,7 @@
 from neuralpk.estimation.estimator import Gather, PopulationEstimator
 from neuralpk.estimation.fit_status import FitStatus
 from neuralpk.estimation.held_draws import HeldDraws
-from neuralpk.estimation.optimizer import MovedByEstimator
+from neuralpk.estimation.idle_optimizer import MovedByEstimator
 from neuralpk.estimation.standard_errors import PopulationEstimate, log_likelihood, standard_errors
 
 __all__ = [

@@ -14,7 +14,7 @@ from neuralpk.batch import CohortBatch
 from neuralpk.estimation.fit_status import FitStatus
 from neuralpk.estimation.held_draws import HeldDraws, HeldLikelihood, effective_draws
 from neuralpk.estimation.learned_numbers import SMALLEST_OMEGA, LearnedNumbers
-from neuralpk.estimation.newton import Ascent, ascend
+from neuralpk.estimation.population_newton import Ascent, ascend
 from neuralpk.estimation.proposals import Centre, Proposal
 from neuralpk.estimation.starting_values import starting_values
 from neuralpk.inference.map import Mode, maximise

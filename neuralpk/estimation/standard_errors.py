@@ -230,8 +230,9 @@ def _rows(
     coordinates: Sequence[Coordinate], covariance: Tensor, shrinkage: dict[str, float]
 ) -> list[dict[str, str | float]]:
     """Rows of typical values, covariate effects and residual error, in the order of the coordinates; of those that are
-    fixed without interval. The covariance is that of the others."""
-    of_learned = iter(covariance.diagonal().sqrt().tolist())
+    fixed or at a bound without interval. The covariance is that of the ones that are not fixed."""
+    known = covariance.diagonal().sqrt()
+    of_learned = iter(torch.where(known > 2 * _KNOWN, known, torch.nan).tolist())
     sds = [math.nan if one.fixed else next(of_learned) for one in coordinates]
     omegas = {one.parameter: (one, sd) for one, sd in zip(coordinates, sds, strict=True) if one.kind == "omega"}
     rows = []

@@ -2,8 +2,8 @@
 
 from neuralpk.solve.engines import Auto, Engine, Exact, RungeKutta, TorchDiffEq, TorchSDE
 from neuralpk.solve.solve_functions import solve, solve_paths
+from neuralpk.solve.solve_result import SolveError, Status, Trajectory
 from neuralpk.solve.stochastic_paths import Guide, Noise, Paths, Selection
-from neuralpk.solve.trajectory import SolveError, Status, Trajectory
 
 __all__ = [
     "Auto",

@@ -15,8 +15,8 @@ from neuralpk.dynamics import Dynamics, StochasticDynamics
 from neuralpk.part import Part
 from neuralpk.solve import adaptive_steps, exact, stochastic_paths, torchdiffeq_steps
 from neuralpk.solve.event_nodes import Mesh, build_mesh, dose_inputs, join_inputs
+from neuralpk.solve.solve_result import EngineFailure, Status, Trajectory, ended
 from neuralpk.solve.steady_state import Integrate, steady_states, still_running
-from neuralpk.solve.trajectory import EngineFailure, Status, Trajectory, ended
 
 Gradient = Literal["backprop", "adjoint"]
 Adaptive = Literal["dopri5", "dopri8"]

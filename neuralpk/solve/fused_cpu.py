@@ -15,8 +15,8 @@ from neuralpk.dynamics import Perceptron
 from neuralpk.solve.compiled import perceptron as kernel
 from neuralpk.solve.compiled.thread_chunks import in_chunks
 from neuralpk.solve.event_nodes import Mesh
+from neuralpk.solve.solve_result import Status
 from neuralpk.solve.tableau import STAGES
-from neuralpk.solve.trajectory import Status
 
 if TYPE_CHECKING:
     from neuralpk.solve.engines import RungeKutta

@@ -10,8 +10,8 @@ from neuralpk.batch import CohortBatch, Doses
 from neuralpk.cohort import Dose
 from neuralpk.dynamics import Dynamics, StochasticDynamics
 from neuralpk.solve.engines import Auto, Engine, TorchSDE
+from neuralpk.solve.solve_result import Trajectory
 from neuralpk.solve.stochastic_paths import Guide, Noise, Paths, Selection
-from neuralpk.solve.trajectory import Trajectory
 
 
 def solve(

@@ -21,7 +21,7 @@ from neuralpk.batch import CohortBatch, theta_in
 from neuralpk.dynamics import StochasticDynamics
 from neuralpk.solve.event_nodes import Mesh, build_mesh, dose_inputs
 from neuralpk.solve.refuse_captured_tensors import refuse_captured_tensors
-from neuralpk.solve.trajectory import Status, Trajectory
+from neuralpk.solve.solve_result import Status, Trajectory
 
 if TYPE_CHECKING:
     from neuralpk.solve.engines import TorchSDE

@@ -58,7 +58,7 @@ DENSE = np.stack([weight.coef[1:5] for weight in _WEIGHTS])
 SAFETY, SHRINK, GROW = 0.92, 0.2, 10.0
 # an explicit method of order 5 is stable up to h·|eigenvalue| of about 3.5: so many steps there in a row are stiffness
 STABILITY, STIFF_STEPS = 3.0, 10
-# how the explicit method ends for such a subject, beside the values of `neuralpk.solve.trajectory.Status`
+# how the explicit method ends for such a subject, beside the values of `neuralpk.solve.solve_result.Status`
 STIFF = 4
 # a step of the fused kernel on the CPU costs less than a hundredth of an implicit one: there many are borne first
 FUSED_STIFF_STEPS = 300

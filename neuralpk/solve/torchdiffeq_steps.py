@@ -19,7 +19,7 @@ from neuralpk.batch import theta_in
 from neuralpk.dynamics import Dynamics
 from neuralpk.solve.event_nodes import Mesh
 from neuralpk.solve.refuse_captured_tensors import refuse_captured_tensors
-from neuralpk.solve.trajectory import EngineFailure, Status
+from neuralpk.solve.solve_result import EngineFailure, Status
 
 if TYPE_CHECKING:
     from neuralpk.solve.engines import TorchDiffEq

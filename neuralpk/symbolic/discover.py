@@ -13,8 +13,8 @@ from neuralpk.solve import SolveError
 from neuralpk.symbolic.best_subsets import best_subsets, criterion, without
 from neuralpk.symbolic.equations import Equations
 from neuralpk.symbolic.learn_correction import magnitudes, unit_ways
+from neuralpk.symbolic.least_squares_through_solver import Fit, evaluate, minimise
 from neuralpk.symbolic.library import Library
-from neuralpk.symbolic.nonlinear_least_squares import Fit, evaluate, minimise
 from neuralpk.symbolic.term_dynamics import TermDynamics
 
 

@@ -11,7 +11,7 @@ from neuralpk.batch import CohortBatch
 from neuralpk.dynamics import Dynamics, HybridDynamics
 from neuralpk.solve import RungeKutta
 from neuralpk.symbolic.individual_network import IndividualNetwork
-from neuralpk.symbolic.nonlinear_least_squares import minimise
+from neuralpk.symbolic.least_squares_through_solver import minimise
 
 # a network does not follow the data more closely than this
 _ENGINE = RungeKutta(rtol=1e-4, atol=1e-5, max_evaluations=1000)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from neuralpk.solve import tableau
-from neuralpk.solve.trajectory import Status
+from neuralpk.solve.solve_result import Status
 
 TANH, SILU, SOFTPLUS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 SLOTS = tl.constexpr(8)  # slopes of a step; in the record of a step the last slot is the state at its start
