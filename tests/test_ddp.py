@@ -90,5 +90,9 @@ def test_two_processes_give_the_result_of_one(tmp_path: Path, subjects: int, bat
         )
     drawn = one["weights"]["model.parameter_draws"].isfinite().all()
     assert bool(drawn) == (objective == "MarginalLikelihood")
-    for name in ("train_loss", "train_fit", "train_kl", "val_loss", "val_rmse", "val_log_rmse", "val_curve_rrmse"):
+    assert one["metrics"].keys() == two["metrics"].keys()
+    expected = ["train_loss", "train_fit", "val_loss", "val_rmse", "val_log_rmse", "val_curve_rrmse"]
+    # a population that is moved by its estimator has no divergence of q
+    expected += ["train_kl"] if objective != "MarginalLikelihood" else []
+    for name in expected:
         torch.testing.assert_close(two["metrics"][name], one["metrics"][name], rtol=1e-4, atol=1e-5, msg=name)
