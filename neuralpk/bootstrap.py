@@ -94,7 +94,13 @@ def summarise(replicates: pd.DataFrame, model: PopulationModel) -> pd.DataFrame:
     """
     numbers = replicates.drop(columns=list(_NO_NUMBERS))
     low, median, high = (numbers.quantile(share) for share in (0.025, 0.5, 0.975))
-    found = {"ESTIMATE": pd.Series(_reported(model)), "MEDIAN": median, "SE": numbers.std(), "LO95": low, "HI95": high}
+    found = {
+        "ESTIMATE": pd.Series(model.reported_values()),
+        "MEDIAN": median,
+        "SE": numbers.std(),
+        "LO95": low,
+        "HI95": high,
+    }
     table = pd.DataFrame(found | {"REPLICATES": numbers.notna().sum()})
     return table.loc[numbers.columns].rename_axis("PARAMETER").reset_index()
 
@@ -143,17 +149,13 @@ class _Replicates:
 
     def row(self, number: int) -> dict[str, Any]:
         """A row of the table."""
-        numbers = dict.fromkeys(_reported(self.model), math.nan)
+        numbers = dict.fromkeys(self.model.reported_values(), math.nan)
         converged, reason = False, ""
         try:
-            batch, estimator = self.drawn(number), PopulationEstimator(self.model, self.seed, _STAGES)
-            # the model stays as it is, and its estimate is where every replicate begins
-            estimator.target, estimator.started = estimator.model, True
-            while estimator.status is None:
-                estimator.add(batch)
-                estimator.step()
-            converged, reason = estimator.status.converged, estimator.status.reason
-            numbers = _reported(estimator.model)
+            estimator = PopulationEstimator(self.model, self.seed, _STAGES).begin_here()
+            status = estimator.run(self.drawn(number))
+            converged, reason = status.converged, status.reason
+            numbers = estimator.model.reported_values()
         except (RuntimeError, ValueError, ArithmeticError) as error:  # one replicate must not end the others
             reason = f"{type(error).__name__}: {error}"
         return dict(zip(_NO_NUMBERS, (number + 1, converged, reason), strict=True)) | numbers
@@ -173,15 +175,6 @@ def _strata(cohort: Cohort, covariate: str | None) -> list[list[int]]:
 def _first(subject: Subject, covariate: str) -> float:
     value = subject.covariates[covariate]
     return value[0][1] if isinstance(value, tuple) else value
-
-
-def _reported(model: PopulationModel) -> dict[str, float]:
-    """Every learned number by its name in tables."""
-    population = model.population
-    values = {one.name: one.value_reported for one in model.coordinates()}
-    pairs = zip(population.pairs(), population.correlations().tolist(), strict=True)
-    correlations = {f"corr {a}~{b}": value for (a, b), value in pairs}
-    return values | {name: value for name, value in correlations.items() if name in values}
 
 
 @contextmanager

@@ -168,7 +168,7 @@ def fit(
         frame: an event table as a pandas frame, the path of one, or a cohort.
         dynamics: such as ``CompartmentModel(1, absorption="first_order")``.
         objective: what is minimised; default `neuralpk.objectives.MarginalLikelihood`.
-        epochs: of 20 passes over the patients.
+        epochs: of 20 passes over the patients; a bound for a model without network weights, whose fit ends by itself.
         seed: of the fit.
         progress: whether a progress bar is shown.
         table: arguments of `neuralpk.tables.read_table`, such as ``{"columns": {"CONC": "DV"}}``.

@@ -130,6 +130,11 @@ class PopulationModel(nn.Module):
         return not self.dynamics.stochastic
 
     @property
+    def has_network(self) -> bool:
+        """Whether the dynamics has weights of a network."""
+        return any(True for _ in self.dynamics.parameters())
+
+    @property
     def is_uncertain(self) -> bool:
         """Whether the population was learned from data, so that its parameters have an uncertainty."""
         return self.population.learned and len(self.coordinates()) > 0
@@ -151,6 +156,15 @@ class PopulationModel(nn.Module):
             for k in range(len(logs))
         ]
         return [*self.population.coordinates(fixed), *errors]
+
+    def reported_values(self) -> dict[str, float]:
+        """Every learned number of the population by its name, on the scale of tables: omegas as standard deviations,
+        correlations as such."""
+        population = self.population
+        values = {one.name: one.value_reported for one in self.coordinates()}
+        pairs = zip(population.pairs(), population.correlations().tolist(), strict=True)
+        correlations = {f"corr {a}~{b}": value for (a, b), value in pairs}
+        return values | {name: value for name, value in correlations.items() if name in values}
 
     def uncertain_weights(self) -> list[nn.Parameter]:
         """Weights of the dynamics, where they have a prior density (`Decoder.log_prior`)."""

@@ -47,7 +47,6 @@ class Stream(enum.IntEnum):
     EVALUATION_PATHS = 33 << _WIDTH
     # of trained models
     INTERVALS = 1 << _WIDTH
-    STANDARD_ERRORS = 64 << _WIDTH
     PARAMETER_DRAWS = 65 << _WIDTH
     REPLICATES = 128 << _WIDTH
     POSTERIOR_PATHS = 256 << _WIDTH
@@ -134,6 +133,13 @@ def normal(seed: int, stream: int, subject: Tensor, size: int) -> Tensor:
     return _quantile(uniform(seed, stream, subject, size))
 
 
+def sobol(count: int, size: int) -> Tensor:
+    """The first points of the Sobol sequence in [0, 1)^size, float64, ``[point, size]``; the first is 0."""
+    engine = torch.quasirandom.SobolEngine(size)  # type: ignore[no-untyped-call]
+    points: Tensor = engine.draw(count, dtype=torch.float64)
+    return points
+
+
 def quasi_uniform(seed: int, stream: int, subject: Tensor, count: int, size: int, part: int = 0) -> Tensor:
     """Quasi-random points in (0, 1)^size: a Sobol sequence, shifted for every subject by random numbers of its own
     (Cranley and Patterson 1976). A mean over them is without bias and closer than over random points.
@@ -149,8 +155,7 @@ def quasi_uniform(seed: int, stream: int, subject: Tensor, count: int, size: int
     Returns:
         float64, ``[subject, count, size]``.
     """
-    engine = torch.quasirandom.SobolEngine(size)  # type: ignore[no-untyped-call]
-    points = engine.draw(count, dtype=torch.float64).to(subject.device)
+    points = sobol(count, size).to(subject.device)
     shift = uniform(seed, stream, subject, (part + 1) * size)[:, part * size :]
     return ((points + shift[:, None]) % 1.0).clamp(1e-12, 1 - 1e-12)
 

@@ -200,7 +200,7 @@ class LatentTask(L.LightningModule):
         self.build(data.scaling(), data.provenance())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the magnitudes of the data and the provenance, as plain values."""
+        """Keep the magnitudes of the data, the provenance, the status and the state of the estimator."""
         assert self.model.scaling is not None
         section: dict[str, Any] = {"scaling": self.model.scaling.plain(), "provenance": self._provenance.plain()}
         section["status"] = None if self.status is None else self.status.plain()
@@ -418,7 +418,7 @@ class LatentTask(L.LightningModule):
             return
         with self._all_digits():
             self.estimator.step()
-        values = {f"population/{one.name}": one.value_reported for one in self.model.coordinates()}
+        values = {f"population/{name}": value for name, value in self.model.reported_values().items()}
         values |= {"population/-2LL": -2 * self.estimator.log_likelihood, "population/gain": self.estimator.gain}
         for logger in self.loggers:
             logger.log_metrics(values, step=self.global_step)

@@ -89,10 +89,7 @@ def exact(
     if omega is None:
         model.population.location.requires_grad_(False)
         model.error.requires_grad_(False)
-        estimator = PopulationEstimator(model)
-        while not estimator.finished:
-            estimator.add(batch)
-            estimator.step()
+        PopulationEstimator(model).run(batch)
     return -2 * log_likelihood(model, batch)[0]
 
 

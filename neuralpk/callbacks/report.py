@@ -79,8 +79,7 @@ class Report(L.Callback):
         self.console.print(table)
         likelihood = f"-2 log-likelihood {-2 * estimate.log_likelihood:.2f} (± {2 * estimate.error:.2f} Monte Carlo)"
         # every weight of a network counts as a parameter there, though a prior holds it: not a number to compare by
-        learned = any(True for _ in task.model.dynamics.parameters())
-        criteria = "" if learned else f", AIC {estimate.aic:.2f}, BIC {estimate.bic:.2f}"
+        criteria = "" if task.model.has_network else f", AIC {estimate.aic:.2f}, BIC {estimate.bic:.2f}"
         self.console.print(f"{likelihood}{criteria}; table: {folder / 'population.csv'}")
         if task.model.population.learned and task.model.with_prior():
             self.console.print(f"A prior holds {', '.join(task.model.with_prior())} near the starting value")

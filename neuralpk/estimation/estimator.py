@@ -12,11 +12,12 @@ from torch import Tensor
 
 from neuralpk.batch import CohortBatch
 from neuralpk.estimation.fit_status import FitStatus
-from neuralpk.estimation.held_draws import HeldDraws, HeldLikelihood, effective_draws
+from neuralpk.estimation.held_draws import HeldDraws, HeldLikelihood
 from neuralpk.estimation.learned_numbers import SMALLEST_OMEGA, LearnedNumbers
 from neuralpk.estimation.population_newton import Ascent, ascend
 from neuralpk.estimation.proposals import Centre, Proposal
 from neuralpk.estimation.starting_values import starting_values
+from neuralpk.inference.importance import effective_draws, log_mean_weight
 from neuralpk.inference.map import Mode, maximise
 from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
@@ -32,7 +33,7 @@ _FIRST_SEARCH = (30, 1e-2)  # most steps of the search for a centre, and its tol
 _WIDE_OMEGA = 0.2
 _SMALL_OMEGA = 0.2
 _LITTLE_KNOWN = 0.5  # posterior variance of a random effect over that of its prior
-_SLACK = 1.4
+_SLACK = 1.4  # factor by which both limits are exceeded before eta/omega is no longer held
 _ENOUGH_DRAWS = 8.0  # effective draws for each dimension, so that a centre and its covariance come from the draws
 _DRAWS_TO_ADAPT = 5  # times that many: with so many draws, wider proposals follow from them
 _HALVINGS_OF_POWER = 12
@@ -146,12 +147,27 @@ class PopulationEstimator:
     def _tried(self, vector: Tensor, batch: CohortBatch) -> float:
         """log p(y) of some subjects a few steps after a start."""
         self.numbers.set(vector)
-        trial = PopulationEstimator(self.model, self.seed, self.stages[:1])
-        trial.target, trial.started = trial.model, True
+        trial = PopulationEstimator(self.model, self.seed, self.stages[:1]).begin_here()
         for _ in range(_TRIED_STEPS):
             trial.add(batch)
             trial.step()
         return trial.log_likelihood
+
+    def begin_here(self) -> PopulationEstimator:
+        """Begin at the numbers as they are, and leave the model that was given as it is: ``self.model`` moves alone."""
+        self.target, self.started = self.model, True
+        return self
+
+    def run(self, batch: CohortBatch) -> FitStatus:
+        """All steps, with all subjects in one batch.
+
+        Args:
+            batch: the subjects; every record counts.
+        """
+        while self.status is None:
+            self.add(batch)
+            self.step()
+        return self.status
 
     # ---- an outer step
 
@@ -180,9 +196,8 @@ class PopulationEstimator:
         rows = [k for k, index in enumerate(batch.index.tolist()) if index not in self._drawn]
         if rows:
             held = self.draw(batch.select(torch.tensor(rows, device=batch.device)))
-            log_weight = held.log_weight(self.numbers, self.numbers.get())
-            log_p = (torch.logsumexp(log_weight, dim=1) - math.log(log_weight.shape[1])).tolist()
-            self._drawn |= dict(zip(held.batch.index.tolist(), log_p, strict=True))
+            log_p = log_mean_weight(held.log_weight(self.numbers, self.numbers.get()))
+            self._drawn |= dict(zip(held.batch.index.tolist(), log_p.tolist(), strict=True))
             self._draws.append(held)
         return batch.value.new_tensor([self._drawn[index] for index in batch.index.tolist()])
 
@@ -362,16 +377,16 @@ class PopulationEstimator:
         fewest, subject = min(self._gather((fewest, subject)))
         gain = math.nan if ascent is None else ascent.promise
         self.status = FitStatus(
-            not reason,
-            reason,
-            self.iteration,
-            gain,
-            tuple(bounds),
-            tuple(undetermined),
-            self.draws,
-            fewest,
-            subject,
-            self.remark,
+            converged=not reason,
+            reason=reason,
+            iterations=self.iteration,
+            gain=gain,
+            bounds=tuple(bounds),
+            undetermined=tuple(undetermined),
+            draws=self.draws,
+            smallest_effective=fewest,
+            subject=subject,
+            remark=self.remark,
         )
         return self.status
 
@@ -411,10 +426,8 @@ class PopulationEstimator:
 def float64_copy(model: PopulationModel) -> PopulationModel:
     """A copy in which only the numbers of the population and of the residual error are learned, in float64; a dynamics
     with weights keeps its digits, for which its kernels are compiled."""
-    made: PopulationModel = copy.deepcopy(model).requires_grad_(False)
-    kept = made.dynamics if any(True for _ in made.dynamics.parameters()) else None
-    made.double()
-    if kept is not None:
+    made: PopulationModel = copy.deepcopy(model).requires_grad_(False).double()
+    if model.has_network:
         made.dynamics = copy.deepcopy(model.dynamics).requires_grad_(False)
     for mine, of_model in zip(made.population_weights(), model.population_weights(), strict=True):
         mine.requires_grad_(of_model.requires_grad)

@@ -3,7 +3,6 @@ population given them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from neuralpk.batch import CohortBatch
 from neuralpk.estimation.learned_numbers import LearnedNumbers
 from neuralpk.estimation.proposals import Proposal
+from neuralpk.inference.importance import effective_draws, log_mean_weight
 from neuralpk.population_model import PopulationModel
 
 _STEP = 1e-3  # on the learned scale, for differences in float64
@@ -174,7 +174,7 @@ class HeldDraws:
             by = numbers.flat(numbers.tensors)[direct]
             by = by - by.detach()  # 0, with a derivative
             weight = value + slope @ by + 0.5 * ((curvature @ by) @ by) + self._density(numbers, vector)
-            total = torch.logsumexp(weight, dim=1).sum() - len(weight) * math.log(weight.shape[1])
+            total = log_mean_weight(weight).sum()
             first = numbers.flat(_gradient(total, numbers, create_graph=True))
             rows = [numbers.flat(_gradient(one, numbers)) for one in first.unbind()]
         return total.detach(), first.detach(), torch.stack(rows).detach()
@@ -231,7 +231,7 @@ class HeldLikelihood:
         total, effective, subjects = 0.0, 0.0, 0
         for held in self.draws:
             log_weight = held.log_weight(self.numbers, vector)
-            total += float(torch.logsumexp(log_weight, dim=1).sum()) - len(log_weight) * math.log(log_weight.shape[1])
+            total += float(log_mean_weight(log_weight).sum())
             effective += float(effective_draws(log_weight).sum())
             subjects += len(log_weight)
         sums = self.reduce(torch.tensor([total, effective, subjects], dtype=torch.float64))
@@ -262,11 +262,6 @@ class HeldLikelihood:
             zero = torch.zeros_like(first)
             rows = [numbers.flat(_gradient(one, numbers)) if one.requires_grad else zero for one in first.unbind()]
         return float(prior.detach()), first.detach(), torch.stack(rows).detach()
-
-
-def effective_draws(log_weight: Tensor) -> Tensor:
-    """Effective number of draws, 1/Σ w² (Kong 1992), ``[subject]`` of ``[subject, draw]``."""
-    return 1.0 / torch.softmax(log_weight, dim=1).square().sum(1)
 
 
 def _gradient(value: Tensor, numbers: LearnedNumbers, create_graph: bool = False) -> list[Tensor]:

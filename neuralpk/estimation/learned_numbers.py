@@ -114,8 +114,8 @@ class LearnedNumbers:
         """The vector on the scale on which a search moves, with the first and second derivatives of the vector in it.
 
         Near 0 an omega counts itself, because there the likelihood is a smooth function of omega² and its logarithm has
-        infinitely far to go; above 0.3 its logarithm counts. All else is its own scale, and so is
-        an omega that is fixed, to the last digit.
+        infinitely far to go; above 0.3 its logarithm counts. All else is its own scale, and so is an omega that is
+        fixed, which therefore keeps its last digit.
         """
         scaled, first, second = vector.clone(), torch.ones_like(vector), torch.zeros_like(vector)
         t = vector[self._moving].exp() / self._bend

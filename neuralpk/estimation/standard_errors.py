@@ -94,7 +94,7 @@ def standard_errors(
         seed: of the draws.
         status: how the search for the maximum ended.
     """
-    network = any(True for _ in model.dynamics.parameters())
+    network = model.has_network
     estimator = PopulationEstimator(model, seed, (*_ADAPTATIONS, draws or (_NETWORK_DRAWS if network else _DRAWS)))
     batch, single = batch.to(torch.float64).scored_on_context(), batch.scored_on_context()
     estimator.begin_at(batch.index, start)
@@ -128,7 +128,9 @@ def standard_errors(
     )
 
 
-def log_likelihood(model: PopulationModel, batch: CohortBatch, draws: int = 512, seed: int = 0) -> tuple[float, float]:
+def log_likelihood(
+    model: PopulationModel, batch: CohortBatch, draws: int = _DRAWS, seed: int = 0
+) -> tuple[float, float]:
     """log p(data) of a population as it is, every z integrated out by importance sampling, and its Monte-Carlo
     standard error.
 
@@ -158,7 +160,7 @@ def _log_likelihood(estimator: PopulationEstimator, first: HeldDraws, most: int)
     for number in range(most):
         held = first if number == 0 else estimator.draw(first.batch, number)
         log_weight = held.log_weight(estimator.numbers, vector)
-        sets.append(torch.logsumexp(log_weight, dim=1) - math.log(log_weight.shape[1]))
+        sets.append(importance.log_mean_weight(log_weight))
         if len(sets) < min(_LEAST_SETS, most):
             continue
         values = torch.stack(sets)

@@ -44,7 +44,7 @@ class Draws:
     @property
     def log_likelihood(self) -> Tensor:
         """log p(y), z integrated out, ``[subject]``: the logarithm of the mean weight."""
-        return torch.logsumexp(self.log_weight, dim=1) - math.log(self.z.shape[1])
+        return log_mean_weight(self.log_weight)
 
     @property
     def weight(self) -> Tensor:
@@ -54,12 +54,23 @@ class Draws:
     @property
     def effective(self) -> Tensor:
         """Effective number of draws, 1/Σ w², ``[subject]`` (Kong 1992)."""
-        return 1.0 / self.weight.square().sum(1)
+        return effective_draws(self.log_weight.detach())
 
     def resample(self, count: int) -> Tensor:
         """`count` draws of equal weight, ``[subject, count, latent]``."""
         chosen = randomness.systematic(self.weight, count)
         return self.z.gather(1, chosen[..., None].expand(-1, -1, self.z.shape[2]))
+
+
+def log_mean_weight(log_weight: Tensor) -> Tensor:
+    """Logarithm of the mean weight, which estimates log p(y), ``[subject]`` of ``[subject, sample]``."""
+    return torch.logsumexp(log_weight, dim=1) - math.log(log_weight.shape[1])
+
+
+def effective_draws(log_weight: Tensor) -> Tensor:
+    """Effective number of draws, 1/Σ w² of the normalised weights (Kong 1992), ``[subject]`` of
+    ``[subject, sample]``."""
+    return 1.0 / torch.softmax(log_weight, dim=1).square().sum(1)
 
 
 def noise(seed: int, stream: int, index: Tensor, draws: int, latent: int, dtype: torch.dtype) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from neuralpk import randomness
 from neuralpk.batch import CohortBatch
 from neuralpk.dataclass_rows import choose, put, select
 from neuralpk.inference.joint import gradient, information, log_joint
@@ -165,8 +166,7 @@ def maxima(model: PopulationModel, batch: CohortBatch, start: Tensor) -> tuple[M
 
 def _points(like: Tensor, count: int) -> Tensor:
     """Sobol points of the standard normal distribution, ``[point, latent]``, for z ``[subject, latent]``."""
-    sobol = torch.quasirandom.SobolEngine(like.shape[1])  # type: ignore[no-untyped-call]
-    found: Tensor = torch.special.ndtri(sobol.draw(count, dtype=torch.float64) + 0.5 / count).to(like)
+    found: Tensor = torch.special.ndtri(randomness.sobol(count, like.shape[1]) + 0.5 / count).to(like)
     return found
 
 

@@ -92,18 +92,14 @@ class MarginalLikelihood(Objective):
     ) -> Tensor:
         """−log q at the weighted draws of the patients and, in a training, at the z of simulated ones, a scalar sum."""
         of_draws: Tensor = (draws.weight[kept] * -q.log_density(draws.z)[kept]).sum()
-        return (
-            of_draws
-            if step.number is None
-            else of_draws + self._of_simulated(model, encoder, batch, step.seed, step.number)
-        )
+        return of_draws if step.number is None else of_draws + self._of_simulated(model, encoder, batch, step)
 
-    def _of_simulated(
-        self, model: PopulationModel, encoder: Encoder, batch: CohortBatch, seed: int, number: int
-    ) -> Tensor:
-        """−log q at z of patients that are simulated with the doses and times of the batch, a scalar sum."""
-        size, stream = model.latent_size, Stream.SIMULATED_PATIENTS.at(number)
-        normal = randomness.normal(seed, stream, batch.index, size + batch.time.shape[1]).to(batch.time.dtype)
+    def _of_simulated(self, model: PopulationModel, encoder: Encoder, batch: CohortBatch, step: Step) -> Tensor:
+        """−log q at z of patients that are simulated with the doses and times of the batch, a scalar sum; in a
+        training."""
+        assert step.number is not None
+        size, stream = model.latent_size, Stream.SIMULATED_PATIENTS.at(step.number)
+        normal = randomness.normal(step.seed, stream, batch.index, size + batch.time.shape[1]).to(batch.time.dtype)
         with torch.no_grad():
             simulated = model.simulate(normal[:, :size], normal[:, size:], batch)
         of_simulated: Posterior = encoder(simulated)
@@ -115,7 +111,7 @@ class MarginalLikelihood(Objective):
         """Of an encoder: −log q at z of simulated patients."""
         if encoder is None or step.number is None:
             return None
-        return self._of_simulated(model, encoder, batch, step.seed, step.number)
+        return self._of_simulated(model, encoder, batch, step)
 
     def estimator(
         self, model: PopulationModel, encoder: Encoder | None, seed: int, gather: Gather
