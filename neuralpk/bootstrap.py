@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from neuralpk import randomness
-from neuralpk.batch import CohortBatch
 from neuralpk.cohort import Cohort, Subject
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.estimation import PopulationEstimator
 from neuralpk.individual_estimates import evaluation_batch
 from neuralpk.objectives import Objective

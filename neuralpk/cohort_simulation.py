@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from neuralpk import randomness
-from neuralpk.batch import CohortBatch, TruthBatch, collate
 from neuralpk.cohort import Cohort, Dose, FloatArray, Subject, Truth, Units
+from neuralpk.cohort_batch import CohortBatch, TruthBatch, collate
 from neuralpk.dynamics import Dynamics, StochasticDynamics
 from neuralpk.parameters import CovariateEffect, LogNormal, ParameterDistribution, power_or_factor
 from neuralpk.randomness import Stream

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from neuralpk import randomness
-from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Cohort, FloatArray, Subject
+from neuralpk.cohort_batch import CohortBatch, collate
 from neuralpk.dataclass_rows import put
 from neuralpk.encoders import Encoder, Posterior
 from neuralpk.inference import importance

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from neuralpk.batch import CohortBatch
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.dynamics import StochasticDynamics
 from neuralpk.dynamics.networks import mlp
 from neuralpk.encoders import Posterior, SampleReader

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from neuralpk.batch import CohortBatch
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.dynamics import Decoder, StochasticDynamics
 from neuralpk.parameters import Coordinate, PopulationParameters
 from neuralpk.residual_error import ProportionalError, ResidualError

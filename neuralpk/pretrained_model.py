@@ -17,7 +17,7 @@ from neuralpk.part import Part, describe, find_class, make
 from neuralpk.population_model import PopulationModel
 from neuralpk.residual_error import ResidualError
 from neuralpk.scaling import Scaling
-from neuralpk.training_data_description import Provenance
+from neuralpk.training_data_provenance import Provenance
 
 # what a study may decide for itself; the shape of the model is that of the pre-training
 _FREE = ("omega", "omega_prior_sd", "prior_sd")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from neuralpk import randomness
-from neuralpk.batch import CohortBatch
 from neuralpk.cohort import FloatArray
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
 from neuralpk.solve import Noise

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, LogNormal, Normal, StudentT
 
-from neuralpk.batch import CohortBatch
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.numerical_cdf import NoNumericalCdf, NumericalCdf, normal_quantile
 from neuralpk.part import Part
 from neuralpk.scaling import Scaling

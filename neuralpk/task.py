@@ -16,8 +16,8 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from neuralpk import decoders, record_predictions
-from neuralpk.batch import CohortBatch
 from neuralpk.cohort import Cohort
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.dynamics import Decoder, StochasticDynamics
 from neuralpk.encoders import Encoder
 from neuralpk.estimation import FitStatus, MovedByEstimator, PopulationEstimate, PopulationEstimator, standard_errors
@@ -33,7 +33,7 @@ from neuralpk.residual_error import ProportionalError, ResidualError
 from neuralpk.scaling import Scaling
 from neuralpk.solve import Auto, Engine, SolveError
 from neuralpk.tables import read_table
-from neuralpk.training_data_description import Provenance
+from neuralpk.training_data_provenance import Provenance
 
 # typical values have far to go, and at the pace of a network's weights the encoder would learn to make up for them
 _POPULATION_SPEED = 5.0

@@ -25,8 +25,8 @@ from matplotlib.figure import Figure
 from solver_benchmark.measure import host_peak
 from torch import Tensor
 
-from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Subject
+from neuralpk.cohort_batch import CohortBatch, collate
 from neuralpk.dynamics import Dynamics
 from neuralpk.evaluate.style import BLUE, GREEN, GREY, ORANGE, VERMILLION, legend_on_top, log_scale, new_figure
 from neuralpk.solve import Engine, RungeKutta, SolveError, TorchDiffEq

@@ -23,7 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 from neuralpk import datasets, randomness
-from neuralpk.batch import CohortBatch
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.datamodules import TableDataModule
 from neuralpk.dynamics import (
     Dynamics,

@@ -26,8 +26,8 @@ from quiet_training import train
 from rich.progress import track
 from torch import Tensor
 
-from neuralpk.batch import collate
 from neuralpk.cohort import Dose, Subject, Units
+from neuralpk.cohort_batch import collate
 from neuralpk.cohort_simulation import Design, Population
 from neuralpk.datamodules import SimulatedPKDataModule
 from neuralpk.datamodules.simulated import SimulatedDataModule

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Dose, FloatArray, Subject
+from neuralpk.cohort_batch import CohortBatch, collate
 from neuralpk.dynamics import CompartmentModel
 from neuralpk.solve import Auto
 

@@ -29,8 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 from neuralpk import randomness
-from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import FloatArray
+from neuralpk.cohort_batch import CohortBatch, collate
 from neuralpk.cohort_simulation import Design, Population, simulate_cohort
 from neuralpk.datamodules import CohortDataModule, SimulatedLotkaVolterraDataModule, SimulatedPKDataModule
 from neuralpk.datamodules.context import choose_context

@@ -27,8 +27,8 @@ from rich.table import Table
 from scipy.integrate import RK45
 from torch import Tensor, nn
 
-from neuralpk.batch import collate
 from neuralpk.cohort import Cohort, FloatArray, Subject
+from neuralpk.cohort_batch import collate
 from neuralpk.datamodules import SimulatedLotkaVolterraDataModule, SimulatedPKDataModule
 from neuralpk.datamodules.simulated import SimulatedDataModule
 from neuralpk.decoders import GRU, ODERNN, ContinuousTimeRNN

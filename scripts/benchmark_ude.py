@@ -25,8 +25,8 @@ from rich.table import Table
 from scipy.interpolate import CubicSpline, make_smoothing_spline
 from torch import Tensor
 
-from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Subject
+from neuralpk.cohort_batch import CohortBatch, collate
 from neuralpk.dynamics import Dynamics, HybridDynamics, LotkaVolterra
 from neuralpk.evaluate.correction_plots import correction_maps
 from neuralpk.solve import Auto

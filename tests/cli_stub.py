@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from neuralpk.part import Part, describe, make
-from neuralpk.training_data_description import Provenance
+from neuralpk.training_data_provenance import Provenance
 
 
 class Decoder(Part, nn.Module, ABC):

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from neuralpk.batch import CohortBatch
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.dynamics import Dynamics
 from neuralpk.solve import Auto, Engine, RungeKutta, TorchDiffEq, Trajectory
 

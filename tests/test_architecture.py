@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "neuralpk"
 
 # units of one layer do not import each other
 LAYERS = (
-    {"cohort", "numerical_cdf", "part", "training_data_description", "randomness", "dataclass_rows"},
-    {"batch", "scaling"},
+    {"cohort", "numerical_cdf", "part", "training_data_provenance", "randomness", "dataclass_rows"},
+    {"cohort_batch", "scaling"},
     {"dynamics", "encoders", "parameters", "residual_error", "tables"},
     {"datasets", "solve"},
     {"decoders", "population_model", "cohort_simulation", "symbolic"},

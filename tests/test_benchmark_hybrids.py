@@ -8,8 +8,8 @@ import pytest
 import torch
 from solving import solve_batch
 
-from neuralpk.batch import collate
 from neuralpk.cohort import Dose, Subject
+from neuralpk.cohort_batch import collate
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 

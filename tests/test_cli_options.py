@@ -10,7 +10,7 @@ import cli_stub
 import pytest
 import yaml
 
-from neuralpk.cli import entry, imported_base_classes, main, table_commands
+from neuralpk.cli import entry, main, table_commands, training
 from neuralpk.cli.presets import MAIN_JOB
 from neuralpk.datamodules import SimulatedPKDataModule as SimulatedData
 
@@ -34,7 +34,8 @@ def stub(tmp_path: Path, monkeypatch) -> Path:
     path.write_text(PRESET)
     original = entry.preset_path
     monkeypatch.setattr(entry, "preset_path", lambda name: str(path) if name == MAIN_JOB else original(name))
-    monkeypatch.setattr(imported_base_classes, "Task", cli_stub.LatentTask)
+    for module in (table_commands, training):
+        monkeypatch.setattr(module, "LatentTask", cli_stub.LatentTask)
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -309,7 +310,8 @@ def test_reconstruct_hands_over_what_was_asked(capsys, monkeypatch) -> None:
 
     main(["fit"])
     (last,) = Path("lightning_logs").glob("*/checkpoints/last.ckpt")
-    monkeypatch.setattr(imported_base_classes, "Task", Task)
+    for module in (table_commands, training):
+        monkeypatch.setattr(module, "LatentTask", Task)
     monkeypatch.setattr(table_commands, "_write", lambda result, out: None)
     line = ["reconstruct", "--checkpoint", str(last), "--table", "t.csv", "--out", "o", "--draws", "5"]
     main(line)

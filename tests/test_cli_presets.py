@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from neuralpk.cli import PRESETS, imported_base_classes, main, preset_path
+from neuralpk.cli import PRESETS, main, preset_path
 from neuralpk.cli.entry import execute
 from neuralpk.datamodules import SimulatedPKDataModule
 from neuralpk.tables import read_table, write_table
@@ -66,7 +66,7 @@ def test_every_preset_fits_validates_tests_and_predicts(preset: str) -> None:
 def test_without_a_preset_it_is_the_main_job() -> None:
     cli = execute(["fit", "--trainer.fast_dev_run", "true", *FEWER["two_compartment"]])
     assert isinstance(cli.datamodule, SimulatedPKDataModule)
-    assert isinstance(cli.model, imported_base_classes.Task)
+    assert isinstance(cli.model, LatentTask)
 
 
 def test_presets_hold_no_unknown_keys() -> None:

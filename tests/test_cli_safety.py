@@ -9,7 +9,7 @@ import cli_stub
 import pytest
 import yaml
 
-from neuralpk.cli import imported_base_classes, main
+from neuralpk.cli import main, table_commands, training
 from neuralpk.datamodules import SimulatedPKDataModule as SimulatedData
 
 BENIGN = {
@@ -26,7 +26,8 @@ MARK = "hostile_module_of_this_test"
 @pytest.fixture(autouse=True)
 def _hostile(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(imported_base_classes, "Task", cli_stub.LatentTask)
+    for module in (table_commands, training):
+        monkeypatch.setattr(module, "LatentTask", cli_stub.LatentTask)
     Path(f"{MARK}.py").write_text("raise SystemExit('imported')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield

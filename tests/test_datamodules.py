@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from neuralpk.batch import CohortBatch, TruthBatch, collate
 from neuralpk.cohort import Cohort
+from neuralpk.cohort_batch import CohortBatch, TruthBatch, collate
 from neuralpk.datamodules import (
     GlobalBatchSampler,
     SimulatedLotkaVolterraDataModule,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from neuralpk.batch import collate
 from neuralpk.cohort import Cohort, Dose, Subject, Truth
+from neuralpk.cohort_batch import collate
 from neuralpk.encoders import (
     Encoder,
     Posterior,

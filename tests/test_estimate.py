@@ -19,9 +19,9 @@ import yaml
 from scipy.optimize import minimize
 
 from neuralpk import datasets
-from neuralpk.batch import collate
 from neuralpk.cli import main
 from neuralpk.cohort import Cohort, Dose, Subject
+from neuralpk.cohort_batch import collate
 from neuralpk.cohort_simulation import Design, Population, omega_from_cv, simulate_cohort
 from neuralpk.dynamics import CompartmentModel
 from neuralpk.evaluate.metrics import shrinkage

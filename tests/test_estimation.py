@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 import neuralpk
-from neuralpk.batch import CohortBatch, collate
 from neuralpk.cli import main
 from neuralpk.cohort import Cohort
+from neuralpk.cohort_batch import CohortBatch, collate
 from neuralpk.datamodules import SimulatedPKDataModule
 from neuralpk.datasets import load
 from neuralpk.dynamics import CompartmentModel

@@ -11,8 +11,8 @@ pytest.importorskip("triton", reason="the GPU kernels are written in Triton, whi
 
 from solving import solve_batch
 
-from neuralpk.batch import collate
 from neuralpk.cohort import Dose, Subject
+from neuralpk.cohort_batch import collate
 from neuralpk.dynamics import (
     CompartmentModel,
     HybridDynamics,
@@ -22,10 +22,10 @@ from neuralpk.dynamics import (
     Perceptron,
 )
 from neuralpk.scaling import Scaling
-from neuralpk.solve import RungeKutta, adaptive_steps, fused_cpu, fused_gpu
+from neuralpk.solve import RungeKutta, adaptive_integrator, fused_cpu, fused_gpu
 from neuralpk.solve.event_nodes import Mesh, build_mesh, dose_inputs
 from neuralpk.solve.solve_result import Status
-from neuralpk.solve.tableau import STIFF
+from neuralpk.solve.tsit5_coefficients import STIFF
 from neuralpk.solve.tsit5_rodas5p import Tsit5
 
 # a state beyond all bounds is what some of these subjects are about; the interpreter computes with NumPy, which warns
@@ -126,7 +126,7 @@ def gradients(engine, model, batch, theta, y0, options):
         leaves[name] = getattr(built, name).detach().clone().requires_grad_()
     mesh = dataclasses.replace(built, **{name: leaves[name] for name in list(leaves)[2:]})
     if engine == "general":
-        states, run = adaptive_steps.step_through(Tsit5(), model, leaves["y0"], leaves["theta"], mesh, options)
+        states, run = adaptive_integrator.step_through(Tsit5(), model, leaves["y0"], leaves["theta"], mesh, options)
         status = run.status
     else:
         form = model.perceptron(leaves["theta"])

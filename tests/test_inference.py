@@ -13,8 +13,8 @@ from quadrature import OMEGA, SD
 from scipy import stats
 from torch import Tensor
 
-from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Cohort, Dose, Subject
+from neuralpk.cohort_batch import CohortBatch, collate
 from neuralpk.dynamics import CompartmentModel, Dynamics
 from neuralpk.estimation.standard_errors import PopulationEstimate, _inverse, standard_errors
 from neuralpk.inference import importance, joint, tempering

@@ -13,8 +13,8 @@ from stopping import Stop
 from torch import Tensor
 
 from neuralpk import randomness
-from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Cohort
+from neuralpk.cohort_batch import CohortBatch, collate
 from neuralpk.datamodules import SimulatedLotkaVolterraDataModule, SimulatedPKDataModule
 from neuralpk.dynamics import CompartmentModel, LotkaVolterra, NeuralCompartments, NeuralField
 from neuralpk.encoders import Posterior, SetEncoder

@@ -12,8 +12,8 @@ import torch
 from quadrature import OMEGA
 
 from neuralpk import individual_estimates
-from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Cohort, Dose, Subject
+from neuralpk.cohort_batch import CohortBatch, collate
 from neuralpk.dynamics import CompartmentModel, NeuralCompartments
 from neuralpk.dynamics.weight_prior import HIDDEN
 from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals

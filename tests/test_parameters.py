@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import neuralpk
 from neuralpk import FittedModel
-from neuralpk.batch import collate
 from neuralpk.cohort import Cohort, Dose, Subject, Units
+from neuralpk.cohort_batch import collate
 from neuralpk.cohort_simulation import Design, Population, simulate_cohort
 from neuralpk.dynamics import CompartmentModel, LotkaVolterra, NeuralCompartments
 from neuralpk.estimation.standard_errors import _rows, standard_errors

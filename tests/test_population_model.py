@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy import stats
 
-from neuralpk.batch import collate
 from neuralpk.cohort import Cohort, Dose, Subject
+from neuralpk.cohort_batch import collate
 from neuralpk.decoders import GRU
 from neuralpk.dynamics import (
     CompartmentModel,

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from neuralpk.batch import collate
 from neuralpk.cohort import Dose
+from neuralpk.cohort_batch import collate
 from neuralpk.cohort_simulation import Design, Population, simulate_cohort
 from neuralpk.dynamics import CompartmentModel, HybridDynamics, NeuralCompartments, NeuralField, NeuralFlows
 from neuralpk.encoders import SetEncoder

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from neuralpk.batch import collate
 from neuralpk.cohort import Subject
+from neuralpk.cohort_batch import collate
 from neuralpk.numerical_cdf import NumericalCdf, normal_quantile
 from neuralpk.part import describe, make, subclasses
 from neuralpk.residual_error import (

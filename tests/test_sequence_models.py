@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Cohort, Dose, Subject
+from neuralpk.cohort_batch import CohortBatch, collate
 from neuralpk.datamodules import SimulatedPKDataModule
 from neuralpk.decoders import GRU, ODERNN, ContinuousTimeRNN
 from neuralpk.dynamics import CompartmentModel, Decoder, LotkaVolterra

@@ -11,13 +11,13 @@ from closed_forms import Disposition
 from scipy import stats
 
 from neuralpk import randomness
-from neuralpk.batch import collate
 from neuralpk.cohort import Cohort, Dose, Subject
+from neuralpk.cohort_batch import collate
 from neuralpk.cohort_simulation import Design, Population, omega_from_cv, simulate_batches, simulate_cohort
 from neuralpk.dynamics import CompartmentModel, LotkaVolterra
 from neuralpk.residual_error import AdditiveError, ProportionalError
 from neuralpk.tables import read_table, to_frame
-from neuralpk.tables.streamed_event_tables import batch_frame, write_frames
+from neuralpk.tables.batchwise_writing import batch_frame, write_frames
 
 TYPICAL = {"CL": 5.0, "V1": 20.0}
 TIMES = (0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 24.0)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from solving import engine_with, solve_batch
 
-from neuralpk.batch import collate
 from neuralpk.cohort import Dose, Subject
+from neuralpk.cohort_batch import collate
 from neuralpk.dynamics import CompartmentModel, Dynamics
 from neuralpk.solve import Auto, Exact, RungeKutta, SolveError, Status, TorchDiffEq
 

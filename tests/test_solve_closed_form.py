@@ -11,8 +11,8 @@ from scipy.integrate import solve_ivp
 from scipy.linalg import expm
 from solving import solve_batch
 
-from neuralpk.batch import Doses, collate
 from neuralpk.cohort import Dose, Subject
+from neuralpk.cohort_batch import Doses, collate
 from neuralpk.dynamics import CompartmentModel, Dynamics, LotkaVolterra, OrnsteinUhlenbeck
 from neuralpk.part import describe, make
 from neuralpk.solve import Auto, Engine, Exact, RungeKutta, TorchDiffEq, TorchSDE, solve

@@ -8,8 +8,8 @@ import torch
 from closed_forms import KA, LOTKA_VOLTERRA, Disposition
 from solving import engine_with, solve_batch
 
-from neuralpk.batch import collate
 from neuralpk.cohort import Cohort, Dose, Subject
+from neuralpk.cohort_batch import collate
 from neuralpk.dynamics import (
     CompartmentModel,
     Dynamics,

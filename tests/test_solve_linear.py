@@ -7,8 +7,8 @@ import pytest
 import torch
 from solving import solve_batch
 
-from neuralpk.batch import collate
 from neuralpk.cohort import Dose, Subject
+from neuralpk.cohort_batch import collate
 from neuralpk.dynamics import CompartmentModel, Dynamics
 from neuralpk.solve import exact
 from neuralpk.solve.compiled import linear, rate_matrix_exponential

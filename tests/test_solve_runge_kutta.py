@@ -10,8 +10,8 @@ from scipy.integrate import solve_ivp
 from solving import solve_batch
 
 import neuralpk
-from neuralpk.batch import collate
 from neuralpk.cohort import Dose, Subject
+from neuralpk.cohort_batch import collate
 from neuralpk.dynamics import (
     CompartmentModel,
     Dynamics,
@@ -23,10 +23,10 @@ from neuralpk.dynamics import (
     Perceptron,
 )
 from neuralpk.scaling import Scaling
-from neuralpk.solve import Auto, RungeKutta, Status, TorchDiffEq, adaptive_steps, fused_cpu, tsit5_rodas5p
+from neuralpk.solve import Auto, RungeKutta, Status, TorchDiffEq, adaptive_integrator, fused_cpu, tsit5_rodas5p
 from neuralpk.solve.compiled import event_order, linear, perceptron
 from neuralpk.solve.event_nodes import build_mesh, dose_inputs
-from neuralpk.solve.tableau import STIFF
+from neuralpk.solve.tsit5_coefficients import STIFF
 from neuralpk.solve.tsit5_rodas5p import Rodas5P, Tsit5
 
 SCALING = Scaling(time=24.0, amount=100.0, value=(5.0,), covariates={})
@@ -389,6 +389,6 @@ def test_the_end_of_a_stretch_is_read_however_its_last_step_is_rounded():
     size = length[:, 0] - elapsed
     assert bool(elapsed + size < length[:, 0])  # both round to even, and the sum falls short of the end
     first = torch.zeros(1, dtype=torch.int64)
-    steps = adaptive_steps.Steps(first, first, elapsed, size, torch.zeros(1, 1))
+    steps = adaptive_integrator.Steps(first, first, elapsed, size, torch.zeros(1, 1))
     mesh, at_node = SimpleNamespace(wanted=first[:, None]), torch.zeros(1, 1, dtype=torch.bool)
-    assert bool(adaptive_steps._inside(steps, mesh, length[:, :1], at_node, length))
+    assert bool(adaptive_integrator._inside(steps, mesh, length[:, :1], at_node, length))

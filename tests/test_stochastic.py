@@ -10,8 +10,8 @@ import torch
 from closed_forms import PARAMETERS, Disposition
 
 from neuralpk import randomness
-from neuralpk.batch import collate
 from neuralpk.cohort import Cohort, Dose, Subject
+from neuralpk.cohort_batch import collate
 from neuralpk.cohort_simulation import Design, Population, simulate_cohort
 from neuralpk.datamodules import SimulatedLotkaVolterraDataModule, SimulatedPKDataModule
 from neuralpk.dynamics import CompartmentModel, FluctuatingClearance, OrnsteinUhlenbeck, StochasticLotkaVolterra

@@ -8,8 +8,8 @@ import pytest
 import torch
 from solving import solve_batch
 
-from neuralpk.batch import collate
 from neuralpk.cohort import Dose, Subject
+from neuralpk.cohort_batch import collate
 from neuralpk.dynamics import CompartmentModel, HybridDynamics, LotkaVolterra
 from neuralpk.evaluate.correction_plots import correction_maps, covered_region
 from neuralpk.solve import Auto

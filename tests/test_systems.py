@@ -4,8 +4,8 @@ import pytest
 import torch
 from solving import solve_batch
 
-from neuralpk.batch import collate
 from neuralpk.cohort import Cohort, Dose, Subject
+from neuralpk.cohort_batch import collate
 from neuralpk.datamodules import SimulatedSIRDataModule
 from neuralpk.dynamics import (
     SIR,

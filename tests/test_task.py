@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from outside import AverageEncoder, HuberError, ParallelElimination, RobustError
 from stopping import Stop
 
-from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Cohort, Subject
+from neuralpk.cohort_batch import CohortBatch, collate
 from neuralpk.datamodules import SimulatedLotkaVolterraDataModule, SimulatedPKDataModule, TableDataModule
 from neuralpk.dynamics import CompartmentModel, FluctuatingClearance, LotkaVolterra
 from neuralpk.encoders import SetEncoder

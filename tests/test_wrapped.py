@@ -6,8 +6,8 @@ import pytest
 import torch
 from solving import solve_batch
 
-from neuralpk.batch import collate
 from neuralpk.cohort import Cohort, Dose, Subject
+from neuralpk.cohort_batch import collate
 from neuralpk.dynamics import (
     CompartmentModel,
     ConcentrationModel,

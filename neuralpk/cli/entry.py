@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import neuralpk
+from neuralpk.cli.command_line_splitting import Argument, split, values, without
 from neuralpk.cli.faults import UsageError, sentence
-from neuralpk.cli.name_value_pairs import Argument, split, values, without
 from neuralpk.cli.presets import MAIN_JOB, PRESETS, preset_path
 from neuralpk.part import did_you_mean
 
 if TYPE_CHECKING:
-    from neuralpk.cli.configuration import Configuration
+    from neuralpk.cli.merged_configuration import Configuration
     from neuralpk.cli.training import NeuralPKCLI
 
 TRAINING = ("fit", "validate", "test", "predict")
@@ -116,8 +116,8 @@ def _import(given: Sequence[Argument]) -> None:
 
 def _run(command: str, given: list[Argument], presets: list[str]) -> NeuralPKCLI | None:
     from neuralpk.cli import table_commands, training
-    from neuralpk.cli.configuration import Configuration
     from neuralpk.cli.help import print_help
+    from neuralpk.cli.merged_configuration import Configuration
 
     trains = command in TRAINING
     options = training.options(command) if trains else table_commands.options(command)
@@ -149,7 +149,7 @@ def _run(command: str, given: list[Argument], presets: list[str]) -> NeuralPKCLI
 def _read_first(command: str, configuration: Configuration, given: Sequence[Argument], presets: Sequence[str]) -> None:
     """The presets; where neither a preset nor a configuration is named, the configuration that was saved with the
     checkpoint, so that it is measured on its data, else the main job."""
-    from neuralpk.cli.configuration import read_yaml
+    from neuralpk.cli.merged_configuration import read_yaml
 
     only = ("data",) if command == "simulate" else ()
     names = [argument.name for argument in given]

@@ -8,8 +8,8 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from neuralpk.cli.configuration import shown
 from neuralpk.cli.faults import UsageError
+from neuralpk.cli.merged_configuration import shown
 from neuralpk.cli.presets import MAIN_JOB, PRESETS
 from neuralpk.cli.signatures import REQUIRED, Option, bases, concrete, entry, item, names_for, options_of, words
 from neuralpk.part import Part, did_you_mean

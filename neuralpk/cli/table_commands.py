@@ -13,21 +13,22 @@ from rich.progress import track
 
 from neuralpk.bootstrap import bootstrap as fit_replicates
 from neuralpk.bootstrap import outcome, summarise
-from neuralpk.cli import imported_base_classes
-from neuralpk.cli.configuration import Configuration
 from neuralpk.cli.faults import UsageError, sentence
+from neuralpk.cli.merged_configuration import Configuration
 from neuralpk.cli.signatures import Option, options_of
 from neuralpk.cli.training import check_checkpoint
 from neuralpk.cohort_figures import save_panels
+from neuralpk.datamodules import SimulatedDataModule
 from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals
 from neuralpk.population_file import PublishedPopulation, read_population, write_population
 from neuralpk.tables import read_table
-from neuralpk.tables.streamed_event_tables import write_frames
+from neuralpk.tables.batchwise_writing import write_frames
+from neuralpk.task import LatentTask
 
 _PANELS = 15
 
 
-def simulate(data: imported_base_classes.SimulatedDataModule, out: Path) -> None:
+def simulate(data: SimulatedDataModule, out: Path) -> None:
     """Write a simulated cohort as an event table, part by part: it may be larger than the memory.
 
     Args:
@@ -134,7 +135,7 @@ def load(checkpoint: Path) -> Any:
         ValueError: no checkpoint; one of a class that is not imported.
     """
     check_checkpoint(checkpoint)
-    return imported_base_classes.Task.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    return LatentTask.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
 
 
 def options(command: str) -> dict[str, Option]:

@@ -18,10 +18,11 @@ from lightning.pytorch.cli import LightningCLI, LRSchedulerTypeUnion, SaveConfig
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from neuralpk.callbacks import Dashboard, LastCheckpoint, Report
-from neuralpk.cli import imported_base_classes
-from neuralpk.cli.configuration import Configuration, Node
 from neuralpk.cli.faults import UsageError, sentence
+from neuralpk.cli.merged_configuration import Configuration, Node
 from neuralpk.cli.signatures import REQUIRED, Option, find, options_of, path_of
+from neuralpk.datamodules import CohortDataModule
+from neuralpk.task import LatentTask
 
 COMMANDS = ("fit", "validate", "test", "predict")
 _GIVEN_BY_LIGHTNING = ("self", "model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule")
@@ -33,10 +34,8 @@ def options(command: str) -> dict[str, Option]:
     """Options of one of the four commands."""
     found = {
         "seed_everything": Option("seed_everything", bool | int, 0, "seed of everything random outside data and model"),
-        "data": Option(
-            "data", imported_base_classes.DataModule, REQUIRED, "data module: simulated patients, or those of a table"
-        ),
-        "model": Option("model", fixed=imported_base_classes.Task, description="the model and how it is trained"),
+        "data": Option("data", CohortDataModule, REQUIRED, "data module: simulated patients, or those of a table"),
+        "model": Option("model", fixed=LatentTask, description="the model and how it is trained"),
         "trainer": Option("trainer", fixed=L.Trainer, description="Lightning's trainer"),
         "optimizer": Option(
             "optimizer", torch.optim.Optimizer | None, None, "instead of the model's optimizer", skipped=("params",)
@@ -116,8 +115,8 @@ class NeuralPKCLI(LightningCLI):
     def __init__(self, command: str, values: Node, print_config: bool = False) -> None:
         self.command, self.print_config = command, print_config
         super().__init__(
-            imported_base_classes.Task,
-            imported_base_classes.DataModule,
+            LatentTask,
+            CohortDataModule,
             subclass_mode_data=True,
             load_from_checkpoint_support=False,  # a task describes its parts in the checkpoint by itself
             save_config_callback=SaveConfiguration,

@@ -12,13 +12,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from neuralpk import randomness
-from neuralpk.batch import CohortBatch
 from neuralpk.cohort import Cohort
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.datamodules.batch_loading import BatchDataset, GlobalBatchSampler, ResumableLoader, as_is
 from neuralpk.datamodules.context import Context
 from neuralpk.randomness import Stream
 from neuralpk.scaling import Scaling
-from neuralpk.training_data_description import Provenance
+from neuralpk.training_data_provenance import Provenance
 
 Part = Literal["train", "val", "test"]
 

@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
 
 from neuralpk import randomness
-from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Cohort
+from neuralpk.cohort_batch import CohortBatch, collate
 from neuralpk.datamodules.context import Context, choose_context
 from neuralpk.randomness import Stream
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from neuralpk import randomness
-from neuralpk.batch import CohortBatch
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.randomness import Stream
 
 Context = Literal["all", "random", "first"]

@@ -31,8 +31,8 @@ from neuralpk.dynamics import (
     StochasticLotkaVolterra,
 )
 from neuralpk.residual_error import ResidualError, error_class
-from neuralpk.tables.streamed_event_tables import batch_frame
-from neuralpk.training_data_description import Provenance
+from neuralpk.tables.batchwise_writing import batch_frame
+from neuralpk.training_data_provenance import Provenance
 
 
 class SimulatedDataModule(CohortDataModule):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuralpk.batch import CohortBatch, Doses
+from neuralpk.cohort_batch import CohortBatch, Doses
 from neuralpk.solve.event_nodes import sorted_by
 
 _LAST = torch.iinfo(torch.int64).max

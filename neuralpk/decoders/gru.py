@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from neuralpk.batch import CohortBatch
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.decoders.event_sequence import EventClock, sampling_ticks, wanted_times
 from neuralpk.decoders.hidden_states import HiddenStates
 from neuralpk.dynamics import CompartmentModel, Decoder, Solver

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from neuralpk.batch import CohortBatch
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.decoders.event_sequence import EventClock, wanted_times, without_doses
 from neuralpk.decoders.gru import GatedDecoder
 from neuralpk.dynamics import CompartmentModel, Decoder, Dynamics, Perceptron, Solver

@@ -1,6 +1,5 @@
 """Dynamics: dy/dt = f(t, y, theta), and the base class of all decoders."""
 
-from neuralpk.dynamics.base import Decoder, Solver
 from neuralpk.dynamics.compartments import (
     Absorption,
     CompartmentModel,
@@ -10,6 +9,8 @@ from neuralpk.dynamics.compartments import (
     RateConstants,
 )
 from neuralpk.dynamics.corrections import Correction, NeuralFlows, NeuralSlope
+from neuralpk.dynamics.decoder_base import Decoder, Solver
+from neuralpk.dynamics.dynamics_base import Dynamics
 from neuralpk.dynamics.fixed_parameters import FixedParameters
 from neuralpk.dynamics.fused_form import Activation, Perceptron
 from neuralpk.dynamics.hybrid import HybridDynamics
@@ -24,7 +25,6 @@ from neuralpk.dynamics.stochastic import (
     StochasticDynamics,
     StochasticLotkaVolterra,
 )
-from neuralpk.dynamics.vector_field import Dynamics
 from neuralpk.dynamics.wrapper import Wrapper
 
 __all__ = [

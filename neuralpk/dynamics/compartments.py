@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from neuralpk.dynamics.vector_field import Dynamics, at_state
+from neuralpk.dynamics.dynamics_base import Dynamics, at_state
 from neuralpk.scaling import Scaling
 
 Absorption = Literal["none", "first_order", "transit"]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from neuralpk.dynamics.compartments import RateConstants, flow_indices
+from neuralpk.dynamics.dynamics_base import Dynamics
 from neuralpk.dynamics.fused_form import Perceptron
 from neuralpk.dynamics.networks import RateNetwork, SlopeNetwork, latent_names
-from neuralpk.dynamics.vector_field import Dynamics
 from neuralpk.scaling import Scaling
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from neuralpk.dynamics.dynamics_base import Dynamics
 from neuralpk.dynamics.fused_form import Perceptron
-from neuralpk.dynamics.vector_field import Dynamics
 from neuralpk.dynamics.wrapper import Wrapper
 
 

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.autograd.functional import jvp
 
 from neuralpk.dynamics.corrections import Correction, NeuralFlows, NeuralSlope
+from neuralpk.dynamics.dynamics_base import Dynamics
 from neuralpk.dynamics.fused_form import Perceptron
-from neuralpk.dynamics.vector_field import Dynamics
 from neuralpk.dynamics.wrapper import Wrapper
 from neuralpk.scaling import Scaling
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from neuralpk.dynamics.vector_field import Dynamics
+from neuralpk.dynamics.dynamics_base import Dynamics
 from neuralpk.scaling import Scaling
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from neuralpk.dynamics.compartments import CompartmentModel
+from neuralpk.dynamics.dynamics_base import Dynamics
 from neuralpk.dynamics.fused_form import Perceptron
 from neuralpk.dynamics.networks import SlopeNetwork, latent_names
-from neuralpk.dynamics.vector_field import Dynamics
 from neuralpk.scaling import Scaling
 
 

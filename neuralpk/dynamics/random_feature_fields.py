@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from neuralpk.dynamics.compartments import CompartmentModel
 from neuralpk.dynamics.corrections import Correction
+from neuralpk.dynamics.dynamics_base import Dynamics
 from neuralpk.dynamics.networks import latent_names
-from neuralpk.dynamics.vector_field import Dynamics
 from neuralpk.scaling import Scaling
 
 

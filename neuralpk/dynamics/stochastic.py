@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from neuralpk.dynamics.compartments import CompartmentModel
+from neuralpk.dynamics.dynamics_base import Dynamics
 from neuralpk.dynamics.lotka_volterra import LotkaVolterra
-from neuralpk.dynamics.vector_field import Dynamics
 from neuralpk.dynamics.wrapper import Wrapper
 from neuralpk.scaling import Scaling
 

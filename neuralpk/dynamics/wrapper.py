@@ -7,7 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from neuralpk.dynamics.vector_field import Dynamics
+from neuralpk.dynamics.dynamics_base import Dynamics
 from neuralpk.scaling import Scaling
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neuralpk.batch import CohortBatch
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.estimation.fit_status import FitStatus
 from neuralpk.estimation.held_draws import HeldDraws, HeldLikelihood
 from neuralpk.estimation.learned_numbers import SMALLEST_OMEGA, LearnedNumbers

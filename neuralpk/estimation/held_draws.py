@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from neuralpk.batch import CohortBatch
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.estimation.learned_numbers import LearnedNumbers
 from neuralpk.estimation.proposals import Proposal
 from neuralpk.inference.importance import effective_draws, log_mean_weight

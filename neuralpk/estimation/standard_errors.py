@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuralpk.batch import CohortBatch
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.estimation.estimator import PopulationEstimator
 from neuralpk.estimation.fit_status import FitStatus
 from neuralpk.estimation.held_draws import HeldDraws

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from neuralpk import randomness
-from neuralpk.batch import CohortBatch
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.estimation.learned_numbers import LearnedNumbers
 from neuralpk.parameters import LogitNormal, LogNormal
 from neuralpk.population_model import PopulationModel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from neuralpk.batch import CohortBatch
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.population_model import PopulationModel
 
 # of a prior standard deviation: far above the noise of a solve, far below what bends a curve

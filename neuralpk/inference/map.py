@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from neuralpk import randomness
-from neuralpk.batch import CohortBatch
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.dataclass_rows import choose, put, select
 from neuralpk.inference.joint import gradient, information, log_joint
 from neuralpk.population_model import PopulationModel

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from neuralpk import randomness
-from neuralpk.batch import CohortBatch
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.inference.joint import log_joint
 from neuralpk.inference.map import Mode
 from neuralpk.population_model import PopulationModel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from neuralpk.batch import CohortBatch
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.encoders import Encoder
 from neuralpk.objectives.base import Loss, Objective, Step, failures, posterior, predict_solvable, require_encoder
 from neuralpk.population_model import PopulationModel

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from neuralpk import randomness
-from neuralpk.batch import CohortBatch
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.encoders import Encoder, Posterior
 from neuralpk.estimation import Gather, PopulationEstimator
 from neuralpk.inference import importance

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from neuralpk.batch import CohortBatch
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.encoders import Encoder
 from neuralpk.objectives.base import Loss, Objective, Step, failures, posterior, predict_solvable, require_encoder
 from neuralpk.population_model import PopulationModel

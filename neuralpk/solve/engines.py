@@ -10,10 +10,10 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from neuralpk.batch import CohortBatch
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.dynamics import Dynamics, StochasticDynamics
 from neuralpk.part import Part
-from neuralpk.solve import adaptive_steps, exact, stochastic_paths, torchdiffeq_steps
+from neuralpk.solve import adaptive_integrator, exact, stochastic_paths, torchdiffeq_steps
 from neuralpk.solve.event_nodes import Mesh, build_mesh, dose_inputs, join_inputs
 from neuralpk.solve.solve_result import EngineFailure, Status, Trajectory, ended
 from neuralpk.solve.steady_state import Integrate, steady_states, still_running
@@ -183,7 +183,7 @@ class RungeKutta(NodeEngine):
         _check_precision(self.rtol, dtype)
 
     def integrate(self, dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mesh) -> Solved:
-        states, status, evaluations = adaptive_steps.integrate(dynamics, y0, theta, mesh, self)
+        states, status, evaluations = adaptive_integrator.integrate(dynamics, y0, theta, mesh, self)
         return Solved(states, status, round(evaluations / len(y0)))
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from neuralpk.batch import theta_in
+from neuralpk.cohort_batch import theta_in
 from neuralpk.dynamics import Dynamics
 from neuralpk.solve.compiled import linear
 from neuralpk.solve.event_nodes import Mesh

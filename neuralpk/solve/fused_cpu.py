@@ -16,7 +16,7 @@ from neuralpk.solve.compiled import perceptron as kernel
 from neuralpk.solve.compiled.thread_chunks import in_chunks
 from neuralpk.solve.event_nodes import Mesh
 from neuralpk.solve.solve_result import Status
-from neuralpk.solve.tableau import STAGES
+from neuralpk.solve.tsit5_coefficients import STAGES
 
 if TYPE_CHECKING:
     from neuralpk.solve.engines import RungeKutta

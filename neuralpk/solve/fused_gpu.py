@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from neuralpk.dynamics import Perceptron
-from neuralpk.solve import tableau
+from neuralpk.solve import tsit5_coefficients
 from neuralpk.solve.event_nodes import Mesh, sorted_by
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def _installed() -> bool:
 @functools.cache
 def _table(device: torch.device) -> Tensor:
     """The coefficients of the method, a column for each slope and one that is zero."""
-    rows = np.concatenate([tableau.A, tableau.E[None], tableau.DENSE.T])
+    rows = np.concatenate([tsit5_coefficients.A, tsit5_coefficients.E[None], tsit5_coefficients.DENSE.T])
     return torch.tensor(np.pad(rows, ((0, 0), (0, 1))), dtype=torch.float32, device=device)
 
 
@@ -128,7 +128,7 @@ class _Problem:
         while True:
             out = like.new_full((n, count, states), torch.nan)
             steps = _kernels().Steps(
-                like.new_empty(capacity, tableau.STAGES + 1, states),
+                like.new_empty(capacity, tsit5_coefficients.STAGES + 1, states),
                 like.new_empty(capacity, 2),
                 torch.empty(capacity, 4, dtype=torch.int32, device=like.device),
                 last,

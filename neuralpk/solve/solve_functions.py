@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from neuralpk.batch import CohortBatch, Doses
 from neuralpk.cohort import Dose
+from neuralpk.cohort_batch import CohortBatch, Doses
 from neuralpk.dynamics import Dynamics, StochasticDynamics
 from neuralpk.solve.engines import Auto, Engine, TorchSDE
 from neuralpk.solve.solve_result import Trajectory

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from neuralpk.batch import CohortBatch
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.dynamics import Dynamics
 from neuralpk.solve.event_nodes import Inputs, Mesh
 

@@ -17,7 +17,7 @@ import torchsde
 from torch import Tensor
 
 from neuralpk import randomness
-from neuralpk.batch import CohortBatch, theta_in
+from neuralpk.cohort_batch import CohortBatch, theta_in
 from neuralpk.dynamics import StochasticDynamics
 from neuralpk.solve.event_nodes import Mesh, build_mesh, dose_inputs
 from neuralpk.solve.refuse_captured_tensors import refuse_captured_tensors

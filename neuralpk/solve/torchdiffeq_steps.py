@@ -15,7 +15,7 @@ import torch
 import torchdiffeq
 from torch import Tensor
 
-from neuralpk.batch import theta_in
+from neuralpk.cohort_batch import theta_in
 from neuralpk.dynamics import Dynamics
 from neuralpk.solve.event_nodes import Mesh
 from neuralpk.solve.refuse_captured_tensors import refuse_captured_tensors

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from neuralpk.dynamics import Dynamics
-from neuralpk.solve import tableau
+from neuralpk.solve import tsit5_coefficients
 
 Field = Callable[[Tensor, Tensor], Tensor]
 """(t, y) -> dy/dt of some subjects."""
@@ -64,14 +64,14 @@ def inside(scheme: Scheme, y: Tensor, increments: Tensor, share: Tensor) -> Tens
 
 
 class Tsit5(Scheme):
-    """The explicit method of Tsitouras (2011), with the coefficients of `neuralpk.solve.tableau`."""
+    """The explicit method of Tsitouras (2011), with the coefficients of `neuralpk.solve.tsit5_coefficients`."""
 
-    evaluations = tableau.STAGES
-    end, error, dense = tableau.B, tableau.E, tableau.DENSE
+    evaluations = tsit5_coefficients.STAGES
+    end, error, dense = tsit5_coefficients.B, tsit5_coefficients.E, tsit5_coefficients.DENSE
 
     def increments(self, slope: Field, t: Tensor, y: Tensor, h: Tensor) -> Tensor:
         k: list[Tensor] = []
-        for row, c in zip(tableau.A, tableau.C, strict=True):
+        for row, c in zip(tsit5_coefficients.A, tsit5_coefficients.C, strict=True):
             point = y
             for weight, earlier in zip(row.tolist(), k, strict=False):
                 if weight:
@@ -82,7 +82,7 @@ class Tsit5(Scheme):
     def stiffness(self, increments: Tensor, scale: Tensor) -> Tensor:
         # the sixth and the seventh stage have the same time and different states
         bent = ((increments[:, 6] - increments[:, 5]) / scale).norm(dim=1)
-        moved = (combine(tableau.A[6] - tableau.A[5], increments) / scale).norm(dim=1)
+        moved = (combine(tsit5_coefficients.A[6] - tsit5_coefficients.A[5], increments) / scale).norm(dim=1)
         return torch.where(moved > 0, bent / moved, 0.0)
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from neuralpk.batch import CohortBatch
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.dynamics import HybridDynamics
 from neuralpk.solve import SolveError
 from neuralpk.symbolic.best_subsets import best_subsets, criterion, without

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuralpk.batch import CohortBatch
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.dynamics import Dynamics, HybridDynamics
 from neuralpk.solve import RungeKutta
 from neuralpk.symbolic.individual_network import IndividualNetwork

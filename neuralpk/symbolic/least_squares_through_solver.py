@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from neuralpk.batch import CohortBatch
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.dataclass_rows import choose, put, select
 from neuralpk.dynamics import Dynamics
 from neuralpk.solve import Engine, RungeKutta

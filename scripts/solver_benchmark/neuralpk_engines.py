@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from neuralpk import solve
-from neuralpk.batch import CohortBatch, collate
 from neuralpk.cohort import Cohort, Dose, Subject
+from neuralpk.cohort_batch import CohortBatch, collate
 from neuralpk.dynamics import Dynamics, Perceptron
 from solver_benchmark.torch_engines import Step, device_peak, slope, stepper
 from solver_benchmark.workloads import ATOL, LATENT, RTOL, Workload

@@ -14,10 +14,10 @@ from typing import Any
 
 from numba import config, njit
 
-from neuralpk.solve import tableau
+from neuralpk.solve import tsit5_coefficients
 
 # Numba compiles a kernel again if its file has changed, but not if only the file of a function that it calls has
-_FILES = [*sorted(Path(__file__).parent.rglob("*.py")), Path(tableau.__file__)]
+_FILES = [*sorted(Path(__file__).parent.rglob("*.py")), Path(tsit5_coefficients.__file__)]
 _SOURCE = hashlib.sha256(b"".join(path.read_bytes() for path in _FILES)).hexdigest()[:16]
 
 

@@ -14,17 +14,21 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from neuralpk.solve import tableau
+from neuralpk.solve import tsit5_coefficients as tsit5
 from neuralpk.solve.solve_result import Status
 
 TANH, SILU, SOFTPLUS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 SLOTS = tl.constexpr(8)  # slopes of a step; in the record of a step the last slot is the state at its start
-LAST = tl.constexpr(tableau.STAGES - 1)
+LAST = tl.constexpr(tsit5.STAGES - 1)
 ERROR, DENSE = tl.constexpr(7), tl.constexpr(8)  # rows of the table: 0 to 6 are A, 8 to 11 are the powers of the share
 _MAX_EVALUATIONS, _STEP_UNDERFLOW = tl.constexpr(int(Status.MAX_EVALUATIONS)), tl.constexpr(int(Status.STEP_UNDERFLOW))
-_NON_FINITE, _STIFF = tl.constexpr(int(Status.NON_FINITE)), tl.constexpr(tableau.STIFF)
-_SAFETY, _SHRINK, _GROW = tl.constexpr(tableau.SAFETY), tl.constexpr(tableau.SHRINK), tl.constexpr(tableau.GROW)
-_STABILITY, _STIFF_STEPS = tl.constexpr(tableau.STABILITY), tl.constexpr(tableau.STIFF_STEPS)
+_NON_FINITE, _STIFF = tl.constexpr(int(Status.NON_FINITE)), tl.constexpr(tsit5.STIFF)
+_SAFETY, _SHRINK, _GROW = (
+    tl.constexpr(tsit5.SAFETY),
+    tl.constexpr(tsit5.SHRINK),
+    tl.constexpr(tsit5.GROW),
+)
+_STABILITY, _STIFF_STEPS = tl.constexpr(tsit5.STABILITY), tl.constexpr(tsit5.STIFF_STEPS)
 
 
 class Network(NamedTuple):

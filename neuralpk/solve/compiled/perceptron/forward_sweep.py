@@ -18,7 +18,7 @@ from neuralpk.solve.compiled.perceptron.network import find_slopes, put_in
 from neuralpk.solve.compiled.perceptron.node_events import enter
 from neuralpk.solve.compiled.perceptron.stages import place_stage, weigh_stages
 from neuralpk.solve.solve_result import Status
-from neuralpk.solve.tableau import FUSED_STIFF_STEPS, GROW, SAFETY, SHRINK, STABILITY, STAGES, STIFF, E
+from neuralpk.solve.tsit5_coefficients import FUSED_STIFF_STEPS, GROW, SAFETY, SHRINK, STABILITY, STAGES, STIFF, E
 
 Array = NDArray[Any]
 _OK, _MAX_EVALUATIONS, _STEP_UNDERFLOW, _NON_FINITE = (

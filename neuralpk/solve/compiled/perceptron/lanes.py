@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuralpk.solve.compiled.perceptron.jit_options import inner
-from neuralpk.solve.tableau import STAGES
+from neuralpk.solve.tsit5_coefficients import STAGES
 
 Array = NDArray[Any]
 LANES = 8

@@ -12,7 +12,7 @@ from neuralpk.solve.compiled.matrix_product import ROWS, add_product, apart, wit
 from neuralpk.solve.compiled.perceptron.activation import activate, back_through
 from neuralpk.solve.compiled.perceptron.jit_options import inner, summing
 from neuralpk.solve.compiled.perceptron.lanes import LANES
-from neuralpk.solve.tableau import STAGES
+from neuralpk.solve.tsit5_coefficients import STAGES
 
 Array = NDArray[Any]
 

@@ -21,7 +21,7 @@ from neuralpk.solve.compiled.perceptron.network import (
 from neuralpk.solve.compiled.perceptron.node_events import leave
 from neuralpk.solve.compiled.perceptron.stages import place_stage, pull_back_stage, weigh_stages
 from neuralpk.solve.solve_result import Status
-from neuralpk.solve.tableau import STAGES
+from neuralpk.solve.tsit5_coefficients import STAGES
 
 Array = NDArray[Any]
 _OK = int(Status.OK)

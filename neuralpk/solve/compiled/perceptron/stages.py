@@ -5,7 +5,7 @@ from __future__ import annotations
 from neuralpk.solve.compiled.matrix_product import apart
 from neuralpk.solve.compiled.perceptron.jit_options import inner
 from neuralpk.solve.compiled.perceptron.lanes import LANES
-from neuralpk.solve.tableau import DENSE, STAGES, A
+from neuralpk.solve.tsit5_coefficients import DENSE, STAGES, A
 
 
 @inner

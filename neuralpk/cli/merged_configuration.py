@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
+from neuralpk.cli.command_line_splitting import Argument, value_of
 from neuralpk.cli.faults import UsageError
-from neuralpk.cli.name_value_pairs import Argument, value_of
 from neuralpk.cli.signatures import (
     REQUIRED,
     Option,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from neuralpk.batch import CohortBatch
-from neuralpk.dynamics.base import Decoder, Solver
+from neuralpk.cohort_batch import CohortBatch
+from neuralpk.dynamics.decoder_base import Decoder, Solver
 from neuralpk.dynamics.fused_form import Perceptron
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
 
-from neuralpk.batch import CohortBatch
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.part import Part
 from neuralpk.scaling import Scaling
 
 if TYPE_CHECKING:
-    from neuralpk.dynamics.vector_field import Dynamics
+    from neuralpk.dynamics.dynamics_base import Dynamics
     from neuralpk.solve import Trajectory
 
 

@@ -20,7 +20,7 @@ from neuralpk.solve import fused_cpu, fused_gpu, tsit5_rodas5p
 from neuralpk.solve.event_nodes import Mesh, with_clock
 from neuralpk.solve.refuse_captured_tensors import refuse_captured_tensors
 from neuralpk.solve.solve_result import Status
-from neuralpk.solve.tableau import GROW, SAFETY, SHRINK, STABILITY, STIFF, STIFF_STEPS
+from neuralpk.solve.tsit5_coefficients import GROW, SAFETY, SHRINK, STABILITY, STIFF, STIFF_STEPS
 from neuralpk.solve.tsit5_rodas5p import Rodas5P, Scheme, Tsit5
 
 if TYPE_CHECKING:

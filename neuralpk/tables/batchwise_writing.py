@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from neuralpk.batch import CohortBatch
 from neuralpk.cohort import Dose
+from neuralpk.cohort_batch import CohortBatch
 from neuralpk.tables.writing import WHOLE, evid
 
 _DOSE_COLUMNS = {
