@@ -125,6 +125,18 @@ class LearnedNumbers:
         second[self._moving] = torch.where(small, -1 / t.square(), 0.0)
         return scaled, first, second
 
+    def on_search_scale(self, vector: Tensor, slope: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The vector on the scale of the search, and a function's first derivatives and minus its second ones there.
+
+        Args:
+            vector: the learned numbers.
+            slope: first derivatives in them, ``[number]``.
+            second: second derivatives, ``[number, number]``.
+        """
+        scaled, of_scale, bend = self.search_scale(vector)
+        curvature = -(of_scale[:, None] * second * of_scale + torch.diag(slope * bend))
+        return scaled, slope * of_scale, curvature
+
     def from_search_scale(self, scaled: Tensor) -> Tensor:
         """The vector of one on the scale of `search_scale`."""
         vector, t = scaled.clone(), scaled[self._moving]

@@ -58,9 +58,7 @@ def ascend(likelihood: HeldLikelihood, vector: Tensor, tolerance: float = 1e-4) 
     damping, value, report = 1e-3, first_value, None
     for _ in range(_STEPS):
         value, slope, second = likelihood.derivatives(vector)
-        scaled, of_scale, bend = numbers.search_scale(vector)
-        score = slope * of_scale
-        curvature = -(of_scale[:, None] * second * of_scale + torch.diag(slope * bend))
+        scaled, score, curvature = numbers.on_search_scale(vector, slope, second)
         bound = ((vector <= low + 1e-9) & (score < 0)) | ((vector >= high - 1e-9) & (score > 0))
         moving = numbers.free & ~bound
         values, axes = torch.linalg.eigh(curvature[moving][:, moving])

@@ -13,6 +13,7 @@ from neuralpk.cohort_batch import CohortBatch
 from neuralpk.estimation.estimator import PopulationEstimator
 from neuralpk.estimation.fit_status import FitStatus
 from neuralpk.estimation.held_draws import HeldDraws
+from neuralpk.estimation.profile_intervals import Ends, profile_intervals
 from neuralpk.inference import importance
 from neuralpk.inference.map import map_estimate
 from neuralpk.inference.uncertainty_draws import draw_parameters
@@ -115,9 +116,14 @@ def standard_errors(
     parameter_draws, covariance = draw_parameters(model, single, drawn, covariance, seed)
     z = (drawn.weight[..., None] * drawn.z).sum(1)
     mode = map_estimate(model, single, z).z
+    profiles: Ends = {}
+    if status is not None and status.converged and not network:
+        information = numbers.on_search_scale(vector, total_slope, second + prior[2])[2]
+        estimator.stage -= 1  # fewer draws than the likelihood needs
+        profiles = profile_intervals(estimator, batch, information)
     return PopulationEstimate(
-        _rows(model.coordinates(fixed=True), covariance, _shrinkage(model, mode))
-        + _correlations(model, coordinates, covariance),
+        _rows(model.coordinates(fixed=True), covariance, _shrinkage(model, mode), profiles)
+        + _correlations(model, coordinates, covariance, profiles),
         covariance,
         parameter_draws,
         total,
@@ -208,7 +214,7 @@ def _shrinkage(model: PopulationModel, z: Tensor) -> dict[str, float]:
 
 
 def _correlations(
-    model: PopulationModel, coordinates: Sequence[Coordinate], covariance: Tensor
+    model: PopulationModel, coordinates: Sequence[Coordinate], covariance: Tensor, profiles: Ends
 ) -> list[dict[str, str | float]]:
     """Rows of the correlations of the random effects; standard errors by the delta method."""
     population = model.population
@@ -222,14 +228,21 @@ def _correlations(
     sd = (slope @ covariance[which][:, which] @ slope.T).diagonal().sqrt().tolist()
     rows: list[dict[str, str | float]] = []
     for k, value, error in zip(which, values.tolist(), sd, strict=True):
-        low, high = max(value - 1.96 * error, -1.0), min(value + 1.96 * error, 1.0)
+        name = coordinates[k].name
+        low, high = profiles.get(name, (max(value - 1.96 * error, -1.0), min(value + 1.96 * error, 1.0)))
         rse = 100 * error / abs(value) if value else math.inf
-        rows.append({"PARAMETER": coordinates[k].name, "ESTIMATE": value, "LO95": low, "HI95": high, "RSE": rse})
+        ends: dict[str, str | float] = {"LO95": low, "HI95": high, "INTERVAL": _method(name, profiles), "RSE": rse}
+        rows.append({"PARAMETER": name, "ESTIMATE": value} | ends)
     return rows
 
 
+def _method(name: str, profiles: Ends) -> str:
+    """Of an interval, as tables name it."""
+    return "profile" if name in profiles else "wald"
+
+
 def _rows(
-    coordinates: Sequence[Coordinate], covariance: Tensor, shrinkage: dict[str, float]
+    coordinates: Sequence[Coordinate], covariance: Tensor, shrinkage: dict[str, float], profiles: Ends | None = None
 ) -> list[dict[str, str | float]]:
     """Rows of typical values, covariate effects and residual error, in the order of the coordinates; of those that are
     fixed or at a bound without interval. The covariance is that of the ones that are not fixed."""
@@ -241,33 +254,44 @@ def _rows(
     for one, sd in zip(coordinates, sds, strict=True):
         if one.kind in ("omega", "correlation"):
             continue
-        row: dict[str, str | float] = {"PARAMETER": one.name} | _interval(one, sd)
+        row: dict[str, str | float] = {"PARAMETER": one.name}
+        row |= _estimate(one, sd, profiles or {})
         if one.reference is not None:
             row["REFERENCE"] = one.reference
         if one.kind == "typical" and one.parameter in omegas:
-            row |= _variability(*omegas[one.parameter]) | {"SHRINKAGE": shrinkage[one.parameter]}
+            row |= _variability(*omegas[one.parameter], profiles or {}) | {"SHRINKAGE": shrinkage[one.parameter]}
         rows.append(row)
     return rows
 
 
-def _interval(one: Coordinate, sd: float) -> dict[str, float]:
-    """ESTIMATE, LO95, HI95 and RSE (%) on the reported scale; the interval is symmetric on the learned scale."""
+def _estimate(one: Coordinate, sd: float, profiles: Ends) -> dict[str, str | float]:
+    """ESTIMATE, LO95, HI95, INTERVAL and RSE (%) on the reported scale."""
     at = torch.tensor(one.value, dtype=torch.float64, requires_grad=True)
     with torch.enable_grad():
         value = one.reported(at)
         (slope,) = torch.autograd.grad(value, at)
-    ends = [float(one.reported(at.detach() + by * 1.96 * sd)) for by in (-1, 1)]
     estimate = float(value.detach())
-    if math.isnan(sd):
-        return {"ESTIMATE": estimate, "LO95": sd, "HI95": sd, "RSE": sd}
     rse = 100 * sd * abs(float(slope) / estimate) if estimate else math.inf
-    return {"ESTIMATE": estimate, "LO95": ends[0], "HI95": ends[1], "RSE": rse}
+    row: dict[str, str | float] = {"ESTIMATE": estimate}
+    return row | _interval(one, sd, profiles) | {"RSE": sd if math.isnan(sd) else rse}
 
 
-def _variability(one: Coordinate, sd: float) -> dict[str, float]:
-    """OMEGA with its RSE (%), and of a log-normal parameter CV = sqrt(exp(omega²) − 1), with the delta method."""
+def _interval(one: Coordinate, sd: float, profiles: Ends) -> dict[str, str | float]:
+    """LO95, HI95 and INTERVAL: of the profile, or else symmetric on the learned scale (Wald)."""
+    if one.name not in profiles and math.isnan(sd):
+        return {"LO95": math.nan, "HI95": math.nan, "INTERVAL": ""}
+    ends = profiles.get(one.name, (one.value - 1.96 * sd, one.value + 1.96 * sd))
+    low, high = (float(one.reported(torch.tensor(end, dtype=torch.float64))) for end in ends)
+    # the scale of a distribution may be decreasing
+    return {"LO95": min(low, high), "HI95": max(low, high), "INTERVAL": _method(one.name, profiles)}
+
+
+def _variability(one: Coordinate, sd: float, profiles: Ends) -> dict[str, str | float]:
+    """OMEGA with its RSE (%) and interval, and of a log-normal parameter CV = sqrt(exp(omega²) − 1), with the delta
+    method."""
     omega = math.exp(one.value)
-    row = {"OMEGA": omega, "OMEGA_RSE": 100 * sd}
+    row: dict[str, str | float] = {"OMEGA": omega, "OMEGA_RSE": 100 * sd}
+    row |= {f"OMEGA_{name}": value for name, value in _interval(one, sd, profiles).items()}
     if not isinstance(one.distribution, LogNormal):
         return row
     square = omega**2
