@@ -129,10 +129,11 @@ def fit(cohort: Cohort, structure: str, error: str, seed: int) -> dict[str, Any]
     for row in fitted.population.to_dict("records"):
         name = row["PARAMETER"]
         estimates[name], errors[name] = row["ESTIMATE"], row["ESTIMATE"] * row["RSE"] / 100
-        intervals[name] = [row["LO95"], row["HI95"]]
+        intervals[name] = [row["LO95"], row["HI95"], row["INTERVAL"]]
         if not math.isnan(row["OMEGA"]):
             estimates[f"omega_{name}"] = row["OMEGA"]
             errors[f"omega_{name}"] = row["OMEGA"] * row["OMEGA_RSE"] / 100
+            intervals[f"omega_{name}"] = [row["OMEGA_LO95"], row["OMEGA_HI95"], row["OMEGA_INTERVAL"]]
     return {
         "converged": status.converged,
         "status": status.sentence,

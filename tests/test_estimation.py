@@ -122,6 +122,9 @@ def test_derivatives_are_those_of_the_value(case: str, error: Any) -> None:
     likelihood, here = estimator.likelihood(), estimator.numbers.get()
     value, first, second = likelihood.derivatives(here)
     assert value == pytest.approx(likelihood.value(here)[0], abs=1e-9)
+    alone, gradient, effective = likelihood.gradient(here)
+    assert (alone, effective) == pytest.approx(likelihood.value(here), abs=1e-9)
+    torch.testing.assert_close(gradient, first)
     steps = 1e-4 * torch.eye(len(here), dtype=torch.float64)
     ends = [[likelihood.derivatives(here + sign * step)[:2] for sign in (1, -1)] for step in steps]
     np.testing.assert_allclose(first, [(a[0] - b[0]) / 2e-4 for a, b in ends], rtol=1e-4, atol=1e-4)
@@ -336,9 +339,11 @@ def test_the_status_is_in_the_population_file_and_in_the_table(tmp_path: Any, ca
     options += ["--model.encoder", "null", "--model.dynamics.compartments", "1", "--data.compartments", "1"]
     options += ["--data.typical", "{CL: 4, V1: 70}", "--trainer.default_root_dir", str(tmp_path)]
     main(["fit", *options])
-    assert "Population fit: converged in" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Population fit: converged in" in printed and "95 % CI: profile" in printed
     folder = tmp_path / "lightning_logs" / "version_0"
-    assert set(pd.read_csv(folder / "population.csv")["STATUS"]) == {"converged"}
+    table = pd.read_csv(folder / "population.csv")
+    assert set(table["STATUS"]) == {"converged"} and set(table["INTERVAL"]) == {"profile"}
     main(["population", "--checkpoint", str(folder / "checkpoints" / "last.ckpt"), "--out", str(tmp_path / "pop.yaml")])
     assert (tmp_path / "pop.yaml").read_text().startswith("# Population fit: converged in")
     assert read_population(tmp_path / "pop.yaml").typical.keys() == {"CL", "V1"}

@@ -77,6 +77,9 @@ class Report(L.Callback):
             varies = ["" if np.isnan(value) else f"{value:.0f} %" for value in varied]
             table.add_row(row["PARAMETER"], f"{row['ESTIMATE']:.3g}", error, ends, *varies)
         self.console.print(table)
+        kinds = frame.groupby("INTERVAL")["PARAMETER"].agg(", ".join).drop("", errors="ignore")
+        which = [f"{kind} ({names})" for kind, names in kinds.items()] if len(kinds) > 1 else list(kinds.index)
+        self.console.print(f"95 % CI: {', '.join(which) or 'none'}")
         likelihood = f"-2 log-likelihood {-2 * estimate.log_likelihood:.2f} (± {2 * estimate.error:.2f} Monte Carlo)"
         # every weight of a network counts as a parameter there, though a prior holds it: not a number to compare by
         criteria = "" if task.model.has_network else f", AIC {estimate.aic:.2f}, BIC {estimate.bic:.2f}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from neuralpk.cohort_batch import CohortBatch
 from neuralpk.estimation.estimator import PopulationEstimator
 from neuralpk.estimation.held_draws import HeldDraws, HeldLikelihood
+from neuralpk.estimation.learned_numbers import LearnedNumbers
 from neuralpk.parameters import Coordinate
 
 _DROP = 3.841459  # in −2LL: 95 % quantile of chi-square with one degree of freedom
@@ -47,50 +47,48 @@ def profile_intervals(estimator: PopulationEstimator, batch: CohortBatch, inform
     vector = numbers.get()
     search = _Search(estimator, estimator.draw(batch, curved=True), information)
     found: Ends = {}
-    for one, along, read in _coordinates(estimator):
-        low, high = search.end(lambda at, along=along: -along(at)), search.end(along)  # type: ignore[misc]
-        if low is None or high is None:
-            continue
-        ends = read(low), read(high)
-        if one.kind == "omega" and bool(low[k := numbers.of(one.tensor)[one.index]] <= numbers.low[k] + 1e-6):
-            ends = -math.inf, ends[1]
-        if ends[0] <= read(vector) <= ends[1]:
-            found[one.name] = ends
+    for one in estimator.model.coordinates():
+        profiled = _Profiled(one, numbers)
+        ends = [search.end(profiled, sign) for sign in (-1, 1)]
+        values = [math.nan if end is None else profiled.value(end) for end in ends]
+        if values[0] <= profiled.value(vector) <= values[1]:
+            found[one.name] = values[0], values[1]
     numbers.set(vector)
     return found
 
 
-Along = Callable[[Tensor], Tensor]
-Read = Callable[[Tensor], float]
+class _Profiled:
+    """A coordinate as a function of the learned numbers.
 
+    Args:
+        one: the coordinate.
+        numbers: the learned numbers.
+    """
 
-def _coordinates(estimator: PopulationEstimator) -> Iterator[tuple[Coordinate, Along, Read]]:
-    """Every coordinate with its derivatives in the learned numbers on the scale of the search, and its value."""
-    numbers, population = estimator.numbers, estimator.model.population
-    for one in estimator.model.coordinates():
-        positions = numbers.of(one.tensor)
-        if not positions:
-            continue
-        position = positions[one.index]
-        if one.kind != "correlation":
-            unit = torch.zeros(numbers.size, dtype=torch.float64, device=numbers.device)
-            unit[position] = 1.0
-            yield one, lambda _, unit=unit: unit, lambda at, k=position: float(at[k])  # type: ignore[misc]
-            continue
+    def __init__(self, one: Coordinate, numbers: LearnedNumbers) -> None:
+        self.one, self.numbers, self.positions = one, numbers, numbers.of(one.tensor)
 
-        def along(at: Tensor, k: int = one.index, positions: list[int] = positions) -> Tensor:
-            numbers.set(at)
+    def value(self, at: Tensor) -> float:
+        """On the scale on which it is learned; of a correlation the correlation, of an omega at its bound −inf."""
+        if self.one.kind == "correlation":
+            return float(self._correlation(at).detach())
+        position = self.positions[self.one.index]
+        at_bound = self.one.kind == "omega" and float(at[position] - self.numbers.low[position]) < 1e-6
+        return -math.inf if at_bound else float(at[position])
+
+    def slope(self, at: Tensor) -> Tensor:
+        """Its derivatives on the scale of the search, up to a factor, ``[number]``."""
+        slope = torch.zeros_like(at)
+        if self.one.kind == "correlation":
             with torch.enable_grad():
-                (slope,) = torch.autograd.grad(population.correlations()[k], population.factor_entries)
-            found = torch.zeros_like(at)
-            found[positions] = slope
-            return found
+                (slope[self.positions],) = torch.autograd.grad(self._correlation(at), self.one.tensor)
+        else:
+            slope[self.positions[self.one.index]] = 1.0
+        return slope
 
-        def read(at: Tensor, k: int = one.index) -> float:
-            numbers.set(at)
-            return float(population.correlations()[k])
-
-        yield one, along, read
+    def _correlation(self, at: Tensor) -> Tensor:
+        self.numbers.set(at)
+        return self.numbers.model.population.correlations()[self.one.index]
 
 
 @dataclass(frozen=True)
@@ -113,13 +111,19 @@ class _Point:
 class _Search:
     """Search for the ends of profile intervals.
 
-    An end is the largest value of the coordinate in the region where −2LL is at most 3.84 above its minimum. Each step
-    goes to the largest value in the region of the quadratic approximation (as Venzon and Moolgavkar 1988)::
+    An end is the largest or the smallest value of the coordinate in the region where −2LL is at most 3.84 above its
+    minimum. Each step goes to where that value would be if −2LL were quadratic (as Venzon and Moolgavkar 1988)::
 
-        step = information⁻¹ · (score + mu·along),    mu ≥ 0 such that −2LL of the approximation is 3.84 above
+        step = information⁻¹ · (score + mu·along)
 
-    The first step uses the second derivatives at the estimate; where it is not enough, later ones use those where they
-    start.
+    with `along` the derivatives of the coordinate, and mu such that −2LL is 3.84 above its minimum. The first two steps
+    use the information at the estimate, later ones that of the place where they start. Where the effective draws have
+    become few, new ones are drawn there.
+
+    Args:
+        estimator: makes new draws.
+        held: draws at the estimate.
+        information: at the estimate, on the scale of the search, ``[number, number]``.
     """
 
     def __init__(self, estimator: PopulationEstimator, held: HeldDraws, information: Tensor) -> None:
@@ -130,15 +134,16 @@ class _Search:
         to_maximum, _ = self._step(self.estimate, torch.zeros_like(self.estimate.score))
         self.threshold = self.estimate.value + 0.5 * float(self.estimate.score @ to_maximum) - _DROP / 2
 
-    def end(self, along: Along) -> Tensor | None:
-        """The learned numbers where a function of them is largest; None where that is not found.
+    def end(self, profiled: _Profiled, sign: int) -> Tensor | None:
+        """The learned numbers at the end of an interval; None where it is not found.
 
         Args:
-            along: derivatives of the function, on the scale of the search.
+            profiled: the coordinate.
+            sign: 1 for the upper end, −1 for the lower.
         """
         held, likelihood, point = self.held, self.likelihood, self.estimate
         for number in range(_STEPS):
-            step, size = self._step(point, along(point.vector))
+            step, size = self._step(point, sign * profiled.slope(point.vector))
             shorter = min(1.0, _LONGEST_STEP / max(size, 1e-30), _FARTHEST_STEP / max(float(step.abs().max()), 1e-30))
             scaled = self.numbers.search_scale(point.vector)[0] + shorter * step
             aim = self._within(self.numbers.from_search_scale(scaled), self.numbers.low, self.numbers.high)

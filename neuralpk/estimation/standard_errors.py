@@ -35,9 +35,10 @@ class PopulationEstimate:
     """Table of typical values, variability, covariate effects and residual error, with their uncertainty.
 
     Args:
-        rows: of a table, ``pandas.DataFrame(rows)``, one for each parameter: PARAMETER, ESTIMATE, LO95, HI95, RSE (%);
-            of a covariate effect the coefficient with its REFERENCE, as a population file has them; of a parameter that
-            varies OMEGA, the standard deviation of eta, OMEGA_RSE (%) and SHRINKAGE (%), and where it is log-normal CV
+        rows: of a table, ``pandas.DataFrame(rows)``, one for each parameter: PARAMETER, ESTIMATE, LO95, HI95, INTERVAL
+            (the method of the interval, ``profile`` or ``wald``), RSE (%); of a covariate effect the coefficient with
+            its REFERENCE, as a population file has them; of a parameter that varies OMEGA, the standard deviation of
+            eta, OMEGA_RSE (%), OMEGA_LO95, OMEGA_HI95, OMEGA_INTERVAL and SHRINKAGE (%), and where it is log-normal CV
             (%) and CV_RSE (%). Correlations come last.
         covariance: of the coordinates on their learned scale (`neuralpk.parameters.Coordinate`),
             ``[coordinate, coordinate]``.
@@ -84,6 +85,9 @@ def standard_errors(
     come from draws of the individual parameters that are held while the population moves
     (`neuralpk.estimation.HeldDraws`). The uncertainty of network weights adds to that of the population
     (`neuralpk.inference.uncertainty_draws`). A number at a bound counts as known, as one that is fixed does.
+
+    Intervals are profile intervals (`neuralpk.estimation.profile_intervals`) where the fit has converged and the model
+    has no network, and otherwise symmetric on the scale on which a number is learned (Wald).
 
     log p(data) is computed from several sets of quasi-random draws, whose differences give its Monte-Carlo error.
 
@@ -282,8 +286,7 @@ def _interval(one: Coordinate, sd: float, profiles: Ends) -> dict[str, str | flo
         return {"LO95": math.nan, "HI95": math.nan, "INTERVAL": ""}
     ends = profiles.get(one.name, (one.value - 1.96 * sd, one.value + 1.96 * sd))
     low, high = (float(one.reported(torch.tensor(end, dtype=torch.float64))) for end in ends)
-    # the scale of a distribution may be decreasing
-    return {"LO95": min(low, high), "HI95": max(low, high), "INTERVAL": _method(one.name, profiles)}
+    return {"LO95": low, "HI95": high, "INTERVAL": _method(one.name, profiles)}
 
 
 def _variability(one: Coordinate, sd: float, profiles: Ends) -> dict[str, str | float]:
