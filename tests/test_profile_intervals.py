@@ -162,6 +162,28 @@ def test_the_interval_of_an_omega_that_may_be_nothing_begins_at_zero() -> None:
     assert table.loc["CL", "OMEGA_LO95"] > 0.1
 
 
+def test_an_end_to_which_the_draws_at_the_estimate_do_not_reach_is_that_of_a_fit_with_this_number_fixed() -> None:
+    cohort = SimulatedPKDataModule(
+        subjects=8,
+        samples=4,
+        seed=3,
+        compartments=1,
+        absorption="first_order",
+        typical={"CL": 4.0, "V1": 70.0, "KA": 1.0},
+        covariates={"WT": [50.0, 90.0]},
+    ).part("train")
+    dynamics = CompartmentModel(1, "first_order")
+    free = neuralpk.fit(cohort, dynamics, progress=False)
+    row = free.population.set_index("PARAMETER").loc["KA"]
+    # the estimate is no variability at all
+    assert row["OMEGA_INTERVAL"] == "profile" and row["OMEGA_LO95"] == 0.0 and row["OMEGA"] == pytest.approx(0.02)
+    parameters = PopulationParameters(omega={"KA": row["OMEGA_HI95"]}, fixed=["omega KA"])
+    held = neuralpk.fit(cohort, dynamics, parameters=parameters, progress=False)
+    assert free.task.covariance is not None and held.task.covariance is not None
+    drop = 2 * (free.task.covariance.log_likelihood - held.task.covariance.log_likelihood)
+    assert drop == pytest.approx(DROP, abs=0.4)
+
+
 def test_a_parameter_without_variability_has_an_interval_and_a_fixed_one_has_none(
     fitted: neuralpk.FittedModel,
 ) -> None:

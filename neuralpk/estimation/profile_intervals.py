@@ -21,6 +21,7 @@ _LONGEST_STEP = 2.5  # standard errors
 _FARTHEST_STEP = 1.0  # of any number, on the scale of the search
 _LEAST_INFORMATION = 1e-3
 _KEPT = 0.4  # of the effective draws; with fewer there are new ones
+_RENEWALS = 3  # of the draws in one place
 
 Ends = dict[str, tuple[float, float]]
 
@@ -72,9 +73,12 @@ class _Profiled:
         """On the scale on which it is learned; of a correlation the correlation, of an omega at its bound −inf."""
         if self.one.kind == "correlation":
             return float(self._correlation(at).detach())
+        return -math.inf if self.at_bound(at) else float(at[self.positions[self.one.index]])
+
+    def at_bound(self, at: Tensor) -> bool:
+        """Whether it is an omega at its lower bound."""
         position = self.positions[self.one.index]
-        at_bound = self.one.kind == "omega" and float(at[position] - self.numbers.low[position]) < 1e-6
-        return -math.inf if at_bound else float(at[position])
+        return self.one.kind == "omega" and float(at[position] - self.numbers.low[position]) < 1e-6
 
     def slope(self, at: Tensor) -> Tensor:
         """Its derivatives on the scale of the search, up to a factor, ``[number]``."""
@@ -151,11 +155,17 @@ class _Search:
             if number and size < _SMALL_STEP and bool((aim == vector).all()):
                 return vector
             point, effective = self._point(likelihood, vector, exact=number > 0)
-            if effective < _KEPT * self.effective or bool((aim != vector).any()):
+            few = effective < _KEPT * self.effective
+            for _ in range(_RENEWALS):
+                if not few and bool((aim == vector).all()):
+                    break
                 held, likelihood = self._drawn_at(vector, held)
                 point, effective = self._point(likelihood, vector, exact=number > 0)
-            if not math.isfinite(point.value) or effective < _KEPT * self.effective:
+                few, aim = effective < _KEPT * self.effective, vector
+            if few or not math.isfinite(point.value):
                 return None
+            if sign < 0 and profiled.at_bound(vector) and point.value >= self.threshold:
+                return vector
         return None
 
     @staticmethod
