@@ -24,7 +24,7 @@ from neuralpk.dynamics import (
 )
 from neuralpk.scaling import Scaling
 from neuralpk.solve import Auto, RungeKutta, Status, TorchDiffEq, adaptive_integrator, fused_cpu, tsit5_rodas5p
-from neuralpk.solve.compiled import event_order, linear, perceptron
+from neuralpk.solve.compiled import event_order, linear, steps
 from neuralpk.solve.event_nodes import build_mesh, dose_inputs
 from neuralpk.solve.tsit5_coefficients import STIFF
 from neuralpk.solve.tsit5_rodas5p import Rodas5P, Tsit5
@@ -306,7 +306,7 @@ def test_the_fused_kernel_hands_a_stiff_subject_on():
     mesh = build_mesh(batch, inputs, 3, batch.time, batch.row)
     options = RungeKutta()
     y0 = dynamics.initial_state(theta)
-    _, status, _ = fused_cpu.integrate(dynamics.perceptron(theta), y0, mesh, options)
+    _, status, _ = compiled_field.integrate(PerceptronField(dynamics.perceptron(theta)), y0, mesh, options)
     assert status.tolist() == [STIFF, 0, 0, 0]
     found, found_gradients = gradients(dynamics, theta, PEOPLE, TIGHT)
     expected, expected_gradients = gradients(dynamics, theta, PEOPLE, REFERENCE)
@@ -364,11 +364,11 @@ def test_a_latent_that_is_no_number_fails_in_a_field_whose_activation_has_limits
     batch = collate([subject(str(k), [], [0.0, 1.0]) for k in range(3)])
     dynamics = CompartmentModel(1)
     mesh = build_mesh(batch, dose_inputs(dynamics, torch.ones(3, 1, 2), batch), 1, batch.time, batch.row)
-    _, status, _ = fused_cpu.integrate(form, torch.ones(3, 1), mesh, RungeKutta())
+    _, status, _ = compiled_field.integrate(PerceptronField(form), torch.ones(3, 1), mesh, RungeKutta())
     assert status.tolist() == [Status.OK, Status.NON_FINITE, Status.OK]
 
 
-@pytest.mark.parametrize("kernel", [perceptron.forward, perceptron.backward, linear._forward, event_order._sort])
+@pytest.mark.parametrize("kernel", [steps.forward, steps.backward, linear._forward, event_order._sort])
 def test_a_kernel_is_not_kept_inside_the_package(kernel):
     # a folder that is left there when the package is removed would hide the next installation
     package = Path(neuralpk.__file__).parent
