@@ -23,9 +23,10 @@ from neuralpk.dynamics import (
     Perceptron,
 )
 from neuralpk.scaling import Scaling
-from neuralpk.solve import Auto, RungeKutta, Status, TorchDiffEq, adaptive_integrator, fused_cpu, tsit5_rodas5p
+from neuralpk.solve import Auto, RungeKutta, Status, TorchDiffEq, adaptive_integrator, compiled_field, tsit5_rodas5p
 from neuralpk.solve.compiled import event_order, linear, steps
 from neuralpk.solve.event_nodes import build_mesh, dose_inputs
+from neuralpk.solve.perceptron_field import PerceptronField
 from neuralpk.solve.tsit5_coefficients import STIFF
 from neuralpk.solve.tsit5_rodas5p import Rodas5P, Tsit5
 
@@ -121,7 +122,7 @@ def test_the_fused_kernel_takes_the_steps_of_the_general_path(kind, monkeypatch)
     theta = theta_for(dynamics, len(PEOPLE))
     loose = RungeKutta(rtol=1e-3, atol=1e-3)
     found, found_gradients = gradients(dynamics, theta, PEOPLE, loose)
-    monkeypatch.setattr(fused_cpu, "covers", lambda like: False)
+    monkeypatch.setattr(compiled_field, "covers", lambda like: False)
     expected, expected_gradients = gradients(dynamics, theta, PEOPLE, loose)
     # the same steps at a loose tolerance: equal to rounding, though both are far from the solution
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)

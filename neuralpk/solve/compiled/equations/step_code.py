@@ -96,7 +96,9 @@ def emit_pull_step(module: ir.Module, states: int) -> None:
     final = STAGES - 1
     for stage in range(final):
         _place_stage(builder, blocks, stage, states)
-    with builder.if_then(builder.fcmp_ordered(">", builder.load(blocks["any_last"]), ir.Constant(constant(0.0).type.element, 0.0))):
+    with builder.if_then(
+        builder.fcmp_ordered(">", builder.load(blocks["any_last"]), ir.Constant(constant(0.0).type.element, 0.0))
+    ):
         _place_stage(builder, blocks, final, states)
         _call(builder, "pull", _block(builder, points, final, states), own, shared, blocks["last"], to_point, *results)
         for d in range(states):
