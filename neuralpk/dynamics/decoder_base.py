@@ -39,8 +39,8 @@ class Decoder(Part, nn.Module, ABC):
         endpoints: index of the state at which each endpoint (DVID 1, 2, …) is observed, from 0.
         dosed: whether doses enter the states, which are then empty before the first dose.
         penalised: whether `penalty` is more than None.
-        ranges: open interval of the values of named parameters that are not simply positive, by name: a fraction between
-            two bounds is logit-normal between subjects, a number between -inf and inf normal.
+        ranges: open intervals of named parameters that are not simply positive: between two finite bounds they are
+            logit-normal between subjects, between -inf and inf normal.
         stochastic: whether the states have noise of their own, so that theta does not determine them.
     """
 

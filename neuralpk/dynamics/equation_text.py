@@ -354,15 +354,15 @@ class _Statements:
                 if name not in self.listed:
                     raise token.error(f"{name} is not in the list of states")
         states = (*self.listed,) or (*self.slopes,)
-        for kind in self.of_state.values():
-            for name, (token, _) in kind.items():
+        for given in self.of_state.values():
+            for name, (token, _) in given.items():
                 if name not in states:
                     raise token.error(f"there is no state {name!r}{_hint(name, states)}")
         self._check_names(states)
         order = self._ordered()
         varying = self._varying(order, states)
         for kind, what in (("(0)", "an initial value"), ("lag", "a lag"), ("F", "a bioavailability")):
-            for _, expression in self.of_state[kind].values():
+            for expression in self._for_states(kind).values():
                 for token in expression.names():
                     if token.text in varying:
                         raise token.error(f"{what} depends on parameters alone, and {token.text} changes with time")
@@ -373,16 +373,18 @@ class _Statements:
         if not outputs:
             raise last.error("which value is measured? Write outputs: NAME, …")
         return ModelText(
-            self.parameters,
-            states,
-            {name: self.slopes[name][1] for name in states},
-            *(
-                {name: expression for name, (_, expression) in self.of_state[kind].items()}
-                for kind in ("(0)", "lag", "F")
-            ),
-            {name: self.variables[name] for name in order},
-            outputs,
+            parameters=self.parameters,
+            states=states,
+            slopes={name: self.slopes[name][1] for name in states},
+            initial=self._for_states("(0)"),
+            lags=self._for_states("lag"),
+            fractions=self._for_states("F"),
+            variables={name: self.variables[name] for name in order},
+            outputs=outputs,
         )
+
+    def _for_states(self, kind: str) -> dict[str, Expression]:
+        return {name: expression for name, (_, expression) in self.of_state[kind].items()}
 
     def _all(self) -> Iterator[Expression]:
         yield from (expression for _, expression in self.slopes.values())

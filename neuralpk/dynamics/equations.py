@@ -37,9 +37,9 @@ def _of_one(function: Callable[[Tensor], Tensor], of_number: Callable[[float], f
 
 
 def _power(x: Number, n: Number) -> Number:
-    if isinstance(x, Tensor) or isinstance(n, Tensor):
-        return _pairwise(torch.pow)(x, n) if isinstance(n, Tensor) else torch.pow(x, n)
-    return float(x**n)
+    if isinstance(n, Tensor):
+        return _pairwise(torch.pow)(x, n)
+    return torch.pow(x, n) if isinstance(x, Tensor) else float(x**n)
 
 
 def _hill(x: Number, half: Number, n: Number) -> Number:
@@ -54,13 +54,7 @@ def _hill(x: Number, half: Number, n: Number) -> Number:
 def _where(condition: Number, yes: Number, no: Number) -> Number:
     if not isinstance(condition, Tensor):
         return yes if condition else no
-    return torch.where(
-        condition.bool(), _tensor(yes, condition.to(_kind(yes, no))), _tensor(no, condition.to(_kind(yes, no)))
-    )
-
-
-def _kind(*values: Number) -> torch.dtype:
-    return next((value.dtype for value in values if isinstance(value, Tensor)), torch.get_default_dtype())
+    return torch.where(condition.bool(), yes, no)
 
 
 def _truth(x: Number) -> Tensor | bool:
@@ -139,8 +133,8 @@ class Equations(Dynamics):
     - ``t`` is the time since the first record of a subject.
     - A variable that depends on parameters alone is reported with them, as a derived quantity.
 
-    The equations are compiled at their first use. Doses (bolus, infusion, lag, F, steady state), resets and covariates that
-    change in time are those of every other dynamics.
+    The equations are compiled at their first use. Doses (bolus, infusion, lag, F, steady state), resets and covariates
+    that change in time are those of every other dynamics.
 
     Args:
         text: the equations.
@@ -213,7 +207,7 @@ class Equations(Dynamics):
         return self._at_states(self._model.fractions, theta, 1.0) if self._model.fractions else None
 
     def observe(self, y: Tensor, theta: Tensor) -> Tensor:
-        """The outputs, each at its place; the other states as they are, ``[..., state]``, and further outputs after them.
+        """The outputs, each at its place; the other states as they are, and further outputs after them.
 
         An output that depends on one state alone, such as central/V, takes the place of that state.
         """

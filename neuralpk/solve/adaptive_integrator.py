@@ -317,9 +317,8 @@ def step_through(
     """Solve by one method, for any field: states at the wanted times, and how each subject ended."""
     refuse_captured_tensors(dynamics, y0, theta)
     runs: list[Run] = []
-    since = mesh.wanted_times - mesh.times.gather(1, mesh.wanted)
     weights = [weight for weight in dynamics.parameters() if weight.requires_grad]
-    tensors = (y0, theta, since, mesh.times, mesh.jump, mesh.input)
+    tensors = (y0, theta, mesh.since, mesh.times, mesh.jump, mesh.input)
     out: Tensor = _Solve.apply(  # type: ignore[no-untyped-call]
         method, dynamics, mesh, engine, runs, *tensors, *weights
     )
@@ -361,15 +360,16 @@ def _compiled(
 def integrate(
     dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mesh, engine: RungeKutta
 ) -> tuple[Tensor, Tensor, int]:
-    """Solve by the explicit method, with compiled code where the field can be compiled, and the subjects that turn out to
-    be stiff by the implicit method.
+    """Solve by the explicit method, compiled where the field can be, and the subjects that turn out to be stiff by the
+    implicit method.
 
     Returns:
         States at the wanted times, ``[subject, time, state]``; status ``[subject]``; evaluations of the field, all
         subjects together.
     """
     # one set of parameters may serve several periods
-    mesh = replace(mesh, period=mesh.period.clamp(max=theta.shape[1] - 1))
+    if theta.shape[1] == 1 and bool(mesh.period.any()):
+        mesh = replace(mesh, period=torch.zeros_like(mesh.period))
     solved = _compiled(dynamics, y0, theta, mesh, engine)
     if solved is None:
         states, run = step_through(Tsit5(), dynamics, y0, theta, mesh, engine)

@@ -57,14 +57,6 @@ class CompiledField(ABC):
         """Gradients with respect to `tensors`."""
 
 
-def _order(wanted: NDArray[Any], since: NDArray[Any]) -> NDArray[Any]:
-    """The order in which the wanted times of a subject are reached; most often they are sorted already."""
-    later = (wanted[:, 1:] > wanted[:, :-1]) | ((wanted[:, 1:] == wanted[:, :-1]) & (since[:, 1:] >= since[:, :-1]))
-    if later.all():
-        return np.tile(np.arange(wanted.shape[1]), (len(wanted), 1))
-    return np.ascontiguousarray(np.lexsort((since, wanted)))
-
-
 def as_array(tensor: Tensor) -> NDArray[Any]:
     return np.ascontiguousarray(tensor.detach().numpy())
 
@@ -86,7 +78,7 @@ class _Solve(torch.autograd.Function):
             as_array(mesh.period),
             wanted,
             since_,
-            _order(wanted, since_),
+            mesh.order,
             len(next(iter(field.own.values()))) // max(len(y0), 1),
         )
         out = np.full((*wanted.shape, y0.shape[1]), np.nan, since_.dtype)
@@ -141,8 +133,7 @@ def covers(like: Tensor) -> bool:
 def integrate(field: CompiledField, y0: Tensor, mesh: Mesh, engine: RungeKutta) -> tuple[Tensor, Tensor, int]:
     """States at the wanted times ``[subject, time, state]``, status ``[subject]``, evaluations of the field."""
     ended: dict[str, Any] = {}
-    since = mesh.wanted_times - mesh.times.gather(1, mesh.wanted)
-    tensors = (y0, mesh.times, mesh.jump, mesh.input, since)
+    tensors = (y0, mesh.times, mesh.jump, mesh.input, mesh.since)
     states: Tensor = _Solve.apply(  # type: ignore[no-untyped-call]
         field, mesh, engine, ended, *tensors, *field.tensors
     )

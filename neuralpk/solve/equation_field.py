@@ -24,9 +24,10 @@ class EquationField(CompiledField):
 
     def __init__(self, translation: Translation, dynamics: Dynamics, theta: Tensor) -> None:
         weights = dict(dynamics.named_parameters())
-        self.tensors = (theta, *(weights[name] for name in translation.weights))
+        used = [weights[name] for name in translation.weights]
+        self.tensors = (theta, *used)
         own = as_array(theta).reshape(-1, theta.shape[-1]).astype(np.float64, copy=False)
-        flat = [as_array(weight).ravel().astype(np.float64, copy=False) for weight in self.tensors[1:]]
+        flat = [as_array(weight).ravel().astype(np.float64, copy=False) for weight in used]
         shared = np.concatenate(flat) if flat else np.zeros(0)
         code = translation.code
         self.arrays = kernel.Equations(code.slope, code.step, code.pull_step, own, shared)

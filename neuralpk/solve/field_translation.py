@@ -85,7 +85,7 @@ class _Translator:
         flat = [operation(*map(int, row)) for row in zip(*(array.ravel() for array in arrays), strict=True)]
         return Symbols(np.array(flat, np.int64).reshape(arrays[0].shape))
 
-    def reduce(self, value: Any, axes: Any, keep: bool, both: Callable[[int, int], int], start: float) -> Symbols:
+    def reduce(self, value: Any, axes: Any, keep: bool, operation: str, start: float) -> Symbols:
         """An operation that joins all elements along some axes."""
         at = self.lift(value)
         axes = range(at.ndim) if axes is None or axes == [] else [axes] if isinstance(axes, int) else axes
@@ -95,7 +95,7 @@ class _Translator:
         empty = self.graph.constant(start)
         out = np.empty(moved.shape[:-1], np.int64)
         for place in np.ndindex(out.shape):
-            out[place] = functools.reduce(both, map(int, moved[place]), empty)
+            out[place] = functools.reduce(functools.partial(self.graph, operation), map(int, moved[place]), empty)
         shape = [1 if axis in chosen else at.shape[axis] for axis in range(at.ndim)]
         return Symbols(out.reshape(shape) if keep else out)
 
@@ -108,20 +108,18 @@ class _Translator:
         terms = self.each(
             functools.partial(self.graph, "mul"), Symbols(left[..., :, :, None]), Symbols(right[..., None, :, :])
         )
-        out = self.reduce(terms, [-2], False, functools.partial(self.graph, "add"), 0.0).at
+        out = self.reduce(terms, [-2], False, "add", 0.0).at
         out = out[..., 0] if column else out
         return Symbols(out[0] if row and not column else out[..., 0] if row else out)
 
-    def call(self, name: str, overload: str, arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
+    def call(self, name: str, arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
         """An operation of torch (ATen) by its name."""
         graph = self.graph
         if name in _UNARY:
             return self.each(functools.partial(_UNARY[name], graph), arguments[0])
         if name in _BINARY:
-            result = self.each(
-                functools.partial(_BINARY[name], graph), arguments[0], self._scaled(arguments[1], options)
-            )
-            return result
+            other = self._scaled(arguments[1], options)
+            return self.each(functools.partial(_BINARY[name], graph), arguments[0], other)
         if name in _SHAPES:
             return _SHAPES[name](self, *arguments, **options)
         raise Untranslatable(f"the operation {name}")
@@ -153,8 +151,10 @@ def _or(g: Graph, a: int, b: int) -> int:
     return g("not", g("and", g("not", a), g("not", b)))
 
 
+_OWN_UNARY = ("neg", "exp", "log", "log1p", "expm1", "sqrt", "tanh", "sin", "cos", "abs")  # of the graph, same names
+_OWN_BINARY = ("add", "sub", "mul", "div", "pow", "lt", "le", "eq")
 _UNARY: dict[str, Callable[[Graph, int], int]] = {
-    **{name: functools.partial(lambda n, g, x: g(n, x), name) for name in ("neg", "exp", "log", "log1p", "expm1", "sqrt", "tanh", "sin", "cos", "abs")},
+    **{name: functools.partial(lambda n, g, x: g(n, x), name) for name in _OWN_UNARY},
     "reciprocal": lambda g, x: g("div", g.constant(1.0), x),
     "square": lambda g, x: g("mul", x, x),
     "rsqrt": lambda g, x: g("div", g.constant(1.0), g("sqrt", x)),
@@ -169,7 +169,7 @@ _UNARY: dict[str, Callable[[Graph, int], int]] = {
     **dict.fromkeys(("clone", "alias", "contiguous", "_to_copy", "lift_fresh_copy", "lift_fresh"), lambda g, x: x),
 }  # fmt: skip
 _BINARY: dict[str, Callable[[Graph, int, int], int]] = {
-    **{name: functools.partial(lambda n, g, a, b: g(n, a, b), name) for name in ("add", "sub", "mul", "div", "pow", "lt", "le", "eq")},
+    **{name: functools.partial(lambda n, g, a, b: g(n, a, b), name) for name in _OWN_BINARY},
     "rsub": lambda g, a, b: g("sub", b, a),
     "gt": lambda g, a, b: g("lt", b, a),
     "ge": lambda g, a, b: g("le", b, a),
@@ -250,8 +250,13 @@ def _add_product(self: _Translator, bias: Any, a: Any, b: Any) -> Symbols:
     return self.each(functools.partial(self.graph, "add"), self.product(a, b), bias)
 
 
+def _softplus_of(self: _Translator, x: Any, beta: float = 1.0, threshold: float = 20.0) -> Symbols:
+    graph, scale = self.graph, self.graph.constant(beta)
+    return self.each(lambda a: graph("div", _softplus(graph, graph("mul", a, scale)), scale), x)
+
+
 def _mean(self: _Translator, x: Any, dim: Any = None, keepdim: bool = False) -> Symbols:
-    total = self.reduce(x, dim, keepdim, functools.partial(self.graph, "add"), 0.0)
+    total = self.reduce(x, dim, keepdim, "add", 0.0)
     count = self.lift(x).size // max(total.at.size, 1)
     return self.each(functools.partial(self.graph, "div"), total, float(count))
 
@@ -260,11 +265,9 @@ _SHAPES: dict[str, Callable[..., Any]] = {
     "where": lambda self, c, a, b: self.each(functools.partial(self.graph, "where"), c, a, b),
     "clamp": _clamp,
     "hardtanh": lambda self, x, low=-1.0, high=1.0: _clamp(self, x, low, high),
-    "softplus": lambda self, x, beta=1.0, threshold=20.0: self.each(
-        lambda a: self.graph("div", _softplus(self.graph, self.graph("mul", a, self.graph.constant(beta))), self.graph.constant(beta)), x
-    ),
-    "sum": lambda self, x, dim=None, keepdim=False: self.reduce(x, dim, keepdim, functools.partial(self.graph, "add"), 0.0),
-    "prod": lambda self, x, dim=None, keepdim=False: self.reduce(x, dim, keepdim, functools.partial(self.graph, "mul"), 1.0),
+    "softplus": _softplus_of,
+    "sum": lambda self, x, dim=None, keepdim=False: self.reduce(x, dim, keepdim, "add", 0.0),
+    "prod": lambda self, x, dim=None, keepdim=False: self.reduce(x, dim, keepdim, "mul", 1.0),
     "mean": _mean,
     **dict.fromkeys(("mm", "bmm", "matmul", "dot", "mv"), _Translator.product),
     "addmm": _add_product,
@@ -327,10 +330,10 @@ def _run(translator: _Translator, module: torch.fx.GraphModule, given: Sequence[
             if node.target is operator.getitem or not (_has_symbols(arguments) or _has_symbols(list(options.values()))):
                 known[node] = node.target(*arguments, **options)
             else:
-                name, overload = node.target.overloadpacket.__name__, node.target._overloadname
+                name = node.target.overloadpacket.__name__
                 dropped = ("dtype", "layout", "device", "pin_memory", "memory_format")
                 kept = {key: value for key, value in options.items() if key not in dropped}
-                known[node] = translator.call(name, overload, arguments, kept)
+                known[node] = translator.call(name, arguments, kept)
             if len(translator.graph) > MOST_VALUES:
                 raise Untranslatable(f"more than {MOST_VALUES:,} operations on numbers")
     raise AssertionError("a graph has an output")
@@ -436,7 +439,7 @@ def _key(dynamics: nn.Module) -> _Key:
 
 
 def translated(dynamics: Dynamics, y: Tensor, theta: Tensor) -> Translation | None:
-    """The compiled field of a dynamics; None, and one warning, where it cannot be translated.
+    """The compiled field of a dynamics; None where it is not to be compiled, and where it cannot be, with a warning.
 
     Args:
         dynamics: the vector field.
@@ -446,6 +449,8 @@ def translated(dynamics: Dynamics, y: Tensor, theta: Tensor) -> Translation | No
     Raises:
         ValueError: it uses a tensor with a gradient that is neither theta nor a registered parameter.
     """
+    if not dynamics.compiled:
+        return None
     key = _key(dynamics)
     known = _KNOWN.get(dynamics)
     if known is not None and known[0] == key:
@@ -461,8 +466,8 @@ def translated(dynamics: Dynamics, y: Tensor, theta: Tensor) -> Translation | No
             else f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
         )
         warnings.warn(
-            f"{type(dynamics).__name__} is solved by torch, not by compiled code, which is slower: its vector field uses "
-            f"{reason}",
+            f"{type(dynamics).__name__} is solved by torch, not by compiled code, which is slower: its vector field "
+            f"uses {reason}",
             stacklevel=2,
         )
     if len(y):

@@ -31,7 +31,6 @@ _UNARY = {
     "sin": math.sin,
     "cos": math.cos,
     "abs": abs,
-    "stop": lambda a: a,  # a number whose derivative is 0, such as a detached tensor
 }
 _BINARY = {
     "add": lambda a, b: a + b,
@@ -184,7 +183,7 @@ class Graph:
         """The derivative of a value with respect to its argument k; None where it is 0."""
         operation, arguments, *_ = self.values[a]
         one = self.constant(1.0)
-        if operation in ("stop", *COMPARISONS) or self.number(arguments[k]) is not None:
+        if operation in COMPARISONS or self.number(arguments[k]) is not None:
             return None
         x = arguments[k]
         if operation == "add":

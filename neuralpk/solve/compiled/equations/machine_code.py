@@ -117,8 +117,6 @@ class _Emitter:
             return getattr(builder, _ARITHMETIC[operation])(x, *rest, flags=FAST)
         if operation == "neg":
             return builder.fneg(x)
-        if operation == "stop":
-            return x
         if operation == "pow":
             return elementary.power(builder, x, *rest)
         if operation in ("sqrt", "abs", "sin", "cos"):
@@ -180,4 +178,5 @@ def compile_field(graph: Graph, slopes: Sequence[int], own: int, shared: int) ->
         )
         engine = llvm.create_mcjit_compiler(module, target)
         engine.finalize_object()
-        return MachineCode(*map(engine.get_function_address, ("slope", "pull", "step", "pull_step")), engine)
+        slope, pull, step, pull_step = map(engine.get_function_address, ("slope", "pull", "step", "pull_step"))
+        return MachineCode(slope, pull, step, pull_step, engine)

@@ -33,8 +33,8 @@ def take_step(field, work, lanes, rtol, atol):
 def pull_step(field, work, lanes, ending, gradients):
     """Gradients of the lanes' steps, from those of their slopes and of the states at their ends.
 
-    It computes `lanes.start_pull` and adds to `lanes.pulls`, to `lanes.to_size` and to the gradients with respect to the
-    arrays of the field. The last slope counts only for the `ending` lanes in `lanes.ends`, for which `lanes.gathered`
+    It computes `lanes.start_pull` and adds to `lanes.pulls`, to `lanes.to_size` and to the gradients with respect to
+    the arrays of the field. The last slope counts only for the `ending` lanes in `lanes.ends`, for which `lanes.gathered`
     holds its gradient.
     """
     raise NotImplementedError
