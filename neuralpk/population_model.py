@@ -110,7 +110,7 @@ class PopulationModel(nn.Module):
                 f"of guess() ({', '.join(guess)}), before latent dimensions; they are {', '.join(names)}"
             )
         self.scaling = scaling
-        self.population.build(guess, len(names) - len(guess), scaling, dtype)
+        self.population.build(guess, len(names) - len(guess), scaling, dtype, self.dynamics.ranges)
         self.error.build(scaling)
         self.register_buffer("value_scale", torch.tensor(scaling.value), persistent=False)
         size = len(self.coordinates()) + sum(weight.numel() for weight in self.uncertain_weights())

@@ -22,8 +22,9 @@ from neuralpk.dynamics import (
     Perceptron,
 )
 from neuralpk.scaling import Scaling
-from neuralpk.solve import RungeKutta, adaptive_integrator, fused_cpu, fused_gpu
+from neuralpk.solve import RungeKutta, adaptive_integrator, compiled_field, fused_gpu
 from neuralpk.solve.event_nodes import Mesh, build_mesh, dose_inputs
+from neuralpk.solve.perceptron_field import PerceptronField
 from neuralpk.solve.solve_result import Status
 from neuralpk.solve.tsit5_coefficients import STIFF
 from neuralpk.solve.tsit5_rodas5p import Tsit5
@@ -59,14 +60,13 @@ def gpu(*problem):
 
 def cpu(*problem):
     """The kernels for the CPU."""
-    return fused_cpu.integrate(*problem)
+    form, *rest = problem
+    return compiled_field.integrate(PerceptronField(form), *rest)
 
 
 def double(*problem):
     """The kernels for the CPU in double precision."""
-    states, *ended = fused_cpu.integrate(
-        *(each(lambda x: x.double() if x.is_floating_point() else x, part) for part in problem)
-    )
+    states, *ended = cpu(*(each(lambda x: x.double() if x.is_floating_point() else x, part) for part in problem))
     return states.float(), *ended
 
 

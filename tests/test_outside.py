@@ -68,7 +68,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch) -> None:
 
 
 def trainer(folder: Path, epochs: int, *callbacks: L.Callback, logger: object = False) -> L.Trainer:
-    saved = ModelCheckpoint(folder, filename="best", monitor="val_loss", save_last=True)
+    saved = ModelCheckpoint(folder, filename="best", monitor="val_loss", save_last=True, save_top_k=-1)
     return L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
@@ -38,6 +39,8 @@ class Decoder(Part, nn.Module, ABC):
         endpoints: index of the state at which each endpoint (DVID 1, 2, …) is observed, from 0.
         dosed: whether doses enter the states, which are then empty before the first dose.
         penalised: whether `penalty` is more than None.
+        ranges: open intervals of named parameters that are not simply positive: between two finite bounds they are
+            logit-normal between subjects, between -inf and inf normal.
         stochastic: whether the states have noise of their own, so that theta does not determine them.
     """
 
@@ -47,6 +50,7 @@ class Decoder(Part, nn.Module, ABC):
     dosed: bool = False
     penalised: bool = False
     stochastic: bool = False
+    ranges: Mapping[str, tuple[float, float]] = {}
 
     def build(self, scaling: Scaling) -> None:
         """Set what depends on the magnitudes of the data, in this decoder and in the decoders inside it.

@@ -25,12 +25,15 @@ class Dynamics(Decoder):
     Attributes:
         autonomous: whether f does not depend on t, so that a steady state under repeated doses exists.
         linear: whether f(t, y, theta) = K(theta)·y, with K computed by `rate_matrix`.
+        compiled: whether the vector field is translated into compiled code where that is possible; False for a field
+            that computes derivatives by autograd, which cannot be translated.
         flows: pairs (source, destination) of states, destination None for out of the system, of a system of
             compartments; empty for other systems.
     """
 
     autonomous: bool = True
     linear: bool = False
+    compiled: bool = True
     flows: tuple[tuple[str, str | None], ...] = ()
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -104,3 +105,19 @@ class NoVariability(ParameterDistribution):
 
     def inverse(self, theta: Tensor) -> Tensor:
         return self.inner.inverse(theta)
+
+
+def of_range(low: float, high: float) -> ParameterDistribution:
+    """The usual distribution of a parameter on an open interval: log-normal above 0, logit-normal between two bounds,
+    normal without bounds.
+
+    Raises:
+        ValueError: another interval.
+    """
+    if (low, high) == (0.0, math.inf):
+        return LogNormal()
+    if math.isfinite(low) and math.isfinite(high):
+        return LogitNormal(low, high)
+    if not (math.isfinite(low) or math.isfinite(high)):
+        return Normal()
+    raise ValueError(f"an interval is (0, inf), (-inf, inf) or has two finite ends, not ({low:g}, {high:g})")

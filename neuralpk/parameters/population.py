@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from neuralpk.parameters.covariates import CovariateEffect, chosen_effect, number, power_or_factor
-from neuralpk.parameters.distributions import LogNormal, NoVariability, ParameterDistribution
+from neuralpk.parameters.distributions import NoVariability, ParameterDistribution, of_range
 from neuralpk.parameters.reported_numbers import Coordinate
 from neuralpk.part import Part
 from neuralpk.scaling import CovariateScale, Scaling
@@ -111,7 +111,12 @@ class PopulationParameters(Part, nn.Module):
         self.asked_effects = _Held(_by_parameter(effects))
 
     def build(
-        self, guess: Mapping[str, float], latent: int, scaling: Scaling, dtype: torch.dtype | None = None
+        self,
+        guess: Mapping[str, float],
+        latent: int,
+        scaling: Scaling,
+        dtype: torch.dtype | None = None,
+        ranges: Mapping[str, tuple[float, float]] | None = None,
     ) -> None:
         """Make the learned numbers; may be called again, with other data.
 
@@ -120,6 +125,7 @@ class PopulationParameters(Part, nn.Module):
             latent: number of further latent dimensions, for a neural field.
             scaling: magnitudes of the training data; its covariates are those of every batch, sorted by name.
             dtype: of the learned numbers; default that of torch.
+            ranges: intervals of parameters, which have the distribution of `of_range` unless `distributions` names one.
 
         Raises:
             ValueError: options that name no parameter or covariate; a typical value outside its distribution.
@@ -135,7 +141,10 @@ class PopulationParameters(Part, nn.Module):
             ("distributions", self.distributions),
         ):
             self._refuse_unknown(option, set(named) if isinstance(named, Mapping | Sequence) else set())
-        self.distribution = {name: self.distributions.get(name) or LogNormal() for name in self.names}
+        self.distribution = {
+            name: self.distributions.get(name) or of_range(*(ranges or {}).get(name, (0.0, math.inf)))
+            for name in self.names
+        }
         for name, value in self._omega().items():
             if value == 0 and self.distribution[name].varies:
                 self.distribution[name] = NoVariability(self.distribution[name])

@@ -16,8 +16,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from neuralpk.dynamics import Dynamics
-from neuralpk.solve import fused_cpu, fused_gpu, tsit5_rodas5p
+from neuralpk.solve import compiled_field, fused_gpu, tsit5_rodas5p
+from neuralpk.solve.equation_field import EquationField
 from neuralpk.solve.event_nodes import Mesh, with_clock
+from neuralpk.solve.field_translation import translated
+from neuralpk.solve.perceptron_field import PerceptronField
 from neuralpk.solve.refuse_captured_tensors import refuse_captured_tensors
 from neuralpk.solve.solve_result import Status
 from neuralpk.solve.tsit5_coefficients import GROW, SAFETY, SHRINK, STABILITY, STIFF, STIFF_STEPS
@@ -314,50 +317,60 @@ def step_through(
     """Solve by one method, for any field: states at the wanted times, and how each subject ended."""
     refuse_captured_tensors(dynamics, y0, theta)
     runs: list[Run] = []
-    since = mesh.wanted_times - mesh.times.gather(1, mesh.wanted)
     weights = [weight for weight in dynamics.parameters() if weight.requires_grad]
-    tensors = (y0, theta, since, mesh.times, mesh.jump, mesh.input)
+    tensors = (y0, theta, mesh.since, mesh.times, mesh.jump, mesh.input)
     out: Tensor = _Solve.apply(  # type: ignore[no-untyped-call]
         method, dynamics, mesh, engine, runs, *tensors, *weights
     )
     return out, runs[0]
 
 
-def _fused(
+def _compiled(
     dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mesh, engine: RungeKutta
 ) -> tuple[Tensor, Tensor, int] | None:
-    """Solve in the fused kernel for this field and device; None where no kernel exists."""
-    form = dynamics.perceptron(theta) if fused_cpu.covers(y0) or fused_gpu.covers(y0) else None
-    if form is None:
+    """Solve with compiled code; None where there is none for this field and device."""
+    on_cpu = compiled_field.covers(y0)
+    form = dynamics.perceptron(theta) if on_cpu or fused_gpu.covers(y0) else None
+    field: compiled_field.CompiledField | None = None
+    clock = None if form is None else form.clock
+    if form is not None and on_cpu:
+        field = PerceptronField(form)
+    elif on_cpu:
+        translation = translated(dynamics, y0, theta)
+        if translation is None:
+            return None
+        field = EquationField(translation, dynamics, theta)
+        clock = torch.ones_like(y0[0, 0]) if translation.timed else None
+    elif form is None or not fused_gpu.fits(form):
         return None
     n = y0.shape[1]
-    if form.clock is not None:
+    if clock is not None:
         # the time has no error, and the mean square is to be that of the other states
         share = (n / (n + 1)) ** 0.5
         engine = replace(engine, rtol=share * engine.rtol, atol=share * engine.atol)
-        y0, mesh = torch.nn.functional.pad(y0, (0, 1)), with_clock(mesh, form.clock)
-    if fused_cpu.covers(y0):
-        states, status, evaluations = fused_cpu.integrate(form, y0, mesh, engine)
-    elif fused_gpu.covers(y0) and fused_gpu.fits(form):
-        states, status, evaluations = fused_gpu.integrate(form, y0, mesh, engine)
+        y0, mesh = torch.nn.functional.pad(y0, (0, 1)), with_clock(mesh, clock)
+    if field is not None:
+        states, status, evaluations = compiled_field.integrate(field, y0, mesh, engine)
     else:
-        return None
+        assert form is not None  # the case of the GPU
+        states, status, evaluations = fused_gpu.integrate(form, y0, mesh, engine)
     return states[..., :n], status, evaluations
 
 
 def integrate(
     dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mesh, engine: RungeKutta
 ) -> tuple[Tensor, Tensor, int]:
-    """Solve by the explicit method, in a fused kernel where one exists for the field, and the subjects that turn out to
-    be stiff by the implicit method.
+    """Solve by the explicit method, compiled where the field can be, and the subjects that turn out to be stiff by the
+    implicit method.
 
     Returns:
         States at the wanted times, ``[subject, time, state]``; status ``[subject]``; evaluations of the field, all
         subjects together.
     """
     # one set of parameters may serve several periods
-    mesh = replace(mesh, period=mesh.period.clamp(max=theta.shape[1] - 1))
-    solved = _fused(dynamics, y0, theta, mesh, engine)
+    if theta.shape[1] == 1 and bool(mesh.period.any()):
+        mesh = replace(mesh, period=torch.zeros_like(mesh.period))
+    solved = _compiled(dynamics, y0, theta, mesh, engine)
     if solved is None:
         states, run = step_through(Tsit5(), dynamics, y0, theta, mesh, engine)
         solved = states, run.status, run.evaluations

@@ -447,10 +447,31 @@ def _mesh(
     stop: bool,
 ) -> Mesh:
     """Doses with their lag and bioavailability, steady states filled in, sorted into the events of every subject."""
+    steady_state = bool((batch.doses.steady_state > 0).any())
+    of_theta = any(f(theta) is not None for f in (dynamics.lag, dynamics.bioavailability, dynamics.dose_unit))
+    if not (steady_state or of_theta):
+        return _kept_mesh(dynamics, theta, batch, times, rows, stop)
     inputs = dose_inputs(dynamics, theta, batch)
-    if not bool((batch.doses.steady_state > 0).any()):
+    if not steady_state:
         return build_mesh(batch, inputs, len(dynamics.states), times, rows, None, stop)
     steady = steady_states(dynamics, integrate, theta, batch, inputs)
     earlier = still_running(batch, inputs)
     inputs = inputs if earlier is None else join_inputs(inputs, earlier)
     return build_mesh(batch, inputs, len(dynamics.states), times, rows, steady, stop)
+
+
+def _kept_mesh(dynamics: Dynamics, theta: Tensor, batch: CohortBatch, times: Tensor, rows: Tensor, stop: bool) -> Mesh:
+    """The mesh of doses that do not depend on theta, made once for a batch: a training solves it at every step."""
+    doses = batch.doses
+    made_from = (times, rows, batch.start, batch.period_start, *vars(doses).values())
+    key = (len(dynamics.states), stop, torch.is_inference_mode_enabled(), *map(id, made_from))
+    versions = [0 if tensor.is_inference() else tensor._version for tensor in made_from]
+    kept = batch.__dict__.get("_mesh")
+    if kept is not None and kept[:2] == (key, versions):
+        mesh: Mesh = kept[2]
+        return mesh
+    inputs = dose_inputs(dynamics, theta, batch)
+    mesh = build_mesh(batch, inputs, len(dynamics.states), times, rows, None, stop)
+    # with the tensors themselves, so that their identities stay theirs
+    batch.__dict__["_mesh"] = (key, versions, mesh, made_from)
+    return mesh

@@ -9,9 +9,12 @@ lag or the end of an infusion may depend on parameters.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from neuralpk.cohort_batch import CohortBatch
@@ -40,6 +43,20 @@ class Mesh:
     period: Tensor
     wanted: Tensor
     wanted_times: Tensor
+
+    @functools.cached_property
+    def since(self) -> Tensor:
+        """Time from its node to each wanted time, ``[subject, time]``."""
+        return self.wanted_times - self.times.gather(1, self.wanted)
+
+    @functools.cached_property
+    def order(self) -> NDArray[np.int64]:
+        """The wanted times of each subject in the order in which they are reached, ``[subject, time]``."""
+        wanted, since = self.wanted.numpy(), self.since.detach().numpy()
+        later = (wanted[:, 1:] > wanted[:, :-1]) | ((wanted[:, 1:] == wanted[:, :-1]) & (since[:, 1:] >= since[:, :-1]))
+        if later.all():  # most often they are sorted already
+            return np.tile(np.arange(wanted.shape[1]), (len(wanted), 1))
+        return np.ascontiguousarray(np.lexsort((since, wanted)))
 
     def select(self, subjects: Tensor) -> Mesh:
         """The nodes of some subjects."""

@@ -42,10 +42,9 @@ class Library:
         return tuple(tuple(factors.count(k) for k in range(len(self.symbols))) for factors in chosen)
 
     @cached_property
-    def _picked(self) -> tuple[Tensor, ...]:
-        """Of each state, which of its powers is in each monomial, ``[power, monomial]``."""
-        ones = torch.nn.functional.one_hot(torch.tensor(self.exponents), self.degree + 1)
-        return tuple(ones.double().permute(1, 2, 0))
+    def _powers(self) -> tuple[list[int], ...]:
+        """The power in each monomial, of each state."""
+        return tuple([row[k] for row in self.exponents] for k in range(len(self.symbols)))
 
     @cached_property
     def terms(self) -> tuple[str, ...]:
@@ -63,7 +62,7 @@ class Library:
             powers.append(powers[-1] * y)
         every = torch.stack(powers[: self.degree + 1], dim=-1)
         # few operations on whole arrays: sensitivities go through this function often
-        factors = (every[..., k, :] @ picked.to(y) for k, picked in enumerate(self._picked))
+        factors = (every[..., k, powers] for k, powers in enumerate(self._powers))
         monomials = reduce(torch.mul, factors)
         return torch.cat([monomials, y.sin()], dim=-1) if self.sines else monomials
 

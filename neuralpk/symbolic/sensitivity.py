@@ -55,6 +55,8 @@ class Sensitivity(Wrapper):
         directions: number of columns of D.
     """
 
+    compiled = False  # its field differentiates another
+
     def __init__(self, dynamics: Dynamics, directions: int) -> None:
         super().__init__(dynamics)
         self.directions = directions

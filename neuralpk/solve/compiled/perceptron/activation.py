@@ -10,7 +10,7 @@ from numba import types
 from numba.extending import overload
 
 from neuralpk.solve.compiled.matrix_product import apart
-from neuralpk.solve.compiled.perceptron.jit_options import summing
+from neuralpk.solve.compiled.steps.jit_options import summing
 
 TANH, SILU, SOFTPLUS = range(3)
 

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from neuralpk.solve.compiled.matrix_product import ROWS, add_product, apart, within
 from neuralpk.solve.compiled.perceptron.activation import activate, back_through
-from neuralpk.solve.compiled.perceptron.jit_options import inner, summing
-from neuralpk.solve.compiled.perceptron.lanes import LANES
+from neuralpk.solve.compiled.steps import field as asked
+from neuralpk.solve.compiled.steps.jit_options import inner, summing
+from neuralpk.solve.compiled.steps.lanes import LANES
+from neuralpk.solve.compiled.steps.stages import judge, place_stage, pull_back_stage
 from neuralpk.solve.tsit5_coefficients import STAGES
 
 Array = NDArray[Any]
@@ -37,6 +39,24 @@ class Network(NamedTuple):
     destination: Array  # [flow], -1 for a loss from the system
     activation: int
     scale: float  # the inputs are log(1 + y/scale); 0 for y itself
+
+
+class Gradients(NamedTuple):
+    """The arrays to which the reverse sweep adds; each has the shape of the quantity of that name."""
+
+    shift: Array
+    first: Array
+    hidden: Array
+    bias: Array
+    last: Array
+    last_bias: Array
+    matrix: Array
+    base: Array
+    initial: Array
+    times: Array
+    jump: Array
+    input: Array
+    since: Array
 
 
 class Work(NamedTuple):
@@ -70,7 +90,7 @@ def make_work(net: Network, rows: int, back: bool) -> Work:
 
 
 @inner
-def fill_blocks(rows):
+def _fill_blocks(rows):
     """`rows`, rounded up to a multiple of `ROWS`."""
     return (rows + ROWS - 1) // ROWS * ROWS
 
@@ -90,7 +110,7 @@ def _dots(a, b, count, out):
 
 
 @inner
-def put_in(net, work, lane, row):
+def _put_in(net, work, lane, row):
     """Put the subject and period of a row of the arrays of `Network` into a lane."""
     work.own[lane] = row
     for c in range(net.shift.shape[1]):
@@ -98,7 +118,7 @@ def put_in(net, work, lane, row):
 
 
 @inner
-def pass_first_layer(net, work, at, shift, states):
+def _first_layer(net, work, at, shift, states):
     """Compute the first layer before its activation, in the rows from `at` on, at `states`.
 
     The number of lanes is that of the rows of `shift`, a multiple of 4.
@@ -116,7 +136,7 @@ def pass_first_layer(net, work, at, shift, states):
 
 
 @inner
-def pass_hidden_layers(net, work, rows):
+def _hidden_layers(net, work, rows):
     """Compute the activation of the first layer and the hidden layers after it, in the first `rows` rows."""
     within()
     width, values, derivatives, end = net.first.shape[1], work.values, work.derivatives, rows * net.first.shape[1]
@@ -130,12 +150,12 @@ def pass_hidden_layers(net, work, rows):
 
 
 @inner
-def find_slopes(net, work, own, shift, states, entering, out):
+def _slopes(net, work, own, shift, states, entering, out):
     """Write dy/dt at `states` to `out`. The number of lanes is the length of `own`, a multiple of 4."""
     apart()
     rows, dots = len(own), work.dots
-    pass_first_layer(net, work, 0, shift, states)
-    pass_hidden_layers(net, work, rows)
+    _first_layer(net, work, 0, shift, states)
+    _hidden_layers(net, work, rows)
     _dots(work.values[net.hidden.shape[0], : rows * net.first.shape[1]], net.last, net.last_bias.shape[0], dots)
     for d in range(len(states)):
         for r in range(LANES):
@@ -165,10 +185,10 @@ def find_slopes(net, work, own, shift, states, entering, out):
 
 
 @inner
-def pull_back(net, work, at, own, states, cotangent, gradients, out):
-    """Write the transposed Jacobian of `find_slopes` times `cotangent` to `out`, from the layers in the rows from `at`.
+def _transposed_jacobian(net, work, at, own, states, cotangent, gradients, out):
+    """Write the transposed Jacobian of `_slopes` times `cotangent` to `out`, from the layers in the rows from `at`.
 
-    The gradients with respect to the layers and the outputs stay in `work`, until `to_weights` sums over all rows at
+    The gradients with respect to the layers and the outputs stay in `work`, until `_to_weights` sums over all rows at
     once.
     """
     within()
@@ -234,7 +254,7 @@ def _add(a, out):
 
 
 @inner
-def to_weights(net, work, rows, gradients):
+def _to_weights(net, work, rows, gradients):
     """Add the gradients with respect to the weights, from values and gradients in the first `rows` rows of `work`."""
     within()
     width, top, short, wide = net.first.shape[1], net.hidden.shape[0], net.first.shape[0], net.last.shape[0]
@@ -263,3 +283,67 @@ def to_weights(net, work, rows, gradients):
         gradients.last, 0, width, gradients.last, 0, width,
         head, 0, 1, wide, values, top * layer_size, width, wide, rows, width,
     )  # fmt: skip
+
+
+def _put_in_lane(field, work, lane, row):
+    _put_in(field, work, lane, row)
+
+
+def _find_slopes(field, work, first, rows, states, entering, out):
+    block = slice(first, first + _fill_blocks(rows))
+    _slopes(field, work, work.own[block], work.shift[block], states, entering, out)
+
+
+def _take_step(field, work, lanes, rtol, atol):
+    for stage in range(1, STAGES):
+        place_stage(lanes.state, lanes.h, lanes.k, stage, lanes.points)
+        own, shift = work.own[:LANES], work.shift[:LANES]
+        _slopes(field, work, own, shift, lanes.points[stage], lanes.entering, lanes.k[stage])
+    judge(lanes, rtol, atol)
+
+
+@inner
+def _pass_stages(net, work, lanes, ending):
+    """Compute the layers of the stages of the lanes' steps, those of the last stage for the gathered lanes alone."""
+    final, tail, points = STAGES - 1, _fill_blocks(ending), lanes.points
+    for stage in range(STAGES if ending > 0 else final):
+        place_stage(lanes.y, lanes.h, lanes.k, stage, points)
+    for stage in range(final):
+        _first_layer(net, work, stage * LANES, work.shift[:LANES], points[stage])
+    if ending > 0:
+        for r in range(ending):
+            for d in range(points.shape[1]):  # no copy is needed: r is never larger than the lane
+                points[final, d, r] = points[final, d, lanes.ends[r]]
+        _first_layer(net, work, final * LANES, work.shift[LANES : LANES + tail], points[final])
+    _hidden_layers(net, work, final * LANES + tail)
+
+
+def _pull_step(field, work, lanes, ending, gradients):
+    final, tail, pulls, to_point = STAGES - 1, _fill_blocks(ending), lanes.pulls, lanes.to_point
+    _pass_stages(field, work, lanes, ending)
+    if ending > 0:
+        own = work.own[LANES : LANES + tail]
+        points = lanes.points[final]
+        _transposed_jacobian(field, work, final * LANES, own, points, lanes.gathered, gradients, to_point)
+        for r in range(ending):
+            for d in range(to_point.shape[0]):
+                lanes.state[d, lanes.ends[r]] += to_point[d, r]
+    pull_back_stage(lanes.state, lanes.h, lanes.k, final, pulls, lanes.start_pull, lanes.to_size)
+    for stage in range(final - 1, -1, -1):
+        own, points = work.own[:LANES], lanes.points[stage]
+        _transposed_jacobian(field, work, stage * LANES, own, points, pulls[stage], gradients, to_point)
+        pull_back_stage(to_point, lanes.h, lanes.k, stage, pulls, lanes.start_pull, lanes.to_size)
+    _to_weights(field, work, final * LANES + tail, gradients)
+
+
+asked.answer(asked.put_in, lambda field, work, lane, row: _put_in_lane if asked.is_kind(field, Network) else None)
+asked.answer(
+    asked.find_slopes,
+    lambda field, work, first, rows, states, entering, out: _find_slopes if asked.is_kind(field, Network) else None,
+)
+asked.answer(
+    asked.take_step, lambda field, work, lanes, rtol, atol: _take_step if asked.is_kind(field, Network) else None
+)
+asked.answer(
+    asked.pull_step, lambda field, work, lanes, ending, gradients: _pull_step if asked.is_kind(field, Network) else None
+)

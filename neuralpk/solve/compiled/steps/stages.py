@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from neuralpk.solve.compiled.matrix_product import apart
-from neuralpk.solve.compiled.perceptron.jit_options import inner
-from neuralpk.solve.compiled.perceptron.lanes import LANES
-from neuralpk.solve.tsit5_coefficients import DENSE, STAGES, A
+from neuralpk.solve.compiled.steps.jit_options import inner
+from neuralpk.solve.compiled.steps.lanes import LANES
+from neuralpk.solve.tsit5_coefficients import DENSE, SAFETY, SHRINK, STAGES, A, E
 
 
 @inner
@@ -33,6 +35,25 @@ def pull_back_stage(pull, h, k, stage, pulls, start_pull, to_size):
                 pulls[earlier, d, lane] += h[lane] * share
                 total += share * k[earlier, d, lane]
             to_size[lane] += h[lane] * total
+
+
+@inner
+def judge(lanes, rtol, atol):
+    """The squared error of each step, and the squared distances of slopes and of states between its last two stages."""
+    apart()
+    state, points, k, verdict = lanes.state, lanes.points, lanes.k, lanes.verdict
+    for lane in range(LANES):
+        error, bent, moved, states = 0.0, 0.0, 0.0, state.shape[0]
+        for d in range(states):
+            y, ahead, wrong = state[d, lane], points[STAGES - 1, d, lane], 0.0
+            for stage in range(STAGES):
+                wrong += E[stage] * k[stage, d, lane]
+            scale = atol + rtol * max(abs(y), abs(ahead))
+            error += (lanes.h[lane] * wrong / scale) ** 2 / states
+            bent += ((k[STAGES - 1, d, lane] - k[STAGES - 2, d, lane]) / scale) ** 2
+            moved += ((ahead - points[STAGES - 2, d, lane]) / scale) ** 2
+        verdict[0, lane], verdict[1, lane], verdict[2, lane] = error, bent, moved
+        verdict[3, lane] = SAFETY * max(error, 1e-20) ** -0.1 if math.isfinite(error) else SHRINK
 
 
 @inner

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from neuralpk.solve.compiled.perceptron.jit_options import inner
+from neuralpk.solve.compiled.steps.jit_options import inner
 from neuralpk.solve.tsit5_coefficients import STAGES
 
 Array = NDArray[Any]
@@ -31,6 +31,8 @@ class Lanes(NamedTuple):
     place: Array  # [2, lane] forward: time since the node; time from this node to the next
     size: Array  # [lane] forward: size of the next step
     h: Array  # [lane] size of this step
+    verdict: Array  # [4, lane] forward: squared error; squared distances of the last two slopes and of their states;
+    # factor of the size of the next step
     to_size: Array  # [lane] backward: gradient with respect to the logarithm of the time between the two nodes
     state: Array  # [state, lane]; backward: gradient with respect to the state at the end of the step
     y: Array  # [state, lane] backward: state at the start of the step
@@ -58,6 +60,7 @@ def make_lanes(states: int) -> Lanes:
         place=np.zeros((2, LANES)),
         size=np.zeros(LANES),
         h=np.zeros(LANES),
+        verdict=np.zeros((4, LANES)),
         to_size=np.zeros(LANES),
         state=np.zeros(by_state),
         y=np.zeros(by_state),

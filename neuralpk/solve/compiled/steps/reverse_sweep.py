@@ -2,47 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-from numpy.typing import NDArray
-
 from neuralpk.solve.compiled.kernel_cache import kept
-from neuralpk.solve.compiled.matrix_product import apart
-from neuralpk.solve.compiled.perceptron.jit_options import inner
-from neuralpk.solve.compiled.perceptron.lanes import LANES, count_live
-from neuralpk.solve.compiled.perceptron.network import (
-    fill_blocks,
-    pass_first_layer,
-    pass_hidden_layers,
-    pull_back,
-    put_in,
-    to_weights,
-)
-from neuralpk.solve.compiled.perceptron.node_events import leave
-from neuralpk.solve.compiled.perceptron.stages import place_stage, pull_back_stage, weigh_stages
+from neuralpk.solve.compiled.matrix_product import within
+from neuralpk.solve.compiled.steps.field import pull_step, put_in
+from neuralpk.solve.compiled.steps.jit_options import inner
+from neuralpk.solve.compiled.steps.lanes import LANES, count_live
+from neuralpk.solve.compiled.steps.node_events import leave
+from neuralpk.solve.compiled.steps.stages import weigh_stages
 from neuralpk.solve.solve_result import Status
 from neuralpk.solve.tsit5_coefficients import STAGES
 
-Array = NDArray[Any]
 _OK = int(Status.OK)
-
-
-class Gradients(NamedTuple):
-    """The arrays to which the reverse sweep adds; each has the shape of the quantity of that name."""
-
-    shift: Array
-    first: Array
-    hidden: Array
-    bias: Array
-    last: Array
-    last_bias: Array
-    matrix: Array
-    base: Array
-    initial: Array
-    times: Array
-    jump: Array
-    input: Array
-    since: Array
 
 
 @inner
@@ -52,7 +22,7 @@ def _read(clock, steps, lanes, lane, i, s, upstream, to_since):
     Returns what they add to the gradient with respect to the logarithm of the time between the two nodes, of which the
     start and the size of the step are fixed shares.
     """
-    apart()
+    within()
     start, h, weights = steps.place[s, 0], steps.place[s, 1], lanes.weights
     k, pulls, end_pull, start_pull, order = lanes.k, lanes.pulls, lanes.state, lanes.start_pull, clock.order
     total = 0.0
@@ -93,7 +63,7 @@ def _pull_of_next(clock, steps, lanes, lane, i, s, upstream):
 @inner
 def _take_up(clock, lanes, steps, begin, upcoming, end, upstream, status, gradients):
     """Put the next solved subjects into the empty lanes, at their last steps; returns the subject after them."""
-    apart()
+    within()
     for lane in range(LANES):
         while lanes.subject[lane] < 0 and upcoming < end:
             i = upcoming
@@ -111,14 +81,14 @@ def _take_up(clock, lanes, steps, begin, upcoming, end, upstream, status, gradie
 
 
 @inner
-def _recall(net, clock, work, lanes, steps):
-    """Compute the states of the stages of the lanes' steps again, from the slopes.
+def _recall(field, clock, work, lanes, steps):
+    """Put starts, sizes and slopes of the lanes' steps back into the lanes.
 
-    The last stage is needed only if the step ends at a node and states were read inside it. Returns the number of lanes
-    of which this is so; they are gathered in the first rows.
+    The last slope is needed only if the step ends at a node and states were read inside it. Returns the number of lanes
+    of which this is so; they are gathered.
     """
-    apart()
-    y, h, k, mark, final, ending = lanes.y, lanes.h, lanes.k, steps.mark, STAGES - 1, 0
+    within()
+    y, h, k, mark, ending = lanes.y, lanes.h, lanes.k, steps.mark, 0
     for lane in range(LANES):
         i, s = lanes.subject[lane], lanes.step[lane]
         lanes.h[lane], lanes.to_size[lane] = 0.0, 0.0
@@ -133,23 +103,18 @@ def _recall(net, clock, work, lanes, steps):
                 k[stage, d, lane] = steps.slopes[s, stage * y.shape[0] + d]
         if lanes.flag[lane]:
             row = i * clock.periods + clock.period[i, mark[s, 0]]
-            put_in(net, work, lane, row)
+            put_in(field, work, lane, row)
             if mark[s, 2] > mark[s, 1]:
-                put_in(net, work, LANES + ending, row)
+                put_in(field, work, LANES + ending, row)
                 lanes.ends[ending] = lane
                 ending += 1
-    for stage in range(STAGES if ending > 0 else final):
-        place_stage(y, h, k, stage, lanes.points)
-    for r in range(ending):
-        for d in range(y.shape[0]):  # no copy is needed: r is never larger than the lane
-            lanes.points[final, d, r] = lanes.points[final, d, lanes.ends[r]]
     return ending
 
 
 @inner
 def _read_back(clock, lanes, steps, ending, upstream, gradients):
     """Add the gradients of the states read inside the lanes' steps, and gather those of the last slopes."""
-    apart()
+    within()
     mark, pulls = steps.mark, lanes.pulls
     for stage in range(STAGES):
         for d in range(pulls.shape[1]):
@@ -171,20 +136,9 @@ def _read_back(clock, lanes, steps, ending, upstream, gradients):
 
 
 @inner
-def _to_ends(lanes, ending):
-    """The gradient with respect to the state at the end of each step, with the part through the last slope."""
-    for r in range(ending):
-        for d in range(lanes.state.shape[0]):
-            lanes.state[d, lanes.ends[r]] += lanes.to_point[d, r]
-    for d in range(lanes.state.shape[0]):
-        for lane in range(LANES):
-            lanes.to_point[d, lane] = lanes.state[d, lane]
-
-
-@inner
 def _hand_on(clock, lanes, steps, upstream, gradients):
     """Go to the step before of each lane, with the gradients of the events in between."""
-    apart()
+    within()
     mark, pulls, cotangent, final = steps.mark, lanes.pulls, lanes.state, STAGES - 1
     for lane in range(LANES):
         i, s = lanes.subject[lane], lanes.step[lane]
@@ -211,39 +165,23 @@ def _hand_on(clock, lanes, steps, upstream, gradients):
 
 
 @kept(nogil=True, error_model="numpy")
-def backward(net, clock, work, lanes, steps, begin, end, upstream, status, gradients):
+def backward(field, clock, work, lanes, steps, begin, end, upstream, status, gradients):
     """The reverse sweep over the steps of the subjects `begin` to `end` − 1.
 
     It computes the gradient of Σ upstream·states, exact for the steps that were taken. Step sizes are fixed shares of
     the time between two nodes, so that the times of the nodes have gradients too.
     """
-    final, points, pulls = STAGES - 1, lanes.points, lanes.pulls
     upcoming = begin
     while upcoming < end and status[upcoming] != _OK:
         upcoming += 1
     for lane in range(2 * LANES):  # empty lanes are evaluated too, at state 0 of a solved subject, without an effect
-        put_in(net, work, lane, min(upcoming, end - 1) * clock.periods)
+        put_in(field, work, lane, min(upcoming, end - 1) * clock.periods)
 
     while True:
         upcoming = _take_up(clock, lanes, steps, begin, upcoming, end, upstream, status, gradients)
         if count_live(lanes) == 0:
             break
-        ending = _recall(net, clock, work, lanes, steps)
-        tail = fill_blocks(ending)
-        rows, moved = final * LANES + tail, slice(LANES, LANES + tail)
-        for stage in range(STAGES):
-            if stage < final or tail > 0:
-                shift = work.shift[moved if stage == final else slice(0, LANES)]
-                pass_first_layer(net, work, stage * LANES, shift, points[stage])
-        pass_hidden_layers(net, work, rows)
+        ending = _recall(field, clock, work, lanes, steps)
         _read_back(clock, lanes, steps, ending, upstream, gradients)
-        for stage in range(final, -1, -1):
-            pull = lanes.gathered if stage == final else pulls[stage]
-            if stage < final or tail > 0:
-                own = work.own[moved if stage == final else slice(0, LANES)]
-                pull_back(net, work, stage * LANES, own, points[stage], pull, gradients, lanes.to_point)
-            if stage == final:
-                _to_ends(lanes, ending)
-            pull_back_stage(lanes.to_point, lanes.h, lanes.k, stage, pulls, lanes.start_pull, lanes.to_size)
-        to_weights(net, work, rows, gradients)
+        pull_step(field, work, lanes, ending, gradients)
         _hand_on(clock, lanes, steps, upstream, gradients)

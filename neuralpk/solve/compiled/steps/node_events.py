@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from neuralpk.solve.compiled.matrix_product import apart
-from neuralpk.solve.compiled.perceptron.jit_options import inner
+from neuralpk.solve.compiled.matrix_product import within
+from neuralpk.solve.compiled.steps.jit_options import inner
 
 Array = NDArray[Any]
 
@@ -33,7 +33,7 @@ def enter(clock, i, lane, node, seen, state, place, out):
     Returns whether there is one and a time is still wanted in it or later. Then ``place[:, lane]`` becomes
     (0, length of the interval).
     """
-    apart()
+    within()
     nodes, wanted = clock.times.shape[1], clock.wanted.shape[1]
     while True:
         node[lane] += 1
@@ -60,7 +60,7 @@ def enter(clock, i, lane, node, seen, state, place, out):
 @inner
 def leave(clock, i, lane, node, until, cotangent, seen, upstream, gradients):
     """Gradients of the events of subject `i`, from ``node[lane]`` down to the node after `until`."""
-    apart()
+    within()
     states = cotangent.shape[0]
     while node[lane] > until:
         j = node[lane]

@@ -10,15 +10,15 @@ from numba import njit
 from numpy.typing import NDArray
 
 from neuralpk.solve.compiled.kernel_cache import kept
-from neuralpk.solve.compiled.matrix_product import apart
-from neuralpk.solve.compiled.perceptron.first_step import start_lines
-from neuralpk.solve.compiled.perceptron.jit_options import inner
-from neuralpk.solve.compiled.perceptron.lanes import LANES, count_live
-from neuralpk.solve.compiled.perceptron.network import find_slopes, put_in
-from neuralpk.solve.compiled.perceptron.node_events import enter
-from neuralpk.solve.compiled.perceptron.stages import place_stage, weigh_stages
+from neuralpk.solve.compiled.matrix_product import apart, within
+from neuralpk.solve.compiled.steps.field import put_in, take_step
+from neuralpk.solve.compiled.steps.first_step import start_lines
+from neuralpk.solve.compiled.steps.jit_options import inner
+from neuralpk.solve.compiled.steps.lanes import LANES, count_live
+from neuralpk.solve.compiled.steps.node_events import enter
+from neuralpk.solve.compiled.steps.stages import weigh_stages
 from neuralpk.solve.solve_result import Status
-from neuralpk.solve.tsit5_coefficients import FUSED_STIFF_STEPS, GROW, SAFETY, SHRINK, STABILITY, STAGES, STIFF, E
+from neuralpk.solve.tsit5_coefficients import FUSED_STIFF_STEPS, GROW, SHRINK, STABILITY, STAGES, STIFF
 
 Array = NDArray[Any]
 _OK, _MAX_EVALUATIONS, _STEP_UNDERFLOW, _NON_FINITE = (
@@ -40,7 +40,7 @@ class Steps(NamedTuple):
 @inner
 def _read_out(clock, lanes, lane, i, h, whole, out):
     """Compute the states at the wanted times inside the step; `whole` if it ends at the next node."""
-    apart()
+    within()
     state, points, k, weights = lanes.state, lanes.points, lanes.k, lanes.weights
     start, j, q = lanes.place[0, lane], lanes.node[lane], lanes.seen[lane]
     while q < clock.wanted.shape[1]:
@@ -60,25 +60,9 @@ def _read_out(clock, lanes, lane, i, h, whole, out):
 
 
 @inner
-def _judge(lanes, lane, h, rtol, atol):
-    """The squared error of a step, and the squared distances of slopes and of states between its last two stages."""
-    state, points, k = lanes.state, lanes.points, lanes.k
-    error, bent, moved, states = 0.0, 0.0, 0.0, state.shape[0]
-    for d in range(states):
-        y, ahead, wrong = state[d, lane], points[STAGES - 1, d, lane], 0.0
-        for stage in range(STAGES):
-            wrong += E[stage] * k[stage, d, lane]
-        scale = atol + rtol * max(abs(y), abs(ahead))
-        error += (h * wrong / scale) ** 2 / states
-        bent += ((k[STAGES - 1, d, lane] - k[STAGES - 2, d, lane]) / scale) ** 2
-        moved += ((ahead - points[STAGES - 2, d, lane]) / scale) ** 2
-    return error, bent, moved
-
-
-@inner
 def _refill(clock, lanes, initial, upcoming, end, out):
     """Put the next subjects into the empty lanes; returns the subject after them."""
-    apart()
+    within()
     for lane in range(LANES):
         while lanes.subject[lane] < 0 and upcoming < end:
             i = upcoming
@@ -95,7 +79,7 @@ def _refill(clock, lanes, initial, upcoming, end, out):
 @inner
 def _remember(lanes, lane, steps, start, h, seen_before):
     """Record an accepted step."""
-    apart()
+    within()
     s, states = steps.taken[0], lanes.state.shape[0]
     for d in range(states):
         steps.state[s, d] = lanes.state[d, lane]
@@ -123,21 +107,18 @@ def _stiff(lanes, lane, h, bent, moved):
 
 
 @inner
-def _settle(clock, lanes, steps, begin, rtol, atol, limit, record, out, status):
+def _settle(clock, lanes, steps, begin, limit, record, out, status):
     """Accept the steps whose error is small enough, and choose the sizes of the next steps."""
-    apart()
+    within()
     subject, state, points, place, size, k = lanes.subject, lanes.state, lanes.points, lanes.place, lanes.size, lanes.k
     for lane in range(LANES):
         i, h = subject[lane], lanes.h[lane]
         if i < 0:
             continue
         lanes.tally[2, lane] += STAGES - 1
-        error, bent, moved = _judge(lanes, lane, h, rtol, atol)
-        finite = math.isfinite(error)
-        error = math.sqrt(error) if finite else 1e10
-        ended = _OK
-        change = SAFETY * max(error, 1e-10) ** -0.2
-        if error > 1.0:
+        error, bent, moved = lanes.verdict[0, lane], lanes.verdict[1, lane], lanes.verdict[2, lane]
+        finite, change, ended = math.isfinite(error), lanes.verdict[3, lane], _OK
+        if not error <= 1.0:
             size[lane] = h * max(SHRINK, change)
             if place[0, lane] + 0.01 * size[lane] == place[0, lane] or size[lane] < 1e-13 * place[1, lane]:
                 ended = _STEP_UNDERFLOW if finite else _NON_FINITE
@@ -169,7 +150,7 @@ def _settle(clock, lanes, steps, begin, rtol, atol, limit, record, out, status):
 
 
 @kept(nogil=True, error_model="numpy")
-def forward(net, clock, work, lanes, initial, begin, end, rtol, atol, limit, record, out, status):
+def forward(field, clock, work, lanes, initial, begin, end, rtol, atol, limit, record, out, status):
     """Solve the subjects `begin` to `end` − 1: states at the wanted times to `out`, how each solve ended to `status`.
 
     Returns the accepted steps (none if `record` is false) and the evaluations of the vector field by all subjects.
@@ -183,28 +164,26 @@ def forward(net, clock, work, lanes, initial, begin, end, rtol, atol, limit, rec
         np.full(end - begin, -1),
         np.zeros(1, np.int64),
     )
-    place, size, h, own, shift = lanes.place, lanes.size, lanes.h, work.own[:LANES], work.shift[:LANES]
+    place, size, h = lanes.place, lanes.size, lanes.h
     upcoming, evaluations = begin, 0
     for lane in range(2 * LANES):  # empty lanes are evaluated too, without an effect
-        put_in(net, work, lane, begin * clock.periods)
+        put_in(field, work, lane, begin * clock.periods)
 
     while True:
         upcoming = _refill(clock, lanes, initial, upcoming, end, out)
         live = count_live(lanes)
         if live == 0:
             break
-        evaluations += start_lines(net, clock, work, lanes, rtol, atol) + (STAGES - 1) * live
+        evaluations += start_lines(field, clock, work, lanes, rtol, atol) + (STAGES - 1) * live
         for lane in range(LANES):
             left, wished = place[1, lane] - place[0, lane], size[lane]
             # two steps of equal size rather than one and a small rest
             h[lane] = wished if 2.0 * wished <= left else left if wished >= left else min(wished, 0.5 * left)
-        for stage in range(1, STAGES):
-            place_stage(lanes.state, h, lanes.k, stage, lanes.points)
-            find_slopes(net, work, own, shift, lanes.points[stage], lanes.entering, lanes.k[stage])
+        take_step(field, work, lanes, rtol, atol)
         if steps.taken[0] + LANES > len(steps.place):
             longer = _longer(steps.state), _longer(steps.slopes), _longer(steps.place), _longer(steps.mark)
             steps = Steps(*longer, steps.last, steps.taken)
-        _settle(clock, lanes, steps, begin, rtol, atol, limit, record, out, status)
+        _settle(clock, lanes, steps, begin, limit, record, out, status)
     return steps, evaluations
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from neuralpk.solve.compiled.matrix_product import apart
-from neuralpk.solve.compiled.perceptron.jit_options import inner
-from neuralpk.solve.compiled.perceptron.lanes import LANES
-from neuralpk.solve.compiled.perceptron.network import fill_blocks, find_slopes, put_in
+from neuralpk.solve.compiled.matrix_product import within
+from neuralpk.solve.compiled.steps.field import find_slopes, put_in
+from neuralpk.solve.compiled.steps.jit_options import inner
+from neuralpk.solve.compiled.steps.lanes import LANES
 
 
 @inner
@@ -36,12 +36,12 @@ def _first_size(lane, y, k, row, probe, size, rtol, atol):
 
 
 @inner
-def start_lines(net, clock, work, lanes, rtol, atol):
+def start_lines(field, clock, work, lanes, rtol, atol):
     """Compute the slope at the start of an interval between two nodes, and the size of a subject's first step.
 
     Only lanes that need it are evaluated; they are gathered in the first rows. Returns the number of evaluations.
     """
-    apart()
+    within()
     subject, node, fresh, place, size = lanes.subject, lanes.node, lanes.flag, lanes.place, lanes.size
     state, points, k, slope = lanes.state, lanes.points, lanes.k, lanes.to_point
     entering, gathered, periods, evaluations = lanes.entering, lanes.gathered, clock.periods, 0
@@ -51,8 +51,8 @@ def start_lines(net, clock, work, lanes, rtol, atol):
             if subject[lane] >= 0 and (size[lane] < 0.0 if probing else fresh[lane]):
                 i, j = subject[lane], node[lane]
                 row = i * periods + clock.period[i, j]
-                put_in(net, work, lane, row)
-                put_in(net, work, LANES + new, row)
+                put_in(field, work, lane, row)
+                put_in(field, work, LANES + new, row)
                 for d in range(state.shape[0]):
                     points[0, d, new] = state[d, lane] - (size[lane] * k[0, d, lane] if probing else 0.0)
                     entering[d, lane] = clock.input[i, j, d]
@@ -60,8 +60,7 @@ def start_lines(net, clock, work, lanes, rtol, atol):
                 new += 1
         if new == 0:
             break
-        moved = slice(LANES, LANES + fill_blocks(new))
-        find_slopes(net, work, work.own[moved], work.shift[moved], points[0], gathered, slope)
+        find_slopes(field, work, LANES, new, points[0], gathered, slope)
         evaluations += new
         new = 0
         for lane in range(LANES):

@@ -1,0 +1,251 @@
+"""A dynamics that is written as its equations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from neuralpk.dynamics.dynamics_base import Dynamics
+from neuralpk.dynamics.equation_text import TIME, Expression, ModelText, Token, read_model
+from neuralpk.part import did_you_mean
+from neuralpk.scaling import Scaling
+
+Number = Tensor | float
+_LIBRARY = resources.files("neuralpk.dynamics") / "library"
+
+
+def _pairwise(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Number, Number], Tensor]:
+    def call(a: Number, b: Number) -> Tensor:
+        like = a if isinstance(a, Tensor) else b
+        assert isinstance(like, Tensor)
+        return function(_tensor(a, like), _tensor(b, like))
+
+    return call
+
+
+def _tensor(value: Number, like: Tensor) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.full_like(like, value)
+
+
+def _of_one(function: Callable[[Tensor], Tensor], of_number: Callable[[float], float]) -> Callable[[Number], Number]:
+    return lambda x: function(x) if isinstance(x, Tensor) else of_number(x)
+
+
+def _power(x: Number, n: Number) -> Number:
+    if isinstance(n, Tensor):
+        return _pairwise(torch.pow)(x, n)
+    return torch.pow(x, n) if isinstance(x, Tensor) else float(x**n)
+
+
+def _hill(x: Number, half: Number, n: Number) -> Number:
+    """x^n/(half^n + x^n), 0 for x ≤ 0: a small negative x is an error of the solver."""
+    if not isinstance(x, Tensor):
+        raise TypeError("the first argument of hill changes with time")
+    positive = x > 0
+    ratio = _power(_tensor(half, x) / torch.where(positive, x, 1.0), n)
+    return torch.where(positive, 1.0 / (1.0 + ratio), 0.0)
+
+
+def _where(condition: Number, yes: Number, no: Number) -> Number:
+    if not isinstance(condition, Tensor):
+        return yes if condition else no
+    return torch.where(condition.bool(), yes, no)
+
+
+def _truth(x: Number) -> Tensor | bool:
+    return x.bool() if isinstance(x, Tensor) else bool(x)
+
+
+_OPERATIONS: dict[str, Callable[..., Number]] = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "/": lambda a, b: a / b,
+    "negative": lambda a: -a,
+    "pow": _power,
+    "exp": _of_one(torch.exp, math.exp),
+    "log": _of_one(torch.log, math.log),
+    "log10": _of_one(torch.log10, math.log10),
+    "log1p": _of_one(torch.log1p, math.log1p),
+    "expm1": _of_one(torch.expm1, math.expm1),
+    "sqrt": _of_one(torch.sqrt, math.sqrt),
+    "abs": _of_one(torch.abs, abs),
+    "tanh": _of_one(torch.tanh, math.tanh),
+    "sin": _of_one(torch.sin, math.sin),
+    "cos": _of_one(torch.cos, math.cos),
+    "min": lambda a, b: _pairwise(torch.minimum)(a, b) if isinstance(a, Tensor) or isinstance(b, Tensor) else min(a, b),
+    "max": lambda a, b: _pairwise(torch.maximum)(a, b) if isinstance(a, Tensor) or isinstance(b, Tensor) else max(a, b),
+    "hill": _hill,
+    "where": _where,
+    "<": lambda a, b: a < b,
+    "<=": lambda a, b: a <= b,
+    ">": lambda a, b: a > b,
+    ">=": lambda a, b: a >= b,
+    "==": lambda a, b: a == b,
+    "!=": lambda a, b: a != b,
+    "and": lambda a, b: _truth(a) & _truth(b),
+    "or": lambda a, b: _truth(a) | _truth(b),
+    "not": lambda a: ~a.bool() if isinstance(a, Tensor) else not a,
+}
+
+
+def _value(expression: Expression, known: Mapping[str, Number]) -> Number:
+    """The value of an expression for the values of its names."""
+    if expression.operation == "number":
+        return float(expression.token.text)
+    if expression.operation == "name":
+        return known[expression.token.text]
+    arguments = [_value(argument, known) for argument in expression.arguments]
+    try:
+        return _OPERATIONS[expression.operation](*arguments)
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise expression.token.error(str(error)) from None
+
+
+def library() -> list[str]:
+    """Names of the models that ship with the package as equations."""
+    return sorted(path.name.removesuffix(".txt") for path in _LIBRARY.iterdir() if path.name.endswith(".txt"))
+
+
+class Equations(Dynamics):
+    """A dynamics written as its equations, one a line::
+
+        parameters: KA = 1, CL = 0.13, V = 8, LAG = 0.5, IMAX = 0.9 in (0, 1)
+        depot' = -KA*depot                    # or: d/dt(depot) = -KA*depot
+        central' = KA*depot - CL/V*central
+        C = central/V                         # a variable; here the concentration
+        R' = 2*(1 - IMAX*C/(3 + C)) - 0.1*R
+        R(0) = 20                             # without such a line a state starts at 0
+        lag(depot) = LAG
+        F(depot) = 0.8
+        outputs: C, R                         # what is measured: DVID 1, DVID 2
+
+    - Parameters have a starting value. They are positive and log-normal between subjects unless an interval is given:
+      ``IMAX = 0.9 in (0, 1)`` is logit-normal, ``E0 = -2 in (-inf, inf)`` normal.
+    - States are numbered (CMT) in the order of their equations, or of a line ``states: …``.
+    - Operators: ``+ - * / ^`` (or ``**``), comparisons, ``and or not``. Functions: exp, log, log10, log1p, expm1, sqrt,
+      abs, tanh, sin, cos, pow(x, n), min, max, hill(x, EC50, gamma) and where(condition, yes, no).
+    - ``t`` is the time since the first record of a subject.
+    - A variable that depends on parameters alone is reported with them, as a derived quantity.
+
+    The equations are compiled at their first use. Doses (bolus, infusion, lag, F, steady state), resets and covariates
+    that change in time are those of every other dynamics.
+
+    Args:
+        text: the equations.
+        file: a file with the equations.
+        model: the name of a model of the library (`library`).
+
+    Raises:
+        EquationError: a mistake in the text, with its line and column.
+        ValueError: not exactly one of the three; a file or a model that does not exist.
+    """
+
+    def __init__(self, text: str | None = None, file: str | None = None, model: str | None = None) -> None:
+        super().__init__()
+        if sum(given is not None for given in (text, file, model)) != 1:
+            raise ValueError("Equations takes one of text, file and model")
+        if file is not None:
+            if not Path(file).is_file():
+                raise ValueError(f"there is no file {file}")
+            text = Path(file).read_text()
+        if model is not None:
+            if model not in library():
+                raise ValueError(
+                    f"there is no model {model!r}{did_you_mean(model, library())}; there are {', '.join(library())}"
+                )
+            text = (_LIBRARY / f"{model}.txt").read_text()
+        assert text is not None  # one of the three was given
+        # a checkpoint holds the equations, so that it can be loaded where there is no such file
+        self.arguments = {"text": text}
+        self.text = text
+        self._model = read_model(text)
+        m = self._model
+        self.states, self.parameter_names = m.states, (*m.parameters,)
+        self.ranges = {name: (p.low, p.high) for name, p in m.parameters.items() if (p.low, p.high) != (0.0, math.inf)}
+        self.autonomous = not any(token.text == TIME for token in _names(m))
+        self.dosed = not m.initial
+        self._slots = _slots(m)
+        self.endpoints = tuple(self._slots[name] for name in m.outputs)
+        self.output_names = m.outputs
+
+    def _known(self, theta: Tensor, t: Tensor | None = None, y: Tensor | None = None) -> dict[str, Number]:
+        """The values of all names, as far as they follow from what is given."""
+        known: dict[str, Number] = dict(self.named(theta))
+        if y is not None:
+            known |= dict(zip(self.states, y.unbind(-1), strict=True))
+        if t is not None:
+            known[TIME] = t
+        for name, expression in self._model.variables.items():
+            if all(token.text in known for token in expression.names()):
+                known[name] = _value(expression, known)
+        return known
+
+    def _at_states(self, values: Mapping[str, Expression], theta: Tensor, otherwise: float) -> Tensor:
+        """Values ``[..., state]`` that depend on parameters alone."""
+        known, like = self._known(theta), theta[..., 0] if theta.shape[-1] else theta.sum(-1)
+        found = (_value(values[name], known) if name in values else otherwise for name in self.states)
+        return torch.stack([_tensor(value, like) for value in found], dim=-1)
+
+    def forward(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
+        known = self._known(theta, t, y)
+        slopes = (_value(expression, known) for expression in self._model.slopes.values())
+        return torch.stack([_tensor(slope, y[..., 0]) for slope in slopes], dim=-1)
+
+    def initial_state(self, theta: Tensor) -> Tensor:
+        return self._at_states(self._model.initial, theta, 0.0)
+
+    def lag(self, theta: Tensor) -> Tensor | None:
+        return self._at_states(self._model.lags, theta, 0.0) if self._model.lags else None
+
+    def bioavailability(self, theta: Tensor) -> Tensor | None:
+        return self._at_states(self._model.fractions, theta, 1.0) if self._model.fractions else None
+
+    def observe(self, y: Tensor, theta: Tensor) -> Tensor:
+        """The outputs, each at its place; the other states as they are, and further outputs after them.
+
+        An output that depends on one state alone, such as central/V, takes the place of that state.
+        """
+        known = self._known(theta, None, y)
+        values = list(y.unbind(-1)) + [y[..., 0]] * (max(self._slots.values()) + 1 - y.shape[-1])
+        for name, slot in self._slots.items():
+            values[slot] = _tensor(known[name], y[..., 0])
+        return torch.stack(values, dim=-1)
+
+    def derived(self, theta: Tensor) -> dict[str, Tensor]:
+        """The variables that depend on parameters alone."""
+        known = self._known(theta)
+        return {name: _tensor(known[name], theta[..., 0]) for name in self._model.variables if name in known}
+
+    def guess(self, scaling: Scaling) -> dict[str, float]:
+        """The starting values of the text, whatever the data are."""
+        return {name: parameter.start for name, parameter in self._model.parameters.items()}
+
+
+def _names(model: ModelText) -> Iterable[Token]:
+    for expression in (*model.slopes.values(), *model.variables.values()):
+        yield from expression.names()
+
+
+def _slots(model: ModelText) -> dict[str, int]:
+    """The place of each output: that of the one state on which it depends, if no other output has it."""
+    slots: dict[str, int] = {}
+    for name in model.outputs:
+        states = _states_of(model, name)
+        own = model.states.index(next(iter(states))) if len(states) == 1 else -1
+        further = len(model.states) + sum(slot >= len(model.states) for slot in slots.values())
+        slots[name] = own if own >= 0 and own not in slots.values() else further
+    return slots
+
+
+def _states_of(model: ModelText, name: str) -> set[str]:
+    if name in model.states:
+        return {name}
+    if name not in model.variables:
+        return set()
+    return set().union(*(_states_of(model, token.text) for token in model.variables[name].names()))

@@ -1,0 +1,139 @@
+"""The machine code of a field as one of the fields of the compiled steps: its arrays and its working memory."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from neuralpk.solve.compiled.matrix_product import within
+from neuralpk.solve.compiled.steps import field as asked
+from neuralpk.solve.compiled.steps.lanes import LANES
+
+Array = NDArray[Any]
+
+
+class Equations(NamedTuple):
+    """A vector field: addresses of its `MachineCode`, parameters of each subject and period, and weights."""
+
+    slope: int
+    step: int
+    pull_step: int
+    own: Array  # [subject·period, parameter]
+    shared: Array  # [weight]
+
+
+class Gradients(NamedTuple):
+    """The arrays to which the reverse sweep adds; each has the shape of the quantity of that name."""
+
+    own: Array
+    shared: Array
+    initial: Array
+    times: Array
+    jump: Array
+    input: Array
+    since: Array
+
+
+class Work(NamedTuple):
+    """What the machine code reads and writes beside the states. Block 0 is that of the lanes, block 1 of those that are
+    gathered from them."""
+
+    row: Array  # [block·lane] row of the subject and period
+    own: Array  # [block, parameter, lane]
+    to_own: Array  # [parameter, lane]
+    to_shared: Array  # [weight, lane]
+    last: Array  # [state, lane] gradient with respect to the last slope
+    tolerances: Array  # [2] forward: relative, absolute; backward: whether any last slope counts
+
+
+def make_work(equations: Equations, states: int) -> Work:
+    """Memory for the evaluations of a field and their gradients."""
+    own, shared = max(equations.own.shape[1], 1), max(len(equations.shared), 1)
+    return Work(
+        row=np.zeros(2 * LANES, np.int64),
+        own=np.zeros((2, own, LANES)),
+        to_own=np.zeros((own, LANES)),
+        to_shared=np.zeros((shared, LANES)),
+        last=np.zeros((states, LANES)),
+        tolerances=np.zeros(2),
+    )
+
+
+@intrinsic
+def _call(typing_context, address, arrays):
+    """Call machine code with the memory of some contiguous arrays."""
+    signature = types.void(address, arrays)
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, given = ir.DoubleType().as_pointer(), enumerate(signature.args[1])
+        blocks = [
+            context.make_array(kind)(context, builder, builder.extract_value(arguments[1], k)) for k, kind in given
+        ]
+        data = [builder.bitcast(block.data, pointer) for block in blocks]
+        function = ir.FunctionType(ir.VoidType(), [pointer] * len(data)).as_pointer()
+        builder.call(builder.inttoptr(arguments[0], function), data)
+        return context.get_dummy_value()
+
+    return signature, emit
+
+
+def _put_in(field, work, lane, row):
+    within()
+    work.row[lane] = row
+    for k in range(field.own.shape[1]):
+        work.own[lane // LANES, k, lane % LANES] = field.own[row, k]
+
+
+def _find_slopes(field, work, first, rows, states, entering, out):
+    _call(field.slope, (states, work.own[first // LANES], field.shared, out))
+    for d in range(out.shape[0]):
+        for lane in range(LANES):
+            out[d, lane] += entering[d, lane]
+
+
+def _take_step(field, work, lanes, rtol, atol):
+    within()
+    own, tolerances = work.own[0], work.tolerances
+    tolerances[0], tolerances[1] = rtol, atol
+    blocks = (lanes.state, lanes.h, own, field.shared, lanes.entering, tolerances)
+    _call(field.step, (*blocks, lanes.k, lanes.points, lanes.verdict))
+
+
+def _pull_step(field, work, lanes, ending, gradients):
+    within()
+    to_own, to_shared, last = work.to_own, work.to_shared, work.last
+    to_own[:] = 0.0
+    to_shared[:] = 0.0
+    last[:] = 0.0
+    for r in range(ending):
+        for d in range(last.shape[0]):
+            last[d, lanes.ends[r]] = lanes.gathered[d, r]
+    work.tolerances[0] = ending
+    given = (lanes.y, lanes.h, work.own[0], field.shared, lanes.k, last, lanes.state, work.tolerances)
+    _call(field.pull_step, (*given, lanes.points, lanes.pulls, lanes.start_pull, lanes.to_size, to_own, to_shared))
+    # lanes without a subject hold what has no meaning, perhaps NaN
+    for lane in range(LANES):
+        if lanes.subject[lane] >= 0:
+            for k in range(gradients.own.shape[1]):
+                gradients.own[work.row[lane], k] += to_own[k, lane]
+            for k in range(gradients.shared.shape[0]):
+                gradients.shared[k] += to_shared[k, lane]
+
+
+asked.answer(asked.put_in, lambda field, work, lane, row: _put_in if asked.is_kind(field, Equations) else None)
+asked.answer(
+    asked.find_slopes,
+    lambda field, work, first, rows, states, entering, out: _find_slopes if asked.is_kind(field, Equations) else None,
+)
+asked.answer(
+    asked.take_step, lambda field, work, lanes, rtol, atol: _take_step if asked.is_kind(field, Equations) else None
+)
+asked.answer(
+    asked.pull_step,
+    lambda field, work, lanes, ending, gradients: _pull_step if asked.is_kind(field, Equations) else None,
+)

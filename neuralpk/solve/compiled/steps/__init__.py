@@ -1,0 +1,14 @@
+"""Adaptive Runge–Kutta steps of any compiled vector field on the CPU, and their reverse sweep.
+
+`LANES` subjects go through the same stage of a step together, each at a different time and with a different step size;
+the next subject replaces one that is finished. So the field is evaluated for a block of subjects, while the steps of a
+subject do not depend on the other subjects. The start and the slopes of every step are stored. From them the reverse
+sweep computes the states of all stages again. States and step sizes are in double precision.
+"""
+
+from neuralpk.solve.compiled.steps.forward_sweep import Steps, forward
+from neuralpk.solve.compiled.steps.lanes import LANES, Lanes, make_lanes
+from neuralpk.solve.compiled.steps.node_events import Clock
+from neuralpk.solve.compiled.steps.reverse_sweep import backward
+
+__all__ = ["LANES", "Clock", "Lanes", "Steps", "backward", "forward", "make_lanes"]

@@ -1,0 +1,57 @@
+"""Fields that were translated from torch, as compiled fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch import Tensor
+
+from neuralpk.dynamics import Dynamics
+from neuralpk.solve.compiled import equations as kernel
+from neuralpk.solve.compiled_field import Array, CompiledField, as_array
+from neuralpk.solve.field_translation import Translation
+
+
+class EquationField(CompiledField):
+    """A translated field with the parameters of its subjects.
+
+    Args:
+        translation: the compiled field.
+        dynamics: where its weights are.
+        theta: ``[subject, period, parameter]``.
+    """
+
+    def __init__(self, translation: Translation, dynamics: Dynamics, theta: Tensor) -> None:
+        weights = dict(dynamics.named_parameters())
+        used = [weights[name] for name in translation.weights]
+        self.tensors = (theta, *used)
+        own = as_array(theta).reshape(-1, theta.shape[-1]).astype(np.float64, copy=False)
+        flat = [as_array(weight).ravel().astype(np.float64, copy=False) for weight in used]
+        shared = np.concatenate(flat) if flat else np.zeros(0)
+        code = translation.code
+        self.arrays = kernel.Equations(code.slope, code.step, code.pull_step, own, shared)
+        self.own, self.shared = {"own": own}, {"shared": shared}
+        self.states = len(dynamics.states) + translation.timed
+        self.translation = translation  # it holds the memory of the code
+
+    def finite(self, subjects: int) -> Array:
+        finite: Array = np.isfinite(self.arrays.own.reshape(subjects, -1)).all(axis=1)
+        return finite
+
+    def work(self, back: bool) -> kernel.Work:
+        return kernel.make_work(self.arrays, self.states)
+
+    def gradients(self, **arrays: Array) -> kernel.Gradients:
+        return kernel.Gradients(**arrays)
+
+    def to_tensors(self, own: Mapping[str, Array], shared: Mapping[str, Array]) -> list[Array | None]:
+        theta, *weights = (tensor for tensor in self.tensors if tensor is not None)
+        kind = as_array(theta).dtype
+        found: list[Array | None] = [own["own"].reshape(theta.shape).astype(kind, copy=False)]
+        first = 0
+        for weight in weights:
+            part = shared["shared"][first : first + weight.numel()]
+            found.append(part.reshape(weight.shape).astype(kind, copy=False))
+            first += weight.numel()
+        return found
