@@ -9,7 +9,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 FUNCTIONS = {
@@ -18,6 +18,9 @@ FUNCTIONS = {
 }  # fmt: skip
 """Names of the functions and the number of their arguments."""
 TIME = "t"
+MOST_NESTED = 150
+"""Most operations within each other: an expression is read and evaluated by recursion."""
+_TOO_NESTED = "too many operations within each other: give a part of them a name, in a line of its own"
 _RESERVED = {*FUNCTIONS, TIME, "parameters", "states", "outputs", "lag", "alag", "F", "f", "and", "or", "not", "in"}
 _TOKEN = re.compile(
     r"(?P<number>(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?)|(?P<name>[A-Za-z_]\w*)"
@@ -55,6 +58,12 @@ class Expression:
     operation: str
     arguments: tuple[Expression, ...]
     token: Token
+    depth: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "depth", 1 + max((argument.depth for argument in self.arguments), default=0))
+        if self.depth > MOST_NESTED:
+            raise self.token.error(_TOO_NESTED)
 
     def names(self) -> Iterator[Token]:
         """Names in it, in order, with repetitions."""
@@ -237,9 +246,15 @@ def read_model(text: str) -> ModelText:
     for number, line in enumerate(text.splitlines(), 1):
         tokens = _tokens(line, number)
         if tokens[0].kind != "end":
-            model.read(_Reader(tokens))
+            try:
+                model.read(_Reader(tokens))
+            except RecursionError:
+                raise tokens[0].error(_TOO_NESTED) from None
             last = tokens[-1]
-    return model.finished(last)
+    try:
+        return model.finished(last)
+    except RecursionError:
+        raise last.error("a chain of too many variables: write each after those from which it is computed") from None
 
 
 class _Statements:
@@ -354,15 +369,16 @@ class _Statements:
                 if name not in self.listed:
                     raise token.error(f"{name} is not in the list of states")
         states = (*self.listed,) or (*self.slopes,)
-        for kind in self.of_state.values():
-            for name, (token, _) in kind.items():
+        for given in self.of_state.values():
+            for name, (token, _) in given.items():
                 if name not in states:
                     raise token.error(f"there is no state {name!r}{_hint(name, states)}")
         self._check_names(states)
         order = self._ordered()
-        varying = self._varying(order, states)
+        varying = self._depending(order, {*states, TIME})
+        timed = self._depending(order, {TIME})
         for kind, what in (("(0)", "an initial value"), ("lag", "a lag"), ("F", "a bioavailability")):
-            for _, expression in self.of_state[kind].values():
+            for expression in self._given(kind).values():
                 for token in expression.names():
                     if token.text in varying:
                         raise token.error(f"{what} depends on parameters alone, and {token.text} changes with time")
@@ -370,19 +386,24 @@ class _Statements:
         for name, token in self.outputs.items():
             if name not in states and name not in self.variables:
                 raise token.error(f"there is no state or variable {name!r}{_hint(name, (*states, *self.variables))}")
+            if name in timed:
+                raise token.error(f"an output cannot depend on {TIME}; write a state clock' = 1 and use it instead")
         if not outputs:
             raise last.error("which value is measured? Write outputs: NAME, …")
         return ModelText(
             self.parameters,
             states,
             {name: self.slopes[name][1] for name in states},
-            *(
-                {name: expression for name, (_, expression) in self.of_state[kind].items()}
-                for kind in ("(0)", "lag", "F")
-            ),
+            self._given("(0)"),
+            self._given("lag"),
+            self._given("F"),
             {name: self.variables[name] for name in order},
             outputs,
         )
+
+    def _given(self, kind: str) -> dict[str, Expression]:
+        """What is given of some states, by their names."""
+        return {name: expression for name, (_, expression) in self.of_state[kind].items()}
 
     def _all(self) -> Iterator[Expression]:
         yield from (expression for _, expression in self.slopes.values())
@@ -425,10 +446,10 @@ class _Statements:
             visit(name, self.defined[name])
         return list(order)
 
-    def _varying(self, order: list[str], states: tuple[str, ...]) -> set[str]:
-        """States, time, and the variables that depend on them."""
-        varying = {*states, TIME}
+    def _depending(self, order: list[str], on: set[str]) -> set[str]:
+        """Some names, and the variables that depend on them."""
+        found = {*on}
         for name in order:
-            if any(token.text in varying for token in self.variables[name].names()):
-                varying.add(name)
-        return varying
+            if any(token.text in found for token in self.variables[name].names()):
+                found.add(name)
+        return found

@@ -165,6 +165,7 @@ _UNARY: dict[str, Callable[[Graph, int], int]] = {
     "silu": lambda g, x: g("mul", x, _sigmoid(g, x)),
     "relu": lambda g, x: _larger(g, x, g.constant(0.0)),
     "logical_not": lambda g, x: g("not", x),
+    "to_truth": lambda g, x: g("not", g("not", x)),
     "bitwise_not": lambda g, x: g("not", x),
     **dict.fromkeys(("clone", "alias", "contiguous", "_to_copy", "lift_fresh_copy", "lift_fresh"), lambda g, x: x),
 }  # fmt: skip
@@ -328,6 +329,8 @@ def _run(translator: _Translator, module: torch.fx.GraphModule, given: Sequence[
                 known[node] = node.target(*arguments, **options)
             else:
                 name, overload = node.target.overloadpacket.__name__, node.target._overloadname
+                if name == "_to_copy" and not options.get("dtype", torch.float64).is_floating_point:
+                    name = "to_truth" if options["dtype"] == torch.bool else "rounding to whole numbers"
                 dropped = ("dtype", "layout", "device", "pin_memory", "memory_format")
                 kept = {key: value for key, value in options.items() if key not in dropped}
                 known[node] = translator.call(name, overload, arguments, kept)
@@ -383,8 +386,14 @@ def _compare(
     weights: dict[str, Tensor],
     buffers: dict[str, Tensor],
 ) -> None:
-    """Compare slopes and gradients of a translation with those of torch at one point."""
+    """Compare slopes and gradients of a translation with those of torch at one point.
+
+    The point is near the example and not the example itself, where a slope may be a difference of equal numbers (a
+    system at rest) and a derivative may have two values (the larger of two equal numbers).
+    """
     with torch.inference_mode(False), torch.enable_grad():
+        y = y + torch.linspace(0.011, 0.019, y.numel(), dtype=y.dtype) * (1.0 + y.abs())
+        theta = theta * torch.linspace(1.001, 1.002, theta.numel(), dtype=theta.dtype)
         y, theta = y.clone().requires_grad_(), theta.clone().requires_grad_()
         own = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
         slope = field(t, y, theta, own, {name: buffer.clone() for name, buffer in buffers.items()})
