@@ -54,6 +54,9 @@ class RandomModel:
                 loss[state].append(f"+ {self.rate()}*{self.factor()}")
         self.slopes = {state: " ".join(terms) for state, terms in loss.items()}
         self.initial = {state: self.rate() for state in self.states if self.random.random() < 0.4}
+        lines = " ".join([*self.slopes.values(), *self.variables.values(), *self.initial.values()])
+        used = set(re.findall(r"\w+", lines))
+        self.parameters = {name: value for name, value in self.parameters.items() if name in used}
 
     def rate(self):
         name = f"K{len(self.parameters) + 1}"
@@ -138,10 +141,12 @@ def check_random_model(seed):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         begin = torch.zeros(1, dtype=torch.float64)
-        found = solve(dynamics, start(dynamics), torch.tensor([times]).double(), [doses], start=begin, engine=FINE)
+        found = solve(
+            dynamics, start(dynamics), torch.tensor([times], dtype=torch.float64), [doses], start=begin, engine=FINE
+        )
     found.check()
     error = np.abs(found.states[0].numpy() - expected) / (np.abs(expected) + 1e-5 * np.abs(expected).max(0) + 1e-12)
-    assert error.max() < 1e-6, model.text
+    assert error.max() < 1e-7, model.text
     return error.max()
 
 
@@ -162,8 +167,9 @@ def test_many_random_models_have_the_states_of_scipy(part):
 
 CHARACTERS = "abKx019.eE+-*/^()<>=!,:'# \t\n_tF&%é٣²\u2028\x0c"
 TOKENS = [
-    *FUNCTIONS, "parameters:", "states:", "outputs:", "lag", "F", "and", "or", "not", "in", "t", "inf", "x", "y", "K", "x'",
-    "d/dt(x)", "x(0)", "=", "+", "-", "*", "/", "^", "**", "(", ")", ",", "<", ">=", "==", "0", "1", "2.5", "1e400", "\n",
+    *FUNCTIONS, "parameters:", "states:", "outputs:", "lag", "F", "and", "or", "not", "in", "t", "inf", "x", "y", "K",
+    "x'", "d/dt(x)", "x(0)", "=", "+", "-", "*", "/", "^", "**", "(", ")", ",", "<", ">=", "==", "0", "1", "2.5",
+    "1e400", "\n",
 ]  # fmt: skip
 
 
@@ -266,7 +272,7 @@ MISTAKES = {
     "start outside": ("parameters: K = 1.5 in (0, 1)\nx' = -K*x\noutputs: x", "not between 0 and 1", 1, 17),
     "negative start": ("parameters: K = -1\nx' = -K*x\noutputs: x", "not between 0 and inf", 1, 17),
     "interval the wrong way": ("parameters: K = 0.5 in (1, 0)\nx' = -K*x\noutputs: x", "not between 1 and 0", 1, 17),
-    "start that is no number": ("parameters: K = z\nx' = -K*x\noutputs: x", "a number is expected here, not 'z'", 1, 17),
+    "start that is no number": ("parameters: K = z\nx' = -K*x\noutputs: x", "a number is expected", 1, 17),
     "reserved name": ("t = 2\nx' = -x\noutputs: x", "'t' has a meaning of its own", 1, 1),
     "reserved state": ("exp' = -exp\noutputs: exp", "'exp' has a meaning|write exp", 1, 1),
     "lag of no state": ("x' = -x\nlag(y) = 2\noutputs: x", "no state 'y'", 2, 5),
@@ -282,7 +288,7 @@ MISTAKES = {
     "no left side": ("= 3\nx' = -x\noutputs: x", "the name of a state or a variable", 1, 1),
     "nested too deeply": (f"x' = {'-' * 5000}x\noutputs: x", "too many operations", 1, 1),
     "parentheses too deep": (f"x' = {'(' * 5000}x{')' * 5000}\noutputs: x", "too many operations", 1, 1),
-    "too many terms": (f"x' = x{' - x' * (MOST_NESTED + 5)}\noutputs: x", "too many operations", 1, 8 + 4 * MOST_NESTED - 4),
+    "too many terms": (f"x' = x{' - x' * MOST_NESTED}\noutputs: x", "too many operations", 1, 4 + 4 * MOST_NESTED),
 }  # fmt: skip
 
 
@@ -378,8 +384,8 @@ def test_hill_and_its_derivatives_are_numbers_for_any_concentration(gamma):
         model = Equations("parameters: EC50 = 1, GAMMA = 1\nx' = hill(x, EC50, GAMMA)\noutputs: x")
         found = model(x, x[:, None], theta.expand(len(x), 2))[:, 0]
         assert all(torch.isfinite(g).all() for g in torch.autograd.grad(found.sum(), (x, theta), retain_graph=True))
-        expected = np.clip(x.detach().double().numpy(), 0, None) ** gamma
-        np.testing.assert_allclose(found.detach(), expected / (2.0**gamma + expected), rtol=1e-5, atol=1e-30)
+        ratio = np.clip(x.detach().double().numpy() / 2.0, 1e-300, 1e20) ** gamma
+        np.testing.assert_allclose(found.detach(), ratio / (1.0 + ratio), rtol=1e-5, atol=1e-18)
 
 
 def test_states_are_numbered_by_their_list_or_else_by_their_equations():
