@@ -1,11 +1,13 @@
 """The library of equations: every model against the same equations in NumPy, solved by SciPy, and its gradients against
 differences."""
 
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -378,3 +380,13 @@ def test_a_model_names_its_source_and_observes_numbers(name):
     seen = model(name).observe(solved(name, typical(name), RungeKutta())[0], theta)
     assert torch.isfinite(seen[:, list(model(name).endpoints)]).all()
     assert all(torch.isfinite(value).all() for value in model(name).derived(theta).values())
+
+
+def test_the_documentation_lists_the_library_with_its_sources():
+    page = (Path(__file__).parents[1] / "docs" / "equations.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", page.split("## Library")[1], re.MULTILINE)
+    assert sorted(name for name, _ in rows) == library()
+    for name, source in rows:
+        head = model(name).text.split("parameters:")[0]
+        for word in re.findall(r"[A-Z]\w+|\d{4}", source):
+            assert word in head, f"{name}: {word}"
