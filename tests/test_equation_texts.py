@@ -376,6 +376,32 @@ def test_a_truth_is_0_or_1_in_compiled_code():
     assert code.evaluate(y[0].numpy(), theta[0].numpy(), np.zeros(0), np.ones(1))[0].tolist() == [-0.5]
 
 
+class Kinks(Dynamics):
+    """Functions at the places where they have a kink."""
+
+    states, parameter_names = ("a", "b", "c", "d", "e"), ("K",)
+
+    def forward(self, t, y, theta):
+        a, b, c, d, e = y.unbind(-1)
+        k = theta[:, 0]
+        kinks = [torch.maximum(a, k), torch.minimum(k, b), torch.relu(c), d.clamp(min=0.0), e.abs()]
+        return torch.stack(kinks, dim=-1)
+
+
+def test_compiled_derivatives_at_a_kink_are_those_of_torch():
+    y = torch.tensor([[0.5, 0.5, 0.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    theta = torch.full((1, 1), 0.5, dtype=torch.float64, requires_grad=True)
+    slope = Kinks()(y[:, 0], y, theta)
+    expected = torch.autograd.grad(slope.sum(), (y, theta))
+    code = translated(Kinks(), y, theta[:, None]).code
+    found = code.evaluate(y[0].detach().numpy(), theta[0].detach().numpy(), np.zeros(0), np.ones(5))
+    assert found[0].tolist() == slope[0].tolist()
+    assert [found[1].tolist(), found[2].tolist()] == [each[0].tolist() for each in expected]
+    # what is no number stays none
+    lost = code.evaluate(np.full(5, np.nan), np.full(1, 0.5), np.zeros(0), np.ones(5))
+    assert np.isnan(lost[0]).all()
+
+
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 3.0, 12.0])
 def test_hill_and_its_derivatives_are_numbers_for_any_concentration(gamma):
     for kind in (torch.float32, torch.float64):

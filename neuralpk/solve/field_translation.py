@@ -139,6 +139,17 @@ def _smaller(g: Graph, a: int, b: int) -> int:
     return g("where", g("lt", b, a), b, a)
 
 
+def _maximum(g: Graph, a: int, b: int) -> int:
+    """As in torch: NaN if one of both is, and equal numbers share the derivative."""
+    half = g.constant(0.5)
+    middle = g("add", g("mul", half, a), g("mul", half, b))
+    return g("where", g("lt", a, b), b, g("where", g("lt", b, a), a, middle))
+
+
+def _minimum(g: Graph, a: int, b: int) -> int:
+    return g("neg", _maximum(g, g("neg", a), g("neg", b)))
+
+
 def _sigmoid(g: Graph, x: int) -> int:
     half = g.constant(0.5)
     return g("add", half, g("mul", half, g("tanh", g("mul", half, x))))
@@ -163,7 +174,7 @@ _UNARY: dict[str, Callable[[Graph, int], int]] = {
     "exp2": lambda g, x: g("exp", g("mul", g.constant(math.log(2.0)), x)),
     "sigmoid": _sigmoid,
     "silu": lambda g, x: g("mul", x, _sigmoid(g, x)),
-    "relu": lambda g, x: _larger(g, x, g.constant(0.0)),
+    "relu": lambda g, x: g("where", g("le", x, g.constant(0.0)), g.constant(0.0), x),
     "logical_not": lambda g, x: g("not", x),
     "to_truth": lambda g, x: g("not", g("not", x)),
     "bitwise_not": lambda g, x: g("not", x),
@@ -175,8 +186,8 @@ _BINARY: dict[str, Callable[[Graph, int, int], int]] = {
     "gt": lambda g, a, b: g("lt", b, a),
     "ge": lambda g, a, b: g("le", b, a),
     "ne": lambda g, a, b: g("not", g("eq", a, b)),
-    "maximum": _larger,
-    "minimum": _smaller,
+    "maximum": _maximum,
+    "minimum": _minimum,
     "clamp_min": _larger,
     "clamp_max": _smaller,
     **dict.fromkeys(("logical_and", "bitwise_and"), lambda g, a, b: g("and", a, b)),
