@@ -9,7 +9,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 FUNCTIONS = {
@@ -18,6 +18,9 @@ FUNCTIONS = {
 }  # fmt: skip
 """Names of the functions and the number of their arguments."""
 TIME = "t"
+MOST_NESTED = 150
+"""Most operations within each other: an expression is read and evaluated by recursion."""
+_TOO_NESTED = "too many operations within each other: give a part of them a name, in a line of its own"
 _RESERVED = {*FUNCTIONS, TIME, "parameters", "states", "outputs", "lag", "alag", "F", "f", "and", "or", "not", "in"}
 _TOKEN = re.compile(
     r"(?P<number>(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?)|(?P<name>[A-Za-z_]\w*)"
@@ -55,6 +58,12 @@ class Expression:
     operation: str
     arguments: tuple[Expression, ...]
     token: Token
+    depth: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "depth", 1 + max((argument.depth for argument in self.arguments), default=0))
+        if self.depth > MOST_NESTED:
+            raise self.token.error(_TOO_NESTED)
 
     def names(self) -> Iterator[Token]:
         """Names in it, in order, with repetitions."""
@@ -237,9 +246,15 @@ def read_model(text: str) -> ModelText:
     for number, line in enumerate(text.splitlines(), 1):
         tokens = _tokens(line, number)
         if tokens[0].kind != "end":
-            model.read(_Reader(tokens))
+            try:
+                model.read(_Reader(tokens))
+            except RecursionError:
+                raise tokens[0].error(_TOO_NESTED) from None
             last = tokens[-1]
-    return model.finished(last)
+    try:
+        return model.finished(last)
+    except RecursionError:
+        raise last.error("a chain of too many variables: write each after those from which it is computed") from None
 
 
 class _Statements:
@@ -360,9 +375,10 @@ class _Statements:
                     raise token.error(f"there is no state {name!r}{_hint(name, states)}")
         self._check_names(states)
         order = self._ordered()
-        varying = self._varying(order, states)
+        varying = self._depending(order, {*states, TIME})
+        timed = self._depending(order, {TIME})
         for kind, what in (("(0)", "an initial value"), ("lag", "a lag"), ("F", "a bioavailability")):
-            for expression in self._for_states(kind).values():
+            for expression in self._given(kind).values():
                 for token in expression.names():
                     if token.text in varying:
                         raise token.error(f"{what} depends on parameters alone, and {token.text} changes with time")
@@ -370,20 +386,23 @@ class _Statements:
         for name, token in self.outputs.items():
             if name not in states and name not in self.variables:
                 raise token.error(f"there is no state or variable {name!r}{_hint(name, (*states, *self.variables))}")
+            if name in timed:
+                raise token.error(f"an output cannot depend on {TIME}; write a state clock' = 1 and use it instead")
         if not outputs:
             raise last.error("which value is measured? Write outputs: NAME, …")
         return ModelText(
             parameters=self.parameters,
             states=states,
             slopes={name: self.slopes[name][1] for name in states},
-            initial=self._for_states("(0)"),
-            lags=self._for_states("lag"),
-            fractions=self._for_states("F"),
+            initial=self._given("(0)"),
+            lags=self._given("lag"),
+            fractions=self._given("F"),
             variables={name: self.variables[name] for name in order},
             outputs=outputs,
         )
 
-    def _for_states(self, kind: str) -> dict[str, Expression]:
+    def _given(self, kind: str) -> dict[str, Expression]:
+        """What is given of some states, by their names."""
         return {name: expression for name, (_, expression) in self.of_state[kind].items()}
 
     def _all(self) -> Iterator[Expression]:
@@ -427,10 +446,10 @@ class _Statements:
             visit(name, self.defined[name])
         return list(order)
 
-    def _varying(self, order: list[str], states: tuple[str, ...]) -> set[str]:
-        """States, time, and the variables that depend on them."""
-        varying = {*states, TIME}
+    def _depending(self, order: list[str], on: set[str]) -> set[str]:
+        """Some names, and the variables that depend on them."""
+        found = {*on}
         for name in order:
-            if any(token.text in varying for token in self.variables[name].names()):
-                varying.add(name)
-        return varying
+            if any(token.text in found for token in self.variables[name].names()):
+                found.add(name)
+        return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -37,28 +38,43 @@ def _of_one(function: Callable[[Tensor], Tensor], of_number: Callable[[float], f
 
 
 def _power(x: Number, n: Number) -> Number:
-    if isinstance(n, Tensor):
-        return _pairwise(torch.pow)(x, n)
-    return torch.pow(x, n) if isinstance(x, Tensor) else float(x**n)
+    if isinstance(x, Tensor) or isinstance(n, Tensor):
+        return torch.pow(x, n)  # type: ignore[arg-type]
+    if x < 0 and n != int(n):
+        raise ValueError("a negative number to a power that is not whole")
+    return math.pow(x, n)
+
+
+_LARGEST_POWER = 80.0  # its exponential is a number in single precision too, as are all derivatives below
 
 
 def _hill(x: Number, half: Number, n: Number) -> Number:
     """x^n/(half^n + x^n), 0 for x ≤ 0: a small negative x is an error of the solver."""
-    if not isinstance(x, Tensor):
-        raise TypeError("the first argument of hill changes with time")
-    positive = x > 0
-    ratio = _power(_tensor(half, x) / torch.where(positive, x, 1.0), n)
-    return torch.where(positive, 1.0 / (1.0 + ratio), 0.0)
+    like = next((value for value in (x, half, n) if isinstance(value, Tensor)), None)
+    if like is None:
+        return _power(x, n) / (_power(half, n) + _power(x, n)) if x > 0 else 0.0
+    amount, middle = _tensor(x, like), _tensor(half, like)
+    positive = amount > torch.finfo(amount.dtype).tiny  # below, the derivative of the logarithm is infinite
+    power = n * (torch.log(middle) - torch.log(torch.where(positive, amount, 1.0)))
+    return torch.where(positive, 1.0 / (1.0 + torch.exp(torch.clamp(power, max=_LARGEST_POWER))), 0.0)
 
 
 def _where(condition: Number, yes: Number, no: Number) -> Number:
     if not isinstance(condition, Tensor):
         return yes if condition else no
-    return torch.where(condition.bool(), yes, no)
+    return torch.where(condition.bool(), _tensor(yes, condition), _tensor(no, condition))
 
 
-def _truth(x: Number) -> Tensor | bool:
-    return x.bool() if isinstance(x, Tensor) else bool(x)
+def _compared(compare: Callable[[Number, Number], Tensor | bool]) -> Callable[[Number, Number], Number]:
+    """A comparison: 1 where it holds and 0 elsewhere, so that its result is a number like all others."""
+
+    def call(a: Number, b: Number) -> Number:
+        holds = compare(a, b)
+        if not isinstance(holds, Tensor):
+            return float(holds)
+        return holds.to(next(value.dtype for value in (a, b) if isinstance(value, Tensor)))
+
+    return call
 
 
 _OPERATIONS: dict[str, Callable[..., Number]] = {
@@ -82,15 +98,15 @@ _OPERATIONS: dict[str, Callable[..., Number]] = {
     "max": lambda a, b: _pairwise(torch.maximum)(a, b) if isinstance(a, Tensor) or isinstance(b, Tensor) else max(a, b),
     "hill": _hill,
     "where": _where,
-    "<": lambda a, b: a < b,
-    "<=": lambda a, b: a <= b,
-    ">": lambda a, b: a > b,
-    ">=": lambda a, b: a >= b,
-    "==": lambda a, b: a == b,
-    "!=": lambda a, b: a != b,
-    "and": lambda a, b: _truth(a) & _truth(b),
-    "or": lambda a, b: _truth(a) | _truth(b),
-    "not": lambda a: ~a.bool() if isinstance(a, Tensor) else not a,
+    "<": _compared(operator.lt),
+    "<=": _compared(operator.le),
+    ">": _compared(operator.gt),
+    ">=": _compared(operator.ge),
+    "==": _compared(operator.eq),
+    "!=": _compared(operator.ne),
+    "and": _compared(lambda a, b: (a != 0) & (b != 0)),
+    "or": _compared(lambda a, b: (a != 0) | (b != 0)),
+    "not": lambda a: _compared(operator.eq)(a, 0.0),
 }
 
 
@@ -153,13 +169,13 @@ class Equations(Dynamics):
         if file is not None:
             if not Path(file).is_file():
                 raise ValueError(f"there is no file {file}")
-            text = Path(file).read_text()
+            text = Path(file).read_text(encoding="utf-8")
         if model is not None:
             if model not in library():
                 raise ValueError(
                     f"there is no model {model!r}{did_you_mean(model, library())}; there are {', '.join(library())}"
                 )
-            text = (_LIBRARY / f"{model}.txt").read_text()
+            text = (_LIBRARY / f"{model}.txt").read_text(encoding="utf-8")
         assert text is not None  # one of the three was given
         # a checkpoint holds the equations, so that it can be loaded where there is no such file
         self.arguments = {"text": text}
@@ -207,7 +223,7 @@ class Equations(Dynamics):
         return self._at_states(self._model.fractions, theta, 1.0) if self._model.fractions else None
 
     def observe(self, y: Tensor, theta: Tensor) -> Tensor:
-        """The outputs, each at its place; the other states as they are, and further outputs after them.
+        """The outputs, each at its place; the other states as they are, ``[..., state]``; further outputs after them.
 
         An output that depends on one state alone, such as central/V, takes the place of that state.
         """
@@ -220,7 +236,9 @@ class Equations(Dynamics):
     def derived(self, theta: Tensor) -> dict[str, Tensor]:
         """The variables that depend on parameters alone."""
         known = self._known(theta)
-        return {name: _tensor(known[name], theta[..., 0]) for name in self._model.variables if name in known}
+        return {
+            name: value for name, value in known.items() if name in self._model.variables and isinstance(value, Tensor)
+        }
 
     def guess(self, scaling: Scaling) -> dict[str, float]:
         """The starting values of the text, whatever the data are."""
@@ -234,18 +252,12 @@ def _names(model: ModelText) -> Iterable[Token]:
 
 def _slots(model: ModelText) -> dict[str, int]:
     """The place of each output: that of the one state on which it depends, if no other output has it."""
+    states = {name: {name} for name in model.states}
+    for name, expression in model.variables.items():
+        states[name] = set().union(*(states.get(token.text, set()) for token in expression.names()))
     slots: dict[str, int] = {}
     for name in model.outputs:
-        states = _states_of(model, name)
-        own = model.states.index(next(iter(states))) if len(states) == 1 else -1
+        own = model.states.index(min(states[name])) if len(states[name]) == 1 else -1
         further = len(model.states) + sum(slot >= len(model.states) for slot in slots.values())
         slots[name] = own if own >= 0 and own not in slots.values() else further
     return slots
-
-
-def _states_of(model: ModelText, name: str) -> set[str]:
-    if name in model.states:
-        return {name}
-    if name not in model.variables:
-        return set()
-    return set().union(*(_states_of(model, token.text) for token in model.variables[name].names()))

@@ -137,6 +137,17 @@ def _smaller(g: Graph, a: int, b: int) -> int:
     return g("where", g("lt", b, a), b, a)
 
 
+def _maximum(g: Graph, a: int, b: int) -> int:
+    """As in torch: NaN if one of both is, and equal numbers share the derivative."""
+    half = g.constant(0.5)
+    middle = g("add", g("mul", half, a), g("mul", half, b))
+    return g("where", g("lt", a, b), b, g("where", g("lt", b, a), a, middle))
+
+
+def _minimum(g: Graph, a: int, b: int) -> int:
+    return g("neg", _maximum(g, g("neg", a), g("neg", b)))
+
+
 def _sigmoid(g: Graph, x: int) -> int:
     half = g.constant(0.5)
     return g("add", half, g("mul", half, g("tanh", g("mul", half, x))))
@@ -163,8 +174,9 @@ _UNARY: dict[str, Callable[[Graph, int], int]] = {
     "exp2": lambda g, x: g("exp", g("mul", g.constant(math.log(2.0)), x)),
     "sigmoid": _sigmoid,
     "silu": lambda g, x: g("mul", x, _sigmoid(g, x)),
-    "relu": lambda g, x: _larger(g, x, g.constant(0.0)),
+    "relu": lambda g, x: g("where", g("le", x, g.constant(0.0)), g.constant(0.0), x),
     "logical_not": lambda g, x: g("not", x),
+    "to_truth": lambda g, x: g("not", g("not", x)),
     "bitwise_not": lambda g, x: g("not", x),
     **dict.fromkeys(("clone", "alias", "contiguous", "_to_copy", "lift_fresh_copy", "lift_fresh"), lambda g, x: x),
 }  # fmt: skip
@@ -174,8 +186,8 @@ _BINARY: dict[str, Callable[[Graph, int, int], int]] = {
     "gt": lambda g, a, b: g("lt", b, a),
     "ge": lambda g, a, b: g("le", b, a),
     "ne": lambda g, a, b: g("not", g("eq", a, b)),
-    "maximum": _larger,
-    "minimum": _smaller,
+    "maximum": _maximum,
+    "minimum": _minimum,
     "clamp_min": _larger,
     "clamp_max": _smaller,
     **dict.fromkeys(("logical_and", "bitwise_and"), lambda g, a, b: g("and", a, b)),
@@ -331,6 +343,8 @@ def _run(translator: _Translator, module: torch.fx.GraphModule, given: Sequence[
                 known[node] = node.target(*arguments, **options)
             else:
                 name = node.target.overloadpacket.__name__
+                if name == "_to_copy" and not options.get("dtype", torch.float64).is_floating_point:
+                    name = "to_truth" if options["dtype"] == torch.bool else "rounding to whole numbers"
                 dropped = ("dtype", "layout", "device", "pin_memory", "memory_format")
                 kept = {key: value for key, value in options.items() if key not in dropped}
                 known[node] = translator.call(name, arguments, kept)
@@ -386,8 +400,14 @@ def _compare(
     weights: dict[str, Tensor],
     buffers: dict[str, Tensor],
 ) -> None:
-    """Compare slopes and gradients of a translation with those of torch at one point."""
+    """Compare slopes and gradients of a translation with those of torch at one point.
+
+    The point is near the example and not the example itself, where a slope may be a difference of equal numbers (a
+    system at rest) and a derivative may have two values (the larger of two equal numbers).
+    """
     with torch.inference_mode(False), torch.enable_grad():
+        y = y + torch.linspace(0.011, 0.019, y.numel(), dtype=y.dtype) * (1.0 + y.abs())
+        theta = theta * torch.linspace(1.001, 1.002, theta.numel(), dtype=theta.dtype)
         y, theta = y.clone().requires_grad_(), theta.clone().requires_grad_()
         own = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
         slope = field(t, y, theta, own, {name: buffer.clone() for name, buffer in buffers.items()})

@@ -33,9 +33,8 @@ def take_step(field, work, lanes, rtol, atol):
 def pull_step(field, work, lanes, ending, gradients):
     """Gradients of the lanes' steps, from those of their slopes and of the states at their ends.
 
-    It computes `lanes.start_pull` and adds to `lanes.pulls`, to `lanes.to_size` and to the gradients with respect to
-    the arrays of the field. The last slope counts only for the `ending` lanes in `lanes.ends`, for which `lanes.gathered`
-    holds its gradient.
+    It computes `lanes.start_pull` and adds to `lanes.pulls`, to `lanes.to_size` and to the gradients of the arrays of
+    the field. The last slope counts only for the `ending` lanes in `lanes.ends`; `lanes.gathered` holds its gradient.
     """
     raise NotImplementedError
 
