@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, LogNormal, Normal, StudentT
 
+from neuralpk.cdf_from_density import NoNumericalCdf, NumericalCdf, normal_quantile
 from neuralpk.cohort_batch import CohortBatch
-from neuralpk.numerical_cdf import NoNumericalCdf, NumericalCdf, normal_quantile
 from neuralpk.part import Part
 from neuralpk.scaling import Scaling
 
@@ -26,8 +26,8 @@ class ResidualError(Part, nn.Module, ABC):
 
     A subclass names its parameters and writes `distribution`. Everything else follows from that: the likelihood, with
     the probability of its interval for a censored value; quantile residuals; simulation; the Fisher information. What
-    a distribution of torch has no closed form for is computed from its density (`neuralpk.numerical_cdf`); a subclass
-    that knows closed forms overrides `log_tails`, `standardise`, `simulate` and `information`::
+    a distribution of torch has no closed form for is computed from its density (`neuralpk.cdf_from_density`); a
+    subclass that knows closed forms overrides `log_tails`, `standardise`, `simulate` and `information`::
 
         class StudentError(ResidualError):
             names = ("s",)

@@ -27,8 +27,8 @@ from neuralpk.dynamics import CompartmentModel, NeuralCompartments
 from neuralpk.encoders import SetEncoder
 from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals
 from neuralpk.objectives import MarginalLikelihood
-from neuralpk.population_file import PublishedPopulation
 from neuralpk.population_model import PopulationModel
+from neuralpk.published_population import PublishedPopulation
 from neuralpk.task import LatentTask
 
 ESTIMATED, SEARCHED, DRAWS = 1_000, 10_000, 100

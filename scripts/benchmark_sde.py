@@ -33,7 +33,7 @@ from neuralpk.cohort import FloatArray
 from neuralpk.cohort_batch import CohortBatch, collate
 from neuralpk.cohort_simulation import Design, Population, simulate_cohort
 from neuralpk.datamodules import CohortDataModule, SimulatedLotkaVolterraDataModule, SimulatedPKDataModule
-from neuralpk.datamodules.context import choose_context
+from neuralpk.datamodules.seen_records import choose_context
 from neuralpk.dynamics import (
     CompartmentModel,
     Dynamics,

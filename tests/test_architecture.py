@@ -11,12 +11,12 @@ PACKAGE = Path(__file__).parents[1] / "neuralpk"
 
 # units of one layer do not import each other
 LAYERS = (
-    {"cohort", "numerical_cdf", "part", "training_data_provenance", "randomness", "dataclass_rows"},
+    {"cohort", "cdf_from_density", "part", "training_data_provenance", "randomness", "dataclass_rows"},
     {"cohort_batch", "scaling"},
     {"dynamics", "encoders", "parameters", "residual_error", "tables"},
     {"datasets", "solve"},
     {"decoders", "population_model", "cohort_simulation", "symbolic"},
-    {"inference", "path_guide", "population_file"},
+    {"inference", "path_guide", "published_population"},
     {"estimation"},
     {"record_predictions", "individual_estimates", "objectives", "pretrained_model"},
     {"bootstrap", "datamodules", "evaluate", "task"},

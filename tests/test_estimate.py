@@ -26,7 +26,7 @@ from neuralpk.cohort_simulation import Design, Population, omega_from_cv, simula
 from neuralpk.dynamics import CompartmentModel
 from neuralpk.evaluate.metrics import shrinkage
 from neuralpk.individual_estimates import IndividualEstimates, _reaching, estimate_individuals
-from neuralpk.population_file import PublishedPopulation
+from neuralpk.published_population import PublishedPopulation
 from neuralpk.residual_error import CombinedError
 from neuralpk.tables import write_table
 

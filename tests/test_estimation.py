@@ -28,8 +28,8 @@ from neuralpk.estimation.learned_numbers import LearnedNumbers
 from neuralpk.estimation.proposals import Centre, Proposal
 from neuralpk.estimation.starting_values import starting_values
 from neuralpk.parameters import NoVariability, PopulationParameters
-from neuralpk.population_file import read_population
 from neuralpk.population_model import PopulationModel
+from neuralpk.published_population import read_population
 from neuralpk.residual_error import AdditiveError, CombinedError, ProportionalError, StudentTError
 from neuralpk.scaling import Scaling
 from neuralpk.task import LatentTask

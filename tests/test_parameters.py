@@ -32,8 +32,8 @@ from neuralpk.parameters import (
     PowerEffect,
 )
 from neuralpk.part import describe, make
-from neuralpk.population_file import PublishedPopulation, equations, read_population, write_population
 from neuralpk.population_model import PopulationModel
+from neuralpk.published_population import PublishedPopulation, equations, read_population, write_population
 from neuralpk.residual_error import AdditiveError, CombinedError, ProportionalError
 from neuralpk.scaling import CovariateScale, Scaling
 from neuralpk.solve import Auto

@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy import stats
 
+from neuralpk.cdf_from_density import NumericalCdf, normal_quantile
 from neuralpk.cohort import Subject
 from neuralpk.cohort_batch import collate
-from neuralpk.numerical_cdf import NumericalCdf, normal_quantile
 from neuralpk.part import describe, make, subclasses
 from neuralpk.residual_error import (
     CombinedError,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import neuralpk
-from neuralpk.cli.command_line_splitting import Argument, split, values, without
+from neuralpk.cli.argument_tokens import Argument, split, values, without
 from neuralpk.cli.faults import UsageError, sentence
 from neuralpk.cli.presets import MAIN_JOB, PRESETS, preset_path
 from neuralpk.part import did_you_mean

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from neuralpk.cli.command_line_splitting import Argument, value_of
+from neuralpk.cli.argument_tokens import Argument, value_of
 from neuralpk.cli.faults import UsageError
 from neuralpk.cli.signatures import (
     REQUIRED,

@@ -20,7 +20,7 @@ from neuralpk.cli.training import check_checkpoint
 from neuralpk.cohort_figures import save_panels
 from neuralpk.datamodules import SimulatedDataModule
 from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals
-from neuralpk.population_file import PublishedPopulation, read_population, write_population
+from neuralpk.published_population import PublishedPopulation, read_population, write_population
 from neuralpk.tables import read_table
 from neuralpk.tables.batchwise_writing import write_frames
 from neuralpk.task import LatentTask

@@ -2,7 +2,7 @@
 
 from neuralpk.datamodules.base import CohortDataModule
 from neuralpk.datamodules.batch_loading import BatchDataset, GlobalBatchSampler
-from neuralpk.datamodules.context import Context, choose_context
+from neuralpk.datamodules.seen_records import Context, choose_context
 from neuralpk.datamodules.simulated import (
     SimulatedDataModule,
     SimulatedLotkaVolterraDataModule,

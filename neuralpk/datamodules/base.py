@@ -15,7 +15,7 @@ from neuralpk import randomness
 from neuralpk.cohort import Cohort
 from neuralpk.cohort_batch import CohortBatch
 from neuralpk.datamodules.batch_loading import BatchDataset, GlobalBatchSampler, ResumableLoader, as_is
-from neuralpk.datamodules.context import Context
+from neuralpk.datamodules.seen_records import Context
 from neuralpk.randomness import Stream
 from neuralpk.scaling import Scaling
 from neuralpk.training_data_provenance import Provenance

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sequential
 from neuralpk import randomness
 from neuralpk.cohort import Cohort
 from neuralpk.cohort_batch import CohortBatch, collate
-from neuralpk.datamodules.context import Context, choose_context
+from neuralpk.datamodules.seen_records import Context, choose_context
 from neuralpk.randomness import Stream
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from neuralpk.decoders.hidden_states import HiddenStates
+from neuralpk.decoders.start_and_readout import HiddenStates
 from neuralpk.dynamics import CompartmentModel, Dynamics, Perceptron
 from neuralpk.dynamics.networks import latent_names
 from neuralpk.scaling import Scaling

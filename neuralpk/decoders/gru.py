@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from neuralpk.cohort_batch import CohortBatch
 from neuralpk.decoders.event_sequence import EventClock, sampling_ticks, wanted_times
-from neuralpk.decoders.hidden_states import HiddenStates
+from neuralpk.decoders.start_and_readout import HiddenStates
 from neuralpk.dynamics import CompartmentModel, Decoder, Solver
 from neuralpk.dynamics.networks import latent_names
 from neuralpk.scaling import Scaling

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neuralpk.solve.compiled.kernel_cache import kept
+from neuralpk.solve.compiled.kernels_on_disk import kept
 
 Array = NDArray[Any]
 

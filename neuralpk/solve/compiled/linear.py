@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neuralpk.solve.compiled import rate_matrix_exponential as modes
-from neuralpk.solve.compiled.kernel_cache import kept
+from neuralpk.solve.compiled.kernels_on_disk import kept
 from neuralpk.solve.compiled.thread_chunks import in_chunks
 from neuralpk.solve.event_nodes import Mesh
 

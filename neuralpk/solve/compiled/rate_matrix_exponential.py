@@ -10,7 +10,7 @@ that of an interval short enough, and its result is squared repeatedly.
 import math
 from typing import Any
 
-from neuralpk.solve.compiled.kernel_cache import kept
+from neuralpk.solve.compiled.kernels_on_disk import kept
 from neuralpk.solve.compiled.scalar_exponential import exp
 
 _CONDITION = 100.0  # largest |R|·|L|, the factor by which eigenvectors may amplify rounding: two of 16 digits

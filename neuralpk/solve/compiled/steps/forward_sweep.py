@@ -9,7 +9,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from neuralpk.solve.compiled.kernel_cache import kept
+from neuralpk.solve.compiled.kernels_on_disk import kept
 from neuralpk.solve.compiled.matrix_product import apart, within
 from neuralpk.solve.compiled.steps.field import put_in, take_step
 from neuralpk.solve.compiled.steps.first_step import start_lines

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from neuralpk.solve.compiled.kernel_cache import kept
+from neuralpk.solve.compiled.kernels_on_disk import kept
 from neuralpk.solve.compiled.matrix_product import within
 from neuralpk.solve.compiled.steps.field import pull_step, put_in
 from neuralpk.solve.compiled.steps.jit_options import inner
