@@ -1,0 +1,246 @@
+"""Time of a solve and its gradient for models that are written as equations: neuralpk and diffrax, in one run.
+
+The loss is the sum of the squares of all samples of all states; its gradient is that in the parameters of every
+subject. Each subject has 20 times of its own. Both run on one thread at rtol 1e-5 and atol 1e-6, after the compilation
+and in turns, so that a busy machine is busy for both. The error is the largest difference from a solution of neuralpk
+at rtol 1e-10, as a share of the largest value.
+
+=========  ==================================================================================================
+saturable  depot and central, Michaelis-Menten elimination, one oral dose, 24 h
+turnover   depot, central, effect compartment and inhibited turnover, 14 oral doses every 12 h
+=========  ==================================================================================================
+
+    pip install -r scripts/requirements-peers.txt
+    python scripts/benchmark_equations.py --json rows.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from neuralpk import Dose, Subject
+from neuralpk.cohort_batch import collate
+from neuralpk.dynamics import Equations
+from neuralpk.solve import RungeKutta
+
+Array = NDArray[Any]
+Run = Callable[[], tuple[Array, Array]]
+RTOL, ATOL, OBSERVATIONS = 1e-5, 1e-6, 20
+
+
+class Workload(NamedTuple):
+    """Equations as text and as a function of a numerical library, doses of every subject, and the last time."""
+
+    text: str
+    field: Callable[[Any, Any, Any], Any]  # (library, state, parameters) -> dy/dt
+    start: Callable[[Any], Any]  # parameters -> state before the first dose
+    state: int
+    amount: float
+    dosed: tuple[float, ...]
+    end: float
+
+
+def _saturable(lib: Any, y: Any, p: Any) -> Any:
+    c, absorbed = y[1] / p[2], p[3] * y[0]
+    return lib.stack([-absorbed, absorbed - p[0] * c / (p[1] + c)])
+
+
+def _turnover(lib: Any, y: Any, p: Any) -> Any:
+    ka, cl, v, ke0, kin, kout, imax, ic50 = p
+    c, absorbed = y[1] / v, ka * y[0]
+    inhibited = kin * (1 - imax * y[2] / (ic50 + y[2]))
+    return lib.stack([-absorbed, absorbed - cl * c, ke0 * (c - y[2]), inhibited - kout * y[3]])
+
+
+WORKLOADS = {
+    "saturable": Workload(
+        """parameters: VMAX = 10, KM = 2, V = 20, KA = 1
+        depot' = -KA*depot
+        central' = KA*depot - VMAX*(central/V)/(KM + central/V)
+        C = central/V
+        outputs: C""",
+        _saturable,
+        lambda p: [0 * p[0], 0 * p[0]],
+        0,
+        100.0,
+        (0.0,),
+        24.0,
+    ),
+    "turnover": Workload(
+        """parameters: KA = 1, CL = 1, V = 10, KE0 = 0.3, KIN = 5, KOUT = 0.05, IMAX = 0.9 in (0, 2), IC50 = 2
+        depot' = -KA*depot
+        central' = KA*depot - CL*C
+        effect' = KE0*(C - effect)
+        response' = KIN*(1 - IMAX*effect/(IC50 + effect)) - KOUT*response
+        response(0) = KIN/KOUT
+        C = central/V
+        outputs: C, response""",
+        _turnover,
+        lambda p: [0 * p[0], 0 * p[0], 0 * p[0], p[4] / p[5]],
+        0,
+        100.0,
+        tuple(12.0 * k for k in range(14)),
+        168.0,
+    ),
+}
+
+
+def cohort(work: Workload, n: int, dtype: type) -> tuple[Array, Array]:
+    """Parameters ``[subject, parameter]``, log-normal around the starting values, and times ``[subject, time]``."""
+    rng = np.random.default_rng(0)
+    typical = np.array([parameter.start for parameter in Equations(work.text)._model.parameters.values()])
+    theta = typical * np.exp(0.2 * rng.normal(size=(n, len(typical))))
+    return theta.astype(dtype), np.sort(rng.uniform(0.1, work.end, (n, OBSERVATIONS)), axis=1).astype(dtype)
+
+
+def with_neuralpk(work: Workload, n: int, dtype: type, engine: RungeKutta) -> Run:
+    """States and gradient by neuralpk."""
+    theta, times = cohort(work, n, dtype)
+    own = torch.tensor(theta)[:, None].requires_grad_()
+    dynamics = Equations(work.text).to(own.dtype)
+    doses = tuple(Dose(at, work.amount, compartment=work.state + 1) for at in work.dosed)
+    unknown = np.full(OBSERVATIONS, np.nan)
+    batch = collate([Subject(str(k), times[k], unknown, doses) for k in range(n)], dtype=own.dtype)
+
+    def run() -> tuple[Array, Array]:
+        own.grad = None
+        solution = engine.solve(dynamics, own, batch)
+        solution.check()
+        solution.states.square().sum().backward()
+        assert own.grad is not None
+        return solution.states.detach().numpy(), own.grad[:, 0].numpy()
+
+    return run
+
+
+def with_diffrax(work: Workload, n: int, dtype: type) -> Run:
+    """States and gradient by diffrax, restarted at each dose, with the same doses for all subjects."""
+    import diffrax
+    import jax
+    import jax.numpy as jnp
+
+    jax.config.update("jax_enable_x64", True)
+    theta, times = cohort(work, n, dtype)
+    edges = np.array([*work.dosed, work.end], dtype)
+    segment = np.searchsorted(edges[:-1], times, side="right") - 1
+    slot = np.arange(OBSERVATIONS) - (segment[:, :, None] > segment[:, None, :]).sum(-1)
+    subject = np.arange(n)[:, None].repeat(OBSERVATIONS, 1)
+    slots = np.broadcast_to(edges[1:, None], (n, len(edges) - 1, int(slot.max()) + 2)).copy()
+    slots[subject, segment, slot] = times
+    controller = diffrax.PIDController(rtol=RTOL, atol=ATOL)
+    term, method = diffrax.ODETerm(lambda t, y, p: work.field(jnp, y, p)), diffrax.Tsit5()
+
+    def one(p: Any, own: Any) -> Any:
+        def over(y: Any, given: Any) -> tuple[Any, Any]:
+            begin, end, ts = given
+            y = y.at[work.state].add(work.amount)
+            solution = diffrax.diffeqsolve(
+                term, method, begin, end, None, y, p,
+                saveat=diffrax.SaveAt(ts=ts), stepsize_controller=controller, max_steps=4096,
+            )  # fmt: skip
+            return solution.ys[-1], solution.ys
+
+        return jax.lax.scan(over, jnp.stack(work.start(p)), (edges[:-1], edges[1:], own))[1]
+
+    def loss(p: Any) -> tuple[Any, Any]:
+        states = jax.vmap(one)(p, slots)[subject, segment, slot]
+        return (states**2).sum(), states
+
+    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+    def run() -> tuple[Array, Array]:
+        (_, states), gradient = compiled(theta)
+        return np.asarray(states), np.asarray(gradient)
+
+    return run
+
+
+def _error(found: Array, right: Array) -> float:
+    """The largest difference, as a share of the largest value in its column."""
+    axes = tuple(range(right.ndim - 1))
+    return float((np.abs(found - right).max(axes) / np.abs(right).max(axes)).max())
+
+
+def compare(name: str, n: int, dtype: type, repeats: int) -> list[dict[str, Any]]:
+    """One row for each engine."""
+    work = WORKLOADS[name]
+    exact = with_neuralpk(work, n, np.float64, RungeKutta(1e-10, 1e-12, max_evaluations=1_000_000))()
+    runs = {"neuralpk": with_neuralpk(work, n, dtype, RungeKutta(RTOL, ATOL))}
+    if importlib.util.find_spec("diffrax"):
+        runs["diffrax Tsit5"] = with_diffrax(work, n, dtype)
+    else:
+        print("diffrax is not installed: pip install -r scripts/requirements-peers.txt")
+    seconds: dict[str, list[float]] = {engine: [] for engine in runs}
+    rows = []
+    for engine, run in runs.items():
+        begin = time.perf_counter()
+        states, gradient = run()
+        first = time.perf_counter() - begin
+        errors = [_error(found, right) for found, right in zip((states, gradient), exact, strict=True)]
+        rows.append(
+            {
+                "workload": name,
+                "n": n,
+                "dtype": dtype.__name__,
+                "engine": engine,
+                "first": first,
+                "error": errors[0],
+                "gradient_error": errors[1],
+            }
+        )
+    for _ in range(repeats):
+        for engine, run in runs.items():
+            begin = time.perf_counter()
+            run()
+            seconds[engine].append(time.perf_counter() - begin)
+    return [row | {"milliseconds": 1e3 * statistics.median(seconds[row["engine"]])} for row in rows]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS))
+    parser.add_argument("--sizes", nargs="+", type=int, default=[50, 1024])
+    parser.add_argument("--dtypes", nargs="+", default=["float64"], choices=["float32", "float64"])
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    table = Table(
+        "workload", "subjects", "precision", "engine", "ms", "first call, s", "error", "error of the gradient"
+    )
+    rows: list[dict[str, Any]] = []
+    for name in options.workloads:
+        for dtype in options.dtypes:
+            for n in options.sizes:
+                found = compare(name, n, getattr(np, dtype), options.repeats)
+                rows += found
+                for row in found:
+                    table.add_row(
+                        name, str(n), dtype, row["engine"], f"{row['milliseconds']:.2f}", f"{row['first']:.1f}",
+                        f"{row['error']:.0e}", f"{row['gradient_error']:.0e}",
+                    )  # fmt: skip
+                if options.json:
+                    options.json.write_text(json.dumps(rows, indent=1))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
