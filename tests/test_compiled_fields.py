@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -202,6 +204,19 @@ def test_what_changes_in_a_field_changes_its_solution(change: str) -> None:
     expected, _ = solved(dynamics, theta, people(1), TorchDiffEq("dopri8", rtol=1e-11, atol=1e-13))
     assert float((after - before).abs().max()) > 1e-4
     torch.testing.assert_close(after, expected, rtol=1e-7, atol=1e-9)
+
+
+def test_copies_share_a_translation_and_other_processes_do_not(monkeypatch) -> None:
+    dynamics, theta = field_of("saturable"), torch.ones(1, 6, dtype=torch.float64)
+    expected, _ = solved(dynamics, theta, people(1))
+    sent = pickle.loads(pickle.dumps(dynamics))
+    calls: list[Dynamics] = []
+    translate = field_translation._translate
+    monkeypatch.setattr(field_translation, "_translate", lambda *given: calls.append(given[0]) or translate(*given))
+    assert torch.equal(solved(copy.deepcopy(dynamics), theta, people(1))[0], expected)
+    assert not calls
+    assert torch.equal(solved(sent, theta, people(1))[0], expected)
+    assert calls == [sent]
 
 
 def test_a_batch_that_changes_gets_new_events() -> None:

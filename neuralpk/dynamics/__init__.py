@@ -9,6 +9,7 @@ from neuralpk.dynamics.compartments import (
     RateConstants,
 )
 from neuralpk.dynamics.corrections import Correction, NeuralFlows, NeuralSlope
+from neuralpk.dynamics.decoder_base import Decoder, Solver
 from neuralpk.dynamics.dynamics_base import Dynamics
 from neuralpk.dynamics.equation_text import EquationError
 from neuralpk.dynamics.equations import Equations, library
@@ -20,7 +21,6 @@ from neuralpk.dynamics.neural_compartments import NeuralCompartments
 from neuralpk.dynamics.neural_field import NeuralField
 from neuralpk.dynamics.random_feature_fields import RandomFeatureField, RandomFeatureSlope
 from neuralpk.dynamics.sir import SIR
-from neuralpk.dynamics.states_in_time import Decoder, Solver
 from neuralpk.dynamics.stochastic import (
     FluctuatingClearance,
     OrnsteinUhlenbeck,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from neuralpk.cohort_batch import CohortBatch
+from neuralpk.dynamics.decoder_base import Decoder, Solver
 from neuralpk.dynamics.fused_form import Perceptron
-from neuralpk.dynamics.states_in_time import Decoder, Solver
 
 if TYPE_CHECKING:
     from neuralpk.solve import Trajectory

@@ -440,22 +440,46 @@ _Key = tuple[Any, ...]
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, tuple[_Key, Translation | None]] = weakref.WeakKeyDictionary()
 
 
+class _Shared:
+    """A translation that copies of a dynamics share. Intervals make a copy for every draw of a population.
+
+    Args:
+        content: what it holds for.
+        translation: None for a field that cannot be translated.
+    """
+
+    def __init__(self, content: _Key | None = None, translation: Translation | None = None) -> None:
+        self.content, self.translation = content, translation
+
+    def __deepcopy__(self, memo: Any) -> _Shared:
+        return self
+
+    def __reduce__(self) -> Any:
+        return _Shared, ()  # addresses have no meaning in another process
+
+
 def _plain(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return all(_plain(item) for item in value)
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _key(dynamics: nn.Module) -> _Key:
-    """What a translation holds for: the values of the buffers and the plain attributes of all parts."""
+def _key(dynamics: nn.Module, of_buffer: Callable[[Tensor], Any]) -> _Key:
+    """What a translation holds for: the buffers, the shapes of the weights and the plain attributes of all parts."""
     found: list[Any] = []
     for part in dynamics.modules():
-        for buffer in part._buffers.values():
-            found.append(None if buffer is None else (id(buffer), buffer._version if not buffer.is_inference() else 0))
-        for value in part._parameters.values():
-            found.append(None if value is None else value.shape)
+        found.extend(None if buffer is None else of_buffer(buffer) for buffer in part._buffers.values())
+        found.extend(None if weight is None else weight.shape for weight in part._parameters.values())
         found.extend((name, str(value)) for name, value in vars(part).items() if name[0] != "_" and _plain(value))
     return (*found,)
+
+
+def _identity(buffer: Tensor) -> tuple[int, int]:
+    return id(buffer), 0 if buffer.is_inference() else buffer._version
+
+
+def _content(buffer: Tensor) -> tuple[Any, bytes]:
+    return buffer.shape, buffer.detach().numpy().tobytes()
 
 
 def translated(dynamics: Dynamics, y: Tensor, theta: Tensor) -> Translation | None:
@@ -471,15 +495,25 @@ def translated(dynamics: Dynamics, y: Tensor, theta: Tensor) -> Translation | No
     """
     if not dynamics.compiled:
         return None
-    key = _key(dynamics)
+    key = _key(dynamics, _identity)
     known = _KNOWN.get(dynamics)
     if known is not None and known[0] == key:
         return known[1]
+    if len(y) == 0:
+        return None
+    content = _key(dynamics, _content)
+    shared = dynamics.__dict__.get("_translation")
+    if not (isinstance(shared, _Shared) and shared.content == content):
+        shared = dynamics.__dict__["_translation"] = _Shared(content, _translation_or_warning(dynamics, y, theta))
+    _KNOWN[dynamics] = (key, shared.translation)
+    return shared.translation
+
+
+def _translation_or_warning(dynamics: Dynamics, y: Tensor, theta: Tensor) -> Translation | None:
     refuse_captured_tensors(dynamics, y, theta)
     try:
-        translation = _translate(dynamics, y, theta) if len(y) else None
+        return _translate(dynamics, y, theta)
     except Exception as error:  # whatever a field of somebody does while it is recorded, torch can still solve it
-        translation = None
         reason = (
             str(error)
             if isinstance(error, Untranslatable)
@@ -490,6 +524,4 @@ def translated(dynamics: Dynamics, y: Tensor, theta: Tensor) -> Translation | No
             f"uses {reason}",
             stacklevel=2,
         )
-    if len(y):
-        _KNOWN[dynamics] = (key, translation)
-    return translation
+    return None
