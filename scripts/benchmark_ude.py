@@ -84,6 +84,7 @@ class SplineSlope(Dynamics):
     """
 
     states = ("prey", "predator")
+    compiled = False  # the interval depends on the time: a field that is looked up cannot be translated
     shape = (2, 4, len(TIMES) - 1)
     parameter_names = tuple(f"c{k}" for k in range(int(np.prod(shape))))
     autonomous = False

@@ -820,8 +820,9 @@ def test_double_precision_trains() -> None:
 
 
 class Watched(ParallelElimination):
-    """Keeps the types of the numbers that it computes with."""
+    """Keeps the types of the numbers that it computes with; a compiled field would compute without it."""
 
+    compiled = False
     seen: set[torch.dtype] = set()  # noqa: RUF012
 
     def forward(self, t, y, theta):

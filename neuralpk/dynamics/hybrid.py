@@ -48,6 +48,7 @@ class HybridDynamics(Wrapper):
         self.penalised = overlap > 0 or mechanism.penalised or correction.penalised
         self.parameter_names = (*mechanism.parameter_names, *correction.parameter_names)
         self.autonomous = mechanism.autonomous and correction.autonomous
+        self.compiled = mechanism.compiled and correction.compiled
 
     @property
     def mechanism(self) -> Dynamics:

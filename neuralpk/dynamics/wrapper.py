@@ -34,7 +34,7 @@ class Wrapper(Dynamics):
         self.inner = inner
         self.states, self.parameter_names = inner.states, inner.parameter_names
         self.endpoints, self.flows = inner.endpoints, inner.flows
-        self.ranges = inner.ranges
+        self.ranges, self.compiled = inner.ranges, inner.compiled
         self.dosed, self.penalised, self.autonomous = inner.dosed, inner.penalised, inner.autonomous
 
     @abstractmethod

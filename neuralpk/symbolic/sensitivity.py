@@ -55,10 +55,9 @@ class Sensitivity(Wrapper):
         directions: number of columns of D.
     """
 
-    compiled = False  # its field differentiates another
-
     def __init__(self, dynamics: Dynamics, directions: int) -> None:
         super().__init__(dynamics)
+        self.compiled = False  # the field differentiates another
         self.directions = directions
         slopes = tuple(f"d{state}/dq{k}" for state in dynamics.states for k in range(directions))
         self.states = (*dynamics.states, *slopes)
