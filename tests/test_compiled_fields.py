@@ -150,6 +150,22 @@ def test_a_field_that_cannot_be_translated_is_solved_by_torch_and_said_to_be(fie
     solved(dynamics, theta, people(2))  # one warning is enough: a second would be an error here
 
 
+class WithoutParameters(_OneCompartment):
+    parameter_names = ()
+
+    def rate(self, t, y, theta):
+        return 0.5
+
+
+def test_a_field_without_parameters() -> None:
+    states, _ = solved(
+        WithoutParameters(),
+        torch.zeros(2, 0, dtype=torch.float64),
+        [Subject(str(k), TIMES, np.full(5, np.nan), (Dose(0, 2.0),)) for k in range(2)],
+    )
+    np.testing.assert_allclose(states[:, :, 0], np.tile(2.0 * np.exp(-0.5 * TIMES), (2, 1)), rtol=1e-8)
+
+
 class Operations(_OneCompartment):
     """What users write: slices, writing in place, networks, conditions, a buffer and a plain attribute."""
 

@@ -26,7 +26,7 @@ class EquationField(CompiledField):
         weights = dict(dynamics.named_parameters())
         used = [weights[name] for name in translation.weights]
         self.tensors = (theta, *used)
-        own = as_array(theta).reshape(-1, theta.shape[-1]).astype(np.float64, copy=False)
+        own = as_array(theta).reshape(theta.shape[0] * theta.shape[1], theta.shape[2]).astype(np.float64, copy=False)
         flat = [as_array(weight).ravel().astype(np.float64, copy=False) for weight in used]
         shared = np.concatenate(flat) if flat else np.zeros(0)
         code = translation.code
