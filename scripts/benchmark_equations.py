@@ -38,6 +38,7 @@ from rich.table import Table
 from neuralpk import Dose, Subject
 from neuralpk.cohort_batch import collate
 from neuralpk.dynamics import Equations
+from neuralpk.scaling import Scaling
 from neuralpk.solve import RungeKutta
 
 Array = NDArray[Any]
@@ -105,7 +106,7 @@ WORKLOADS = {
 def cohort(work: Workload, n: int, dtype: type) -> tuple[Array, Array]:
     """Parameters ``[subject, parameter]``, log-normal around the starting values, and times ``[subject, time]``."""
     rng = np.random.default_rng(0)
-    typical = np.array([parameter.start for parameter in Equations(work.text)._model.parameters.values()])
+    typical = np.array(list(Equations(work.text).guess(Scaling()).values()))
     theta = typical * np.exp(0.2 * rng.normal(size=(n, len(typical))))
     return theta.astype(dtype), np.sort(rng.uniform(0.1, work.end, (n, OBSERVATIONS)), axis=1).astype(dtype)
 

@@ -20,11 +20,13 @@ Number = Tensor | float
 _LIBRARY = resources.files("neuralpk.dynamics") / "library"
 
 
-def _pairwise(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Number, Number], Tensor]:
-    def call(a: Number, b: Number) -> Tensor:
-        like = a if isinstance(a, Tensor) else b
-        assert isinstance(like, Tensor)
-        return function(_tensor(a, like), _tensor(b, like))
+def _of_two(
+    function: Callable[[Tensor, Tensor], Tensor], of_numbers: Callable[[float, float], float]
+) -> Callable[[Number, Number], Number]:
+    def call(a: Number, b: Number) -> Number:
+        if isinstance(a, Tensor):
+            return function(a, _tensor(b, a))
+        return function(_tensor(a, b), b) if isinstance(b, Tensor) else of_numbers(a, b)
 
     return call
 
@@ -94,8 +96,8 @@ _OPERATIONS: dict[str, Callable[..., Number]] = {
     "tanh": _of_one(torch.tanh, math.tanh),
     "sin": _of_one(torch.sin, math.sin),
     "cos": _of_one(torch.cos, math.cos),
-    "min": lambda a, b: _pairwise(torch.minimum)(a, b) if isinstance(a, Tensor) or isinstance(b, Tensor) else min(a, b),
-    "max": lambda a, b: _pairwise(torch.maximum)(a, b) if isinstance(a, Tensor) or isinstance(b, Tensor) else max(a, b),
+    "min": _of_two(torch.minimum, min),
+    "max": _of_two(torch.maximum, max),
     "hill": _hill,
     "where": _where,
     "<": _compared(operator.lt),
@@ -188,7 +190,6 @@ class Equations(Dynamics):
         self.dosed = not m.initial
         self._slots = _slots(m)
         self.endpoints = tuple(self._slots[name] for name in m.outputs)
-        self.output_names = m.outputs
 
     def _known(self, theta: Tensor, t: Tensor | None = None, y: Tensor | None = None) -> dict[str, Number]:
         """The values of all names, as far as they follow from what is given."""

@@ -57,7 +57,8 @@ class CompiledField(ABC):
         """Gradients with respect to `tensors`."""
 
 
-def as_array(tensor: Tensor) -> NDArray[Any]:
+def as_array(tensor: Tensor) -> Array:
+    """The numbers of a tensor, contiguous, without its gradient."""
     return np.ascontiguousarray(tensor.detach().numpy())
 
 

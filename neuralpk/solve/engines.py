@@ -160,7 +160,7 @@ class Exact(NodeEngine):
 @dataclass(frozen=True)
 class RungeKutta(NodeEngine):
     """Adaptive steps of order 5 for each subject by itself: explicit (Tsit5), and implicit (Rodas5P) for a subject that
-    is stiff; fused kernels for neural fields. The gradient is the exact one of the steps taken.
+    is stiff; compiled code where the field can be compiled. The gradient is the exact one of the steps taken.
 
     Args:
         rtol: relative tolerance of the error of a step.

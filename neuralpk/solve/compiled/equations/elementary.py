@@ -1,6 +1,6 @@
 """Elementary functions of eight numbers at once, as instructions of LLVM without a branch.
 
-Each is right to a few units in the last place (`tests/test_compiled_equations.py`). The library of C would compute
+Each is right to a few units in the last place (`tests/test_compiled_fields.py`). The library of C would compute
 one number after the other.
 """
 
@@ -43,16 +43,11 @@ def _polynomial(builder: ir.IRBuilder, x: Any, coefficients: list[float]) -> Any
     return total
 
 
-def _call(builder: ir.IRBuilder, name: str, *arguments: Any) -> Any:
-    kind = ir.FunctionType(VECTOR, [VECTOR] * len(arguments))
-    full = f"llvm.{name}.v{LANES}f64"
-    function = builder.module.globals.get(full) or ir.Function(builder.module, kind, full)
-    return builder.call(function, arguments)
-
-
 def library(builder: ir.IRBuilder, name: str, x: Any) -> Any:
-    """A function of one argument that LLVM has: sqrt, fabs, sin, cos."""
-    return _call(builder, name, x)
+    """A function of one argument that LLVM has: sqrt, fabs, rint, sin, cos."""
+    full = f"llvm.{name}.v{LANES}f64"
+    function = builder.module.globals.get(full) or ir.Function(builder.module, ir.FunctionType(VECTOR, [VECTOR]), full)
+    return builder.call(function, [x])
 
 
 def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,7 +69,7 @@ def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _parts_of_exp(builder: ir.IRBuilder, x: Any) -> tuple[Any, Any]:
     """e^r − 1 and 2^k with x = k·ln 2 + r, |r| at most half of ln 2."""
-    k = _call(builder, "rint", builder.fmul(x, constant(1.0 / math.log(2.0))))
+    k = library(builder, "rint", builder.fmul(x, constant(1.0 / math.log(2.0))))
     r = builder.fsub(x, builder.fmul(k, constant(_LN2_HIGH)))
     r = builder.fsub(r, builder.fmul(k, constant(_LN2_LOW)))
     minus_one = builder.fmul(r, _polynomial(builder, r, [1.0 / math.factorial(n) for n in range(1, _EXP_TERMS)]))
@@ -96,8 +91,7 @@ def exp(builder: ir.IRBuilder, x: Any) -> Any:
     result = builder.select(builder.fcmp_ordered("<", x, constant(_EXP_SMALLEST)), constant(0.0), result)
     # between 709 and the largest number the power of two would have no number of its own
     rest = builder.fsub(_within(builder, x, 709.0, _EXP_LARGEST), constant(709.0))
-    beyond, _ = _parts_of_exp(builder, rest)
-    _, two = _parts_of_exp(builder, rest)
+    beyond, two = _parts_of_exp(builder, rest)
     factor = builder.fadd(builder.fmul(two, beyond), two)
     result = builder.select(builder.fcmp_ordered(">", x, constant(709.0)), builder.fmul(result, factor), result)
     return builder.select(builder.fcmp_ordered(">", x, constant(_EXP_LARGEST)), constant(math.inf), result)

@@ -7,7 +7,7 @@ that common subexpressions are computed once, and products with 0 or 1 are simpl
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 
@@ -44,7 +44,6 @@ _BINARY = {
     "and": lambda a, b: float(a != 0 and b != 0),
 }
 COMPARISONS = ("lt", "le", "eq", "and", "not")
-OPERATIONS = (*_UNARY, *_BINARY, "not", "where")
 
 
 class Graph:
@@ -141,13 +140,6 @@ class Graph:
             square, rest = (self("mul", square, square), rest // 2) if rest > 1 else (square, 0)
         return result if n >= 0 else self("div", self.constant(1.0), result)
 
-    def sum(self, values: Iterable[int]) -> int:
-        """Σ values."""
-        total = self.constant(0.0)
-        for value in values:
-            total = self("add", total, value)
-        return total
-
     def needed(self, outputs: Iterable[int]) -> list[int]:
         """The values from which the outputs are computed, in order."""
         found: set[int] = set()
@@ -182,51 +174,51 @@ class Graph:
     def derivative(self, a: int, k: int) -> int | None:
         """The derivative of a value with respect to its argument k; None where it is 0."""
         operation, arguments, *_ = self.values[a]
-        one = self.constant(1.0)
         if operation in COMPARISONS or self.number(arguments[k]) is not None:
             return None
-        x = arguments[k]
-        if operation == "add":
-            return one
-        if operation == "sub":
-            return one if k == 0 else self.constant(-1.0)
-        if operation == "mul":
-            return arguments[1 - k]
-        if operation == "div":
-            y = arguments[1]
-            return self("div", one, y) if k == 0 else self("neg", self("div", a, y))
-        if operation == "pow":
-            return self._derivative_of_power(a, k)
-        if operation == "where":
-            zero = self.constant(0.0)
-            return None if k == 0 else self("where", arguments[0], *((one, zero) if k == 1 else (zero, one)))
-        if operation == "neg":
-            return self.constant(-1.0)
-        if operation == "exp":
-            return a
-        if operation == "expm1":
-            return self("add", a, one)
-        if operation == "log":
-            return self("div", one, x)
-        if operation == "log1p":
-            return self("div", one, self("add", one, x))
-        if operation == "sqrt":
-            return self("div", self.constant(0.5), a)
-        if operation == "tanh":
-            return self("sub", one, self("mul", a, a))
-        if operation == "sin":
-            return self("cos", x)
-        if operation == "cos":
-            return self("neg", self("sin", x))
-        if operation == "abs":
-            zero = self.constant(0.0)
-            below = self("where", self("lt", x, zero), self.constant(-1.0), zero)
-            return self("where", self("lt", zero, x), one, below)
-        raise NotImplementedError(operation)
+        rule = _DERIVATIVES[operation][k]
+        return None if rule is None else rule(self, a, *arguments)
 
-    def _derivative_of_power(self, a: int, k: int) -> int:
-        base, exponent = self.values[a].arguments
-        if k == 0:
-            return self("mul", exponent, self("pow", base, self("sub", exponent, self.constant(1.0))))
-        zero = self.constant(0.0)  # x^n·log x goes to 0 at x = 0, where the product is not a number
-        return self("where", self("lt", zero, base), self("mul", a, self("log", base)), zero)
+
+def _one(g: Graph, *_: int) -> int:
+    return g.constant(1.0)
+
+
+def _minus_one(g: Graph, *_: int) -> int:
+    return g.constant(-1.0)
+
+
+def _sign(g: Graph, _: int, x: int) -> int:
+    zero = g.constant(0.0)
+    below = g("where", g("lt", x, zero), g.constant(-1.0), zero)
+    return g("where", g("lt", zero, x), g.constant(1.0), below)
+
+
+def _of_exponent(g: Graph, a: int, x: int, n: int) -> int:
+    zero = g.constant(0.0)  # x^n·log x goes to 0 at x = 0, where the product is not a number
+    return g("where", g("lt", zero, x), g("mul", a, g("log", x)), zero)
+
+
+# of each operation, by argument: of the graph, the value and its arguments
+_DERIVATIVES: dict[str, tuple[Callable[..., int] | None, ...]] = {
+    "add": (_one, _one),
+    "sub": (_one, _minus_one),
+    "mul": (lambda g, a, x, y: y, lambda g, a, x, y: x),
+    "div": (lambda g, a, x, y: g("div", _one(g), y), lambda g, a, x, y: g("neg", g("div", a, y))),
+    "pow": (lambda g, a, x, n: g("mul", n, g("pow", x, g("sub", n, _one(g)))), _of_exponent),
+    "where": (
+        None,
+        lambda g, a, c, x, y: g("where", c, _one(g), g.constant(0.0)),
+        lambda g, a, c, x, y: g("where", c, g.constant(0.0), _one(g)),
+    ),
+    "neg": (_minus_one,),
+    "exp": (lambda g, a, x: a,),
+    "expm1": (lambda g, a, x: g("add", a, _one(g)),),
+    "log": (lambda g, a, x: g("div", _one(g), x),),
+    "log1p": (lambda g, a, x: g("div", _one(g), g("add", _one(g), x)),),
+    "sqrt": (lambda g, a, x: g("div", g.constant(0.5), a),),
+    "tanh": (lambda g, a, x: g("sub", _one(g), g("mul", a, a)),),
+    "sin": (lambda g, a, x: g("cos", x),),
+    "cos": (lambda g, a, x: g("neg", g("sin", x)),),
+    "abs": (_sign,),
+}

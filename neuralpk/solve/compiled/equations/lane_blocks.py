@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from neuralpk.solve.compiled.matrix_product import within
-from neuralpk.solve.compiled.steps import field as asked
+from neuralpk.solve.compiled.steps.field import implement
 from neuralpk.solve.compiled.steps.lanes import LANES
 
 Array = NDArray[Any]
@@ -48,7 +48,8 @@ class Work(NamedTuple):
     to_own: Array  # [parameter, lane]
     to_shared: Array  # [weight, lane]
     last: Array  # [state, lane] gradient with respect to the last slope
-    tolerances: Array  # [2] forward: relative, absolute; backward: whether any last slope counts
+    tolerances: Array  # [2] forward: relative, absolute
+    ending: Array  # [1] backward: number of lanes whose last slope counts
 
 
 def make_work(equations: Equations, states: int) -> Work:
@@ -61,6 +62,7 @@ def make_work(equations: Equations, states: int) -> Work:
         to_shared=np.zeros((shared, LANES)),
         last=np.zeros((states, LANES)),
         tolerances=np.zeros(2),
+        ending=np.zeros(1),
     )
 
 
@@ -113,8 +115,8 @@ def _pull_step(field, work, lanes, ending, gradients):
     for r in range(ending):
         for d in range(last.shape[0]):
             last[d, lanes.ends[r]] = lanes.gathered[d, r]
-    work.tolerances[0] = ending
-    given = (lanes.y, lanes.h, work.own[0], field.shared, lanes.k, last, lanes.state, work.tolerances)
+    work.ending[0] = ending
+    given = (lanes.y, lanes.h, work.own[0], field.shared, lanes.k, last, lanes.state, work.ending)
     _call(field.pull_step, (*given, lanes.points, lanes.pulls, lanes.start_pull, lanes.to_size, to_own, to_shared))
     # lanes without a subject hold what has no meaning, perhaps NaN
     for lane in range(LANES):
@@ -125,15 +127,4 @@ def _pull_step(field, work, lanes, ending, gradients):
                 gradients.shared[k] += to_shared[k, lane]
 
 
-asked.answer(asked.put_in, lambda field, work, lane, row: _put_in if asked.is_kind(field, Equations) else None)
-asked.answer(
-    asked.find_slopes,
-    lambda field, work, first, rows, states, entering, out: _find_slopes if asked.is_kind(field, Equations) else None,
-)
-asked.answer(
-    asked.take_step, lambda field, work, lanes, rtol, atol: _take_step if asked.is_kind(field, Equations) else None
-)
-asked.answer(
-    asked.pull_step,
-    lambda field, work, lanes, ending, gradients: _pull_step if asked.is_kind(field, Equations) else None,
-)
+implement(Equations, put_in=_put_in, find_slopes=_find_slopes, take_step=_take_step, pull_step=_pull_step)

@@ -1,7 +1,7 @@
 """Machine code of a vector field and of its derivative, for one block of lanes.
 
-Every value of the graph becomes one instruction on eight numbers. No compiler of the system is needed, and a model of
-some hundred operations is compiled in a tenth of a second, so that nothing is stored on disk.
+Every value of the graph becomes one instruction on eight numbers. No compiler of the system is needed, and the
+compilation takes so little time that nothing is stored on disk.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from neuralpk.solve.compiled.equations.elementary import FAST, INTEGER, VECTOR, constant, exp, library, log
+from neuralpk.solve.compiled.equations.elementary import FAST, INTEGER, NUMBER, VECTOR, constant, exp, library, log
 from neuralpk.solve.compiled.equations.lane_memory import function, load, place
 from neuralpk.solve.compiled.steps.lanes import LANES
 from neuralpk.solve.tsit5_coefficients import SAFETY, SHRINK, STAGES, A, E
@@ -87,7 +87,7 @@ def emit_pull_step(module: ir.Module, states: int) -> None:
     """The function ``pull_step``: from the gradients with respect to the slopes (`pulls`, and `last` for the last) and
     to the state at the end of the step to those with respect to its start (`start_pull`, to which it adds, as to the
     others), its size, the parameters and the weights."""
-    given = ("y", "h", "own", "shared", "k", "last", "end", "any_last")
+    given = ("y", "h", "own", "shared", "k", "last", "end", "ending")
     names = (*given, "points", "pulls", "start_pull", "to_size", "to_own", "to_shared")
     builder, blocks = function(module, "pull_step", names)
     own, shared, points = (blocks[name] for name in ("own", "shared", "points"))
@@ -96,9 +96,7 @@ def emit_pull_step(module: ir.Module, states: int) -> None:
     final = STAGES - 1
     for stage in range(final):
         _place_stage(builder, blocks, stage, states)
-    with builder.if_then(
-        builder.fcmp_ordered(">", builder.load(blocks["any_last"]), ir.Constant(constant(0.0).type.element, 0.0))
-    ):
+    with builder.if_then(builder.fcmp_ordered(">", builder.load(blocks["ending"]), ir.Constant(NUMBER, 0.0))):
         _place_stage(builder, blocks, final, states)
         _call(builder, "pull", _block(builder, points, final, states), own, shared, blocks["last"], to_point, *results)
         for d in range(states):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from neuralpk.solve.compiled.matrix_product import ROWS, add_product, apart, within
 from neuralpk.solve.compiled.perceptron.activation import activate, back_through
-from neuralpk.solve.compiled.steps import field as asked
+from neuralpk.solve.compiled.steps.field import implement
 from neuralpk.solve.compiled.steps.jit_options import inner, summing
 from neuralpk.solve.compiled.steps.lanes import LANES
 from neuralpk.solve.compiled.steps.stages import judge, place_stage, pull_back_stage
@@ -107,14 +107,6 @@ def _dots(a, b, count, out):
             for c in range(width):
                 total += row[c] * b[f, c]
             out[f, r] = total
-
-
-@inner
-def _put_in(net, work, lane, row):
-    """Put the subject and period of a row of the arrays of `Network` into a lane."""
-    work.own[lane] = row
-    for c in range(net.shift.shape[1]):
-        work.shift[lane, c] = net.shift[row, c]
 
 
 @inner
@@ -285,8 +277,10 @@ def _to_weights(net, work, rows, gradients):
     )  # fmt: skip
 
 
-def _put_in_lane(field, work, lane, row):
-    _put_in(field, work, lane, row)
+def _put_in(field, work, lane, row):
+    work.own[lane] = row
+    for c in range(field.shift.shape[1]):
+        work.shift[lane, c] = field.shift[row, c]
 
 
 def _find_slopes(field, work, first, rows, states, entering, out):
@@ -336,14 +330,4 @@ def _pull_step(field, work, lanes, ending, gradients):
     _to_weights(field, work, final * LANES + tail, gradients)
 
 
-asked.answer(asked.put_in, lambda field, work, lane, row: _put_in_lane if asked.is_kind(field, Network) else None)
-asked.answer(
-    asked.find_slopes,
-    lambda field, work, first, rows, states, entering, out: _find_slopes if asked.is_kind(field, Network) else None,
-)
-asked.answer(
-    asked.take_step, lambda field, work, lanes, rtol, atol: _take_step if asked.is_kind(field, Network) else None
-)
-asked.answer(
-    asked.pull_step, lambda field, work, lanes, ending, gradients: _pull_step if asked.is_kind(field, Network) else None
-)
+implement(Network, put_in=_put_in, find_slopes=_find_slopes, take_step=_take_step, pull_step=_pull_step)

@@ -1,8 +1,8 @@
 """What the sweeps ask of a vector field.
 
-A kind of field has a named tuple of arrays, a named tuple of working memory, and its own version of each function here,
-which the compiler chooses by the type of the arrays (`answer`). Lanes 0 to `LANES` − 1 of the working memory hold the
-subjects of the lanes; those after them hold subjects that are gathered from some lanes.
+A kind of field has a named tuple of arrays, a named tuple of working memory, and its own version of each function
+here, which the compiler chooses by the type of the arrays (`implement`). Lanes 0 to `LANES` − 1 of the working memory
+hold the subjects of the lanes; those after them hold subjects that are gathered from some lanes.
 """
 
 from __future__ import annotations
@@ -39,11 +39,17 @@ def pull_step(field, work, lanes, ending, gradients):
     raise NotImplementedError
 
 
-def answer(question: Callable[..., Any], choose: Callable[..., Any]) -> None:
-    """Let the compiler take what `choose` returns for the types of the arguments, where that is not None."""
-    overload(question, jit_options={"nogil": True, "error_model": "numpy", **ONLY_CALLED})(choose)
+def implement(arrays: type, **answers: Callable[..., None]) -> None:
+    """Give a kind of field its versions of the functions above.
 
+    Args:
+        arrays: the named tuple of this kind.
+        answers: by the name of the function; plain functions of the same arguments.
+    """
+    for name, answer in answers.items():
 
-def is_kind(field: Any, arrays: type) -> bool:
-    """Whether the type of a field's arrays is this named tuple."""
-    return getattr(field, "instance_class", None) is arrays
+        def choose(field: Any, *_: Any, answer: Callable[..., None] = answer) -> Any:
+            return answer if getattr(field, "instance_class", None) is arrays else None
+
+        options = {"nogil": True, "error_model": "numpy", **ONLY_CALLED}
+        overload(globals()[name], jit_options=options, strict=False)(choose)

@@ -18,7 +18,7 @@ from neuralpk.solve.compiled.steps.lanes import LANES, count_live
 from neuralpk.solve.compiled.steps.node_events import enter
 from neuralpk.solve.compiled.steps.stages import weigh_stages
 from neuralpk.solve.solve_result import Status
-from neuralpk.solve.tsit5_coefficients import FUSED_STIFF_STEPS, GROW, SHRINK, STABILITY, STAGES, STIFF
+from neuralpk.solve.tsit5_coefficients import COMPILED_STIFF_STEPS, GROW, SHRINK, STABILITY, STAGES, STIFF
 
 Array = NDArray[Any]
 _OK, _MAX_EVALUATIONS, _STEP_UNDERFLOW, _NON_FINITE = (
@@ -103,7 +103,7 @@ def _stiff(lanes, lane, h, bent, moved):
         tally[1, lane] += 1
         if tally[1, lane] == 6:
             tally[0, lane] = 0
-    return tally[0, lane] == FUSED_STIFF_STEPS
+    return tally[0, lane] == COMPILED_STIFF_STEPS
 
 
 @inner
