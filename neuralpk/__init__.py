@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from neuralpk.residual_error import (
         AdditiveError,
         CombinedError,
+        ErrorByEndpoint,
         LogNormalError,
         ProportionalError,
         ResidualError,
@@ -38,7 +39,14 @@ _MODULES = {
     "objectives": ("ELBO", "MarginalLikelihood", "Objective", "SquaredError"),
     "parameters": ("PopulationParameters",),
     "population_model": ("PopulationModel",),
-    "residual_error": ("AdditiveError", "CombinedError", "LogNormalError", "ProportionalError", "ResidualError"),
+    "residual_error": (
+        "AdditiveError",
+        "CombinedError",
+        "ErrorByEndpoint",
+        "LogNormalError",
+        "ProportionalError",
+        "ResidualError",
+    ),
     "tables": ("read_table", "write_table"),
     "task": ("LatentTask",),
 }
@@ -53,6 +61,7 @@ __all__ = [
     "Dose",
     "Dynamics",
     "Encoder",
+    "ErrorByEndpoint",
     "FittedModel",
     "HybridDynamics",
     "LatentTask",

@@ -179,12 +179,18 @@ class Subject:
 class Cohort(Sequence[Subject]):
     """Subjects that are analysed together. Indexing by an integer gives a `Subject`, by a slice or list a `Cohort`.
 
+    Args:
+        subjects: the subjects, each with an identifier of its own and the same covariates.
+        units: of times, amounts and values.
+        states_censoring: whether the data say of every value whether it is censored, as a table with CENS does.
+
     Raises:
         ValueError: an identifier that occurs twice; a covariate that some subjects lack.
     """
 
     subjects: tuple[Subject, ...]
     units: Units = Units()  # noqa: RUF009  # a NamedTuple cannot be changed
+    states_censoring: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "subjects", tuple(self.subjects))

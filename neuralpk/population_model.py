@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from neuralpk.cohort_batch import CohortBatch
 from neuralpk.dynamics import Decoder, StochasticDynamics
 from neuralpk.parameters import Coordinate, PopulationParameters
-from neuralpk.residual_error import ProportionalError, ResidualError
+from neuralpk.residual_error import ResidualError, stated_error
 from neuralpk.scaling import Scaling
 from neuralpk.solve import Auto, Engine, Noise, Trajectory, solve_paths
 
@@ -53,7 +53,7 @@ class PopulationModel(nn.Module):
     Args:
         dynamics: moves the states and says what is observed: equations, networks or both, with noise or without.
         parameters: distribution of the individual parameters; default log-normal and independent.
-        error: residual error; default proportional.
+        error: residual error; default what the dynamics states of its outputs, else proportional.
         engine: solver of the dynamics; default `neuralpk.solve.Auto`.
 
     Attributes:
@@ -77,7 +77,7 @@ class PopulationModel(nn.Module):
         super().__init__()
         self.dynamics = dynamics
         self.population = PopulationParameters() if parameters is None else parameters
-        self.error = ProportionalError() if error is None else error
+        self.error = stated_error(dynamics.assays, None) if error is None else error
         self.engine = Auto() if engine is None else engine
         self.scaling: Scaling | None = None
 
@@ -151,9 +151,8 @@ class PopulationModel(nn.Module):
             fixed: whether single numbers that are fixed are among them.
         """
         errors = [
-            Coordinate("error", name if len(logs) == 1 else f"{name}{k + 1}", logs, k, reported=torch.exp)
-            for name, logs in self.error.log_values.items()
-            for k in range(len(logs))
+            Coordinate("error", number.name, number.tensor, number.place, reported=torch.exp)
+            for number in self.error.numbers()
         ]
         return [*self.population.coordinates(fixed), *errors]
 
@@ -184,7 +183,8 @@ class PopulationModel(nn.Module):
         """Names of the numbers of the population that have a prior, as in tables."""
         of_omega = self.population.omega_prior_sd
         names = list(of_omega) if isinstance(of_omega, Mapping) else self.population.varying if of_omega else []
-        return [*self.population.typical_prior_sd, *(f"omega {name}" for name in names), *self.error.prior_sd]
+        errors = [number.name for number in self.error.numbers() if number.has_prior]
+        return [*self.population.typical_prior_sd, *(f"omega {name}" for name in names), *errors]
 
     def log_prior(self) -> Tensor:
         """log p(weights of the dynamics, typical values, Omega, residual error) up to a constant, a scalar; 0 where it

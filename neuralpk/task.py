@@ -29,7 +29,7 @@ from neuralpk.part import Part, describe, make
 from neuralpk.path_guide import PathGuide
 from neuralpk.population_model import PopulationModel
 from neuralpk.pretrained_model import Pretrained
-from neuralpk.residual_error import ProportionalError, ResidualError
+from neuralpk.residual_error import ResidualError, stated_error
 from neuralpk.scaling import Scaling
 from neuralpk.solve import Auto, Engine, SolveError
 from neuralpk.tables import read_table
@@ -67,7 +67,8 @@ class LatentTask(L.LightningModule):
         dynamics: vector field or recurrent network (`neuralpk.dynamics`, `neuralpk.decoders`); it may be left out with
             `pretrained`.
         parameters: distribution of the individual parameters; default log-normal and independent.
-        error: residual error; default proportional.
+        error: residual error; default what the dynamics states of its outputs, else proportional. Of a dynamics that
+            states the error of some outputs it is that of the others.
         engine: solver; default exact for linear equations, else Runge–Kutta.
         encoder: samples -> q(z); None for none, which `MarginalLikelihood` allows.
         guide: of a dynamics with noise, leads its paths through the samples.
@@ -117,7 +118,6 @@ class LatentTask(L.LightningModule):
         given |= {"engine": engine, "guide": guide, "objective": objective}
         defaults: dict[str, Any] = {
             "parameters": PopulationParameters(),
-            "error": ProportionalError(),
             "engine": Auto(),
             "objective": MarginalLikelihood(),
         }
@@ -125,6 +125,7 @@ class LatentTask(L.LightningModule):
         parts: dict[str, Any] = {
             name: None if given[name] is None else make(given[name], base, name) for name, base in _BASES.items()
         }
+        parts["error"] = stated_error(parts["dynamics"].assays, parts["error"])
         plain = {"learning_rate": learning_rate, "horizon": horizon, "seed": seed}
         self.save_hyperparameters({name: describe(part) for name, part in parts.items()} | plain)
         self.model = PopulationModel(parts["dynamics"], parts["parameters"], parts["error"], parts["engine"])

@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "neuralpk"
 LAYERS = (
     {"cohort", "cdf_from_density", "part", "training_data_provenance", "randomness", "dataclass_rows"},
     {"cohort_batch", "scaling"},
-    {"dynamics", "encoders", "parameters", "residual_error", "tables"},
+    {"residual_error"},
+    {"dynamics", "encoders", "parameters", "tables"},
     {"datasets", "solve"},
     {"decoders", "population_model", "cohort_simulation", "symbolic"},
     {"inference", "path_guide", "published_population"},

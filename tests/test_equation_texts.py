@@ -165,11 +165,11 @@ def test_many_random_models_have_the_states_of_scipy(part):
 
 # ---- random texts
 
-CHARACTERS = "abKx019.eE+-*/^()<>=!,:'# \t\n_tF&%é٣²\u2028\x0c"
+CHARACTERS = "abKx019.eE+-*/^()<>=!,:~'# \t\n_tF&%é٣²\u2028\x0c"
 TOKENS = [
     *FUNCTIONS, "parameters:", "states:", "outputs:", "lag", "F", "and", "or", "not", "in", "t", "inf", "x", "y", "K",
     "x'", "d/dt(x)", "x(0)", "=", "+", "-", "*", "/", "^", "**", "(", ")", ",", "<", ">=", "==", "0", "1", "2.5",
-    "1e400", "\n",
+    "1e400", "~", "proportional", "combined(a = 1)", "lloq", "\n",
 ]  # fmt: skip
 
 
@@ -194,7 +194,13 @@ def soup(random):
     """Tokens in any order, most of them after a beginning that makes sense."""
     tokens = " ".join(random.choice(TOKENS, random.integers(1, 25)))
     head = random.choice(
-        ["", "parameters: K = 1\nx' = ", "x' = K*x\noutputs: x\n", "outputs: x\nparameters: K = 2\nx' = -K*x + "]
+        [
+            "",
+            "parameters: K = 1\nx' = ",
+            "x' = -x\noutputs: x ~ ",
+            "x' = K*x\noutputs: x\n",
+            "outputs: x\nparameters: K = 2\nx' = -K*x + ",
+        ]
     )
     return head + tokens
 
@@ -262,6 +268,15 @@ MISTAKES = {
     "nothing": ("", "at least one equation", 1, 1),
     "unknown output": ("x' = -x\noutputs: x, Cc", "no state or variable 'Cc'", 2, 13),
     "output of the time": ("x' = -x\nC = x*exp(-t)\noutputs: C", "cannot depend on t", 3, 10),
+    "unknown error": ("x' = -x\noutputs: x ~ proportionl", "did you mean 'proportional'.*there are additive", 2, 14),
+    "error that is missing": ("x' = -x\noutputs: x ~", "name of a residual error is expected", 2, 13),
+    "unknown number of an error": ("x' = -x\noutputs: x ~ additive(b = 1)", "additive error has no 'b'", 2, 23),
+    "number of an error twice": ("x' = -x\noutputs: x ~ additive(a = 1, a = 2)", "a is given twice", 2, 30),
+    "negative number of an error": ("x' = -x\noutputs: x ~ additive(a = -1)", "a must be a positive", 2, 27),
+    "error left open": ("x' = -x\noutputs: x ~ additive(a = 1", r"'\)' is expected here", 2, 28),
+    "limit that is no number": ("x' = -x\noutputs: x ~ additive lloq b", "a number is expected", 2, 28),
+    "infinite limit": ("x' = -x\noutputs: x ~ additive lloq inf", "limit of quantification is a number", 2, 28),
+    "limit below 0": ("x' = -x\noutputs: x ~ log_normal lloq -1", "above 0 where the values are log", 2, 30),
     "output twice": ("x' = -x\noutputs: x, x", "an output already", 2, 13),
     "variable twice": ("x' = -x\nC = x\nC = 2*x\noutputs: C", "defined already, in line 2", 3, 1),
     "state twice": ("x' = -x\nd/dt(x) = x\noutputs: x", "defined already, in line 1", 2, 6),
@@ -446,6 +461,18 @@ def test_outputs_initial_values_lags_and_fractions():
     assert model.ranges == {"F1": (0.0, 1.0), "E0": (-np.inf, np.inf)}
     # a number is no parameter
     assert {name: value.tolist() for name, value in model.derived(theta).items()} == {"HALF": [1.0]}
+
+
+def test_an_output_states_its_error_and_its_limit():
+    model = Equations(
+        "parameters: K = 1\nx' = -K*x\ny' = -x\nC = x/2\n"
+        "outputs: C ~ combined(b = 0.2, a = 0.5) lloq 0.05, y, D ~ student()\nD = y/2\noutputs: E ~ log_normal\nE = 2*x"
+    )
+    assert [assay.output for assay in model.assays] == ["C", "y", "D", "E"]
+    assert [assay.lloq for assay in model.assays] == [0.05, None, None, None]
+    errors = [assay.residual_error() for assay in model.assays]
+    assert [type(error).__name__ for error in errors if error] == ["CombinedError", "StudentTError", "LogNormalError"]
+    assert errors[0].values == {"a": 0.5, "b": 0.2} and errors[1] is None and errors[2].freedom == 4.0
 
 
 def test_a_model_without_parameters():

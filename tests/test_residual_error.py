@@ -8,17 +8,22 @@ import torch
 from scipy import stats
 
 from neuralpk.cdf_from_density import NumericalCdf, normal_quantile
-from neuralpk.cohort import Subject
+from neuralpk.cohort import Cohort, Subject
 from neuralpk.cohort_batch import collate
 from neuralpk.part import describe, make, subclasses
 from neuralpk.residual_error import (
+    AdditiveError,
+    Assay,
     CombinedError,
+    ErrorByEndpoint,
     LogNormalError,
     NormalError,
     ProportionalError,
     ResidualError,
     StudentTError,
+    censored_below_lloq,
     error_class,
+    stated_error,
 )
 from neuralpk.scaling import Scaling
 
@@ -324,7 +329,7 @@ def test_a_density_that_cannot_be_integrated_needs_a_cdf():
 SHIPPED = [
     cls
     for cls in subclasses(ResidualError)
-    if cls.__module__.startswith("neuralpk.") and cls not in (ResidualError, NormalError)
+    if cls.__module__.startswith("neuralpk.") and cls not in (ResidualError, NormalError, ErrorByEndpoint)
 ]
 
 
@@ -432,3 +437,126 @@ def test_an_error_that_has_not_seen_data_says_so():
         ProportionalError(b=-1.0)
     with pytest.raises(ValueError, match="error is one of additive, proportional"):
         error_class("normal")
+
+
+# ---- an error model by endpoint
+
+
+def three():
+    return [ProportionalError(b=0.2), AdditiveError(a=4.0), StudentT4({"s": 0.5})]
+
+
+def by_endpoint():
+    return exact(ErrorByEndpoint(three()).fix())
+
+
+def test_every_endpoint_has_its_own_distribution():
+    error = by_endpoint()
+    endpoint = torch.tensor([[1, 0, 2, 0, 1], [0, 0, 1, 2, 2]])
+    f = torch.tensor([[0.7, 3.0, -1.0, 0.2, 2.0], [5.0, 6.0, 7.0, 8.0, 9.0]], dtype=torch.float64, requires_grad=True)
+    y = f.detach() * 1.1 + 0.1
+    noise = torch.linspace(-2, 2, 10, dtype=torch.float64).reshape(2, 5)
+    for name, arguments in {
+        "log_tails": (y, f, endpoint), "standardise": (y, f, endpoint), "simulate": (f, endpoint, noise),
+        "information": (f, endpoint),
+    }.items():  # fmt: skip
+        together = getattr(error, name)(*arguments)
+        for k, one in enumerate(error.models):
+            own = endpoint == k
+            alone = getattr(one, name)(*(torch.zeros_like(x) if x is endpoint else x for x in arguments))
+            for found, expected in zip(
+                *((x if isinstance(x, tuple) else (x,)) for x in (together, alone)), strict=True
+            ):
+                torch.testing.assert_close(found[own], expected[own], rtol=1e-9, atol=1e-9)
+
+
+def test_the_likelihood_of_several_endpoints_is_the_sum_of_theirs():
+    error = by_endpoint()
+    values, which, censored = [0.9, 2.0, 30.0, 0.1, 2.0], [1, 2, 1, 3, 2], [1, 0, 0, 0, -1]
+    f = torch.tensor([[0.7, 3.0, 11.0, 0.2, 2.0]], dtype=torch.float64, requires_grad=True)
+    batch = batch_of(values, endpoints=which, censored=censored)
+    found = error.log_likelihood(batch, f.expand(4, 1, 5))
+    assert found.shape == (4, 1, 5)
+    for k, one in enumerate(error.models):
+        own = torch.tensor(which) == k + 1
+        alone = one.log_likelihood(batch_of(values, censored=censored), f)
+        torch.testing.assert_close(found[2, :, own], alone[:, own], rtol=1e-9, atol=1e-9)
+    (slope,) = torch.autograd.grad(found.sum(), f)
+    assert bool(torch.isfinite(slope).all())
+
+
+def test_numbers_of_several_endpoints_are_reported_with_that_of_the_endpoint():
+    error = built(ErrorByEndpoint([CombinedError(a=1.0, prior_sd={"a": 0.1}), AdditiveError()]), 3.0, 50.0)
+    assert [(one.name, one.has_prior) for one in error.numbers()] == [("a1", True), ("b1", False), ("a2", False)]
+    assert len(list(error.parameters())) == 3 and all(weight.requires_grad for weight in error.parameters())
+    found = {name: value.tolist() for name, value in error.parameters_by_name().items()}
+    assert found == {"a": pytest.approx([1.0, 4.5]), "b": pytest.approx([0.3, np.nan], nan_ok=True)}
+    error.models[0].log_values["a"].data.fill_(0.1)
+    assert float(error.log_prior().detach()) == pytest.approx(-0.5)
+    error.build(Scaling(value=(3.0,)))  # data of the first endpoint alone
+    assert [one.name for one in error.numbers()] == ["a", "b"] and float(error.log_prior().detach()) == 0.0
+    with pytest.raises(ValueError, match=r"the data have 3 endpoints .*of 2: give one for each"):
+        error.build(Scaling(value=(1.0, 1.0, 1.0)))
+
+
+def test_an_error_by_endpoint_is_made_again_from_its_description():
+    error = ErrorByEndpoint([StudentTError(freedom=6.0), ProportionalError(b=0.2)])
+    again = make(describe(error), ResidualError, "error")
+    assert describe(again) == describe(error) and again.models[0].freedom == 6.0
+    one = ProportionalError()
+    for wrong, said in (([], "one error model by endpoint"), ([one, one], "one object twice"), ([error], "one error")):
+        with pytest.raises(ValueError, match=said):
+            ErrorByEndpoint(wrong)
+
+
+# ---- what a model states of its outputs
+
+C, R, FREE = Assay("C", "proportional", {"b": 0.2}), Assay("R", "additive"), Assay("S")
+
+
+@pytest.mark.parametrize(
+    ("assays", "given", "used"),
+    [
+        ((), None, ProportionalError()),
+        ((FREE,), CombinedError(), CombinedError()),
+        ((C,), None, ProportionalError(b=0.2)),
+        ((C,), ProportionalError(b=0.2), ProportionalError(b=0.2)),
+        ((C, R), None, ErrorByEndpoint([ProportionalError(b=0.2), AdditiveError()])),
+        ((C, FREE), None, ErrorByEndpoint([ProportionalError(b=0.2), ProportionalError()])),
+        ((C, FREE), AdditiveError(a=1.0), ErrorByEndpoint([ProportionalError(b=0.2), AdditiveError(a=1.0)])),
+        (
+            (C, FREE),
+            ErrorByEndpoint([ProportionalError(b=0.2), AdditiveError()]),
+            ErrorByEndpoint([ProportionalError(b=0.2), AdditiveError()]),
+        ),
+    ],
+)
+def test_the_error_is_that_of_the_model_and_else_that_of_the_user(assays, given, used):
+    assert describe(stated_error(assays, given)) == describe(used)
+
+
+@pytest.mark.parametrize(
+    ("assays", "given", "said"),
+    [
+        ((C,), AdditiveError(), "states the error of C, proportional, and error is a AdditiveError"),
+        ((C, R), ProportionalError(b=0.2), "states the error of R, additive"),
+        ((C, FREE), ErrorByEndpoint([AdditiveError(), AdditiveError()]), "remove '~ proportional' from the text"),
+        ((C, R, FREE), ErrorByEndpoint([AdditiveError(), AdditiveError()]), "2 endpoints; .* has 3 outputs"),
+    ],
+)
+def test_an_error_that_the_model_states_otherwise_is_refused(assays, given, said):
+    with pytest.raises(ValueError, match=said):
+        stated_error(assays, given)
+
+
+def test_values_below_the_limit_of_the_model_are_censored_and_counted():
+    subject = Subject("1", [0, 1, 2, 3], [0.04, 0.2, 0.04, np.nan], endpoints=[1, 1, 2, 1], censored=[0, 0, 0, 0])
+    cohort, assays = Cohort((subject,)), (Assay("C", "additive", {}, 0.1), R)
+    with pytest.warns(UserWarning, match=r"read as censored: 1 of C \(LLOQ 0.1\)"):
+        found = censored_below_lloq(cohort, assays)
+    np.testing.assert_array_equal(found[0].values, [0.1, 0.2, 0.04, np.nan])
+    assert found[0].censored.tolist() == [1, 0, 0, 0]
+    assert censored_below_lloq(found, assays) is found  # and nothing is said again
+    with pytest.warns(UserWarning, match="read as measured, because the table has CENS: 1 of C"):
+        own = dataclasses.replace(cohort, states_censoring=True)
+        assert censored_below_lloq(own, assays) is own

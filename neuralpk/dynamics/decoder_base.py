@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from neuralpk.cohort_batch import CohortBatch
 from neuralpk.part import Part
+from neuralpk.residual_error import Assay
 from neuralpk.scaling import Scaling
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Decoder(Part, nn.Module, ABC):
         parameter_names: names of the components of theta. The named parameters, those in `guess`, come first; the
             others are dimensions of the latent space.
         endpoints: index of the state at which each endpoint (DVID 1, 2, …) is observed, from 0.
+        assays: how each endpoint is measured, where the decoder says that; empty where it says nothing.
         dosed: whether doses enter the states, which are then empty before the first dose.
         penalised: whether `penalty` is more than None.
         ranges: open intervals of named parameters that are not simply positive: between two finite bounds they are
@@ -47,6 +49,7 @@ class Decoder(Part, nn.Module, ABC):
     states: tuple[str, ...]
     parameter_names: tuple[str, ...]
     endpoints: tuple[int, ...] = (0,)
+    assays: tuple[Assay, ...] = ()
     dosed: bool = False
     penalised: bool = False
     stochastic: bool = False

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from neuralpk.residual_error import ERROR_NAMES, Assay, error_class
+
 FUNCTIONS = {
     "exp": 1, "log": 1, "log10": 1, "log1p": 1, "expm1": 1, "sqrt": 1, "abs": 1, "tanh": 1, "sin": 1, "cos": 1,
     "pow": 2, "min": 2, "max": 2, "hill": 3, "where": 3,
@@ -24,7 +26,7 @@ _TOO_NESTED = "too many operations within each other: give a part of them a name
 _RESERVED = {*FUNCTIONS, TIME, "parameters", "states", "outputs", "lag", "alag", "F", "f", "and", "or", "not", "in"}
 _TOKEN = re.compile(
     r"(?P<number>(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?)|(?P<name>[A-Za-z_]\w*)"
-    r"|(?P<sign>\*\*|<=|>=|==|!=|[-+*/^()<>=,:'])|(?P<space>\s+)|(?P<other>.)"
+    r"|(?P<sign>\*\*|<=|>=|==|!=|[-+*/^()<>=,:'~])|(?P<space>\s+)|(?P<other>.)"
 )
 _COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 
@@ -95,6 +97,7 @@ class ModelText:
     fractions: dict[str, Expression]
     variables: dict[str, Expression]  # in an order in which each can be computed from those before it
     outputs: tuple[str, ...]
+    assays: tuple[Assay, ...]  # of the outputs
 
 
 def _tokens(line: str, number: int) -> list[Token]:
@@ -232,6 +235,41 @@ def _hint(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def _assay(line: _Reader, output: str) -> Assay:
+    """How an output is measured: ``error(NAME = number, …) lloq number``, from behind its ~."""
+    token = line.name("a residual error")
+    if token.text not in ERROR_NAMES:
+        raise token.error(
+            f"there is no residual error {token.text!r}{_hint(token.text, ERROR_NAMES)}; there are "
+            f"{', '.join(ERROR_NAMES)}"
+        )
+    cls, values = error_class(token.text), dict[str, float]()
+    known = (*cls.names, *cls.constants)
+    if line.take("(") and not line.take(")"):
+        while True:
+            name = line.name(f"a number of the {token.text} error")
+            if name.text in values:
+                raise name.error(f"{name.text} is given twice")
+            if name.text not in known:
+                hint = _hint(name.text, known)
+                raise name.error(f"the {token.text} error has no {name.text!r}{hint}; it has {', '.join(known)}")
+            line.need("=")
+            at = line.next
+            values[name.text] = line.signed_number()
+            if not 0 < values[name.text] < math.inf:
+                raise at.error(f"{name.text} must be a positive number")
+            if not line.take(","):
+                break
+        line.need(")")
+    lloq = None
+    if line.take("lloq"):
+        at = line.next
+        lloq = line.signed_number()
+        if not math.isfinite(lloq) or (token.text == "log_normal" and lloq <= 0):
+            raise at.error("a limit of quantification is a number, and above 0 where the values are log-normal")
+    return Assay(output, token.text, values, lloq)
+
+
 def read_model(text: str) -> ModelText:
     """The statements of a model.
 
@@ -265,6 +303,7 @@ class _Statements:
         self.parameters: dict[str, Parameter] = {}
         self.listed: dict[str, Token] = {}
         self.outputs: dict[str, Token] = {}
+        self.assays: list[Assay] = []
         self.slopes: dict[str, tuple[Token, Expression]] = {}
         self.variables: dict[str, Expression] = {}
         self.of_state: dict[str, dict[str, tuple[Token, Expression]]] = {"(0)": {}, "lag": {}, "F": {}}
@@ -344,6 +383,7 @@ class _Statements:
         if name.text in self.outputs:
             raise name.error(f"{name.text} is an output already")
         self.outputs[name.text] = name
+        self.assays.append(_assay(line, name.text) if line.take("~") else Assay(name.text))
 
     def _slope(self, line: _Reader, name: Token) -> None:
         self._define(name)
@@ -399,6 +439,7 @@ class _Statements:
             fractions=self._given("F"),
             variables={name: self.variables[name] for name in order},
             outputs=outputs,
+            assays=(*self.assays,),
         )
 
     def _given(self, kind: str) -> dict[str, Expression]:

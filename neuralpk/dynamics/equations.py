@@ -141,13 +141,15 @@ class Equations(Dynamics):
         R(0) = 20                             # without such a line a state starts at 0
         lag(depot) = LAG
         F(depot) = 0.8
-        outputs: C, R                         # what is measured: DVID 1, DVID 2
+        outputs: C ~ proportional(b = 0.2) lloq 0.05, R      # what is measured: DVID 1, DVID 2
 
     - Parameters have a starting value. They are positive and log-normal between subjects unless an interval is given:
       ``IMAX = 0.9 in (0, 1)`` is logit-normal, ``E0 = -2 in (-inf, inf)`` normal.
     - States are numbered (CMT) in the order of their equations, or of a line ``states: …``.
     - Operators: ``+ - * / ^`` (or ``**``), comparisons, ``and or not``. Functions: exp, log, log10, log1p, expm1, sqrt,
       abs, tanh, sin, cos, pow(x, n), min, max, hill(x, EC50, gamma) and where(condition, yes, no).
+    - An output may say its residual error (`neuralpk.residual_error.ERROR_NAMES`), with starting values in parentheses,
+      and its limit of quantification: values below are censored where the table has no CENS.
     - ``t`` is the time since the first record of a subject.
     - A variable that depends on parameters alone is reported with them, as a derived quantity.
 
@@ -190,6 +192,7 @@ class Equations(Dynamics):
         self.dosed = not m.initial
         self._slots = _slots(m)
         self.endpoints = tuple(self._slots[name] for name in m.outputs)
+        self.assays = m.assays
 
     def _known(self, theta: Tensor, t: Tensor | None = None, y: Tensor | None = None) -> dict[str, Number]:
         """The values of all names, as far as they follow from what is given."""

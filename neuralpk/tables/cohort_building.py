@@ -149,4 +149,4 @@ def build(records: Records, units: Units, findings: Findings) -> Cohort:
     _warn_of_subjects(ids, np.diff(seen_until) == 0, "NPK-D52", "observations", findings)
     if "AMT" in sheet.numbers:
         _warn_of_subjects(ids, (np.diff(seen_until) > 0) & (dosed == 0), "NPK-D53", "doses", findings)
-    return Cohort(tuple(subjects), units)
+    return Cohort(tuple(subjects), units, "CENS" in sheet.numbers)

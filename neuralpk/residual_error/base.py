@@ -1,15 +1,15 @@
-"""Residual error: the distribution of an observed value around the prediction."""
+"""Base class of residual errors."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, LogNormal, Normal, StudentT
+from torch.distributions import Distribution
 
 from neuralpk.cdf_from_density import NoNumericalCdf, NumericalCdf, normal_quantile
 from neuralpk.cohort_batch import CohortBatch
@@ -17,8 +17,24 @@ from neuralpk.part import Part
 from neuralpk.scaling import Scaling
 
 _SMALLEST = 1e-4  # of the typical value: below it a proportional error would claim to measure nothing exactly
-_POSITIVE = 1e-30  # has a logarithm, also in float32
+POSITIVE = 1e-30  # has a logarithm, also in float32
 _AT_ONCE = 10_000  # values in one quadrature: bounds the memory
+
+
+class ErrorNumber(NamedTuple):
+    """One parameter of a residual error.
+
+    Args:
+        name: in tables; with the number of the endpoint where there are several.
+        tensor: holds its logarithm.
+        place: of the number in the tensor.
+        has_prior: whether its prior is not flat.
+    """
+
+    name: str
+    tensor: Tensor
+    place: int
+    has_prior: bool
 
 
 class ResidualError(Part, nn.Module, ABC):
@@ -43,6 +59,7 @@ class ResidualError(Part, nn.Module, ABC):
 
     Attributes:
         names: of the parameters. All are positive; they are learned as logarithms.
+        constants: names of further numbers of the constructor, which are not learned.
         log_values: logarithms of the parameters by name, each ``[endpoint]``; made by `build`.
         smallest: a ten-thousandth of the typical value, ``[endpoint]``; 0 without data.
 
@@ -52,6 +69,7 @@ class ResidualError(Part, nn.Module, ABC):
     """
 
     names: ClassVar[tuple[str, ...]] = ()
+    constants: ClassVar[tuple[str, ...]] = ()
     smallest: Tensor
 
     def __init__(
@@ -78,12 +96,12 @@ class ResidualError(Part, nn.Module, ABC):
 
         Args:
             endpoints: how many there are.
-            values: of all parameters, by name.
+            values: of all parameters, by name; further constants where they are not the default.
 
         Raises:
             ValueError: names other than those of this error model, or values that are not positive.
         """
-        if sorted(values) != sorted(cls.names):
+        if not set(cls.names) <= set(values) <= {*cls.names, *cls.constants}:
             raise ValueError(f"{cls.__name__} takes positive {', '.join(cls.names)}; got {values}")
         # a subclass without a constructor takes them as a dictionary
         options: dict[str, Any] = {"values": values} if cls.__init__ is ResidualError.__init__ else {**values}
@@ -135,6 +153,14 @@ class ResidualError(Part, nn.Module, ABC):
             total = total - 0.5 * distance.square().sum()
         return total
 
+    def numbers(self) -> list[ErrorNumber]:
+        """Every parameter of every endpoint; none before `build`."""
+        return [
+            ErrorNumber(name if len(logs) == 1 else f"{name}{k + 1}", logs, k, name in self.prior_sd)
+            for name, logs in self.log_values.items()
+            for k in range(len(logs))
+        ]
+
     def parameters_by_name(self) -> dict[str, Tensor]:
         """Parameters by name, each ``[endpoint]``."""
         return {name: self.log_values[name].exp() for name in self.names}
@@ -175,7 +201,7 @@ class ResidualError(Part, nn.Module, ABC):
         scored, endpoint = batch.target, batch.endpoint.expand(prediction.shape)
         measured = scored & (batch.censored == 0)
         # what is not scored must not reach the logarithm of 0: its gradient would be 0·inf = NaN
-        value = torch.where(measured, batch.value, prediction.detach().clamp(min=_POSITIVE))
+        value = torch.where(measured, batch.value, prediction.detach().clamp(min=POSITIVE))
         log_p = torch.where(measured, self.distribution(prediction, endpoint).log_prob(value), 0.0)
         censored = (scored & (batch.censored != 0)).expand(prediction.shape)
         if bool(censored.any()):
@@ -295,192 +321,3 @@ class ResidualError(Part, nn.Module, ABC):
         if parts:
             out = out.index_copy(-1, rows, torch.cat(parts, dim=-1))
         return out.reshape(*lead, *shape)
-
-
-class NormalError(ResidualError, ABC):
-    """y = f + sd(f)·e with e ~ N(0, 1). A subclass writes `sd`."""
-
-    @abstractmethod
-    def sd(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
-        """Standard deviation of an observation around a prediction, ``[...]``, in the unit of the value."""
-
-    def distribution(self, prediction: Tensor, endpoint: Tensor) -> Distribution:
-        return Normal(prediction, self.sd(prediction, endpoint), validate_args=False)
-
-    def log_tails(self, value: Tensor, prediction: Tensor, endpoint: Tensor) -> tuple[Tensor, Tensor]:
-        return _normal_tails(self.standardise(value, prediction, endpoint))
-
-    def standardise(self, value: Tensor, prediction: Tensor, endpoint: Tensor) -> Tensor:
-        return (value - prediction) / self.sd(prediction, endpoint)
-
-    def simulate(self, prediction: Tensor, endpoint: Tensor, noise: Tensor) -> Tensor:
-        return prediction + self.sd(prediction, endpoint) * noise
-
-    def information(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
-        """1/s² + 2·(s'(f)/s)², of y ~ N(f, s(f)²), ``[...]``."""
-        with torch.enable_grad():
-            f = prediction.detach().requires_grad_()
-            sd = self.sd(f, endpoint)
-            (slope,) = torch.autograd.grad(sd.sum(), f, materialize_grads=True)
-        return (1.0 + 2.0 * slope.square()) / sd.detach().square()
-
-
-class AdditiveError(NormalError):
-    """y = f + a·e.
-
-    Args:
-        a: starting value of the standard deviation, in the unit of the value; default 9 % of the typical value.
-        prior_sd: width of a prior around `a`, as of `ResidualError`.
-    """
-
-    names = ("a",)
-
-    def __init__(self, a: float | None = None, prior_sd: dict[str, float] | None = None) -> None:
-        super().__init__({"a": a}, prior_sd)
-
-    def guess(self, name: str, value: float) -> float:
-        return 0.09 * value
-
-    def sd(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
-        return self.by_endpoint("a", endpoint).expand_as(prediction)
-
-    def information(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
-        return self.sd(prediction, endpoint).detach().square().reciprocal()
-
-
-class ProportionalError(NormalError):
-    """y = f·(1 + b·e).
-
-    Args:
-        b: starting value of the coefficient of variation; default 0.3.
-        prior_sd: width of a prior around `b`, as of `ResidualError`.
-    """
-
-    names = ("b",)
-
-    def __init__(self, b: float | None = None, prior_sd: dict[str, float] | None = None) -> None:
-        super().__init__({"b": b}, prior_sd)
-
-    def sd(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
-        return self.by_endpoint("b", endpoint) * torch.maximum(prediction.abs(), self.smallest[endpoint])
-
-
-class CombinedError(NormalError):
-    """y = f + sqrt(a² + (b·f)²)·e: variances add, not standard deviations.
-
-    Args:
-        a: starting value of the additive standard deviation, in the unit of the value; default 9 % of the typical
-            value.
-        b: starting value of the coefficient of variation; default 0.3.
-        prior_sd: widths of priors around `a` and `b`, as of `ResidualError`.
-    """
-
-    names = ("a", "b")
-
-    def __init__(
-        self, a: float | None = None, b: float | None = None, prior_sd: dict[str, float] | None = None
-    ) -> None:
-        super().__init__({"a": a, "b": b}, prior_sd)
-
-    def guess(self, name: str, value: float) -> float:
-        return 0.09 * value if name == "a" else 0.3
-
-    def sd(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
-        return torch.sqrt(self.by_endpoint("a", endpoint) ** 2 + (self.by_endpoint("b", endpoint) * prediction) ** 2)
-
-
-class LogNormalError(ResidualError):
-    """log y = log f + b·e; predictions are held above a ten-thousandth of the typical value.
-
-    Args:
-        b: starting value of the standard deviation of log y; default 0.3.
-        prior_sd: width of a prior around `b`, as of `ResidualError`.
-    """
-
-    names = ("b",)
-
-    def __init__(self, b: float | None = None, prior_sd: dict[str, float] | None = None) -> None:
-        super().__init__({"b": b}, prior_sd)
-
-    def _held(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
-        return torch.maximum(prediction, self.smallest[endpoint].clamp(min=_POSITIVE))
-
-    def _log(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
-        return torch.log(self._held(prediction, endpoint))
-
-    def distribution(self, prediction: Tensor, endpoint: Tensor) -> Distribution:
-        return LogNormal(self._log(prediction, endpoint), self.by_endpoint("b", endpoint), validate_args=False)
-
-    def log_tails(self, value: Tensor, prediction: Tensor, endpoint: Tensor) -> tuple[Tensor, Tensor]:
-        return _normal_tails(self.standardise(value, prediction, endpoint))
-
-    def standardise(self, value: Tensor, prediction: Tensor, endpoint: Tensor) -> Tensor:
-        return (self._log(value, endpoint) - self._log(prediction, endpoint)) / self.by_endpoint("b", endpoint)
-
-    def simulate(self, prediction: Tensor, endpoint: Tensor, noise: Tensor) -> Tensor:
-        return prediction * torch.exp(self.by_endpoint("b", endpoint) * noise)
-
-    def information(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
-        return (self.by_endpoint("b", endpoint) * self._held(prediction, endpoint)).detach().square().reciprocal()
-
-
-class StudentTError(ResidualError):
-    """y = f + sqrt(a² + (b·f)²)·t, with t of Student's distribution: `CombinedError` with outliers (Lange, Little and
-    Taylor 1989).
-
-    Args:
-        a: starting value of the additive scale, in the unit of the value; default 9 % of the typical value.
-        b: starting value of the proportional scale; default 0.3.
-        freedom: degrees of freedom, fixed; the fewer, the heavier the tails.
-        prior_sd: widths of priors around `a` and `b`, as of `ResidualError`.
-
-    Raises:
-        ValueError: degrees of freedom that are not positive.
-    """
-
-    names = ("a", "b")
-
-    def __init__(
-        self,
-        a: float | None = None,
-        b: float | None = None,
-        freedom: float = 4.0,
-        prior_sd: dict[str, float] | None = None,
-    ) -> None:
-        super().__init__({"a": a, "b": b}, prior_sd)
-        if not freedom > 0:
-            raise ValueError(f"the degrees of freedom must be positive, got {freedom}")
-        self.freedom = freedom
-
-    def guess(self, name: str, value: float) -> float:
-        return 0.09 * value if name == "a" else 0.3
-
-    def distribution(self, prediction: Tensor, endpoint: Tensor) -> Distribution:
-        scale = torch.hypot(self.by_endpoint("a", endpoint), self.by_endpoint("b", endpoint) * prediction)
-        return StudentT(self.freedom, prediction, scale, validate_args=False)
-
-
-_SHORT_NAMES: dict[str, type[NormalError | LogNormalError]] = {
-    "additive": AdditiveError,
-    "proportional": ProportionalError,
-    "combined": CombinedError,
-    "log_normal": LogNormalError,
-}
-ERROR_NAMES = tuple(_SHORT_NAMES)
-"""Short names of error models in population files and simulations."""
-
-
-def error_class(name: str) -> type[NormalError | LogNormalError]:
-    """The error model of a short name: ``additive``, ``proportional``, ``combined`` or ``log_normal``.
-
-    Raises:
-        ValueError: another name.
-    """
-    if name not in _SHORT_NAMES:
-        raise ValueError(f"error is one of {', '.join(_SHORT_NAMES)}; not {name!r}")
-    return _SHORT_NAMES[name]
-
-
-def _normal_tails(z: Tensor) -> tuple[Tensor, Tensor]:
-    """log Phi(z) and log Phi(−z)."""
-    return torch.special.log_ndtr(z), torch.special.log_ndtr(-z)

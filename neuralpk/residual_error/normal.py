@@ -1,0 +1,108 @@
+"""Normally distributed residual errors: additive, proportional, and both."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Normal
+
+from neuralpk.residual_error.base import ResidualError
+
+
+class NormalError(ResidualError, ABC):
+    """y = f + sd(f)·e with e ~ N(0, 1). A subclass writes `sd`."""
+
+    @abstractmethod
+    def sd(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
+        """Standard deviation of an observation around a prediction, ``[...]``, in the unit of the value."""
+
+    def distribution(self, prediction: Tensor, endpoint: Tensor) -> Distribution:
+        return Normal(prediction, self.sd(prediction, endpoint), validate_args=False)
+
+    def log_tails(self, value: Tensor, prediction: Tensor, endpoint: Tensor) -> tuple[Tensor, Tensor]:
+        return normal_tails(self.standardise(value, prediction, endpoint))
+
+    def standardise(self, value: Tensor, prediction: Tensor, endpoint: Tensor) -> Tensor:
+        return (value - prediction) / self.sd(prediction, endpoint)
+
+    def simulate(self, prediction: Tensor, endpoint: Tensor, noise: Tensor) -> Tensor:
+        return prediction + self.sd(prediction, endpoint) * noise
+
+    def information(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
+        """1/s² + 2·(s'(f)/s)², of y ~ N(f, s(f)²), ``[...]``."""
+        with torch.enable_grad():
+            f = prediction.detach().requires_grad_()
+            sd = self.sd(f, endpoint)
+            (slope,) = torch.autograd.grad(sd.sum(), f, materialize_grads=True)
+        return (1.0 + 2.0 * slope.square()) / sd.detach().square()
+
+
+class AdditiveError(NormalError):
+    """y = f + a·e.
+
+    Args:
+        a: starting value of the standard deviation, in the unit of the value; default 9 % of the typical value.
+        prior_sd: width of a prior around `a`, as of `ResidualError`.
+    """
+
+    names = ("a",)
+
+    def __init__(self, a: float | None = None, prior_sd: dict[str, float] | None = None) -> None:
+        super().__init__({"a": a}, prior_sd)
+
+    def guess(self, name: str, value: float) -> float:
+        return 0.09 * value
+
+    def sd(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
+        return self.by_endpoint("a", endpoint).expand_as(prediction)
+
+    def information(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
+        return self.sd(prediction, endpoint).detach().square().reciprocal()
+
+
+class ProportionalError(NormalError):
+    """y = f·(1 + b·e).
+
+    Args:
+        b: starting value of the coefficient of variation; default 0.3.
+        prior_sd: width of a prior around `b`, as of `ResidualError`.
+    """
+
+    names = ("b",)
+
+    def __init__(self, b: float | None = None, prior_sd: dict[str, float] | None = None) -> None:
+        super().__init__({"b": b}, prior_sd)
+
+    def sd(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
+        return self.by_endpoint("b", endpoint) * torch.maximum(prediction.abs(), self.smallest[endpoint])
+
+
+class CombinedError(NormalError):
+    """y = f + sqrt(a² + (b·f)²)·e: variances add, not standard deviations.
+
+    Args:
+        a: starting value of the additive standard deviation, in the unit of the value; default 9 % of the typical
+            value.
+        b: starting value of the coefficient of variation; default 0.3.
+        prior_sd: widths of priors around `a` and `b`, as of `ResidualError`.
+    """
+
+    names = ("a", "b")
+
+    def __init__(
+        self, a: float | None = None, b: float | None = None, prior_sd: dict[str, float] | None = None
+    ) -> None:
+        super().__init__({"a": a, "b": b}, prior_sd)
+
+    def guess(self, name: str, value: float) -> float:
+        return 0.09 * value if name == "a" else 0.3
+
+    def sd(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
+        return torch.sqrt(self.by_endpoint("a", endpoint) ** 2 + (self.by_endpoint("b", endpoint) * prediction) ** 2)
+
+
+def normal_tails(z: Tensor) -> tuple[Tensor, Tensor]:
+    """log Phi(z) and log Phi(−z)."""
+    return torch.special.log_ndtr(z), torch.special.log_ndtr(-z)
