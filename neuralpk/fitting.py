@@ -184,8 +184,9 @@ def fit(
     torch.set_num_threads(1)  # small matrices: a second thread only waits for the first
     task = LatentTask(dynamics, objective=objective or MarginalLikelihood(), seed=seed, **parts)
     options = {"gradient_clip_val": 5.0, "enable_progress_bar": progress} | (trainer or {})
-    _quiet_trainer(epochs, **options).fit(task, _Given(cohort, passes_per_epoch=20, seed=seed))
-    return FittedModel(task, cohort)
+    data = _Given(cohort, passes_per_epoch=20, seed=seed)
+    _quiet_trainer(epochs, **options).fit(task, data)
+    return FittedModel(task, data.part("train"))
 
 
 def _quiet_trainer(epochs: int, **options: Any) -> L.Trainer:

@@ -23,6 +23,7 @@ from neuralpk.inference.quantiles import interval
 from neuralpk.inference.uncertainty_draws import drawn_models
 from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
+from neuralpk.residual_error import censored_below_lloq
 from neuralpk.solve import Noise
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ class IndividualEstimates:
 
 
 def evaluation_batch(model: PopulationModel, cohort: Cohort, context: int | None = None) -> CohortBatch:
-    """A cohort as one batch for a model, in its precision and on its device.
+    """A cohort as one batch for a model, in its precision and on its device; values below the limits of quantification
+    that the model states are censored.
 
     Args:
         model: whose covariates are kept.
@@ -95,7 +97,8 @@ def evaluation_batch(model: PopulationModel, cohort: Cohort, context: int | None
     names = sorted(model.scaling.covariates)
     if not set(names) <= set(cohort.covariate_names):
         raise ValueError(f"the model needs the covariates {names}; the data have {list(cohort.covariate_names)}")
-    batch = collate(cohort.with_covariates(names), dtype=model.value_scale.dtype).to(model.value_scale.device)
+    cohort = censored_below_lloq(cohort.with_covariates(names), model.dynamics.assays)
+    batch = collate(cohort, dtype=model.value_scale.dtype).to(model.value_scale.device)
     return batch.first_seen(context)
 
 

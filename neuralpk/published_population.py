@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -27,7 +27,7 @@ from neuralpk.parameters import (
 from neuralpk.parameters.covariates import number, power_or_factor
 from neuralpk.part import describe, make
 from neuralpk.population_model import PopulationModel
-from neuralpk.residual_error import ERROR_NAMES, ResidualError, error_class
+from neuralpk.residual_error import ERROR_NAMES, ErrorByEndpoint, ResidualError, error_class
 from neuralpk.scaling import CovariateScale, Scaling
 from neuralpk.solve import Auto
 
@@ -75,8 +75,10 @@ class PublishedPopulation:
         effects: (parameter, covariate) to the exponent of (c/reference), or for a 0-or-1 covariate the logarithm of its
             factor; or to another `CovariateEffect`.
         references: reference value by covariate, of all effects that are numbers and have one.
-        error: residual error, ``additive``, ``proportional``, ``combined`` or ``log_normal``.
-        error_sd: its standard deviations, ``a`` in the unit of the value, ``b`` relative.
+        error: short name of the residual error (`neuralpk.residual_error.ERROR_NAMES`); of endpoints with errors
+            of their own one by endpoint.
+        error_sd: its standard deviations, ``a`` in the unit of the value, ``b`` relative; one dictionary by endpoint
+            where `error` has several names.
         units: of the patients' table.
         distributions: by parameter; those left out are log-normal.
     """
@@ -87,8 +89,8 @@ class PublishedPopulation:
     correlation: Mapping[tuple[str, str], float]
     effects: Mapping[tuple[str, str], float | CovariateEffect]
     references: Mapping[str, float]
-    error: str
-    error_sd: Mapping[str, float]
+    error: str | Sequence[str]
+    error_sd: Mapping[str, float] | Sequence[Mapping[str, float]]
     units: Units = Units()  # noqa: RUF009  # a NamedTuple cannot be changed
     distributions: Mapping[str, ParameterDistribution] = field(default_factory=dict)
 
@@ -110,20 +112,13 @@ class PublishedPopulation:
         Args:
             dynamics: equations without learned weights.
             parameters: the fitted population.
-            error: the fitted residual error, of one endpoint.
+            error: the fitted residual error.
             units: of the table that it was fitted to.
 
         Raises:
             ValueError: a part that a population file cannot hold, by name.
         """
-        names: dict[type[ResidualError], str] = {error_class(name): name for name in ERROR_NAMES}
-        error_sd = error.parameters_by_name()
-        endpoints = max((sd.numel() for sd in error_sd.values()), default=1)
-        if type(error) not in names or endpoints > 1:
-            raise ValueError(
-                f"a population file holds one endpoint with an error {', '.join(ERROR_NAMES)}; this model has "
-                f"{type(error).__name__} of {endpoints} endpoint{'s' if endpoints > 1 else ''}"
-            )
+        errors = _errors_of(error)
         fitted = [(name, effect.fitted()) for name, effect in parameters.effects_by_parameter()]
         powers = [effect for _, effect in fitted if isinstance(effect, PowerEffect)]
         references = {effect.covariate: number(effect.reference) for effect in reversed(powers)}
@@ -144,8 +139,8 @@ class PublishedPopulation:
             correlation={pair: number(value) for pair, value in pairs},
             effects=effects,
             references=references,
-            error=names[type(error)],
-            error_sd={name: number(sd.detach()) for name, sd in error_sd.items()},
+            error=[name for name, _ in errors] if len(errors) > 1 else errors[0][0],
+            error_sd=[values for _, values in errors] if len(errors) > 1 else errors[0][1],
             units=units or Units(),
             distributions=_uncommon(parameters.distribution),
         )
@@ -165,7 +160,8 @@ class PublishedPopulation:
                 f"a population needs {', '.join(_NEEDED)} and one of omega and cv; it has {', '.join(map(str, plain))}"
             )
         dynamics = _dynamics(plain["dynamics"])
-        parameters = equations(dynamics).parameter_names
+        decoder = equations(dynamics)
+        parameters = decoder.parameter_names
         distributions = _distributions(plain.get("distributions", {}), parameters)
         typical = _of_parameters("typical", _numbers("typical", plain["typical"]), parameters)
         for name, value in typical.items():
@@ -190,7 +186,7 @@ class PublishedPopulation:
             correlation=_correlation(plain.get("correlation", {}), omega, parameters),
             effects=effects,
             references=references,
-            error=plain["error"],
+            error=_error(plain["error"], decoder),
             error_sd=_error_sd(plain["error"], plain["error_sd"]),
             units=_units(plain.get("units", {})),
             distributions=distributions,
@@ -208,8 +204,8 @@ class PublishedPopulation:
             },
             "references": dict(self.references),
             "distributions": {name: describe(kind) for name, kind in self.distributions.items()},
-            "error": self.error,
-            "error_sd": dict(self.error_sd),
+            "error": self.error if isinstance(self.error, str) else list(self.error),
+            "error_sd": dict(sd) if isinstance(sd := self.error_sd, Mapping) else [dict(one) for one in sd],
             "units": self.units._asdict(),
         }
         return {name: value for name, value in plain.items() if value or name in (*_NEEDED, "omega")}
@@ -220,6 +216,14 @@ class PublishedPopulation:
         if isinstance(effect, CovariateEffect):
             return effect
         return power_or_factor(covariate, effect, self.references.get(covariate))
+
+    def residual_error(self) -> ResidualError:
+        """The residual error, with its numbers fixed."""
+        if isinstance(self.error, str):
+            return error_class(self.error).from_values(1, **cast(Mapping[str, float], self.error_sd))
+        numbers = cast(Sequence[Mapping[str, float]], self.error_sd)
+        pairs = zip(self.error, numbers, strict=True)
+        return ErrorByEndpoint([error_class(name).from_values(1, **values) for name, values in pairs]).fix()
 
     def model(self, cohort: Cohort) -> PopulationModel:
         """The population model for some patients, in float64 and with every number fixed.
@@ -242,8 +246,7 @@ class PublishedPopulation:
         population = PopulationParameters.from_values(
             self.typical, self.omega, effects, self.correlation, self.references, self.distributions
         )
-        error = error_class(self.error).from_values(1, **self.error_sd)
-        model = PopulationModel(equations(self.dynamics), population, error, Auto(rtol=1e-6, atol=1e-8))
+        model = PopulationModel(equations(self.dynamics), population, self.residual_error(), Auto(rtol=1e-6, atol=1e-8))
         return model.build(scaling, torch.float64).requires_grad_(False).eval()
 
 
@@ -485,11 +488,56 @@ def _dynamics_of(dynamics: Decoder) -> dict[str, Any]:
     return described
 
 
-def _error_sd(error: object, given: object) -> dict[str, float]:
-    names = error_class(str(error)).names
-    numbers = _numbers("error_sd", given, above=0.0)
-    if sorted(numbers) != sorted(names):
-        raise ValueError(f"error_sd of a {error} error holds {' and '.join(names)}; not {', '.join(numbers) or '-'}")
+def _errors_of(error: ResidualError) -> list[tuple[str, dict[str, float]]]:
+    """Short name and numbers of the error of every endpoint.
+
+    Raises:
+        ValueError: an error model without a short name.
+    """
+    names: dict[type[ResidualError], str] = {error_class(name): name for name in ERROR_NAMES}
+    models = error.models if isinstance(error, ErrorByEndpoint) else [error]
+    found: list[tuple[str, dict[str, float]]] = []
+    for one in models:
+        if type(one) not in names:
+            raise ValueError(
+                f"a population file holds an error {', '.join(ERROR_NAMES)}; this model has {type(one).__name__}"
+            )
+        constants = {name: float(getattr(one, name)) for name in one.constants}
+        rows = {name: values.tolist() for name, values in one.parameters_by_name().items() if len(one.numbers())}
+        for k in range(max((len(row) for row in rows.values()), default=0)):
+            found.append((names[type(one)], {name: row[k] for name, row in rows.items()} | constants))
+    return found
+
+
+def _error(given: object, dynamics: Decoder) -> str | list[str]:
+    """The name of the error, or one name by endpoint; it is that of the text, where the text says it."""
+    several = isinstance(given, list) and len(given) > 1
+    names = [str(name) for name in given] if isinstance(given, list) and several else [str(given)]
+    for name in names:
+        error_class(name)
+    if len(names) > len(dynamics.endpoints):
+        raise ValueError(f"error has {len(names)} names; these dynamics have {len(dynamics.endpoints)} endpoints")
+    for k, assay in enumerate(dynamics.assays):
+        name = names[min(k, len(names) - 1)]
+        if assay.error not in (None, name):
+            raise ValueError(f"error of {assay.output} is {name}; the text of the dynamics says {assay.error}")
+    return names if several else names[0]
+
+
+def _error_sd(error: object, given: object) -> dict[str, float] | list[dict[str, float]]:
+    if not isinstance(error, list):
+        return _numbers_of_error(str(error), "error_sd", given)
+    if not isinstance(given, list) or len(given) != len(error):
+        raise ValueError(f"error has {len(error)} names, one by endpoint, and error_sd needs as many groups in a list")
+    pairs = enumerate(zip(error, given, strict=True), start=1)
+    return [_numbers_of_error(str(name), f"error_sd[{k}]", numbers) for k, (name, numbers) in pairs]
+
+
+def _numbers_of_error(error: str, group: str, given: object) -> dict[str, float]:
+    cls = error_class(error)
+    numbers = _numbers(group, given, above=0.0)
+    if not set(cls.names) <= set(numbers) <= {*cls.names, *cls.constants}:
+        raise ValueError(f"{group} of a {error} error holds {' and '.join(cls.names)}; not {', '.join(numbers) or '-'}")
     return numbers
 
 

@@ -348,7 +348,7 @@ def test_theophylline_by_the_focei_values_shrinks_as_focei_says() -> None:
         ({"effects": {"V1~WT": 1, "VC ~ WT": 1}}, "V1~WT twice"),
         ({"references": {"WT": 0}}, "references.WT must be above 0"),
         ({"references": {"WT": 70, "AGE": 40}}, "references name AGE"),
-        ({"error": "normal"}, "error is one of additive, proportional, combined, log_normal; not 'normal'"),
+        ({"error": "normal"}, "error is one of additive, proportional, combined, log_normal, student; not 'normal'"),
         ({"error": ["additive"]}, "error is one of"),
         ({"error_sd": {"b": 0.2}}, "error_sd of a combined error holds a and b; not b"),
         ({"error_sd": {"a": 0, "b": 0.2}}, "error_sd.a must be above 0"),

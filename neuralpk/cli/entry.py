@@ -148,7 +148,7 @@ def _run(command: str, given: list[Argument], presets: list[str]) -> NeuralPKCLI
 
 def _read_first(command: str, configuration: Configuration, given: Sequence[Argument], presets: Sequence[str]) -> None:
     """The presets; where neither a preset nor a configuration is named, the configuration that was saved with the
-    checkpoint, so that it is measured on its data, else the main job."""
+    checkpoint, so that it is measured on its data, else the main job, whose error is not that of another dynamics."""
     from neuralpk.cli.merged_configuration import read_yaml
 
     only = ("data",) if command == "simulate" else ()
@@ -164,6 +164,9 @@ def _read_first(command: str, configuration: Configuration, given: Sequence[Argu
         if command == "simulate" and "table" in (read_yaml(path)["data"].get("init_args") or {}):
             raise UsageError(f"preset {Path(path).stem!r} holds measured data; there is nothing to simulate")
         configuration.read(path, only=only)
+    other_dynamics = "model.dynamics" in names and not any(name.startswith("model.error") for name in names)
+    if presets == [preset_path(MAIN_JOB)] and other_dynamics:
+        configuration.values.get("model", {}).pop("error", None)
 
 
 def _config_beside(given: Sequence[Argument]) -> str | None:

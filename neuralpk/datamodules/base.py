@@ -16,7 +16,10 @@ from neuralpk.cohort import Cohort
 from neuralpk.cohort_batch import CohortBatch
 from neuralpk.datamodules.batch_loading import BatchDataset, GlobalBatchSampler, ResumableLoader, as_is
 from neuralpk.datamodules.seen_records import Context
+from neuralpk.dynamics import Decoder
+from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
+from neuralpk.residual_error import Assay, censored_below_lloq
 from neuralpk.scaling import Scaling
 from neuralpk.training_data_provenance import Provenance
 
@@ -74,6 +77,7 @@ class CohortDataModule(L.LightningDataModule, ABC):
         self.forecast = forecast
         self.num_workers = num_workers
         self.seed = seed
+        self._assays: tuple[Assay, ...] = ()
         self._parts: dict[Part, Cohort] | None = None
         self._training: ResumableLoader | None = None
         self._skipped = 0
@@ -108,10 +112,16 @@ class CohortDataModule(L.LightningDataModule, ABC):
         validated = held["val"] if val else train
         return {"train": train, "val": validated, "test": held["test"] if test else validated}
 
+    def read_for(self, dynamics: Decoder) -> None:
+        """Read the data as a dynamics states that they are measured: values below its limits of quantification are
+        censored. Lightning does it with the dynamics of the task."""
+        if dynamics.assays != self._assays:
+            self._assays, self._parts = dynamics.assays, None
+
     def part(self, name: Part) -> Cohort:
         """Subjects of one part; made once and kept."""
         if self._parts is None:
-            self._parts = self.split(self.make_cohort())
+            self._parts = self.split(censored_below_lloq(self.make_cohort(), self._assays))
             if self.forecast is not None:
                 for name in ("train", "val"):
                     self._parts[name] = self._parts[name].hidden_from(self.forecast)
@@ -127,6 +137,9 @@ class CohortDataModule(L.LightningDataModule, ABC):
 
     def setup(self, stage: str | None = None) -> None:
         """Make the cohort; called by Lightning in every process."""
+        task = None if self.trainer is None else getattr(self.trainer, "lightning_module", None)
+        if isinstance(model := getattr(task, "model", None), PopulationModel):
+            self.read_for(model.dynamics)
         self.part("train")
 
     def _loader(self, part: Part, training: bool) -> ResumableLoader:

@@ -126,9 +126,11 @@ class ErrorByEndpoint(ResidualError):
             endpoint: ``[...]``.
             arguments: each ``[...]``.
         """
+        wide: list[Tensor]
         *wide, endpoint = torch.broadcast_tensors(*arguments, endpoint)  # type: ignore[no-untyped-call]
         # records are chosen, not masked: the derivative of a masked NaN of another endpoint would still be NaN
-        rows, parts = [], []
+        rows: list[Tensor] = []
+        parts: list[Tensor] = []
         for k, error in enumerate(self.models):
             own = (endpoint == k).flatten().nonzero()[:, 0]
             if len(own):
@@ -138,11 +140,9 @@ class ErrorByEndpoint(ResidualError):
         if sum(map(len, rows)) < endpoint.numel():
             raise IndexError(f"ErrorByEndpoint has {len(self.errors)} endpoints; a record is of another")
         if not parts:
-            return wide[0].new_zeros(endpoint.shape)
-        place = torch.cat(rows).argsort()
-        found = torch.cat(parts)[place]
-        shaped: Tensor = found.reshape(*endpoint.shape, *found.shape[1:])
-        return shaped
+            return torch.zeros_like(wide[0])
+        found = torch.cat(parts)[torch.cat(rows).argsort()]
+        return found.reshape(*endpoint.shape, *found.shape[1:])
 
 
 class _OfEndpoints(Distribution):
