@@ -235,17 +235,22 @@ def simulate_batches(
         ValueError: the population's parameters are not those of the dynamics.
         neuralpk.solve.SolveError: a subject that cannot be solved, by name.
     """
-    if set(population.typical) != set(dynamics.parameter_names):
-        raise ValueError(f"the dynamics has {dynamics.parameter_names}, the population {tuple(population.typical)}")
+    names = dynamics.population_names
+    if set(population.typical) != set(names):
+        raise ValueError(f"the dynamics has {names}, the population {tuple(population.typical)}")
+    if not set(dynamics.covariates) <= set(population.covariates):
+        raise ValueError(
+            f"the dynamics reads {tuple(dynamics.covariates)}, the population has {(*population.covariates,)}"
+        )
     dynamics, error = copy.deepcopy(dynamics).double(), copy.deepcopy(error).double()  # the caller's stay as they are
     nothing = np.empty(0)
     templates = [Subject(str(k), nothing, nothing, doses) for k, doses in enumerate(design.regimens)]
     arms = collate(templates, dtype=torch.float64)
-    order = [list(population.typical).index(name) for name in dynamics.parameter_names]
+    order = [list(population.typical).index(name) for name in names]
     for first in range(0, subjects, size):
         index = torch.arange(first, min(first + size, subjects))
         covariates = population.draw_covariates(seed, index)
-        theta = population.draw(seed, index, covariates)[:, order]
+        theta = dynamics.with_covariates(population.draw(seed, index, covariates)[:, order], covariates)
         batch = _planned(design, arms, index, covariates, *design.draw_times(seed, index))
         observed, truth = _without_error(dynamics, theta, batch, design, seed, line)
         *_, noisier = population.prior.draw(seed, index, len(population.typical))
@@ -321,7 +326,8 @@ def _without_error(
         times = torch.cat([batch.time, torch.maximum(grid, batch.start[:, None])], dim=1)
         solution = _solved(dynamics, theta, batch, times, design, seed)
         read = dynamics.observe(solution.states, solution.theta)
-        named = dict(zip(dynamics.parameter_names, theta.unbind(1), strict=True)) | dynamics.derived(theta)
+        named = dynamics.named(theta)
+        named = {name: named[name] for name in dynamics.population_names} | dynamics.derived(theta)
     n = batch.time.shape[1]
     state = torch.tensor(dynamics.endpoints)[batch.endpoint]
     observed = read[:, :n].gather(2, state[..., None])[..., 0]

@@ -179,7 +179,8 @@ def fit(
         neuralpk.tables.DataError: the table breaks a rule.
         ValueError: parts that do not fit together or the data.
     """
-    cohort = frame if isinstance(frame, Cohort) else read_table(frame, **(table or {}))
+    reading = {"needed": dynamics.covariates} | (table or {})
+    cohort = frame if isinstance(frame, Cohort) else read_table(frame, **reading)
     L.seed_everything(seed, verbose=False)
     torch.set_num_threads(1)  # small matrices: a second thread only waits for the first
     task = LatentTask(dynamics, objective=objective or MarginalLikelihood(), seed=seed, **parts)

@@ -23,7 +23,6 @@ from neuralpk.inference.quantiles import interval
 from neuralpk.inference.uncertainty_draws import drawn_models
 from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
-from neuralpk.residual_error import censored_below_lloq
 from neuralpk.solve import Noise
 
 if TYPE_CHECKING:
@@ -82,8 +81,8 @@ class IndividualEstimates:
 
 
 def evaluation_batch(model: PopulationModel, cohort: Cohort, context: int | None = None) -> CohortBatch:
-    """A cohort as one batch for a model, in its precision and on its device; values below the limits of quantification
-    that the model states are censored.
+    """A cohort as one batch for a model, in its precision and on its device, read as its dynamics states
+    (`Decoder.read_cohort`).
 
     Args:
         model: whose covariates are kept.
@@ -94,11 +93,10 @@ def evaluation_batch(model: PopulationModel, cohort: Cohort, context: int | None
         ValueError: covariates that the model needs and the cohort lacks.
     """
     assert model.scaling is not None
-    names = sorted(model.scaling.covariates)
+    cohort, names = model.dynamics.read_cohort(cohort), sorted(model.scaling.covariates)
     if not set(names) <= set(cohort.covariate_names):
         raise ValueError(f"the model needs the covariates {names}; the data have {list(cohort.covariate_names)}")
-    cohort = censored_below_lloq(cohort.with_covariates(names), model.dynamics.assays)
-    batch = collate(cohort, dtype=model.value_scale.dtype).to(model.value_scale.device)
+    batch = collate(cohort.with_covariates(names), dtype=model.value_scale.dtype).to(model.value_scale.device)
     return batch.first_seen(context)
 
 

@@ -95,7 +95,7 @@ class PathGuide(Part, nn.Module):
 
         summaries = self.reader(batch).repeat_interleave(samples, dim=0)
         guide = self._guide(model, repeated, summaries)
-        theta = model.population(z.flatten(0, 1), repeated.covariates)
+        theta = model.theta(z.flatten(0, 1), repeated)
         selection = Selection(samples, log_weight, fit)
         dynamics = cast(StochasticDynamics, model.dynamics)
         paths = solve_paths(dynamics, theta, repeated, None, model.engine, noise, guide, selection)

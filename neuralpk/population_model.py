@@ -102,12 +102,18 @@ class PopulationModel(nn.Module):
         if dtype is not None:
             self.to(dtype)
         self.dynamics.build(scaling)
-        names, guess = self.dynamics.parameter_names, self.dynamics.guess(scaling)
+        names, guess = self.dynamics.population_names, self.dynamics.guess(scaling)
         guess = {name: guess[name] for name in names if name in guess}
         if tuple(guess) != names[: len(guess)]:
             raise ValueError(
                 f"{type(self.dynamics).__name__}: parameter_names must begin with the named parameters, those "
                 f"of guess() ({', '.join(guess)}), before latent dimensions; they are {', '.join(names)}"
+            )
+        unknown = [name for name in self.dynamics.covariates if name not in scaling.covariates]
+        if unknown:
+            known = ", ".join(sorted(scaling.covariates)) or "none"
+            raise ValueError(
+                f"{type(self.dynamics).__name__} reads the covariates {', '.join(unknown)}; the data have {known}"
             )
         self.scaling = scaling
         self.population.build(guess, len(names) - len(guess), scaling, dtype, self.dynamics.ranges)
@@ -223,8 +229,19 @@ class PopulationModel(nn.Module):
 
     def individual_parameters(self, z: Tensor, batch: CohortBatch) -> dict[str, Tensor]:
         """Parameters at the first record, with those derived from them, by name, each ``[subject]``."""
-        theta = self.population(z, batch.covariates)[:, 0]
-        return self.dynamics.named(theta) | self.dynamics.derived(theta)
+        theta = self.theta(z, batch)[:, 0]
+        named = self.dynamics.named(theta)
+        return {name: named[name] for name in self.dynamics.population_names} | self.dynamics.derived(theta)
+
+    def theta(self, z: Tensor, batch: CohortBatch) -> Tensor:
+        """Parameters of the dynamics, its covariates among them, ``[subject, period, parameter]``."""
+        return self.with_covariates(self.population(z, batch.covariates), batch)
+
+    def with_covariates(self, theta: Tensor, batch: CohortBatch) -> Tensor:
+        """Individual parameters ``[subject, period, parameter]`` with the covariates that the dynamics reads."""
+        assert self.scaling is not None
+        columns = dict(zip(sorted(self.scaling.covariates), batch.covariates.unbind(-1), strict=True))
+        return self.dynamics.with_covariates(theta, columns)
 
     def trajectory(
         self,
@@ -247,7 +264,7 @@ class PopulationModel(nn.Module):
             ValueError: a record of a compartment or endpoint that the dynamics does not have.
         """
         self._check_records(batch)
-        theta = self.population(z, batch.covariates)
+        theta = self.theta(z, batch)
         if not self.dynamics.stochastic:
             return self.dynamics.follow(theta, batch, times, self.engine)
         dynamics, guiding = cast(StochasticDynamics, self.dynamics), None if guide is None else guide(self, batch)

@@ -161,7 +161,7 @@ class PublishedPopulation:
             )
         dynamics = _dynamics(plain["dynamics"])
         decoder = equations(dynamics)
-        parameters = decoder.parameter_names
+        parameters = decoder.population_names
         distributions = _distributions(plain.get("distributions", {}), parameters)
         typical = _of_parameters("typical", _numbers("typical", plain["typical"]), parameters)
         for name, value in typical.items():
@@ -237,7 +237,8 @@ class PublishedPopulation:
                 nor 1 where it has none.
         """
         effects = {key: self.effect(*key) for key in self.effects}
-        used = sorted({name for effect in effects.values() for name in effect.covariates})
+        dynamics = equations(self.dynamics)
+        used = sorted({*dynamics.covariates, *(name for effect in effects.values() for name in effect.covariates)})
         for effect in effects.values():
             _refuse_values(effect, cohort)
         centres = {name: CovariateScale(self.references.get(name, 0.0), 1.0, name in self.references) for name in used}
@@ -246,7 +247,7 @@ class PublishedPopulation:
         population = PopulationParameters.from_values(
             self.typical, self.omega, effects, self.correlation, self.references, self.distributions
         )
-        model = PopulationModel(equations(self.dynamics), population, self.residual_error(), Auto(rtol=1e-6, atol=1e-8))
+        model = PopulationModel(dynamics, population, self.residual_error(), Auto(rtol=1e-6, atol=1e-8))
         return model.build(scaling, torch.float64).requires_grad_(False).eval()
 
 
@@ -517,8 +518,7 @@ def _error(given: object, dynamics: Decoder) -> str | list[str]:
         error_class(name)
     if len(names) > len(dynamics.endpoints):
         raise ValueError(f"error has {len(names)} names; these dynamics have {len(dynamics.endpoints)} endpoints")
-    for k, assay in enumerate(dynamics.assays):
-        name = names[min(k, len(names) - 1)]
+    for name, assay in zip(names, dynamics.assays, strict=False):
         if assay.error not in (None, name):
             raise ValueError(f"error of {assay.output} is {name}; the text of the dynamics says {assay.error}")
     return names if several else names[0]

@@ -591,7 +591,8 @@ class LatentTask(L.LightningModule):
                 f"a model trained with {type(self.objective).__name__} has no residual error and therefore no "
                 "posterior with a maximum: map must be false"
             )
-        cohort = data if isinstance(data, Cohort) else read_table(data, **table)
+        reading = {"needed": self.model.dynamics.covariates} | table
+        cohort = data if isinstance(data, Cohort) else read_table(data, **reading)
         with self._evaluating():
             return estimate_individuals(
                 self.model,

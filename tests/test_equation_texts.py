@@ -30,7 +30,8 @@ OF_NUMPY |= {
 
 
 def start(model):
-    return torch.tensor([[*model.guess(None).values()]], dtype=torch.float64)
+    values = [*model.guess(None).values(), *(1.0 if value is None else value for value in model.covariates.values())]
+    return torch.tensor([values], dtype=torch.float64)
 
 
 # ---- random models
@@ -169,7 +170,7 @@ CHARACTERS = "abKx019.eE+-*/^()<>=!,:~'# \t\n_tF&%é٣²\u2028\x0c"
 TOKENS = [
     *FUNCTIONS, "parameters:", "states:", "outputs:", "lag", "F", "and", "or", "not", "in", "t", "inf", "x", "y", "K",
     "x'", "d/dt(x)", "x(0)", "=", "+", "-", "*", "/", "^", "**", "(", ")", ",", "<", ">=", "==", "0", "1", "2.5",
-    "1e400", "~", "proportional", "combined(a = 1)", "lloq", "\n",
+    "1e400", "covariates:", "WT", "~", "proportional", "combined(a = 1)", "lloq", "\n",
 ]  # fmt: skip
 
 
@@ -277,6 +278,11 @@ MISTAKES = {
     "limit that is no number": ("x' = -x\noutputs: x ~ additive lloq b", "a number is expected", 2, 28),
     "infinite limit": ("x' = -x\noutputs: x ~ additive lloq inf", "limit of quantification is a number", 2, 28),
     "limit below 0": ("x' = -x\noutputs: x ~ log_normal lloq -1", "above 0 where the values are log", 2, 30),
+    "unused covariate": ("covariates: WT\nx' = -x\noutputs: x", "covariate WT is not used", 1, 13),
+    "covariate twice": ("covariates: WT, WT\nx' = -WT*x\noutputs: x", "defined already", 1, 17),
+    "covariate that is a state": ("covariates: x\nx' = -x\noutputs: x", "defined already, in line 1", 2, 1),
+    "covariate without its value": ("covariates: WT =\nx' = -WT*x\noutputs: x", "a number is expected", 1, 17),
+    "infinite covariate": ("covariates: WT = inf\nx' = -WT*x\noutputs: x", "is a finite number", 1, 18),
     "output twice": ("x' = -x\noutputs: x, x", "an output already", 2, 13),
     "variable twice": ("x' = -x\nC = x\nC = 2*x\noutputs: C", "defined already, in line 2", 3, 1),
     "state twice": ("x' = -x\nd/dt(x) = x\noutputs: x", "defined already, in line 1", 2, 6),

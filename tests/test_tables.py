@@ -269,6 +269,18 @@ def test_what_is_read_in_an_unusual_way_is_counted(tmp_path: Path, rule: str) ->
     assert caught[0].filename == __file__
 
 
+def test_covariates_of_a_model_are_read_whatever_is_asked_for_and_filled_in(tmp_path: Path) -> None:
+    table = save(tmp_path, *rows("ID,TIME,DV,WT,AGE,SEX", "1,0,1,70,.,1", "2,0,1,80,30,.", "3,0,2,60,.,1"))
+    with pytest.warns(DataWarning, match="NPK-D57 .*2 subjects with AGE = 40") as caught:
+        cohort = read_table(table, covariates=[], needed={"WT": None, "AGE": 40.0, "HT": 170.0})
+    assert len(caught) == 1
+    assert [subject.covariates for subject in cohort] == [
+        {"WT": 70.0, "AGE": 40.0}, {"WT": 80.0, "AGE": 30.0}, {"WT": 60.0, "AGE": 40.0}
+    ]  # fmt: skip
+    with pytest.raises(DataError, match=r"NPK-D41 .*AGE"):
+        read_table(table, covariates=[], needed={"AGE": None})
+
+
 def test_sorting_is_stable_and_counted(tmp_path: Path) -> None:
     table = rows(HEADER, "1,2,.,4", "1,0,100,.", "1,1,.,5", "1,1,.,6")
     with pytest.warns(DataWarning) as caught:

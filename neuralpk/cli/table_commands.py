@@ -20,7 +20,7 @@ from neuralpk.cli.training import check_checkpoint
 from neuralpk.cohort_figures import save_panels
 from neuralpk.datamodules import SimulatedDataModule
 from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals
-from neuralpk.published_population import PublishedPopulation, read_population, write_population
+from neuralpk.published_population import PublishedPopulation, equations, read_population, write_population
 from neuralpk.tables import read_table
 from neuralpk.tables.batchwise_writing import write_frames
 from neuralpk.task import LatentTask
@@ -68,7 +68,8 @@ def estimate(population: Path, table: Path, out: Path, draws: int = 200) -> None
         draws: draws from the posterior behind the intervals.
     """
     published = read_population(population)
-    cohort = read_table(table, units=published.units)
+    dynamics = equations(published.dynamics)
+    cohort = dynamics.read_cohort(read_table(table, units=published.units, needed=dynamics.covariates))
     result = estimate_individuals(published.model(cohort), cohort, draws=draws, progress=_progress("estimate"))
     _write(result, out)
     for path in save_panels(cohort[:_PANELS], result, out):
@@ -109,7 +110,8 @@ def bootstrap(
         processes: fit that many replicates at a time; null for the number of CPUs.
         strata: covariate; a replicate has as many patients with each of its values as the table.
     """
-    task, cohort = load(checkpoint), read_table(table)
+    task = load(checkpoint)
+    cohort = read_table(table, needed=task.model.dynamics.covariates)
     shown = _progress("bootstrap")
     found = fit_replicates(task.model, task.objective, cohort, replicates, seed, processes, strata, shown)
     out.mkdir(parents=True, exist_ok=True)

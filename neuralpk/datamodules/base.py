@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import lightning as L
@@ -19,7 +20,7 @@ from neuralpk.datamodules.seen_records import Context
 from neuralpk.dynamics import Decoder
 from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
-from neuralpk.residual_error import Assay, censored_below_lloq
+from neuralpk.residual_error import Assay
 from neuralpk.scaling import Scaling
 from neuralpk.training_data_provenance import Provenance
 
@@ -77,7 +78,7 @@ class CohortDataModule(L.LightningDataModule, ABC):
         self.forecast = forecast
         self.num_workers = num_workers
         self.seed = seed
-        self._assays: tuple[Assay, ...] = ()
+        self._dynamics: Decoder | None = None
         self._parts: dict[Part, Cohort] | None = None
         self._training: ResumableLoader | None = None
         self._skipped = 0
@@ -113,15 +114,20 @@ class CohortDataModule(L.LightningDataModule, ABC):
         return {"train": train, "val": validated, "test": held["test"] if test else validated}
 
     def read_for(self, dynamics: Decoder) -> None:
-        """Read the data as a dynamics states that they are measured: values below its limits of quantification are
-        censored. Lightning does it with the dynamics of the task."""
-        if dynamics.assays != self._assays:
-            self._assays, self._parts = dynamics.assays, None
+        """Read the data as a dynamics states that they are recorded (`Decoder.read_cohort`); Lightning does it with the
+        dynamics of the task."""
+        if (dynamics.assays, dynamics.covariates) != self._stated:
+            self._dynamics, self._parts = dynamics, None
+
+    @property
+    def _stated(self) -> tuple[tuple[Assay, ...], Mapping[str, float | None]]:
+        return ((), {}) if self._dynamics is None else (self._dynamics.assays, self._dynamics.covariates)
 
     def part(self, name: Part) -> Cohort:
         """Subjects of one part; made once and kept."""
         if self._parts is None:
-            self._parts = self.split(censored_below_lloq(self.make_cohort(), self._assays))
+            cohort = self.make_cohort()
+            self._parts = self.split(cohort if self._dynamics is None else self._dynamics.read_cohort(cohort))
             if self.forecast is not None:
                 for name in ("train", "val"):
                     self._parts[name] = self._parts[name].hidden_from(self.forecast)

@@ -21,7 +21,8 @@ class TableDataModule(CohortDataModule):
     Args:
         table: path of a CSV or Parquet file, or the name of a data set of `neuralpk.datasets`.
         columns: their column name to ours, where they differ.
-        covariates: columns to use as covariates; null takes every column that is not reserved, [] none.
+        covariates: columns to use as covariates; null takes every column that is not reserved, [] none. Those that the
+            equations of the model read need not be named.
         units: units of time, amount and value, for axes and tables.
         folds: leave-subjects-out: number of parts into which the subjects are dealt in turn; 0 splits by `test`.
         fold: the part that is the test, from 0.
@@ -52,13 +53,19 @@ class TableDataModule(CohortDataModule):
         self.folds, self.fold = folds, fold
 
     def make_cohort(self) -> Cohort:
+        needed = {} if self._dynamics is None else self._dynamics.covariates
         if self.table in datasets.NAMES:
             cohort = datasets.load(self.table)
             if self.covariates is not None:
-                cohort = cohort.with_covariates(self.covariates)
+                of_model = [name for name in cohort.covariate_names if name in needed]
+                cohort = cohort.with_covariates([*{*self.covariates, *of_model}])
             return cohort if self.units is None else dataclasses.replace(cohort, units=self.units)
         return read_table(
-            Path(self.table), columns=self.columns, covariates=self.covariates, units=self.units or Units()
+            Path(self.table),
+            columns=self.columns,
+            covariates=self.covariates,
+            units=self.units or Units(),
+            needed=needed,
         )
 
     def split(self, cohort: Cohort) -> dict[Part, Cohort]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from neuralpk.cohort import Cohort
 from neuralpk.cohort_batch import CohortBatch
 from neuralpk.part import Part
-from neuralpk.residual_error import Assay
+from neuralpk.residual_error import Assay, censored_below_lloq
 from neuralpk.scaling import Scaling
 
 if TYPE_CHECKING:
@@ -36,7 +40,9 @@ class Decoder(Part, nn.Module, ABC):
     Attributes:
         states: names of the components of y.
         parameter_names: names of the components of theta. The named parameters, those in `guess`, come first; the
-            others are dimensions of the latent space.
+            others are dimensions of the latent space, and `covariates`.
+        covariates: components of theta that are covariates, with the value for a subject in whom one is not recorded;
+            None where there is no such value.
         endpoints: index of the state at which each endpoint (DVID 1, 2, …) is observed, from 0.
         assays: how each endpoint is measured, where the decoder says that; empty where it says nothing.
         dosed: whether doses enter the states, which are then empty before the first dose.
@@ -48,6 +54,7 @@ class Decoder(Part, nn.Module, ABC):
 
     states: tuple[str, ...]
     parameter_names: tuple[str, ...]
+    covariates: Mapping[str, float | None] = {}
     endpoints: tuple[int, ...] = (0,)
     assays: tuple[Assay, ...] = ()
     dosed: bool = False
@@ -76,6 +83,36 @@ class Decoder(Part, nn.Module, ABC):
     def named(self, theta: Tensor) -> dict[str, Tensor]:
         """The parameters by name, each ``[...]`` for a theta ``[..., parameter]``."""
         return dict(zip(self.parameter_names, theta.unbind(-1), strict=True))
+
+    @property
+    def population_names(self) -> tuple[str, ...]:
+        """The components of theta that have a distribution in the population: all but the covariates."""
+        return tuple(name for name in self.parameter_names if name not in self.covariates)
+
+    def with_covariates(self, theta: Tensor, covariates: Mapping[str, Tensor]) -> Tensor:
+        """theta as the solver takes it, ``[..., parameter]``.
+
+        Args:
+            theta: its components in the order of `population_names`, ``[..., parameter]``.
+            covariates: by name, each ``[...]``; others than `covariates` are not read.
+        """
+        if not self.covariates:
+            return theta
+        parts = dict(zip(self.population_names, theta.unbind(-1), strict=True))
+        parts |= {name: covariates[name].to(theta).expand(theta.shape[:-1]) for name in self.covariates}
+        return torch.stack([parts[name] for name in self.parameter_names], dim=-1)
+
+    def read_cohort(self, cohort: Cohort) -> Cohort:
+        """Data as the decoder states that they are recorded: values below its limits of quantification are censored
+        (`censored_below_lloq`), and covariates that the data do not have get the values for that case, with a warning.
+        """
+        absent = {k: v for k, v in self.covariates.items() if v is not None and k not in cohort.covariate_names}
+        if absent and len(cohort):
+            values = ", ".join(f"{name} = {value:g}" for name, value in absent.items())
+            warnings.warn(f"the data have no covariate {', '.join(absent)}; the model takes {values}", stacklevel=2)
+            subjects = (dataclasses.replace(s, covariates={**s.covariates, **absent}) for s in cohort)
+            cohort = dataclasses.replace(cohort, subjects=tuple(subjects))
+        return censored_below_lloq(cohort, self.assays)
 
     def initial_state(self, theta: Tensor) -> Tensor:
         """State at the first record of a subject, ``[..., state]`` for theta ``[..., parameter]``: 0 by default."""

@@ -23,7 +23,22 @@ TIME = "t"
 MOST_NESTED = 150
 """Most operations within each other: an expression is read and evaluated by recursion."""
 _TOO_NESTED = "too many operations within each other: give a part of them a name, in a line of its own"
-_RESERVED = {*FUNCTIONS, TIME, "parameters", "states", "outputs", "lag", "alag", "F", "f", "and", "or", "not", "in"}
+_RESERVED = {
+    *FUNCTIONS,
+    TIME,
+    "parameters",
+    "covariates",
+    "states",
+    "outputs",
+    "lag",
+    "alag",
+    "F",
+    "f",
+    "and",
+    "or",
+    "not",
+    "in",
+}
 _TOKEN = re.compile(
     r"(?P<number>(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?)|(?P<name>[A-Za-z_]\w*)"
     r"|(?P<sign>\*\*|<=|>=|==|!=|[-+*/^()<>=,:'~])|(?P<space>\s+)|(?P<other>.)"
@@ -90,6 +105,7 @@ class ModelText:
     """The statements of a model, by the name on their left side."""
 
     parameters: dict[str, Parameter]
+    covariates: dict[str, float | None]
     states: tuple[str, ...]
     slopes: dict[str, Expression]
     initial: dict[str, Expression]
@@ -301,6 +317,7 @@ class _Statements:
     def __init__(self) -> None:
         self.defined: dict[str, Token] = {}  # names that stand on a left side
         self.parameters: dict[str, Parameter] = {}
+        self.covariates: dict[str, float | None] = {}
         self.listed: dict[str, Token] = {}
         self.outputs: dict[str, Token] = {}
         self.assays: list[Assay] = []
@@ -311,9 +328,13 @@ class _Statements:
     def read(self, line: _Reader) -> None:
         """One statement."""
         first = line.next
-        if first.text in ("parameters", "states", "outputs") and line.tokens[1].text == ":":
+        lists = {
+            "parameters": self._parameter, "covariates": self._covariate, "states": self._listed,
+            "outputs": self._output,
+        }  # fmt: skip
+        if first.text in lists and line.tokens[1].text == ":":
             line.at = 2
-            read = {"parameters": self._parameter, "states": self._listed, "outputs": self._output}[first.text]
+            read = lists[first.text]
             read(line)
             while line.take(","):
                 read(line)
@@ -372,6 +393,16 @@ class _Statements:
             )
         self.parameters[name.text] = Parameter(name, start, low, high)
 
+    def _covariate(self, line: _Reader) -> None:
+        name = line.name("a covariate")
+        self._define(name)
+        at, value = line.next, None
+        if line.take("="):
+            at, value = line.next, line.signed_number()
+            if math.isinf(value):
+                raise at.error(f"the value of {name.text} where it is not recorded is a finite number")
+        self.covariates[name.text] = value
+
     def _listed(self, line: _Reader) -> None:
         name = line.name("a state")
         if name.text in self.listed:
@@ -421,7 +452,9 @@ class _Statements:
             for expression in self._given(kind).values():
                 for token in expression.names():
                     if token.text in varying:
-                        raise token.error(f"{what} depends on parameters alone, and {token.text} changes with time")
+                        raise token.error(
+                            f"{what} depends on parameters and covariates alone, and {token.text} changes with time"
+                        )
         outputs = (*self.outputs,)
         for name, token in self.outputs.items():
             if name not in states and name not in self.variables:
@@ -432,6 +465,7 @@ class _Statements:
             raise last.error("which value is measured? Write outputs: NAME, …")
         return ModelText(
             parameters=self.parameters,
+            covariates=self.covariates,
             states=states,
             slopes={name: self.slopes[name][1] for name in states},
             initial=self._given("(0)"),
@@ -452,7 +486,7 @@ class _Statements:
         yield from (expression for kind in self.of_state.values() for _, expression in kind.values())
 
     def _check_names(self, states: tuple[str, ...]) -> None:
-        known = {*self.parameters, *self.variables, *states, TIME}
+        known = {*self.parameters, *self.covariates, *self.variables, *states, TIME}
         used = set()
         for expression in self._all():
             for token in expression.names():
@@ -460,11 +494,14 @@ class _Statements:
                 if token.text not in known:
                     raise token.error(
                         f"{token.text!r} is not known{_hint(token.text, known)}. Parameters are declared by "
-                        f"parameters: NAME = value"
+                        f"parameters: NAME = value, covariates by covariates: NAME"
                     )
         for name, parameter in self.parameters.items():
             if name not in used:
                 raise parameter.token.error(f"the parameter {name} is not used in any equation")
+        for name in self.covariates:
+            if name not in used:
+                raise self.defined[name].error(f"the covariate {name} is not used in any equation")
 
     def _ordered(self) -> list[str]:
         """The variables, each after those from which it is computed."""

@@ -151,7 +151,9 @@ class Equations(Dynamics):
     - An output may say its residual error (`neuralpk.residual_error.ERROR_NAMES`), with starting values in parentheses,
       and its limit of quantification: values below are censored where the table has no CENS.
     - ``t`` is the time since the first record of a subject.
-    - A variable that depends on parameters alone is reported with them, as a derived quantity.
+    - ``covariates: WT, AGE = 40`` makes columns of the data names of the equations; the number is for a subject in whom
+      the covariate is not recorded. They are the last components of theta.
+    - A variable that depends on parameters and covariates alone is reported with the parameters, as a derived quantity.
 
     The equations are compiled at their first use. Doses (bolus, infusion, lag, F, steady state), resets and covariates
     that change in time are those of every other dynamics.
@@ -186,7 +188,8 @@ class Equations(Dynamics):
         self.text = text
         self._model = read_model(text)
         m = self._model
-        self.states, self.parameter_names = m.states, (*m.parameters,)
+        self.states, self.parameter_names = m.states, (*m.parameters, *m.covariates)
+        self.covariates = m.covariates
         self.ranges = {name: (p.low, p.high) for name, p in m.parameters.items() if (p.low, p.high) != (0.0, math.inf)}
         self.autonomous = not any(token.text == TIME for token in _names(m))
         self.dosed = not m.initial
@@ -207,7 +210,7 @@ class Equations(Dynamics):
         return known
 
     def _at_states(self, values: Mapping[str, Expression], theta: Tensor, otherwise: float) -> Tensor:
-        """Values ``[..., state]`` that depend on parameters alone."""
+        """Values ``[..., state]`` that depend on parameters and covariates alone."""
         known, like = self._known(theta), theta[..., 0] if theta.shape[-1] else theta.sum(-1)
         found = (_value(values[name], known) if name in values else otherwise for name in self.states)
         return torch.stack([_tensor(value, like) for value in found], dim=-1)
@@ -238,7 +241,7 @@ class Equations(Dynamics):
         return torch.stack(values, dim=-1)
 
     def derived(self, theta: Tensor) -> dict[str, Tensor]:
-        """The variables that depend on parameters alone."""
+        """The variables that depend on parameters and covariates alone."""
         known = self._known(theta)
         return {
             name: value for name, value in known.items() if name in self._model.variables and isinstance(value, Tensor)

@@ -33,6 +33,7 @@ class Wrapper(Dynamics):
         """Take over the inner dynamics and its attributes."""
         self.inner = inner
         self.states, self.parameter_names = inner.states, inner.parameter_names
+        self.covariates = inner.covariates
         self.endpoints, self.assays, self.flows = inner.endpoints, inner.assays, inner.flows
         self.ranges, self.compiled = inner.ranges, inner.compiled
         self.dosed, self.penalised, self.autonomous = inner.dosed, inner.penalised, inner.autonomous

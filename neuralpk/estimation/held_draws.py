@@ -310,7 +310,7 @@ def _predict(model: PopulationModel, unconstrained: Tensor, batch: CohortBatch) 
     digits = next((weight.dtype for weight in model.dynamics.parameters()), z.dtype)
     for rows in torch.split(torch.arange(len(batch), device=batch.device), max(1, _SOLVED_AT_ONCE // draws)):
         repeated = batch.select(rows).repeat(draws)
-        theta = model.population(z[rows].flatten(0, 1), repeated.covariates).to(digits)
+        theta = model.theta(z[rows].flatten(0, 1), repeated).to(digits)
         trajectory = model.dynamics.follow(theta, repeated.to(digits), None, model.engine)
         value = model.recorded(trajectory.states, trajectory.theta, repeated).to(z.dtype)
         parts.append(value.reshape(len(rows), draws, -1).transpose(0, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -55,8 +56,10 @@ def _covariate(times: FloatArray, values: FloatArray) -> Covariate | None:
     return tuple(zip(times[change].tolist(), values[change].tolist(), strict=True))
 
 
-def _covariates(records: Records, rows: slice, findings: Findings) -> dict[str, Covariate]:
-    """The covariates of the subject in `rows`."""
+def _covariates(
+    records: Records, rows: slice, needed: Mapping[str, float | None], findings: Findings
+) -> dict[str, Covariate]:
+    """The covariates of the subject in `rows`; of one that is not recorded the value in `needed`."""
     sheet = records.sheet
     times = sheet.numbers["TIME"][rows]
     covariates: dict[str, Covariate] = {}
@@ -64,7 +67,10 @@ def _covariates(records: Records, rows: slice, findings: Findings) -> dict[str, 
         if name in RESERVED:
             continue
         value = _covariate(times, values[rows])
-        if value is None:
+        default = needed.get(name)
+        if value is None and default is not None:
+            covariates[name] = default
+        elif value is None:
             detail = "no value in the whole subject"
             place = {"line": int(sheet.lines[rows.start]), "column": name, "id": sheet.ids[rows.start]}
             findings.add("NPK-D41", **place, detail=detail)
@@ -106,7 +112,19 @@ def _warn_of_subjects(ids: list[str], lacking: BoolArray, rule: str, what: str, 
         findings.warn(rule, f"{len(names)} subjects without {what}: ID {', '.join(names)}")
 
 
-def build(records: Records, units: Units, findings: Findings) -> Cohort:
+def _warn_of_defaults(
+    records: Records, rows: list[slice], needed: Mapping[str, float | None], findings: Findings
+) -> None:
+    """Count the subjects in whom a covariate is not recorded."""
+    for name, default in needed.items():
+        if default is not None and name in records.sheet.numbers:
+            values = records.sheet.numbers[name]
+            count = sum(bool(np.isnan(values[one]).all()) for one in rows)
+            if count:
+                findings.warn("NPK-D57", f"{count} subjects with {name} = {default:g}")
+
+
+def build(records: Records, units: Units, needed: Mapping[str, float | None], findings: Findings) -> Cohort:
     """Gather the records of each subject.
 
     Raises:
@@ -134,18 +152,20 @@ def build(records: Records, units: Units, findings: Findings) -> Cohort:
     dosed = np.add.reduceat(records.dose, firsts)
 
     ids: list[str] = sheet.ids[firsts].tolist()
-    subjects = []
+    subjects, kept = [], []
     spans = zip(pairwise(bounds.tolist()), pairwise(seen_until), pairwise(given_until), strict=True)
     for name, ((start, stop), (s0, s1), (g0, g1)) in zip(ids, spans, strict=True):
         if s0 == s1:
             continue
-        covariates = _covariates(records, slice(start, stop), findings)
+        covariates = _covariates(records, slice(start, stop), needed, findings)
+        kept.append(slice(start, stop))
         arrays = {key: values[s0:s1] for key, values in observed.items()}
         subjects.append(Subject(id=name, doses=tuple(doses[g0:g1]), covariates=covariates, **arrays))
     if not subjects:
         findings.add("NPK-D52", detail=f"none of {len(ids)} subjects has one")
     findings.raise_any()
     _warn_of_records(records, findings)
+    _warn_of_defaults(records, kept, needed, findings)
     _warn_of_subjects(ids, np.diff(seen_until) == 0, "NPK-D52", "observations", findings)
     if "AMT" in sheet.numbers:
         _warn_of_subjects(ids, (np.diff(seen_until) > 0) & (dosed == 0), "NPK-D53", "doses", findings)

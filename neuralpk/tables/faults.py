@@ -56,6 +56,7 @@ RULES: dict[str, str] = {
     "NPK-D54": "A record with EVID 0 and MDV 1, or without MDV and DV, is a wanted prediction; its DV is not read.",
     "NPK-D55": "DV is not read on doses with MDV 1 or without MDV, nor at EVID 2 and 3.",
     "NPK-D56": "RATE, DUR, II, ADDL and SS are not read on records that are no dose.",
+    "NPK-D57": "A covariate that is not recorded in a subject has the value that the model gives for that case.",
 }
 """Every rule of the event table by its code: what holds, and what to do where it does not."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -63,7 +63,11 @@ class Sheet:
 
 
 def headings(
-    header: Sequence[str], columns: Mapping[str, str] | None, covariates: Sequence[str] | None, findings: Findings
+    header: Sequence[str],
+    columns: Mapping[str, str] | None,
+    covariates: Sequence[str] | None,
+    needed: Collection[str],
+    findings: Findings,
 ) -> dict[str, int]:
     """Which columns to read, and where they stand.
 
@@ -71,6 +75,7 @@ def headings(
         header: names in the table.
         columns: their name to ours.
         covariates: covariates to read; None for every column that is not reserved.
+        needed: covariates to read as well, where they are in the table.
         findings: takes the faults.
 
     Raises:
@@ -95,7 +100,7 @@ def headings(
     for name in absent:
         findings.add("NPK-D08", column=name, detail=f"not among the columns {', '.join(names)}")
     findings.raise_any()
-    wanted = {*RESERVED, *(names if covariates is None else covariates)}
+    wanted = {*RESERVED, *(names if covariates is None else covariates), *needed}
     return {name: place for place, name in enumerate(names) if name in wanted}
 
 
@@ -151,7 +156,11 @@ def _check_size(path: Path, findings: Findings) -> None:
 
 
 def read_csv(
-    path: Path, columns: Mapping[str, str] | None, covariates: Sequence[str] | None, findings: Findings
+    path: Path,
+    columns: Mapping[str, str] | None,
+    covariates: Sequence[str] | None,
+    needed: Collection[str],
+    findings: Findings,
 ) -> Sheet:
     """Read a CSV file; arguments as for `headings`. Rows of the wrong length are noted and left out.
 
@@ -167,7 +176,7 @@ def read_csv(
         _, header = next(rows, (0, []))
         if not header:
             findings.add("NPK-D03", detail="the file is empty")
-        places = headings(header, columns, covariates, findings) if header else {}
+        places = headings(header, columns, covariates, needed, findings) if header else {}
         findings.raise_any()
         parts: dict[str, list[FloatArray]] = {name: [] for name in places if name != "ID"}
         texts: dict[str, dict[int, str]] = {name: {} for name in parts}
@@ -195,14 +204,18 @@ def _frame_column(series: pd.Series[Any]) -> tuple[FloatArray, dict[int, str]]:
 
 
 def from_frame(
-    frame: pd.DataFrame, columns: Mapping[str, str] | None, covariates: Sequence[str] | None, findings: Findings
+    frame: pd.DataFrame,
+    columns: Mapping[str, str] | None,
+    covariates: Sequence[str] | None,
+    needed: Collection[str],
+    findings: Findings,
 ) -> Sheet:
     """Read a data frame; arguments as for `headings`.
 
     Raises:
         DataError: columns that cannot be read, no row, too many rows.
     """
-    places = headings([str(name) for name in frame.columns], columns, covariates, findings)
+    places = headings([str(name) for name in frame.columns], columns, covariates, needed, findings)
     if not 0 < len(frame) <= MAX_ROWS:
         findings.add("NPK-D07" if len(frame) else "NPK-D03", detail=f"{len(frame):,} rows")
         findings.raise_any()

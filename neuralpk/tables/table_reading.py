@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -29,17 +30,18 @@ def _sheet(
     source: str | Path | pd.DataFrame,
     columns: Mapping[str, str] | None,
     covariates: Sequence[str] | None,
+    needed: Collection[str],
     findings: Findings,
 ) -> Sheet:
     if isinstance(source, pd.DataFrame):
-        return from_frame(source, columns, covariates, findings)
+        return from_frame(source, columns, covariates, needed, findings)
     path = Path(source)
     if path.suffix.lower() == ".parquet":
-        return from_frame(_read_parquet(path, findings), columns, covariates, findings)
+        return from_frame(_read_parquet(path, findings), columns, covariates, needed, findings)
     if path.suffix.lower() not in (".csv", ".txt"):
         findings.add("NPK-D01", value=path.suffix, detail=f"the file ends in {path.suffix!r}")
         findings.raise_any()
-    return read_csv(path, columns, covariates, findings)
+    return read_csv(path, columns, covariates, needed, findings)
 
 
 def read_table(
@@ -50,6 +52,7 @@ def read_table(
     covariates: Sequence[str] | None = None,
     units: Units = Units(),  # noqa: B008  # immutable
     sort: bool = False,
+    needed: Mapping[str, float | None] = MappingProxyType({}),
 ) -> Cohort:
     """Read an event table; every fault in it is found before any is raised.
 
@@ -65,6 +68,8 @@ def read_table(
         covariates: which columns are covariates; None for every column that has no other meaning.
         units: of the table; nothing is converted.
         sort: put the rows of each subject in order of TIME instead of refusing a table that is not.
+        needed: covariates that a model reads, whatever `covariates` says, with the value for a subject in whom one is
+            not recorded; None where such a subject is refused.
 
     Returns:
         The subjects in the order of the table.
@@ -74,9 +79,9 @@ def read_table(
         FileNotFoundError: no file at the path.
     """
     findings = Findings("" if isinstance(path_or_frame, pd.DataFrame) else Path(path_or_frame).name)
-    sheet = _sheet(path_or_frame, columns, covariates, findings)
+    sheet = _sheet(path_or_frame, columns, covariates, needed, findings)
     records = checked_records(sheet, compartments, sort, findings)
-    cohort = build(records, units, findings)
+    cohort = build(records, units, needed, findings)
     for message in findings.warnings:
         warnings.warn(message, DataWarning, stacklevel=2)
     return cohort
