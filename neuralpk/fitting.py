@@ -179,11 +179,11 @@ def fit(
         neuralpk.tables.DataError: the table breaks a rule.
         ValueError: parts that do not fit together or the data.
     """
-    reading = {"needed": dynamics.covariates} | (table or {})
-    cohort = frame if isinstance(frame, Cohort) else read_table(frame, **reading)
     L.seed_everything(seed, verbose=False)
     torch.set_num_threads(1)  # small matrices: a second thread only waits for the first
     task = LatentTask(dynamics, objective=objective or MarginalLikelihood(), seed=seed, **parts)
+    reading = {"needed": task.model.dynamics.covariates} | (table or {})
+    cohort = frame if isinstance(frame, Cohort) else read_table(frame, **reading)
     options = {"gradient_clip_val": 5.0, "enable_progress_bar": progress} | (trainer or {})
     data = _Given(cohort, passes_per_epoch=20, seed=seed)
     _quiet_trainer(epochs, **options).fit(task, data)

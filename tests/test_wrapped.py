@@ -23,6 +23,7 @@ from neuralpk.dynamics import (
     Wrapper,
 )
 from neuralpk.part import subclasses
+from neuralpk.residual_error import Assay
 from neuralpk.scaling import Scaling
 from neuralpk.solve import Auto
 from neuralpk.symbolic import Library, TermDynamics
@@ -30,7 +31,6 @@ from neuralpk.symbolic.sensitivity import Sensitivity, predict_with_slopes
 
 SCALING = Scaling(24.0, 100.0, (3.0,))
 LIBRARY = Library(("c", "p"), degree=1, sines=False)
-INNER = CompartmentModel(2)
 WRAPPERS = {
     FixedParameters: lambda inner: FixedParameters(inner, {"V1": 40.0}),
     HybridDynamics: lambda inner: HybridDynamics(inner, NeuralFlows(2)),
@@ -40,8 +40,8 @@ WRAPPERS = {
     FluctuatingClearance: lambda inner: FluctuatingClearance(inner, 0.1),
     StochasticLotkaVolterra: lambda inner: StochasticLotkaVolterra(0.1),
 }
-# the vector field itself, which a wrapper is there to change; and what follows from the other hooks
-OWN = {"forward", "rate_matrix", "perceptron", "named", "follow"}
+# the vector field itself, which a wrapper is there to change; and what follows from the other hooks and attributes
+OWN = {"forward", "rate_matrix", "perceptron", "named", "follow", "with_covariates", "read_cohort"}
 # hooks that take the place of the inner dynamics' answer
 REPLACED = {
     (StochasticLotkaVolterra, "state_size"): "the states are logarithms",
@@ -98,9 +98,12 @@ def test_every_hook_is_passed_on_with_the_parameters_and_states_of_the_inner_dyn
 
 @pytest.mark.parametrize("wrapper", [cls for cls in WRAPPERS if cls is not StochasticLotkaVolterra])
 def test_the_attributes_of_the_inner_dynamics_are_taken_over(wrapper):
-    dynamics, inner = WRAPPERS[wrapper](INNER), INNER
+    inner = CompartmentModel(2)
+    inner.assays, inner.covariates = (Assay("C", "additive", {}, 0.1),), {"CL": 5.0}
+    dynamics = WRAPPERS[wrapper](inner)
     assert dynamics.states[: len(inner.states)] == inner.states
     assert (dynamics.endpoints, dynamics.flows, dynamics.dosed) == (inner.endpoints, inner.flows, inner.dosed)
+    assert (dynamics.assays, dynamics.covariates) == (inner.assays, inner.covariates)
     size = dynamics.state_size(SCALING)
     assert size == (100.0, 100.0, *[1.0] * (len(dynamics.states) - 2))
 

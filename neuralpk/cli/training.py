@@ -151,7 +151,7 @@ class NeuralPKCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Read the data before a folder is made for the run."""
-        self.datamodule.read_for(self.model.model.dynamics)
+        self.datamodule.read_for(self.model)
         if type(self.datamodule).prepare_data is L.LightningDataModule.prepare_data:
             self.datamodule.setup()
 

@@ -113,15 +113,12 @@ class CohortDataModule(L.LightningDataModule, ABC):
         validated = held["val"] if val else train
         return {"train": train, "val": validated, "test": held["test"] if test else validated}
 
-    def read_for(self, dynamics: Decoder) -> None:
-        """Read the data as a dynamics states that they are recorded (`Decoder.read_cohort`); Lightning does it with the
-        dynamics of the task."""
-        if (dynamics.assays, dynamics.covariates) != self._stated:
-            self._dynamics, self._parts = dynamics, None
-
-    @property
-    def _stated(self) -> tuple[tuple[Assay, ...], Mapping[str, float | None]]:
-        return ((), {}) if self._dynamics is None else (self._dynamics.assays, self._dynamics.covariates)
+    def read_for(self, task: L.LightningModule | None) -> None:
+        """Read the data as the dynamics of a task states that they are recorded (`Decoder.read_cohort`). `setup` does
+        it with the task that is trained."""
+        model = getattr(task, "model", None)
+        if isinstance(model, PopulationModel) and _stated(model.dynamics) != _stated(self._dynamics):
+            self._dynamics, self._parts = model.dynamics, None
 
     def part(self, name: Part) -> Cohort:
         """Subjects of one part; made once and kept."""
@@ -143,9 +140,7 @@ class CohortDataModule(L.LightningDataModule, ABC):
 
     def setup(self, stage: str | None = None) -> None:
         """Make the cohort; called by Lightning in every process."""
-        task = None if self.trainer is None else getattr(self.trainer, "lightning_module", None)
-        if isinstance(model := getattr(task, "model", None), PopulationModel):
-            self.read_for(model.dynamics)
+        self.read_for(getattr(self.trainer, "lightning_module", None))
         self.part("train")
 
     def _loader(self, part: Part, training: bool) -> ResumableLoader:
@@ -193,3 +188,8 @@ class CohortDataModule(L.LightningDataModule, ABC):
     def predict_dataloader(self) -> DataLoader[CohortBatch]:
         """Batches of the test subjects."""
         return self._loader("test", training=False)
+
+
+def _stated(dynamics: Decoder | None) -> tuple[tuple[Assay, ...], Mapping[str, float | None]]:
+    """What a dynamics states of the data."""
+    return ((), {}) if dynamics is None else (dynamics.assays, dynamics.covariates)
