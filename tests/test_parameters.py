@@ -575,11 +575,15 @@ def test_slopes_and_other_distributions_are_read_from_a_population_file():
             PublishedPopulation.from_plain(plain | {"effects": effects, "references": {}})
 
 
+class OwnError(ProportionalError):
+    """An error without a short name."""
+
+
 def test_a_model_that_a_population_file_cannot_hold_is_refused():
     made = built()
     for dynamics, error, said in (
         (NeuralCompartments(), ProportionalError.from_values(b=0.1), "has learned weights"),
-        (CompartmentModel(1), ProportionalError.from_values(endpoints=2, b=0.1), "one endpoint"),
+        (CompartmentModel(1), OwnError.from_values(b=0.1), "holds an error additive, .*; this model has OwnError"),
     ):
         with pytest.raises(ValueError, match=said):
             PublishedPopulation.from_parts(dynamics, made, error)
