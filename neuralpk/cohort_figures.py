@@ -13,13 +13,17 @@ from matplotlib.figure import Figure
 from neuralpk import record_predictions
 from neuralpk.cohort import Cohort, FloatArray, Subject
 from neuralpk.datamodules import CohortDataModule
+from neuralpk.dynamics import Decoder, Equations, NetworkTerm
 from neuralpk.evaluate.metrics import auc_relative_error, interpolate, line_rrmse
 from neuralpk.evaluate.parameter_plots import eta_figure
 from neuralpk.evaluate.plots import Panel, goodness_of_fit, individual_panels, phase_plane
 from neuralpk.evaluate.population_plots import npde_figure, vpc_figure
 from neuralpk.evaluate.simulation_checks import npde, prediction_corrected, vpc, vpc_bins
 from neuralpk.evaluate.style import with_unit
+from neuralpk.evaluate.term_plots import LearnedTerm, learned_term_figure
 from neuralpk.individual_estimates import IndividualEstimates, evaluation_batch
+from neuralpk.inference.quantiles import interval
+from neuralpk.inference.uncertainty_draws import drawn_models
 from neuralpk.task import LatentTask
 
 _STUDIES = 1000  # simulated for a check of the population
@@ -148,7 +152,60 @@ def population_figures(task: LatentTask, cohort: Cohort, studies: Mapping[int, S
         with torch.no_grad():
             eta = population.eta(latent_estimates(task, cohort)).cpu().double().numpy()
         figures["eta"] = eta_figure(eta, population.names, omega, covariates)
-    return figures
+    return figures | term_figures(task, cohort)
+
+
+def term_figures(task: LatentTask, cohort: Cohort) -> dict[str, Figure]:
+    """What each network of one input in the equations has learned, with its 90 % band."""
+    return {f"network {name}": learned_term_figure(learned_term(task, name, cohort)) for name in _drawn_networks(task)}
+
+
+def _drawn_networks(task: LatentTask) -> list[str]:
+    dynamics = task.model.dynamics
+    terms = dynamics.terms() if isinstance(dynamics, Equations) else []
+    return [term.name for term in terms if len(term.size) == 1]
+
+
+@torch.no_grad()
+def learned_term(task: LatentTask, name: str, cohort: Cohort, at: FloatArray | None = None) -> LearnedTerm:
+    """The output of a network of one input in the equations, with its pointwise 90 % band.
+
+    The band is made by the parameter draws of the population (`neuralpk.inference.uncertainty_draws.drawn_models`), and
+    extended to the estimate where that lies outside; without draws it is NaN. A factor of each patient is 1.
+
+    Args:
+        task: with `neuralpk.dynamics.Equations`, after its training.
+        name: of the network (`Equations.networks`).
+        cohort: whose records say which inputs were reached.
+        at: inputs; default 100 over those that were reached.
+
+    Raises:
+        ValueError: no network of this name, or one of several inputs.
+    """
+    dynamics = task.model.dynamics
+    if not isinstance(dynamics, Equations) or name not in _drawn_networks(task):
+        known = ", ".join(_drawn_networks(task)) or "none"
+        raise ValueError(f"there is no network {name!r} of one input in these equations; there are {known}")
+    batch = evaluation_batch(task.model, cohort)
+    path = task.model.trajectory(task.estimate(batch), batch)
+    since = path.times - batch.start[:, None]
+    reached = dynamics.network_inputs(name, since, path.states, path.theta)[0][batch.mask].cpu().double().numpy()
+    x = np.linspace(reached.min(), reached.max(), 100) if at is None else np.asarray(at, float)
+    grid = torch.tensor(x, dtype=task.model.value_scale.dtype, device=task.model.value_scale.device)
+    outputs = torch.stack([_network(model.dynamics, name)(grid) for model in drawn_models(task.model)])
+    output = _network(dynamics, name)(grid)
+    # draws of uncertain weights that have to be positive lie above the estimate where it is small
+    low, high = interval(outputs.T)
+    low, high = torch.minimum(low, output), torch.maximum(high, output)
+    if not task.model.has_parameter_draws:
+        low = high = torch.full_like(output, torch.nan)
+    output_, low_, high_ = (part.cpu().double().numpy() for part in (output, low, high))
+    return LearnedTerm(name, x, output_, low_, high_, reached)
+
+
+def _network(dynamics: Decoder, name: str) -> NetworkTerm:
+    assert isinstance(dynamics, Equations)
+    return next(term for term in dynamics.terms() if term.name == name)
 
 
 def _first_values(cohort: Cohort, covariate: str) -> FloatArray:

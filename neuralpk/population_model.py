@@ -116,7 +116,7 @@ class PopulationModel(nn.Module):
                 f"{type(self.dynamics).__name__} reads the covariates {', '.join(unknown)}; the data have {known}"
             )
         self.scaling = scaling
-        self.population.build(guess, len(names) - len(guess), scaling, dtype, self.dynamics.ranges)
+        self.population.build(guess, len(names) - len(guess), scaling, dtype, self.dynamics.ranges, self.dynamics.fixed)
         self.error.build(scaling)
         self.register_buffer("value_scale", torch.tensor(scaling.value), persistent=False)
         size = len(self.coordinates()) + sum(weight.numel() for weight in self.uncertain_weights())

@@ -17,6 +17,7 @@ from neuralpk.dynamics.fixed_parameters import FixedParameters
 from neuralpk.dynamics.fused_form import Activation, Perceptron
 from neuralpk.dynamics.hybrid import HybridDynamics
 from neuralpk.dynamics.lotka_volterra import LotkaVolterra
+from neuralpk.dynamics.network_terms import NetworkTerm
 from neuralpk.dynamics.neural_compartments import NeuralCompartments
 from neuralpk.dynamics.neural_field import NeuralField
 from neuralpk.dynamics.random_feature_fields import RandomFeatureField, RandomFeatureSlope
@@ -27,6 +28,7 @@ from neuralpk.dynamics.stochastic import (
     StochasticDynamics,
     StochasticLotkaVolterra,
 )
+from neuralpk.dynamics.symbols import FunctionError, Symbol
 from neuralpk.dynamics.wrapper import Wrapper
 
 __all__ = [
@@ -44,8 +46,10 @@ __all__ = [
     "Equations",
     "FixedParameters",
     "FluctuatingClearance",
+    "FunctionError",
     "HybridDynamics",
     "LotkaVolterra",
+    "NetworkTerm",
     "NeuralCompartments",
     "NeuralField",
     "NeuralFlows",
@@ -58,6 +62,7 @@ __all__ = [
     "Solver",
     "StochasticDynamics",
     "StochasticLotkaVolterra",
+    "Symbol",
     "Wrapper",
     "library",
 ]

@@ -49,6 +49,7 @@ class Decoder(Part, nn.Module, ABC):
         penalised: whether `penalty` is more than None.
         ranges: open intervals of named parameters that are not simply positive: between two finite bounds they are
             logit-normal between subjects, between -inf and inf normal.
+        fixed: named parameters whose typical value is the starting value and is not learned.
         stochastic: whether the states have noise of their own, so that theta does not determine them.
     """
 
@@ -61,6 +62,7 @@ class Decoder(Part, nn.Module, ABC):
     penalised: bool = False
     stochastic: bool = False
     ranges: Mapping[str, tuple[float, float]] = {}
+    fixed: tuple[str, ...] = ()
 
     def build(self, scaling: Scaling) -> None:
         """Set what depends on the magnitudes of the data, in this decoder and in the decoders inside it.

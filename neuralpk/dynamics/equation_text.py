@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from neuralpk.dynamics.network_text import NETWORK, NetworkOptions, check_together, read_option
 from neuralpk.residual_error import ERROR_NAMES, Assay, error_class
 
 FUNCTIONS = {
@@ -23,8 +24,9 @@ TIME = "t"
 MOST_NESTED = 150
 """Most operations within each other: an expression is read and evaluated by recursion."""
 _TOO_NESTED = "too many operations within each other: give a part of them a name, in a line of its own"
-_RESERVED = {
+RESERVED = {
     *FUNCTIONS,
+    NETWORK,
     TIME,
     "parameters",
     "covariates",
@@ -39,6 +41,7 @@ _RESERVED = {
     "not",
     "in",
 }
+"""Names that have a meaning of their own."""
 _TOKEN = re.compile(
     r"(?P<number>(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?)|(?P<name>[A-Za-z_]\w*)"
     r"|(?P<sign>\*\*|<=|>=|==|!=|[-+*/^()<>=,:'~])|(?P<space>\s+)|(?P<other>.)"
@@ -70,11 +73,12 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True)
 class Expression:
-    """A number, a name, or an operation on other expressions; `token` is where it stands."""
+    """A number, a name, or an operation on other expressions; `token` is where it stands. A network has `options`."""
 
     operation: str
     arguments: tuple[Expression, ...]
     token: Token
+    options: NetworkOptions | None = None
     depth: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -88,6 +92,13 @@ class Expression:
             yield self.token
         for argument in self.arguments:
             yield from argument.names()
+
+    def networks(self) -> Iterator[Expression]:
+        """Networks in it, in order."""
+        for argument in self.arguments:
+            yield from argument.networks()
+        if self.options is not None:
+            yield self
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,8 @@ class ModelText:
     variables: dict[str, Expression]  # in an order in which each can be computed from those before it
     outputs: tuple[str, ...]
     assays: tuple[Assay, ...]  # of the outputs
+    networks: dict[str, Expression]  # by the name of the line in which each stands
+    fixed: tuple[str, ...]  # parameters whose typical value is known
 
 
 def _tokens(line: str, number: int) -> list[Token]:
@@ -174,6 +187,18 @@ class _Reader:
         self.at += 1
         return sign * float(token.text)
 
+    def interval(self, at: Token) -> tuple[float, float]:
+        """Two ends, (low, high): all numbers, the positive ones, or those between two finite ends; `at` is the place of
+        a mistake."""
+        self.need("(")
+        low = self.signed_number()
+        self.need(",")
+        high = self.signed_number()
+        self.need(")")
+        if math.isinf(low) != math.isinf(high) and (low, high) != (0.0, math.inf):
+            raise at.error(f"an interval is (0, inf), (-inf, inf) or has two finite ends, not ({low:g}, {high:g})")
+        return low, high
+
     def end(self) -> None:
         """Nothing may follow."""
         if self.next.kind != "end":
@@ -227,11 +252,13 @@ class _Reader:
         if token.kind != "name" or token.text in ("and", "or", "not"):
             raise token.error(f"a number, a name or '(' is expected here, {_seen(token)}")
         if not self.take("("):
-            if token.text in FUNCTIONS:
+            if token.text in FUNCTIONS or token.text == NETWORK:
                 raise token.error(f"{token.text} is a function: write {token.text}(…)")
             return Expression("name", (), token)
+        if token.text == NETWORK:
+            return self._network(token)
         if token.text not in FUNCTIONS:
-            raise token.error(f"there is no function {token.text!r}{_hint(token.text, FUNCTIONS)}")
+            raise token.error(f"there is no function {token.text!r}{_hint(token.text, (*FUNCTIONS, NETWORK))}")
         arguments = [self.expression()]
         while self.take(","):
             arguments.append(self.expression())
@@ -239,6 +266,26 @@ class _Reader:
         if len(arguments) != FUNCTIONS[token.text]:
             raise token.error(f"{token.text} takes {FUNCTIONS[token.text]} argument(s), not {len(arguments)}")
         return Expression(token.text, (*arguments,), token)
+
+    def _network(self, token: Token) -> Expression:
+        """Inputs, then options; a factor that differs between patients multiplies the output."""
+        inputs: list[Expression] = []
+        options, seen = NetworkOptions(), set[str]()
+        while not inputs or self.take(","):
+            if self.next.kind == "name" and self.tokens[self.at + 1].text == "=":
+                if not inputs:
+                    raise self.next.error("a network needs an input before its options: network(C, …)")
+                options = read_option(self, options, seen)
+            elif seen:
+                raise self.next.error("the inputs of a network come before its options")
+            else:
+                inputs.append(self.expression())
+        self.need(")")
+        check_together(token, options)
+        network = Expression(NETWORK, (*inputs,), token, options)
+        if options.random is None:
+            return network
+        return Expression("*", (network, Expression("name", (), options.random)), token)
 
 
 def _seen(token: Token) -> str:
@@ -367,7 +414,7 @@ class _Statements:
         line.end()
 
     def _define(self, name: Token) -> None:
-        if name.text in _RESERVED:
+        if name.text in RESERVED:
             raise name.error(f"{name.text!r} has a meaning of its own and cannot be a name")
         if name.text in self.defined:
             raise name.error(f"{name.text} is defined already, in line {self.defined[name.text].line}")
@@ -380,13 +427,7 @@ class _Statements:
         at = line.next
         start, low, high = line.signed_number(), 0.0, float("inf")
         if line.take("in"):
-            line.need("(")
-            low = line.signed_number()
-            line.need(",")
-            high = line.signed_number()
-            line.need(")")
-        if math.isinf(low) != math.isinf(high) and (low, high) != (0.0, math.inf):
-            raise at.error(f"an interval is (0, inf), (-inf, inf) or has two finite ends, not ({low:g}, {high:g})")
+            low, high = line.interval(at)
         if not low < start < high:
             raise at.error(
                 f"{name.text} = {start:g} is not between {low:g} and {high:g}: write {name.text} = … in (…, …)"
@@ -444,9 +485,19 @@ class _Statements:
             for name, (token, _) in given.items():
                 if name not in states:
                     raise token.error(f"there is no state {name!r}{_hint(name, states)}")
+        networks = self._networks()
+        factors = tuple(self._factor(expression.options) for expression in networks.values() if expression.options)
+        fixed = tuple(name for name in factors if name)
         self._check_names(states)
         order = self._ordered()
         varying = self._depending(order, {*states, TIME})
+        inconstant = self._depending(order, {*states, TIME, *self.parameters, *self.covariates})
+        for expression in networks.values():
+            for argument in expression.arguments:
+                if not any(token.text in inconstant for token in argument.names()):
+                    raise argument.token.error(
+                        "an input of a network changes with time or between patients, and this is a constant"
+                    )
         timed = self._depending(order, {TIME})
         for kind, what in (("(0)", "an initial value"), ("lag", "a lag"), ("F", "a bioavailability")):
             for expression in self._given(kind).values():
@@ -474,6 +525,8 @@ class _Statements:
             variables={name: self.variables[name] for name in order},
             outputs=outputs,
             assays=(*self.assays,),
+            networks=networks,
+            fixed=fixed,
         )
 
     def _given(self, kind: str) -> dict[str, Expression]:
@@ -481,9 +534,31 @@ class _Statements:
         return {name: expression for name, (_, expression) in self.of_state[kind].items()}
 
     def _all(self) -> Iterator[Expression]:
-        yield from (expression for _, expression in self.slopes.values())
-        yield from self.variables.values()
-        yield from (expression for kind in self.of_state.values() for _, expression in kind.values())
+        yield from (expression for _, expression in self._lines())
+
+    def _lines(self) -> Iterator[tuple[str, Expression]]:
+        """Expressions with the name on their left side."""
+        yield from ((name, expression) for name, (_, expression) in self.slopes.items())
+        yield from self.variables.items()
+        for kind in self.of_state.values():
+            yield from ((name, expression) for name, (_, expression) in kind.items())
+
+    def _networks(self) -> dict[str, Expression]:
+        """Networks by the name of their line; a number follows it from the second of a name on."""
+        found: dict[str, Expression] = {}
+        for name, expression in self._lines():
+            for network in expression.networks():
+                number = 1 + sum(one == name or one.startswith(f"{name} ") for one in found)
+                found[name if number == 1 else f"{name} {number}"] = network
+        return found
+
+    def _factor(self, options: NetworkOptions) -> str | None:
+        """Declare the parameter that multiplies the output of a network, of typical value 1."""
+        if options.random is None:
+            return None
+        self._define(options.random)
+        self.parameters[options.random.text] = Parameter(options.random, 1.0, 0.0, math.inf)
+        return options.random.text
 
     def _check_names(self, states: tuple[str, ...]) -> None:
         known = {*self.parameters, *self.covariates, *self.variables, *states, TIME}

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neuralpk.dynamics.dynamics_base import Dynamics
 from neuralpk.dynamics.equation_text import TIME, Expression, ModelText, Token, read_model
+from neuralpk.dynamics.function_text import OfParameters, Start, text_of_function
+from neuralpk.dynamics.network_terms import NetworkTerm
+from neuralpk.dynamics.typical_course import typical_course
 from neuralpk.part import did_you_mean
 from neuralpk.scaling import Scaling
 
@@ -112,13 +118,17 @@ _OPERATIONS: dict[str, Callable[..., Number]] = {
 }
 
 
-def _value(expression: Expression, known: Mapping[str, Number]) -> Number:
-    """The value of an expression for the values of its names."""
+def _value(expression: Expression, known: Mapping[str, Number], networks: Mapping[Token, NetworkTerm]) -> Number:
+    """The value of an expression for the values of its names, with the networks by the place where each stands."""
     if expression.operation == "number":
         return float(expression.token.text)
     if expression.operation == "name":
         return known[expression.token.text]
-    arguments = [_value(argument, known) for argument in expression.arguments]
+    arguments = [_value(argument, known, networks) for argument in expression.arguments]
+    if expression.options is not None:
+        like = next(argument for argument in arguments if isinstance(argument, Tensor))
+        output: Tensor = networks[expression.token](*(_tensor(argument, like) for argument in arguments))
+        return output
     try:
         return _OPERATIONS[expression.operation](*arguments)
     except (ArithmeticError, TypeError, ValueError) as error:
@@ -150,6 +160,7 @@ class Equations(Dynamics):
       abs, tanh, sin, cos, pow(x, n), min, max, hill(x, EC50, gamma) and where(condition, yes, no).
     - An output may say its residual error (`neuralpk.residual_error.ERROR_NAMES`), with starting values in parentheses,
       and its limit of quantification: values below are censored where the table has no CENS.
+    - ``network(C, A, hidden=8)`` is a network of one hidden layer (`NetworkTerm`), learned with all else.
     - ``t`` is the time since the first record of a subject.
     - ``covariates: WT, AGE = 40`` makes columns of the data names of the equations; the number is for a subject in whom
       the covariate is not recorded. They are the last components of theta.
@@ -162,6 +173,10 @@ class Equations(Dynamics):
         text: the equations.
         file: a file with the equations.
         model: the name of a model of the library (`library`).
+
+    Attributes:
+        text: the equations.
+        networks: the networks in them, each with the name of the variable or state in whose line it stands.
 
     Raises:
         EquationError: a mistake in the text, with its line and column.
@@ -190,12 +205,154 @@ class Equations(Dynamics):
         m = self._model
         self.states, self.parameter_names = m.states, (*m.parameters, *m.covariates)
         self.covariates = m.covariates
+        self.fixed = m.fixed
         self.ranges = {name: (p.low, p.high) for name, p in m.parameters.items() if (p.low, p.high) != (0.0, math.inf)}
         self.autonomous = not any(token.text == TIME for token in _names(m))
         self.dosed = not m.initial
         self._slots = _slots(m)
         self.endpoints = tuple(self._slots[name] for name in m.outputs)
         self.assays = m.assays
+        self.networks = nn.ModuleList(
+            NetworkTerm(name, len(one.arguments), one.options) for name, one in m.networks.items() if one.options
+        )
+
+    @classmethod
+    def from_function(
+        cls,
+        function: Callable[..., Mapping[str, Any]],
+        parameters: Mapping[str, Start],
+        outputs: Sequence[str],
+        initial: OfParameters | None = None,
+        lag: OfParameters | None = None,
+        bioavailability: OfParameters | None = None,
+    ) -> Equations:
+        """The dynamics of a Python function, which runs once, on symbols, and is written as text::
+
+            def turnover(state, parameter, t):
+                C = state.central/parameter.V
+                return {"depot": -parameter.KA*state.depot, …}
+
+            Equations.from_function(turnover, {"KA": 1.0, "IMAX": (0.9, 0, 1)}, outputs=["C", "response"])
+
+        Its local variables are those of the text. Loops of a fixed length unroll. Arithmetic, powers, comparisons, ``&
+        | ~``, the functions of `neuralpk.dynamics.symbols`, and those of numpy and torch with the same names are
+        translated.
+
+        Args:
+            function: of the states, the parameters and, if it has a third argument, the time; states and parameters are
+                read by name, ``state.central`` or ``state["central"]``. Returns the slope of each state by its name, in
+                the order in which the states are numbered.
+            parameters: starting values by name, or (start, low, high) of a parameter between two ends.
+            outputs: names of states and local variables of the function: DVID 1, DVID 2, …
+            initial: initial value by state: numbers, or a function of the parameters that returns them.
+            lag: time between a dose and its arrival, likewise.
+            bioavailability: share of a dose that arrives, likewise.
+
+        Raises:
+            FunctionError: what cannot be written as text, with the line in which it stands.
+            EquationError: a text that is no model.
+        """
+        return cls(text_of_function(function, parameters, outputs, initial, lag, bioavailability))
+
+    def _evaluate(self, expression: Expression, known: Mapping[str, Number]) -> Number:
+        places = (one.token for one in self._model.networks.values())
+        return _value(expression, known, dict(zip(places, self.terms(), strict=True)))
+
+    def terms(self) -> list[NetworkTerm]:
+        """The networks, in the order of `networks`."""
+        return [one for one in self.networks if isinstance(one, NetworkTerm)]
+
+    def build(self, scaling: Scaling) -> None:
+        super().build(scaling)
+        if len(self.networks):
+            for term, (sizes, signed) in zip(self.terms(), self._input_ranges(scaling), strict=True):
+                term.build(sizes, signed)
+
+    def _input_ranges(self, scaling: Scaling) -> list[tuple[list[float], list[bool]]]:
+        """Typical magnitude of every input of each network, and whether it has both signs: of a measured output the
+        median of its values, of others a third of the largest value along the course of a typical patient at the
+        starting values."""
+        exact = copy.deepcopy(self).cpu().double()
+        covariates = [scaling.covariate(name).centre for name in self.covariates]
+        theta = torch.tensor([*self.guess(scaling).values(), *covariates], dtype=torch.float64)
+        t, y = typical_course(exact, theta, scaling)
+        measured = dict(zip(self._model.outputs, scaling.value, strict=False))
+        found = []
+        for term, one in zip(self.terms(), self._model.networks.values(), strict=True):
+            inputs = exact.network_inputs(term.name, t, y, theta.expand(len(t), -1))
+            sizes, signed = [], []
+            for number, (argument, values) in enumerate(zip(one.arguments, inputs, strict=True)):
+                zero = (term.zero_at or 0.0) if number == 0 else 0.0
+                size = abs(measured.get(argument.token.text, zero) - zero) if argument.operation == "name" else 0.0
+                distance = (values - zero).nan_to_num(0.0, 0.0, 0.0)
+                size = size or float(distance.abs().max()) / 3.0
+                if not size:
+                    warnings.warn(
+                        f"input {number + 1} of the network in {term.name!r} does not move at the starting values; the "
+                        "network reads it in its own unit",
+                        stacklevel=4,
+                    )
+                sizes.append(size or 1.0)
+                signed.append(bool(distance.min() < -0.1 * distance.abs().max()))
+            found.append((sizes, signed))
+        return found
+
+    def network_inputs(self, name: str, t: Tensor, y: Tensor, theta: Tensor) -> list[Tensor]:
+        """The inputs of a network, each ``[...]``, by its name in `networks`.
+
+        Args:
+            name: of the network.
+            t: time since the first record, ``[...]``.
+            y: states, ``[..., state]``.
+            theta: parameters, ``[..., parameter]``.
+
+        Raises:
+            ValueError: no network of this name.
+        """
+        if name not in self._model.networks:
+            raise ValueError(f"there is no network {name!r}{did_you_mean(name, [*self._model.networks])}")
+        known = self._known(theta, t, y)
+        arguments = self._model.networks[name].arguments
+        return [_tensor(self._evaluate(argument, known), y[..., 0]) for argument in arguments]
+
+    def term(self, name: str, **values: Tensor | float) -> Tensor:
+        """The value of a variable of the text for given values of the names on which it depends, as in
+        ``term("effect", C=torch.linspace(0, 5, 100))``.
+
+        Args:
+            name: of the variable.
+            values: by name: states, variables, parameters, covariates, ``t``; their shapes broadcast. The factor of a
+                network with ``random`` is 1 where it is left out.
+
+        Raises:
+            ValueError: no variable of this name; a value that is missing or not needed.
+        """
+        m = self._model
+        if name not in m.variables:
+            raise ValueError(f"there is no variable {name!r}{did_you_mean(name, [*m.variables])}")
+        names = (*m.states, *self.parameter_names, *m.variables, TIME)
+        unknown = [one for one in values if one not in names or one == name]
+        if unknown:
+            raise ValueError(f"{unknown[0]} has no value here{did_you_mean(unknown[0], [*names])}")
+        like = next(iter(self.parameters()), torch.zeros(()))
+        known: dict[str, Number] = {
+            one: torch.as_tensor(value, dtype=like.dtype, device=like.device)
+            for one, value in (dict.fromkeys(m.fixed, 1.0) | values).items()
+        }
+        for one, expression in m.variables.items():
+            if one not in known and all(token.text in known for token in expression.names()):
+                known[one] = self._evaluate(expression, known)
+        if name not in known:
+            missing = dict.fromkeys(token.text for token in m.variables[name].names() if token.text not in known)
+            raise ValueError(f"{name} depends on {', '.join(missing)}: give a value for each")
+        return torch.as_tensor(known[name], dtype=like.dtype, device=like.device)
+
+    def log_prior(self) -> Tensor | float:
+        return sum((term.log_prior() for term in self.terms()), 0.0)
+
+    def centre_prior(self) -> None:
+        for term in self.terms():
+            term.centre_prior()
 
     def _known(self, theta: Tensor, t: Tensor | None = None, y: Tensor | None = None) -> dict[str, Number]:
         """The values of all names, as far as they follow from what is given."""
@@ -206,18 +363,18 @@ class Equations(Dynamics):
             known[TIME] = t
         for name, expression in self._model.variables.items():
             if all(token.text in known for token in expression.names()):
-                known[name] = _value(expression, known)
+                known[name] = self._evaluate(expression, known)
         return known
 
     def _at_states(self, values: Mapping[str, Expression], theta: Tensor, otherwise: float) -> Tensor:
         """Values ``[..., state]`` that depend on parameters and covariates alone."""
         known, like = self._known(theta), theta[..., 0] if theta.shape[-1] else theta.sum(-1)
-        found = (_value(values[name], known) if name in values else otherwise for name in self.states)
+        found = (self._evaluate(values[name], known) if name in values else otherwise for name in self.states)
         return torch.stack([_tensor(value, like) for value in found], dim=-1)
 
     def forward(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
         known = self._known(theta, t, y)
-        slopes = (_value(expression, known) for expression in self._model.slopes.values())
+        slopes = (self._evaluate(expression, known) for expression in self._model.slopes.values())
         return torch.stack([_tensor(slope, y[..., 0]) for slope in slopes], dim=-1)
 
     def initial_state(self, theta: Tensor) -> Tensor:

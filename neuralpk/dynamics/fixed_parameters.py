@@ -33,6 +33,7 @@ class FixedParameters(Wrapper):
         self.linear = dynamics.linear
         self.parameter_names = tuple(name for name in names if name not in values)
         self.covariates = {name: value for name, value in dynamics.covariates.items() if name not in values}
+        self.fixed = tuple(name for name in dynamics.fixed if name not in values)
         fixed = [name for name in names if name in values]
         self.register_buffer("values", torch.tensor([float(values[name]) for name in fixed]))
         joined = (*self.parameter_names, *fixed)

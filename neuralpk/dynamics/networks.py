@@ -188,7 +188,9 @@ class RateNetwork(nn.Module):
         amount = torch.log1p((y / self.amount_scale).clamp(min=0.0))
         clock = [torch.log1p(t / self.time_scale)[..., None]] if self.time else []
         constant = self._constant(base, z)
-        return self._over_empty(base, constant) * _factor(self.network(torch.cat([amount, *clock, constant], dim=-1)))
+        return self._over_empty(base, constant) * bounded_factor(
+            self.network(torch.cat([amount, *clock, constant], dim=-1))
+        )
 
     def log_prior(self) -> Tensor:
         """Log prior density of the weights."""
@@ -221,7 +223,7 @@ class RateNetwork(nn.Module):
         x = torch.cat([constant.new_zeros((*constant.shape[:-1], self.varying)), constant], dim=-1)
         for layer in self.network:
             x = _linear_in_double(x, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else layer(x)
-        return base / _factor(x)
+        return base / bounded_factor(x)
 
 
 def _linear_in_double(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -230,6 +232,6 @@ def _linear_in_double(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return sums.to(x.dtype)
 
 
-def _factor(x: Tensor) -> Tensor:
+def bounded_factor(x: Tensor) -> Tensor:
     # bounded, so that no step of the training can make the system arbitrarily stiff
     return torch.exp(5.0 * torch.tanh(x / 5.0))

@@ -30,6 +30,8 @@ class WeightPrior(nn.Module):
 
     mean: Tensor
     sd: Tensor
+    typical: Tensor
+    empty: Tensor | None
 
     def __init__(self, network: nn.Sequential, prior_sd: float, typical: Tensor, empty: Tensor | None = None) -> None:
         super().__init__()
@@ -50,6 +52,14 @@ class WeightPrior(nn.Module):
         sizes += [torch.full_like(w, self.prior_sd / self._features(network)) for w in last.parameters()]
         self.mean.copy_(_weights(network))
         self.sd.copy_(nn.utils.parameters_to_vector(sizes))
+
+    def move(self, step: Tensor, network: nn.Sequential) -> None:
+        """Move the typical and the empty input by a step ``[input]``, for a network that reads its inputs from another
+        origin."""
+        self.typical.add_(step)
+        if self.empty is not None:
+            self.empty.add_(step)
+        self.centre(network)
 
     def _features(self, network: nn.Sequential) -> float:
         """Euclidean norm of the features that the last layer combines."""

@@ -35,7 +35,7 @@ class Wrapper(Dynamics):
         self.states, self.parameter_names = inner.states, inner.parameter_names
         self.covariates = inner.covariates
         self.endpoints, self.assays, self.flows = inner.endpoints, inner.assays, inner.flows
-        self.ranges, self.compiled = inner.ranges, inner.compiled
+        self.ranges, self.fixed, self.compiled = inner.ranges, inner.fixed, inner.compiled
         self.dosed, self.penalised, self.autonomous = inner.dosed, inner.penalised, inner.autonomous
 
     @abstractmethod

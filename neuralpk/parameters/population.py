@@ -106,7 +106,7 @@ class PopulationParameters(Part, nn.Module):
         self.correlation_start = _by_pair(correlation or {})
         self.correlated, self.learned = correlated or bool(self.correlation_start), learned
         self.omega_prior_sd, self.typical_prior_sd = omega_prior_sd, dict(typical_prior_sd or {})
-        self.fixed = tuple(fixed or ())
+        self.asked_fixed = self.fixed = tuple(fixed or ())
         self.distributions = dict(distributions or {})
         self.asked_effects = _Held(_by_parameter(effects))
 
@@ -117,6 +117,7 @@ class PopulationParameters(Part, nn.Module):
         scaling: Scaling,
         dtype: torch.dtype | None = None,
         ranges: Mapping[str, tuple[float, float]] | None = None,
+        fixed: Sequence[str] = (),
     ) -> None:
         """Make the learned numbers; may be called again, with other data.
 
@@ -125,6 +126,7 @@ class PopulationParameters(Part, nn.Module):
             latent: number of further latent dimensions, for a neural field.
             scaling: magnitudes of the training data; its covariates are those of every batch, sorted by name.
             dtype: of the learned numbers; default that of torch.
+            fixed: parameters whose typical value is not learned, in addition to those of the constructor.
             ranges: intervals of parameters, which have the distribution of `of_range` unless `distributions` names one.
 
         Raises:
@@ -132,6 +134,7 @@ class PopulationParameters(Part, nn.Module):
         """
         dtype = dtype or torch.get_default_dtype()
         self.names, self.scaling, self.latent = tuple(guess), scaling, latent
+        self.fixed = tuple(dict.fromkeys((*self.asked_fixed, *fixed)))
         for option, named in (
             ("typical", self.typical_start),
             ("omega", self.omega_start),
