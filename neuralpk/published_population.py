@@ -269,6 +269,16 @@ def _refuse_values(effect: CovariateEffect, cohort: Cohort) -> None:
                     raise ValueError(f"subject {subject.id}: {covariate} is {value:g}; {fault}{hint}")
 
 
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines, such as equations, stay as they are written."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
 def write_population(population: PublishedPopulation, path: Path, note: str = "") -> None:
     """Write a population as a YAML file, which `read_population` reads.
 
@@ -277,7 +287,7 @@ def write_population(population: PublishedPopulation, path: Path, note: str = ""
         path: of the file.
         note: a comment in the first line, such as whether the fit has converged; empty for none.
     """
-    text = yaml.safe_dump(population.to_plain(), sort_keys=False, allow_unicode=True)
+    text = yaml.dump(population.to_plain(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     path.write_text((f"# {note}\n" if note else "") + text, encoding="utf-8")
 
 

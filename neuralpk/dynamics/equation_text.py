@@ -23,7 +23,7 @@ TIME = "t"
 MOST_NESTED = 150
 """Most operations within each other: an expression is read and evaluated by recursion."""
 _TOO_NESTED = "too many operations within each other: give a part of them a name, in a line of its own"
-_RESERVED = {
+RESERVED = {
     *FUNCTIONS,
     TIME,
     "parameters",
@@ -367,7 +367,7 @@ class _Statements:
         line.end()
 
     def _define(self, name: Token) -> None:
-        if name.text in _RESERVED:
+        if name.text in RESERVED:
             raise name.error(f"{name.text!r} has a meaning of its own and cannot be a name")
         if name.text in self.defined:
             raise name.error(f"{name.text} is defined already, in line {self.defined[name.text].line}")
