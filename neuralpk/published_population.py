@@ -514,7 +514,8 @@ def _errors_of(error: ResidualError) -> list[tuple[str, dict[str, float]]]:
                 f"a population file holds an error {', '.join(ERROR_NAMES)}; this model has {type(one).__name__}"
             )
         constants = {name: float(getattr(one, name)) for name in one.constants}
-        rows = {name: values.tolist() for name, values in one.parameters_by_name().items() if len(one.numbers())}
+        parameters = one.parameters_by_name() if one.numbers() else {}
+        rows = {name: [number(value) for value in values] for name, values in parameters.items()}
         for k in range(max((len(row) for row in rows.values()), default=0)):
             found.append((names[type(one)], {name: row[k] for name, row in rows.items()} | constants))
     return found
