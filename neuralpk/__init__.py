@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         ProportionalError,
         ResidualError,
     )
+    from neuralpk.rxode2 import export_rxode2, import_rxode2
     from neuralpk.tables import read_table, write_table
     from neuralpk.task import LatentTask
 
@@ -47,6 +48,7 @@ _MODULES = {
         "ProportionalError",
         "ResidualError",
     ),
+    "rxode2": ("export_rxode2", "import_rxode2"),
     "tables": ("read_table", "write_table"),
     "task": ("LatentTask",),
 }
@@ -79,7 +81,9 @@ __all__ = [
     "SquaredError",
     "Subject",
     "TableDataModule",
+    "export_rxode2",
     "fit",
+    "import_rxode2",
     "read_table",
     "write_table",
 ]

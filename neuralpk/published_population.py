@@ -269,6 +269,16 @@ def _refuse_values(effect: CovariateEffect, cohort: Cohort) -> None:
                     raise ValueError(f"subject {subject.id}: {covariate} is {value:g}; {fault}{hint}")
 
 
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines, such as equations, stay as they are written."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
 def write_population(population: PublishedPopulation, path: Path, note: str = "") -> None:
     """Write a population as a YAML file, which `read_population` reads.
 
@@ -277,7 +287,7 @@ def write_population(population: PublishedPopulation, path: Path, note: str = ""
         path: of the file.
         note: a comment in the first line, such as whether the fit has converged; empty for none.
     """
-    text = yaml.safe_dump(population.to_plain(), sort_keys=False, allow_unicode=True)
+    text = yaml.dump(population.to_plain(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     path.write_text((f"# {note}\n" if note else "") + text, encoding="utf-8")
 
 
@@ -504,7 +514,8 @@ def _errors_of(error: ResidualError) -> list[tuple[str, dict[str, float]]]:
                 f"a population file holds an error {', '.join(ERROR_NAMES)}; this model has {type(one).__name__}"
             )
         constants = {name: float(getattr(one, name)) for name in one.constants}
-        rows = {name: values.tolist() for name, values in one.parameters_by_name().items() if len(one.numbers())}
+        parameters = one.parameters_by_name() if one.numbers() else {}
+        rows = {name: [number(value) for value in values] for name, values in parameters.items()}
         for k in range(max((len(row) for row in rows.values()), default=0)):
             found.append((names[type(one)], {name: row[k] for name, row in rows.items()} | constants))
     return found

@@ -18,7 +18,7 @@ LAYERS = (
     {"datasets", "solve"},
     {"decoders", "population_model", "cohort_simulation", "symbolic"},
     {"inference", "path_guide", "published_population"},
-    {"estimation"},
+    {"estimation", "rxode2"},
     {"record_predictions", "individual_estimates", "objectives", "pretrained_model"},
     {"bootstrap", "datamodules", "evaluate", "task"},
     {"cohort_figures", "fitting"},

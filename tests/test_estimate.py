@@ -26,8 +26,9 @@ from neuralpk.cohort_simulation import Design, Population, omega_from_cv, simula
 from neuralpk.dynamics import CompartmentModel
 from neuralpk.evaluate.metrics import shrinkage
 from neuralpk.individual_estimates import IndividualEstimates, _reaching, estimate_individuals
+from neuralpk.parameters import PopulationParameters
 from neuralpk.published_population import PublishedPopulation
-from neuralpk.residual_error import CombinedError
+from neuralpk.residual_error import AdditiveError, CombinedError
 from neuralpk.tables import write_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "estimate.md"
@@ -409,6 +410,12 @@ def test_estimate_runs_the_example_of_the_documentation(capsys) -> None:
         for s, (_, c) in zip(cohort, curves.groupby("ID"), strict=True)
     ]
     assert np.sqrt(np.mean(np.concatenate(residuals) ** 2)) < 0.693
+
+
+def test_numbers_of_an_error_are_written_with_the_digits_of_their_precision() -> None:
+    population = PopulationParameters.from_values({"CL": 5.0, "V1": 20.0}, {"CL": 0.3})
+    error = AdditiveError.from_values(a=0.7)
+    assert PublishedPopulation.from_parts(CompartmentModel(1), population, error).error_sd == {"a": 0.7}
 
 
 def test_estimate_says_what_is_wrong_with_its_files_and_writes_nothing() -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from neuralpk.cli.training import NeuralPKCLI
 
 TRAINING = ("fit", "validate", "test", "predict")
-COMMANDS = (*TRAINING, "simulate", "reconstruct", "estimate", "population", "bootstrap")
+COMMANDS = (*TRAINING, "simulate", "reconstruct", "estimate", "population", "bootstrap", "import", "export")
 
 _USAGE = f"""usage: neuralpk COMMAND [--preset NAME | --config FILE] [options]     (COMMAND --help lists them)
 
@@ -32,6 +32,8 @@ _USAGE = f"""usage: neuralpk COMMAND [--preset NAME | --config FILE] [options]  
   estimate      the same by a published population, untrained      --population FILE --table FILE --out DIR
   population    write the fitted population as such a file         --checkpoint FILE --out FILE
   bootstrap     fit again to patients drawn with replacement       --checkpoint FILE --table FILE --out DIR
+  import        write an rxode2 function as such a file           --model FILE --out FILE
+  export        write a population as an rxode2 function           --population FILE --out FILE
 
   --import PACKAGE   use the classes of your package, in every command
   --help NAME        the options of a part or class: model, data, trainer, CompartmentModel, …

@@ -1,4 +1,4 @@
-"""Commands on tables: simulate, reconstruct, estimate, population, bootstrap."""
+"""Commands on tables and on files of models: simulate, reconstruct, estimate, population, bootstrap, import, export."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from neuralpk.cohort_figures import save_panels
 from neuralpk.datamodules import SimulatedDataModule
 from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals
 from neuralpk.published_population import PublishedPopulation, equations, read_population, write_population
+from neuralpk.rxode2 import export_rxode2, import_rxode2
 from neuralpk.tables import read_table
 from neuralpk.tables.batchwise_writing import write_frames
 from neuralpk.task import LatentTask
@@ -120,12 +121,40 @@ def bootstrap(
     print(f"{outcome(found)}: {out / 'bootstrap.csv'}, {out / 'bootstrap_summary.csv'}")
 
 
+def import_model(model: Path, out: Path) -> None:
+    """Write a model that is a function of rxode2 or nlmixr2 as a population file, which ``estimate`` reads.
+
+    Args:
+        model: file with the function, in R.
+        out: YAML file to write, with the equations, the population and the residual errors.
+    """
+    imported = import_rxode2(model)
+    write_population(imported.population, out, f"from {model.name}")
+    for note in imported.notes:
+        print(f"- {note}")
+    print(f"Population written to {out}")
+
+
+def export_model(population: Path, out: Path, name: str = "model") -> None:
+    """Write a population file as a function for rxode2 and nlmixr2.
+
+    Args:
+        population: YAML file of the model.
+        out: file to write, in R.
+        name: of the function.
+    """
+    out.write_text(export_rxode2(read_population(population), name), encoding="utf-8")
+    print(f"Function {name} written to {out}")
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "simulate": simulate,
     "reconstruct": reconstruct,
     "estimate": estimate,
     "population": population,
     "bootstrap": bootstrap,
+    "import": import_model,
+    "export": export_model,
 }
 
 
