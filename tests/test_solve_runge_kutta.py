@@ -23,7 +23,16 @@ from neuralpk.dynamics import (
     Perceptron,
 )
 from neuralpk.scaling import Scaling
-from neuralpk.solve import Auto, RungeKutta, Status, TorchDiffEq, adaptive_integrator, compiled_field, tsit5_rodas5p
+from neuralpk.solve import (
+    Auto,
+    RungeKutta,
+    Status,
+    TorchDiffEq,
+    adaptive_integrator,
+    compiled_field,
+    rodas5p_coefficients,
+    tsit5_rodas5p,
+)
 from neuralpk.solve.compiled import event_order, linear, steps
 from neuralpk.solve.event_nodes import build_mesh, dose_inputs
 from neuralpk.solve.perceptron_field import PerceptronField
@@ -380,7 +389,7 @@ def test_a_kernel_is_not_kept_inside_the_package(kernel):
 
 def test_an_implicit_step_whose_equations_are_singular_is_not_finite_and_spoils_no_other_subject():
     size, y = torch.full((2,), 0.1, dtype=torch.float64), torch.ones(2, 1, dtype=torch.float64)
-    rate = torch.tensor([[1.0 / (tsit5_rodas5p._GAMMA * 0.1)], [-1.0]], dtype=torch.float64)  # first: I/(h·γ) = J
+    rate = torch.tensor([[1.0 / (rodas5p_coefficients.GAMMA * 0.1)], [-1.0]], dtype=torch.float64)  # first: I/(h·γ) = J
     found = Rodas5P().increments(lambda t, y: rate * y, torch.zeros_like(size), y, size)
     assert not bool(torch.isfinite(found[0]).any())
     alone = Rodas5P().increments(lambda t, y: -y, torch.zeros(1, dtype=torch.float64), y[1:], size[1:])
