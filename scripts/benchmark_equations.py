@@ -164,15 +164,19 @@ def with_diffrax(work: Workload, n: int, dtype: type, method: str) -> Run:
     subject = np.arange(n)[:, None].repeat(OBSERVATIONS, 1)
     slots = np.broadcast_to(edges[1:, None], (n, len(edges) - 1, int(slot.max()) + 2)).copy()
     slots[subject, segment, slot] = times
-    controller = diffrax.PIDController(rtol=RTOL, atol=ATOL)
-    term, method = diffrax.ODETerm(lambda t, y, p: work.field(jnp, y, p)), getattr(diffrax, method)()
+    term, solver = diffrax.ODETerm(lambda t, y, p: work.field(jnp, y, p)), getattr(diffrax, method)()
+    # for its implicit methods, the controller that diffrax advises, and a small first step: a step that fails there
+    # leaves a gradient that is not a number
+    implicit = isinstance(solver, diffrax.AbstractImplicitSolver)
+    controller = diffrax.PIDController(rtol=RTOL, atol=ATOL, **({"pcoeff": 0.3, "icoeff": 0.4} if implicit else {}))
+    first = 1e-4 if implicit else None
 
     def one(p: Any, own: Any) -> Any:
         def over(y: Any, given: Any) -> tuple[Any, Any]:
             begin, end, ts = given
             y = y.at[work.state].add(work.amount)
             solution = diffrax.diffeqsolve(
-                term, method, begin, end, None, y, p,
+                term, solver, begin, end, first, y, p,
                 saveat=diffrax.SaveAt(ts=ts), stepsize_controller=controller, max_steps=4096,
             )  # fmt: skip
             return solution.ys[-1], solution.ys
