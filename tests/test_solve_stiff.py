@@ -100,7 +100,7 @@ def test_states_are_those_of_scipy(implicit_only, name: str) -> None:
     found.check()
     lag, fraction = {1: p["TLAG"]}, {1: p.get("F1", 1.0)}
     expected = scipy_states(
-        lambda t, y: slope(t, y, p), start(p), DOSES, TIMES, lag, fraction, method="Radau", rtol=1e-11, atol=1e-13
+        lambda t, y: slope(t, y, p), start(p), DOSES, TIMES, lag, fraction, method="LSODA", rtol=1e-11, atol=1e-13
     )
     error = np.abs(found.states[0].numpy() - expected) / np.abs(expected).max(0)
     assert error.max() < 1e-7
@@ -163,7 +163,7 @@ def test_a_stiff_subject_does_not_depend_on_the_others(monkeypatch, dtype: torch
         alone = solved(dynamics, theta[k : k + 1], RungeKutta())
         assert torch.equal(alone.states[0], together.states[k])
     exact = solved(dynamics.double(), theta.double(), FINE).states[together.ok]
-    torch.testing.assert_close(together.states[together.ok].detach().double(), exact, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together.states[together.ok].detach().double(), exact, rtol=1e-3, atol=1e-5)
 
 
 def test_a_stiff_subject_may_run_out_of_evaluations() -> None:
