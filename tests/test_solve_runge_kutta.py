@@ -276,12 +276,12 @@ def test_a_stiff_subject_goes_to_the_implicit_method_and_is_right(ka):
     np.testing.assert_allclose(solution.states[0], truth, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("compiled, more", [(False, 2.2), (True, 10.0)])
+@pytest.mark.parametrize("compiled, more", [(False, 2.2), (True, 3.0)])
 def test_the_cost_does_not_grow_with_the_stiffness(compiled: bool, more: float):
     counts = {}
     for ka in (1.0, 50.0, 5000.0):
         model, theta, people = stiff(ka)
-        model.compiled = compiled  # compiled steps are cheap: more of them are taken before the implicit ones
+        model.compiled = compiled  # compiled code takes more explicit steps before it turns to implicit ones
         batch = collate(people, dtype=torch.float64)
         counts[ka] = solve_batch(model, theta, batch).evaluations
     assert counts[50.0] < more * counts[1.0], counts
