@@ -8,6 +8,7 @@ difference from a solution of neuralpk at rtol 1e-10, as a share of the largest 
 =========  ==================================================================================================
 saturable  depot and central, Michaelis-Menten elimination, one oral dose, 24 h
 turnover   depot, central, effect compartment and inhibited turnover, 14 oral doses every 12 h
+stiff      target-mediated drug disposition, binding of 200 /(nM day), 3 intravenous doses every 14 days
 =========  ==================================================================================================
 
     pip install -r scripts/requirements-peers.txt
@@ -56,6 +57,7 @@ class Workload(NamedTuple):
     amount: float
     dosed: tuple[float, ...]
     end: float
+    methods: tuple[str, ...] = ("Tsit5",)  # of diffrax
 
 
 def _saturable(lib: Any, y: Any, p: Any) -> Any:
@@ -68,6 +70,13 @@ def _turnover(lib: Any, y: Any, p: Any) -> Any:
     c, absorbed = y[1] / v, ka * y[0]
     inhibited = kin * (1 - imax * y[2] / (ic50 + y[2]))
     return lib.stack([-absorbed, absorbed - cl * c, ke0 * (c - y[2]), inhibited - kout * y[3]])
+
+
+def _stiff(lib: Any, y: Any, p: Any) -> Any:
+    cl, v1, q, v2, kon, koff, kint, ksyn, kdeg = p
+    c, distributed = y[0] / v1, q * (y[0] / v1 - y[1] / v2)
+    bound = kon * c * y[2] - koff * y[3]
+    return lib.stack([-cl * c - distributed - v1 * bound, distributed, ksyn - kdeg * y[2] - bound, bound - kint * y[3]])
 
 
 WORKLOADS = {
@@ -100,6 +109,16 @@ WORKLOADS = {
         tuple(12.0 * k for k in range(14)),
         168.0,
     ),
+    "stiff": Workload(
+        Equations(model="tmdd").text.replace("KON = 2,", "KON = 200,"),
+        _stiff,
+        lambda p: [0 * p[0], 0 * p[0], p[7] / p[8], 0 * p[0]],
+        0,
+        100.0,
+        (0.0, 14.0, 28.0),
+        42.0,
+        ("Kvaerno3", "Kvaerno5"),
+    ),
 }
 
 
@@ -131,7 +150,7 @@ def with_neuralpk(work: Workload, n: int, dtype: type, engine: RungeKutta) -> Ru
     return run
 
 
-def with_diffrax(work: Workload, n: int, dtype: type) -> Run:
+def with_diffrax(work: Workload, n: int, dtype: type, method: str) -> Run:
     """States and gradient by diffrax, restarted at each dose, with the same doses for all subjects."""
     import diffrax
     import jax
@@ -145,15 +164,19 @@ def with_diffrax(work: Workload, n: int, dtype: type) -> Run:
     subject = np.arange(n)[:, None].repeat(OBSERVATIONS, 1)
     slots = np.broadcast_to(edges[1:, None], (n, len(edges) - 1, int(slot.max()) + 2)).copy()
     slots[subject, segment, slot] = times
-    controller = diffrax.PIDController(rtol=RTOL, atol=ATOL)
-    term, method = diffrax.ODETerm(lambda t, y, p: work.field(jnp, y, p)), diffrax.Tsit5()
+    term, solver = diffrax.ODETerm(lambda t, y, p: work.field(jnp, y, p)), getattr(diffrax, method)()
+    # for its implicit methods, the controller that diffrax advises, and a small first step: a step that fails there
+    # leaves a gradient that is not a number
+    implicit = isinstance(solver, diffrax.AbstractImplicitSolver)
+    controller = diffrax.PIDController(rtol=RTOL, atol=ATOL, **({"pcoeff": 0.3, "icoeff": 0.4} if implicit else {}))
+    first = 1e-4 if implicit else None
 
     def one(p: Any, own: Any) -> Any:
         def over(y: Any, given: Any) -> tuple[Any, Any]:
             begin, end, ts = given
             y = y.at[work.state].add(work.amount)
             solution = diffrax.diffeqsolve(
-                term, method, begin, end, None, y, p,
+                term, solver, begin, end, first, y, p,
                 saveat=diffrax.SaveAt(ts=ts), stepsize_controller=controller, max_steps=4096,
             )  # fmt: skip
             return solution.ys[-1], solution.ys
@@ -185,7 +208,7 @@ def compare(name: str, n: int, dtype: type, repeats: int) -> list[dict[str, Any]
     exact = with_neuralpk(work, n, np.float64, RungeKutta(1e-10, 1e-12, max_evaluations=1_000_000))()
     runs = {"neuralpk": with_neuralpk(work, n, dtype, RungeKutta(RTOL, ATOL))}
     if importlib.util.find_spec("diffrax"):
-        runs["diffrax Tsit5"] = with_diffrax(work, n, dtype)
+        runs |= {f"diffrax {method}": with_diffrax(work, n, dtype, method) for method in work.methods}
     else:
         print("diffrax is not installed: pip install -r scripts/requirements-peers.txt")
     seconds: dict[str, list[float]] = {engine: [] for engine in runs}

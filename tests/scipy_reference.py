@@ -6,7 +6,7 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 
-def scipy_states(slope, y0, doses, times, lag=None, fraction=None):
+def scipy_states(slope, y0, doses, times, lag=None, fraction=None, method="DOP853", rtol=3e-14, atol=1e-14):
     """``[time, state]``.
 
     Args:
@@ -16,6 +16,7 @@ def scipy_states(slope, y0, doses, times, lag=None, fraction=None):
         times: above 0.
         lag: of each compartment that has one, by its number from 1.
         fraction: that arrives in each compartment where not all does, by its number from 1.
+        method: of `scipy.integrate.solve_ivp`, with its tolerances.
     """
     jumps, inputs = [], []
     for dose in doses:
@@ -38,7 +39,7 @@ def scipy_states(slope, y0, doses, times, lag=None, fraction=None):
             for first, last, state, amount in inputs:
                 rate[state] += amount * (first <= begin and end <= last)
             solution = solve_ivp(
-                lambda t, y, rate=rate: rate + slope(t, y), (begin, end), y, "DOP853", rtol=3e-14, atol=1e-14
+                lambda t, y, rate=rate: rate + slope(t, y), (begin, end), y, method, rtol=rtol, atol=atol
             )
             assert solution.success, solution.message
             y = solution.y[:, -1]

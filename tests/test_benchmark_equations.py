@@ -22,10 +22,10 @@ def script():
     return module
 
 
-@pytest.mark.parametrize("name", ["saturable", "turnover"])
-def test_the_function_of_a_workload_is_its_text(script, name: str) -> None:
+@pytest.mark.parametrize("name, method", [("saturable", "DOP853"), ("turnover", "DOP853"), ("stiff", "LSODA")])
+def test_the_function_of_a_workload_is_its_text(script, name: str, method: str) -> None:
     work = script.WORKLOADS[name]
-    states, gradient = script.with_neuralpk(work, 2, np.float64, script.RungeKutta(1e-10, 1e-12))()
+    states, gradient = script.with_neuralpk(work, 2, np.float64, script.RungeKutta(1e-10, 1e-12, 1_000_000))()
     theta, times = script.cohort(work, 2, np.float64)
     for own, at, found in zip(theta, times, states, strict=True):
         y = np.array(work.start(own), float)
@@ -36,7 +36,7 @@ def test_the_function_of_a_workload_is_its_text(script, name: str) -> None:
                 lambda t, y, own=own: work.field(np, y, own),
                 (begin, end),
                 y,
-                "DOP853",
+                method,
                 [*at[here], end],
                 rtol=1e-10,
                 atol=1e-12,

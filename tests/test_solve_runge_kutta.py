@@ -23,7 +23,16 @@ from neuralpk.dynamics import (
     Perceptron,
 )
 from neuralpk.scaling import Scaling
-from neuralpk.solve import Auto, RungeKutta, Status, TorchDiffEq, adaptive_integrator, compiled_field, tsit5_rodas5p
+from neuralpk.solve import (
+    Auto,
+    RungeKutta,
+    Status,
+    TorchDiffEq,
+    adaptive_integrator,
+    compiled_field,
+    rodas5p_coefficients,
+    tsit5_rodas5p,
+)
 from neuralpk.solve.compiled import event_order, linear, steps
 from neuralpk.solve.event_nodes import build_mesh, dose_inputs
 from neuralpk.solve.perceptron_field import PerceptronField
@@ -267,12 +276,12 @@ def test_a_stiff_subject_goes_to_the_implicit_method_and_is_right(ka):
     np.testing.assert_allclose(solution.states[0], truth, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("compiled, more", [(False, 2.2), (True, 10.0)])
+@pytest.mark.parametrize("compiled, more", [(False, 2.2), (True, 3.0)])
 def test_the_cost_does_not_grow_with_the_stiffness(compiled: bool, more: float):
     counts = {}
     for ka in (1.0, 50.0, 5000.0):
         model, theta, people = stiff(ka)
-        model.compiled = compiled  # compiled steps are cheap: more of them are taken before the implicit ones
+        model.compiled = compiled  # compiled code takes more explicit steps before it turns to implicit ones
         batch = collate(people, dtype=torch.float64)
         counts[ka] = solve_batch(model, theta, batch).evaluations
     assert counts[50.0] < more * counts[1.0], counts
@@ -380,7 +389,7 @@ def test_a_kernel_is_not_kept_inside_the_package(kernel):
 
 def test_an_implicit_step_whose_equations_are_singular_is_not_finite_and_spoils_no_other_subject():
     size, y = torch.full((2,), 0.1, dtype=torch.float64), torch.ones(2, 1, dtype=torch.float64)
-    rate = torch.tensor([[1.0 / (tsit5_rodas5p._GAMMA * 0.1)], [-1.0]], dtype=torch.float64)  # first: I/(h·γ) = J
+    rate = torch.tensor([[1.0 / (rodas5p_coefficients.GAMMA * 0.1)], [-1.0]], dtype=torch.float64)  # first: I/(h·γ) = J
     found = Rodas5P().increments(lambda t, y: rate * y, torch.zeros_like(size), y, size)
     assert not bool(torch.isfinite(found[0]).any())
     alone = Rodas5P().increments(lambda t, y: -y, torch.zeros(1, dtype=torch.float64), y[1:], size[1:])

@@ -326,20 +326,22 @@ def step_through(
 
 
 def _compiled(
-    dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mesh, engine: RungeKutta
+    dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mesh, engine: RungeKutta, implicit: bool = False
 ) -> tuple[Tensor, Tensor, int] | None:
-    """Solve with compiled code; None where there is none for this field and device."""
+    """Solve with compiled code; None where there is none for this field, method and device."""
     on_cpu = compiled_field.covers(y0)
     form = dynamics.perceptron(theta) if on_cpu or fused_gpu.covers(y0) else None
     field: compiled_field.CompiledField | None = None
     clock = None if form is None else form.clock
+    if implicit and (form is not None or not on_cpu):
+        return None
     if form is not None and on_cpu:
         field = PerceptronField(form)
     elif on_cpu:
         translation = translated(dynamics, y0, theta)
-        if translation is None:
+        if translation is None or (implicit and translation.implicit is None):
             return None
-        field = EquationField(translation, dynamics, theta)
+        field = EquationField(translation, dynamics, theta, implicit)
         clock = torch.ones_like(y0[0, 0]) if translation.timed else None
     elif form is None or not fused_gpu.fits(form):
         return None
@@ -357,11 +359,22 @@ def _compiled(
     return states[..., :n], status, evaluations
 
 
+def _solved(
+    method: Scheme, dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mesh, engine: RungeKutta
+) -> tuple[Tensor, Tensor, int]:
+    """Solve by one method, compiled where the field can be."""
+    solved = _compiled(dynamics, y0, theta, mesh, engine, isinstance(method, Rodas5P))
+    if solved is None:
+        states, run = step_through(method, dynamics, y0, theta, mesh, engine)
+        solved = states, run.status, run.evaluations
+    return solved
+
+
 def integrate(
     dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mesh, engine: RungeKutta
 ) -> tuple[Tensor, Tensor, int]:
-    """Solve by the explicit method, compiled where the field can be, and the subjects that turn out to be stiff by the
-    implicit method.
+    """Solve by the explicit method, and the subjects that turn out to be stiff by the implicit method; both compiled
+    where the field can be.
 
     Returns:
         States at the wanted times, ``[subject, time, state]``; status ``[subject]``; evaluations of the field, all
@@ -370,15 +383,11 @@ def integrate(
     # one set of parameters may serve several periods
     if theta.shape[1] == 1 and bool(mesh.period.any()):
         mesh = replace(mesh, period=torch.zeros_like(mesh.period))
-    solved = _compiled(dynamics, y0, theta, mesh, engine)
-    if solved is None:
-        states, run = step_through(Tsit5(), dynamics, y0, theta, mesh, engine)
-        solved = states, run.status, run.evaluations
-    states, status, evaluations = solved
+    states, status, evaluations = _solved(Tsit5(), dynamics, y0, theta, mesh, engine)
     # at a tight tolerance the steps of a stiff subject never reach the limit of stability: only their number shows it
     stiff = ((status == STIFF) | (status == Status.MAX_EVALUATIONS)).nonzero()[:, 0]
     if len(stiff):
-        own, run = step_through(Rodas5P(), dynamics, y0[stiff], theta[stiff], mesh.select(stiff), engine)
-        states, status = states.index_copy(0, stiff, own), status.index_copy(0, stiff, run.status)
-        evaluations += run.evaluations
+        own, ended, more = _solved(Rodas5P(), dynamics, y0[stiff], theta[stiff], mesh.select(stiff), engine)
+        states, status = states.index_copy(0, stiff, own), status.index_copy(0, stiff, ended)
+        evaluations += more
     return states, status, evaluations

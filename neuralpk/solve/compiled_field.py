@@ -33,12 +33,16 @@ class CompiledField(ABC):
         arrays: the named tuple of its kind (`neuralpk.solve.compiled.steps.field`).
         own: those of the arrays that differ between subjects and have gradients, ``[subject·period, …]``, by name.
         shared: those that all subjects share and that have gradients, by name.
+        method: whose steps it takes.
+        stiff_steps: steps at the limit of stability after which a subject is stiff.
     """
 
     tensors: Sequence[Tensor | None]
     arrays: Any
     own: Mapping[str, Array]
     shared: Mapping[str, Array]
+    method: steps.Method
+    stiff_steps: int
 
     @abstractmethod
     def finite(self, subjects: int) -> Array:
@@ -90,10 +94,10 @@ class _Solve(torch.autograd.Function):
         initial = np.where(lost[:, None], np.nan, initial).astype(initial.dtype)
 
         def run(begin: int, end: int) -> tuple[steps.Steps, int]:
-            room = field.work(back=False), steps.make_lanes(y0.shape[1])
-            limits = engine.rtol, engine.atol, engine.max_evaluations
+            room = field.work(back=False), steps.make_lanes(y0.shape[1], field.method)
+            limits = engine.rtol, engine.atol, engine.max_evaluations, field.stiff_steps
             result: tuple[steps.Steps, int] = steps.forward(
-                field.arrays, clock, *room, initial, begin, end, *limits, record, out, status
+                field.arrays, field.method, clock, *room, initial, begin, end, *limits, record, out, status
             )
             return result
 
@@ -116,8 +120,9 @@ class _Solve(torch.autograd.Function):
         def run(begin: int, end: int) -> dict[str, NDArray[Any]]:
             to_shared = {name: np.zeros_like(array) for name, array in field.shared.items()}
             gradients = field.gradients(**to_own, **to_shared, initial=initial)
-            room = field.work(back=True), steps.make_lanes(states)
-            steps.backward(field.arrays, clock, *room, chunks[begin // _CHUNK], begin, end, given, status, gradients)
+            room = field.work(back=True), steps.make_lanes(states, field.method)
+            taken = chunks[begin // _CHUNK]
+            steps.backward(field.arrays, field.method, clock, *room, taken, begin, end, given, status, gradients)
             return to_shared
 
         parts = in_chunks(run, len(status), _CHUNK)

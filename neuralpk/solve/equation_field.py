@@ -9,8 +9,10 @@ from torch import Tensor
 
 from neuralpk.dynamics import Dynamics
 from neuralpk.solve.compiled import equations as kernel
+from neuralpk.solve.compiled.steps import RODAS5P, TSIT5
 from neuralpk.solve.compiled_field import Array, CompiledField, as_array
 from neuralpk.solve.field_translation import Translation
+from neuralpk.solve.tsit5_coefficients import COMPILED_STIFF_STEPS
 
 
 class EquationField(CompiledField):
@@ -20,16 +22,21 @@ class EquationField(CompiledField):
         translation: the compiled field.
         dynamics: where its weights are.
         theta: ``[subject, period, parameter]``.
+        implicit: whether it takes implicit steps; the translation then has code for them.
     """
 
-    def __init__(self, translation: Translation, dynamics: Dynamics, theta: Tensor) -> None:
+    stiff_steps = COMPILED_STIFF_STEPS
+
+    def __init__(self, translation: Translation, dynamics: Dynamics, theta: Tensor, implicit: bool = False) -> None:
         weights = dict(dynamics.named_parameters())
         used = [weights[name] for name in translation.weights]
         self.tensors = (theta, *used)
         own = as_array(theta).reshape(theta.shape[0] * theta.shape[1], theta.shape[2]).astype(np.float64, copy=False)
         flat = [as_array(weight).ravel().astype(np.float64, copy=False) for weight in used]
         shared = np.concatenate(flat) if flat else np.zeros(0)
-        code = translation.code
+        code = translation.implicit if implicit else translation.code
+        assert code is not None
+        self.method = RODAS5P if implicit else TSIT5
         self.arrays = kernel.Equations(code.slope, code.step, code.pull_step, own, shared)
         self.own, self.shared = {"own": own}, {"shared": shared}
         self.states = len(dynamics.states) + translation.timed

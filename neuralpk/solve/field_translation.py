@@ -8,11 +8,12 @@ torch.
 
 from __future__ import annotations
 
+import functools
 import operator
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from neuralpk.dynamics import Dynamics
-from neuralpk.solve.compiled.equations import MachineCode, compile_field
+from neuralpk.solve.compiled.equations import Graph, MachineCode, compile_field
 from neuralpk.solve.refuse_captured_tensors import refuse_captured_tensors
 from neuralpk.solve.torch_operations import Symbols, Translator, Untranslatable
 
@@ -40,11 +41,28 @@ class Translation:
         code: the machine code.
         weights: names of the weights in the order of the shared inputs, each flattened.
         timed: whether it reads the time, as one more state.
+        source: what it was compiled from, the arguments of `compile_field`.
     """
 
     code: MachineCode
     weights: tuple[str, ...]
     timed: bool
+    source: tuple[Graph, Sequence[int], int, int] = field(repr=False, compare=False)
+
+    @functools.cached_property
+    def implicit(self) -> MachineCode | None:
+        """The same field with implicit steps, compiled when it is first asked for; None, with a warning, where its
+        Jacobian is too large for that."""
+        graph, slopes, *_ = self.source
+        states, before = [graph.input("state", d) for d in range(len(slopes))], len(graph)
+        if any(graph.jacobian([slope], states) and len(graph) - before > MOST_VALUES for slope in slopes):
+            warnings.warn(
+                "stiff subjects are solved by torch, not by compiled code, which is slower: the Jacobian of the vector "
+                f"field takes more than {MOST_VALUES:,} operations on numbers",
+                stacklevel=2,
+            )
+            return None
+        return compile_field(*self.source, implicit=True)
 
 
 def _has_symbols(value: Any) -> bool:
@@ -117,8 +135,8 @@ def _translate(dynamics: Dynamics, y: Tensor, theta: Tensor) -> Translation:
     timed = int(clock.at[0]) in translator.graph.needed(outputs)
     if timed:
         outputs.append(translator.graph.constant(0.0))
-    code = compile_field(translator.graph, outputs, own, first)
-    translation = Translation(code, tuple(weights), timed)
+    source = translator.graph, outputs, own, first
+    translation = Translation(compile_field(*source), tuple(weights), timed, source)
     _compare(translation, field, t, y, theta, weights, buffers)
     return translation
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from neuralpk.dynamics import Perceptron
 from neuralpk.solve.compiled import perceptron as kernel
-from neuralpk.solve.compiled.steps import LANES
+from neuralpk.solve.compiled.steps import LANES, TSIT5
 from neuralpk.solve.compiled_field import Array, CompiledField, as_array
-from neuralpk.solve.tsit5_coefficients import STAGES
+from neuralpk.solve.tsit5_coefficients import STAGES, UNCOMPILED_STIFF_STEPS
 
 _ACTIVATIONS = {"tanh": kernel.TANH, "silu": kernel.SILU, "softplus": kernel.SOFTPLUS}
 
@@ -63,6 +63,8 @@ def _network(form: Perceptron) -> kernel.Network:
 
 class PerceptronField(CompiledField):
     """A `Perceptron` whose matrices multiply blocks of subjects."""
+
+    method, stiff_steps = TSIT5, UNCOMPILED_STIFF_STEPS
 
     def __init__(self, form: Perceptron) -> None:
         self.form, self.arrays = form, _network(form)

@@ -14,10 +14,11 @@ from typing import Any
 
 from numba import config, njit
 
-from neuralpk.solve import tsit5_coefficients
+from neuralpk.solve import rodas5p_coefficients, tsit5_coefficients
 
 # Numba compiles a kernel again if its file has changed, but not if only the file of a function that it calls has
-_FILES = [*sorted(Path(__file__).parent.rglob("*.py")), Path(tsit5_coefficients.__file__)]
+_COEFFICIENTS = (rodas5p_coefficients, tsit5_coefficients)
+_FILES = [*sorted(Path(__file__).parent.rglob("*.py")), *(Path(str(module.__file__)) for module in _COEFFICIENTS)]
 _SOURCE = hashlib.sha256(b"".join(path.read_bytes() for path in _FILES)).hexdigest()[:16]
 
 

@@ -17,7 +17,7 @@ class Value(NamedTuple):
     operation: str
     arguments: tuple[int, ...] = ()
     number: float = 0.0
-    kind: str = ""  # of an input: "state", "own" (differs between subjects) or "shared" (a weight)
+    kind: str = ""  # of an input: "state", "own" (differs between subjects), "shared" (a weight), or another's name
 
 
 _UNARY = {
@@ -170,6 +170,10 @@ class Graph:
                     give(argument, self("mul", pull, slope))
         zero = self.constant(0.0)
         return [total.get(a, zero) for a in inputs]
+
+    def jacobian(self, outputs: Sequence[int], inputs: Sequence[int]) -> list[list[int]]:
+        """∂outputs_r/∂inputs_c, ``[output][input]``."""
+        return [self.pulled_back([output], [self.constant(1.0)], inputs) for output in outputs]
 
     def derivative(self, a: int, k: int) -> int | None:
         """The derivative of a value with respect to its argument k; None where it is 0."""

@@ -1,7 +1,6 @@
-"""Machine code of a vector field and of its derivative, for one block of lanes.
+"""Machine code of a vector field, of its derivative and of whole steps, for one block of lanes.
 
-Every value of the graph becomes one instruction on eight numbers. No compiler of the system is needed, and the
-compilation takes so little time that nothing is stored on disk.
+No compiler of the system is needed, and the compilation takes so little time that nothing is stored on disk.
 """
 
 from __future__ import annotations
@@ -17,18 +16,16 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from neuralpk.solve.compiled.equations import elementary
-from neuralpk.solve.compiled.equations.elementary import FAST, NUMBER, VECTOR, constant
-from neuralpk.solve.compiled.equations.expressions import COMPARISONS, Graph, Value
-from neuralpk.solve.compiled.equations.lane_memory import function, load, place
+from neuralpk.solve.compiled.equations.expressions import Graph
+from neuralpk.solve.compiled.equations.implicit_step_code import emit_implicit_pull_step, emit_implicit_step
+from neuralpk.solve.compiled.equations.linear_code import emit_linear_equations
 from neuralpk.solve.compiled.equations.step_code import emit_pull_step, emit_step
+from neuralpk.solve.compiled.equations.value_code import KINDS, TO_KINDS, Result, emit_values
 from neuralpk.solve.compiled.steps.lanes import LANES
 
 Array = NDArray[Any]
 _LOCK = threading.Lock()
 _LARGE = 3_000  # values; the time to compile more of them grows fast with the level of optimisation
-KINDS = ("state", "own", "shared")
-_ARITHMETIC = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class MachineCode:
             it replaces `to_state` and adds to the other two.
         step: a step and the verdict on it (`step_code.emit_step`).
         pull_step: the gradient of a step (`step_code.emit_pull_step`).
-        engine: what holds the memory of both.
+        engine: what holds the memory of all.
     """
 
     slope: int
@@ -76,97 +73,36 @@ def _target(level: int) -> Any:
     return host.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features, opt=level)
 
 
-class _Emitter:
-    """Instructions of the values of a graph."""
-
-    def __init__(self, builder: ir.IRBuilder, graph: Graph, blocks: dict[str, Any]) -> None:
-        self.builder, self.graph, self.blocks = builder, graph, blocks
-        self.made: dict[int, Any] = {}
-
-    def of(self, a: int) -> Any:
-        """A value as numbers."""
-        made = self.made[a]
-        return self.builder.uitofp(made, VECTOR) if made.type.element != NUMBER else made
-
-    def truth(self, a: int) -> Any:
-        """A value as truths."""
-        made = self.made[a]
-        return made if made.type.element != NUMBER else self.builder.fcmp_unordered("!=", made, constant(0.0))
-
-    def make(self, outputs: Sequence[int]) -> None:
-        """The instructions for what the outputs need, in order."""
-        for a in self.graph.needed(outputs):
-            self.made[a] = self._emit(self.graph.values[a])
-
-    def _emit(self, value: Value) -> Any:
-        builder, operation = self.builder, value.operation
-        if operation == "constant":
-            return constant(value.number)
-        if operation == "input":
-            return load(builder, self.blocks[value.kind], int(value.number), value.kind == "shared")
-        if operation == "where":
-            condition, yes, no = value.arguments
-            return builder.select(self.truth(condition), self.of(yes), self.of(no))
-        if operation in ("and", "not"):
-            truths = [self.truth(a) for a in value.arguments]
-            return builder.and_(*truths) if operation == "and" else builder.not_(*truths)
-        x, *rest = (self.of(a) for a in value.arguments)
-        if operation in COMPARISONS:
-            return builder.fcmp_ordered({"lt": "<", "le": "<=", "eq": "=="}[operation], x, *rest)
-        if operation in _ARITHMETIC:
-            return getattr(builder, _ARITHMETIC[operation])(x, *rest, flags=FAST)
-        if operation == "neg":
-            return builder.fneg(x)
-        if operation == "pow":
-            return elementary.power(builder, x, *rest)
-        if operation in ("sqrt", "abs", "sin", "cos"):
-            return elementary.library(builder, {"abs": "fabs"}.get(operation, operation), x)
-        return getattr(elementary, operation)(builder, x)
-
-
-def _module(graph: Graph, slopes: Sequence[int], own: int, shared: int) -> ir.Module:
-    module = ir.Module("equations")
-    states = len(slopes)
-    builder, blocks = function(module, "slope", (*KINDS, "out"))
-    emitter = _Emitter(builder, graph, blocks)
-    emitter.make(slopes)
-    for d, a in enumerate(slopes):
-        builder.store(emitter.of(a), place(builder, blocks["out"], d), align=8)
-    builder.ret_void()
-
+def _module(graph: Graph, slopes: Sequence[int], own: int, shared: int, implicit: bool) -> ir.Module:
+    module, states = ir.Module("equations"), len(slopes)
+    inputs = [(kind, k) for kind, size in zip(KINDS, (states, own, shared), strict=True) for k in range(size)]
+    emit_values(module, graph, "slope", (*KINDS, "out"), [Result("out", d, a) for d, a in enumerate(slopes)])
     cotangents = [graph.input("cotangent", d) for d in range(states)]
-    inputs = [
-        graph.input(kind, k) for kind, size in zip(KINDS, (states, own, shared), strict=True) for k in range(size)
-    ]
-    pulls = graph.pulled_back(slopes, cotangents, inputs)
-    results = [(kind, k) for kind, size in zip(KINDS, (states, own, shared), strict=True) for k in range(size)]
-    builder, blocks = function(module, "pull", (*KINDS, "cotangent", *(f"to_{kind}" for kind in KINDS)))
-    emitter = _Emitter(builder, graph, blocks)
-    emitter.make(pulls)
-    for (kind, k), a in zip(results, pulls, strict=True):
-        if kind != "state" and graph.number(a) == 0:
-            continue
-        at, result = place(builder, blocks[f"to_{kind}"], k), emitter.of(a)
-        if kind != "state":
-            result = builder.fadd(builder.load(at, align=8), result)
-        builder.store(result, at, align=8)
-    builder.ret_void()
-    emit_step(module, states)
-    emit_pull_step(module, states)
+    pulls = graph.pulled_back(slopes, cotangents, [graph.input(*each) for each in inputs])
+    results = [Result(f"to_{kind}", k, a, kind != "state") for (kind, k), a in zip(inputs, pulls, strict=True)]
+    emit_values(module, graph, "pull", (*KINDS, "cotangent", *TO_KINDS), results)
+    if implicit:
+        equations = emit_linear_equations(module, graph, slopes, inputs)
+        emit_implicit_step(module, states, equations)
+        emit_implicit_pull_step(module, states, equations)
+    else:
+        emit_step(module, states)
+        emit_pull_step(module, states)
     return module
 
 
-def compile_field(graph: Graph, slopes: Sequence[int], own: int, shared: int) -> MachineCode:
-    """Compile a vector field and its derivative.
+def compile_field(graph: Graph, slopes: Sequence[int], own: int, shared: int, implicit: bool = False) -> MachineCode:
+    """Compile a vector field, its derivative and the steps of a method.
 
     Args:
         graph: its values.
         slopes: dy/dt of every state.
         own: number of inputs that differ between subjects.
         shared: number of weights.
+        implicit: whether the steps are those of Rodas5P, else those of Tsit5.
     """
     with _LOCK:  # LLVM's tables are those of the process
-        code = str(_module(graph, slopes, own, shared))
+        code = str(_module(graph, slopes, own, shared, implicit))
         level = 2 if len(graph) < _LARGE else 1
         target = _target(level)
         module = llvm.parse_assembly(code)

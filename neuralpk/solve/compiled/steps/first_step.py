@@ -36,7 +36,7 @@ def _first_size(lane, y, k, row, probe, size, rtol, atol):
 
 
 @inner
-def start_lines(field, clock, work, lanes, rtol, atol):
+def start_lines(field, method, clock, work, lanes, rtol, atol):
     """Compute the slope at the start of an interval between two nodes, and the size of a subject's first step.
 
     Only lanes that need it are evaluated; they are gathered in the first rows. Returns the number of evaluations.
@@ -71,7 +71,7 @@ def start_lines(field, clock, work, lanes, rtol, atol):
                     size[lane] = _first_size(lane, state, k, new, slope, -size[lane], rtol, atol)
                     new += 1
             elif fresh[lane]:
-                fresh[lane], lanes.tally[2, lane] = False, 1
+                fresh[lane], lanes.tally[2, lane] = False, method.overlap
                 for d in range(state.shape[0]):
                     k[0, d, lane] = slope[d, new]
                 new += 1

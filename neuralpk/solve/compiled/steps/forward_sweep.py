@@ -18,7 +18,7 @@ from neuralpk.solve.compiled.steps.lanes import LANES, count_live
 from neuralpk.solve.compiled.steps.node_events import enter
 from neuralpk.solve.compiled.steps.stages import weigh_stages
 from neuralpk.solve.solve_result import Status
-from neuralpk.solve.tsit5_coefficients import COMPILED_STIFF_STEPS, GROW, SHRINK, STABILITY, STAGES, STIFF
+from neuralpk.solve.tsit5_coefficients import GROW, SHRINK, STABILITY, STIFF
 
 Array = NDArray[Any]
 _OK, _MAX_EVALUATIONS, _STEP_UNDERFLOW, _NON_FINITE = (
@@ -38,7 +38,7 @@ class Steps(NamedTuple):
 
 
 @inner
-def _read_out(clock, lanes, lane, i, h, whole, out):
+def _read_out(method, clock, lanes, lane, i, h, whole, out):
     """Compute the states at the wanted times inside the step; `whole` if it ends at the next node."""
     within()
     state, points, k, weights = lanes.state, lanes.points, lanes.k, lanes.weights
@@ -49,12 +49,12 @@ def _read_out(clock, lanes, lane, i, h, whole, out):
         if clock.wanted[i, m] != j or (since > start + h and not whole):
             break
         share = min((since - start) / h, 1.0)
-        weigh_stages(share, False, weights)
+        weigh_stages(method.dense, share, False, weights)
         for d in range(state.shape[0]):
             total = 0.0
-            for stage in range(STAGES):
+            for stage in range(k.shape[0]):
                 total += weights[0, stage] * k[stage, d, lane]
-            out[i, m, d] = points[STAGES - 1, d, lane] if share >= 1.0 else state[d, lane] + h * total
+            out[i, m, d] = points[points.shape[0] - 1, d, lane] if share >= 1.0 else state[d, lane] + h * total
         q += 1
     lanes.seen[lane] = q
 
@@ -83,7 +83,7 @@ def _remember(lanes, lane, steps, start, h, seen_before):
     s, states = steps.taken[0], lanes.state.shape[0]
     for d in range(states):
         steps.state[s, d] = lanes.state[d, lane]
-        for stage in range(STAGES):
+        for stage in range(lanes.k.shape[0]):
             steps.slopes[s, stage * states + d] = lanes.k[stage, d, lane]
     steps.place[s, 0], steps.place[s, 1] = start, h
     steps.mark[s, 0], steps.mark[s, 1] = lanes.node[lane], seen_before
@@ -93,8 +93,8 @@ def _remember(lanes, lane, steps, start, h, seen_before):
 
 
 @inner
-def _stiff(lanes, lane, h, bent, moved):
-    """Whether stability, not accuracy, has limited the last steps."""
+def _stiff(lanes, lane, h, bent, moved, most):
+    """Whether stability, not accuracy, has limited the last `most` steps."""
     tally = lanes.tally
     if moved > 0.0 and h * math.sqrt(bent / moved) > STABILITY:
         tally[0, lane] += 1
@@ -103,19 +103,20 @@ def _stiff(lanes, lane, h, bent, moved):
         tally[1, lane] += 1
         if tally[1, lane] == 6:
             tally[0, lane] = 0
-    return tally[0, lane] == COMPILED_STIFF_STEPS
+    return tally[0, lane] == most
 
 
 @inner
-def _settle(clock, lanes, steps, begin, limit, record, out, status):
+def _settle(method, clock, lanes, steps, begin, limit, stiff_steps, record, out, status):
     """Accept the steps whose error is small enough, and choose the sizes of the next steps."""
     within()
     subject, state, points, place, size, k = lanes.subject, lanes.state, lanes.points, lanes.place, lanes.size, lanes.k
+    stages, end = k.shape[0], points.shape[0] - 1
     for lane in range(LANES):
         i, h = subject[lane], lanes.h[lane]
         if i < 0:
             continue
-        lanes.tally[2, lane] += STAGES - 1
+        lanes.tally[2, lane] += stages - method.overlap
         error, bent, moved = lanes.verdict[0, lane], lanes.verdict[1, lane], lanes.verdict[2, lane]
         finite, change, ended = math.isfinite(error), lanes.verdict[3, lane], _OK
         if not error <= 1.0:
@@ -125,15 +126,15 @@ def _settle(clock, lanes, steps, begin, limit, record, out, status):
         else:
             start, seen_before = place[0, lane], lanes.seen[lane]
             whole = h >= place[1, lane] - start
-            _read_out(clock, lanes, lane, i, h, whole, out)
+            _read_out(method, clock, lanes, lane, i, h, whole, out)
             if record:
                 _remember(lanes, lane, steps, start, h, seen_before)
             for d in range(state.shape[0]):
-                state[d, lane], k[0, d, lane] = points[STAGES - 1, d, lane], k[STAGES - 1, d, lane]
+                state[d, lane], k[0, d, lane] = points[end, d, lane], k[stages - 1, d, lane]
             place[0, lane] = start + h
             grown = h * min(GROW, max(SHRINK, change))
             size[lane] = max(grown, size[lane]) if whole else grown
-            if _stiff(lanes, lane, h, bent, moved):
+            if _stiff(lanes, lane, h, bent, moved, stiff_steps):
                 ended = STIFF
             elif lanes.seen[lane] == clock.wanted.shape[1] or (
                 whole and not enter(clock, i, lane, lanes.node, lanes.seen, state, place, out)
@@ -150,15 +151,17 @@ def _settle(clock, lanes, steps, begin, limit, record, out, status):
 
 
 @kept(nogil=True, error_model="numpy")
-def forward(field, clock, work, lanes, initial, begin, end, rtol, atol, limit, record, out, status):
+def forward(
+    field, method, clock, work, lanes, initial, begin, end, rtol, atol, limit, stiff_steps, record, out, status
+):
     """Solve the subjects `begin` to `end` − 1: states at the wanted times to `out`, how each solve ended to `status`.
 
     Returns the accepted steps (none if `record` is false) and the evaluations of the vector field by all subjects.
     """
-    states, room = initial.shape[1], LANES + (32 * (end - begin) if record else 0)
+    states, stages, room = initial.shape[1], lanes.k.shape[0], LANES + (32 * (end - begin) if record else 0)
     steps = Steps(
         np.empty((room, states)),
-        np.empty((room, STAGES * states)),
+        np.empty((room, stages * states)),
         np.empty((room, 2)),
         np.empty((room, 4), np.int64),
         np.full(end - begin, -1),
@@ -174,7 +177,7 @@ def forward(field, clock, work, lanes, initial, begin, end, rtol, atol, limit, r
         live = count_live(lanes)
         if live == 0:
             break
-        evaluations += start_lines(field, clock, work, lanes, rtol, atol) + (STAGES - 1) * live
+        evaluations += start_lines(field, method, clock, work, lanes, rtol, atol) + (stages - method.overlap) * live
         for lane in range(LANES):
             left, wished = place[1, lane] - place[0, lane], size[lane]
             # two steps of equal size rather than one and a small rest
@@ -183,7 +186,7 @@ def forward(field, clock, work, lanes, initial, begin, end, rtol, atol, limit, r
         if steps.taken[0] + LANES > len(steps.place):
             longer = _longer(steps.state), _longer(steps.slopes), _longer(steps.place), _longer(steps.mark)
             steps = Steps(*longer, steps.last, steps.taken)
-        _settle(clock, lanes, steps, begin, limit, record, out, status)
+        _settle(method, clock, lanes, steps, begin, limit, stiff_steps, record, out, status)
     return steps, evaluations
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuralpk.solve.compiled.steps.jit_options import inner
-from neuralpk.solve.tsit5_coefficients import STAGES
+from neuralpk.solve.compiled.steps.method import Method
 
 Array = NDArray[Any]
 LANES = 8
@@ -41,14 +41,15 @@ class Lanes(NamedTuple):
     entering: Array  # [state, lane] forward: rate of input
     gathered: Array  # [state, row] forward: gathered rates of input; backward: gathered gradients of last slopes
     k: Array  # [stage, state, lane] slopes of the stages
-    points: Array  # [stage, state, lane] states of the stages
+    points: Array  # [stage, state, lane] states of the stages; the last is that at the end of the step
     pulls: Array  # [stage, state, lane] backward: gradient with respect to the slopes
     weights: Array  # [2, stage] of the slopes in the dense output, and their derivatives
 
 
-def make_lanes(states: int) -> Lanes:
-    """Lanes without subjects."""
-    by_state, by_stage = (states, LANES), (STAGES, states, LANES)
+def make_lanes(states: int, method: Method) -> Lanes:
+    """Lanes without subjects, for the steps of a method."""
+    stages = len(method.dense)
+    by_state, by_stage = (states, LANES), (stages, states, LANES)
     return Lanes(
         subject=np.full(LANES, -1),
         node=np.full(LANES, -1),
@@ -69,9 +70,9 @@ def make_lanes(states: int) -> Lanes:
         entering=np.zeros(by_state),
         gathered=np.zeros(by_state),
         k=np.zeros(by_stage),
-        points=np.zeros(by_stage),
+        points=np.zeros((stages + 1 - method.overlap, states, LANES)),
         pulls=np.zeros(by_stage),
-        weights=np.zeros((2, STAGES)),
+        weights=np.zeros((2, stages)),
     )
 
 

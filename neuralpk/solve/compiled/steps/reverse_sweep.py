@@ -10,13 +10,12 @@ from neuralpk.solve.compiled.steps.lanes import LANES, count_live
 from neuralpk.solve.compiled.steps.node_events import leave
 from neuralpk.solve.compiled.steps.stages import weigh_stages
 from neuralpk.solve.solve_result import Status
-from neuralpk.solve.tsit5_coefficients import STAGES
 
 _OK = int(Status.OK)
 
 
 @inner
-def _read(clock, steps, lanes, lane, i, s, upstream, to_since):
+def _read(method, clock, steps, lanes, lane, i, s, upstream, to_since):
     """Add the gradient of the states read inside step `s` to those of its slopes, its start and its end.
 
     Returns what they add to the gradient with respect to the logarithm of the time between the two nodes, of which the
@@ -33,12 +32,12 @@ def _read(clock, steps, lanes, lane, i, s, upstream, to_since):
             for d in range(upstream.shape[2]):
                 end_pull[d, lane] += upstream[i, m, d]
             continue
-        weigh_stages(share, True, weights)
+        weigh_stages(method.dense, share, True, weights)
         along, inside = 0.0, 0.0
         for d in range(upstream.shape[2]):
             given = float(upstream[i, m, d])
             start_pull[d, lane] += given
-            for stage in range(STAGES):
+            for stage in range(k.shape[0]):
                 pulls[stage, d, lane] += h * weights[0, stage] * given
                 along += given * weights[1, stage] * k[stage, d, lane]
                 inside += given * weights[0, stage] * k[stage, d, lane]
@@ -48,16 +47,16 @@ def _read(clock, steps, lanes, lane, i, s, upstream, to_since):
 
 
 @inner
-def _pull_of_next(clock, steps, lanes, lane, i, s, upstream):
+def _pull_of_next(method, clock, steps, lanes, lane, i, s, upstream):
     """Add what the states read inside step `s` give to its last slope, which is the first slope of the lane's step."""
     h, pulls, weights = steps.place[s, 1], lanes.pulls, lanes.weights
     for q in range(steps.mark[s, 1], steps.mark[s, 2]):
         m = clock.order[i, q]
         share = (float(clock.since[i, m]) - steps.place[s, 0]) / h
         if share < 1.0:
-            weigh_stages(share, False, weights)
+            weigh_stages(method.dense, share, False, weights)
             for d in range(upstream.shape[2]):
-                pulls[0, d, lane] += h * weights[0, STAGES - 1] * upstream[i, m, d]
+                pulls[0, d, lane] += h * weights[0, weights.shape[1] - 1] * upstream[i, m, d]
 
 
 @inner
@@ -81,11 +80,11 @@ def _take_up(clock, lanes, steps, begin, upcoming, end, upstream, status, gradie
 
 
 @inner
-def _recall(field, clock, work, lanes, steps):
+def _recall(field, method, clock, work, lanes, steps):
     """Put starts, sizes and slopes of the lanes' steps back into the lanes.
 
-    The last slope is needed only if the step ends at a node and states were read inside it. Returns the number of lanes
-    of which this is so; they are gathered.
+    A last slope that is the first of the next step is needed only if the step ends at a node and states were read
+    inside it. Returns the number of lanes of which this is so; they are gathered.
     """
     within()
     y, h, k, mark, ending = lanes.y, lanes.h, lanes.k, steps.mark, 0
@@ -99,12 +98,12 @@ def _recall(field, clock, work, lanes, steps):
         h[lane] = steps.place[s, 1]
         for d in range(y.shape[0]):
             y[d, lane] = steps.state[s, d]
-            for stage in range(STAGES):
+            for stage in range(k.shape[0]):
                 k[stage, d, lane] = steps.slopes[s, stage * y.shape[0] + d]
         if lanes.flag[lane]:
             row = i * clock.periods + clock.period[i, mark[s, 0]]
             put_in(field, work, lane, row)
-            if mark[s, 2] > mark[s, 1]:
+            if method.overlap and mark[s, 2] > mark[s, 1]:
                 put_in(field, work, LANES + ending, row)
                 lanes.ends[ending] = lane
                 ending += 1
@@ -112,11 +111,11 @@ def _recall(field, clock, work, lanes, steps):
 
 
 @inner
-def _read_back(clock, lanes, steps, ending, upstream, gradients):
+def _read_back(method, clock, lanes, steps, ending, upstream, gradients):
     """Add the gradients of the states read inside the lanes' steps, and gather those of the last slopes."""
     within()
     mark, pulls = steps.mark, lanes.pulls
-    for stage in range(STAGES):
+    for stage in range(pulls.shape[0]):
         for d in range(pulls.shape[1]):
             for lane in range(LANES):
                 pulls[stage, d, lane] = 0.0
@@ -125,21 +124,21 @@ def _read_back(clock, lanes, steps, ending, upstream, gradients):
         if i < 0:
             continue
         if mark[s, 2] > mark[s, 1]:
-            lanes.to_size[lane] = _read(clock, steps, lanes, lane, i, s, upstream, gradients.since)
+            lanes.to_size[lane] = _read(method, clock, steps, lanes, lane, i, s, upstream, gradients.since)
             lanes.seen[lane] = min(lanes.seen[lane], mark[s, 1])
         earlier = mark[s, 3]
-        if earlier >= 0 and mark[earlier, 0] == mark[s, 0]:
-            _pull_of_next(clock, steps, lanes, lane, i, earlier, upstream)
+        if method.overlap and earlier >= 0 and mark[earlier, 0] == mark[s, 0]:
+            _pull_of_next(method, clock, steps, lanes, lane, i, earlier, upstream)
     for d in range(pulls.shape[1]):
         for r in range(LANES):
-            lanes.gathered[d, r] = pulls[STAGES - 1, d, lanes.ends[r]] if r < ending else 0.0
+            lanes.gathered[d, r] = pulls[pulls.shape[0] - 1, d, lanes.ends[r]] if r < ending else 0.0
 
 
 @inner
-def _hand_on(clock, lanes, steps, upstream, gradients):
+def _hand_on(method, clock, lanes, steps, upstream, gradients):
     """Go to the step before of each lane, with the gradients of the events in between."""
     within()
-    mark, pulls, cotangent, final = steps.mark, lanes.pulls, lanes.state, STAGES - 1
+    mark, pulls, cotangent, final = steps.mark, lanes.pulls, lanes.state, lanes.pulls.shape[0] - 1
     for lane in range(LANES):
         i, s = lanes.subject[lane], lanes.step[lane]
         if i < 0:
@@ -151,7 +150,7 @@ def _hand_on(clock, lanes, steps, upstream, gradients):
         gradients.times[i, j + 1] += pull
         for d in range(cotangent.shape[0]):
             cotangent[d, lane] = lanes.start_pull[d, lane]
-            total = pulls[final, d, lane] if lanes.flag[lane] else 0.0
+            total = 0.0 if method.overlap and not lanes.flag[lane] else pulls[final, d, lane]
             for stage in range(final):
                 total += pulls[stage, d, lane]
             gradients.input[i, j, d] += total
@@ -165,7 +164,7 @@ def _hand_on(clock, lanes, steps, upstream, gradients):
 
 
 @kept(nogil=True, error_model="numpy")
-def backward(field, clock, work, lanes, steps, begin, end, upstream, status, gradients):
+def backward(field, method, clock, work, lanes, steps, begin, end, upstream, status, gradients):
     """The reverse sweep over the steps of the subjects `begin` to `end` − 1.
 
     It computes the gradient of Σ upstream·states, exact for the steps that were taken. Step sizes are fixed shares of
@@ -181,7 +180,7 @@ def backward(field, clock, work, lanes, steps, begin, end, upstream, status, gra
         upcoming = _take_up(clock, lanes, steps, begin, upcoming, end, upstream, status, gradients)
         if count_live(lanes) == 0:
             break
-        ending = _recall(field, clock, work, lanes, steps)
-        _read_back(clock, lanes, steps, ending, upstream, gradients)
+        ending = _recall(field, method, clock, work, lanes, steps)
+        _read_back(method, clock, lanes, steps, ending, upstream, gradients)
         pull_step(field, work, lanes, ending, gradients)
-        _hand_on(clock, lanes, steps, upstream, gradients)
+        _hand_on(method, clock, lanes, steps, upstream, gradients)

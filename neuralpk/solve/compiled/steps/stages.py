@@ -7,7 +7,7 @@ import math
 from neuralpk.solve.compiled.matrix_product import apart
 from neuralpk.solve.compiled.steps.jit_options import inner
 from neuralpk.solve.compiled.steps.lanes import LANES
-from neuralpk.solve.tsit5_coefficients import DENSE, SAFETY, SHRINK, STAGES, A, E
+from neuralpk.solve.tsit5_coefficients import SAFETY, SHRINK, STAGES, A, E
 
 
 @inner
@@ -57,10 +57,10 @@ def judge(lanes, rtol, atol):
 
 
 @inner
-def weigh_stages(share, change, out):
+def weigh_stages(dense, share, change, out):
     """The weights of the slopes at a share of the step and, if `change`, their derivatives in the share."""
-    for stage in range(STAGES):
-        c0, c1, c2, c3 = DENSE[stage, 0], DENSE[stage, 1], DENSE[stage, 2], DENSE[stage, 3]
+    for stage in range(dense.shape[0]):
+        c0, c1, c2, c3 = dense[stage, 0], dense[stage, 1], dense[stage, 2], dense[stage, 3]
         out[0, stage] = share * (c0 + share * (c1 + share * (c2 + share * c3)))
         if change:
             out[1, stage] = c0 + share * (2.0 * c1 + share * (3.0 * c2 + share * 4.0 * c3))
