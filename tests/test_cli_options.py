@@ -315,7 +315,7 @@ def test_reconstruct_hands_over_what_was_asked(capsys, monkeypatch) -> None:
     monkeypatch.setattr(table_commands, "_write", lambda result, out: None)
     line = ["reconstruct", "--checkpoint", str(last), "--table", "t.csv", "--out", "o", "--draws", "5"]
     main(line)
-    main([*line, "--map", "false"])
+    main([*line, "--map_estimate", "false"])
     assert [(str(t), o["draws"], o["map"]) for t, o in asked] == [("t.csv", 5, None), ("t.csv", 5, False)]
     assert all(list(o["progress"]([1, 2])) == [1, 2] for _, o in asked)
 
