@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cli_stub
 import pytest
@@ -305,17 +306,31 @@ def test_reconstruct_hands_over_what_was_asked(capsys, monkeypatch) -> None:
     asked: list = []
 
     class Task(cli_stub.LatentTask):
+        model = SimpleNamespace(
+            scaling=SimpleNamespace(covariates={"WT": (), "AGE": ()}),
+            dynamics=SimpleNamespace(covariates={"AGE": 40.0}),
+        )
+
         def reconstruct(self, table, **options):
             asked.append((table, options))
+
+    read: list = []
+
+    def read_table(table, **options):
+        read.append(options)
+        return table
 
     main(["fit"])
     (last,) = Path("lightning_logs").glob("*/checkpoints/last.ckpt")
     for module in (table_commands, training):
         monkeypatch.setattr(module, "LatentTask", Task)
     monkeypatch.setattr(table_commands, "_write", lambda result, out: None)
+    monkeypatch.setattr(table_commands, "read_table", read_table)
     line = ["reconstruct", "--checkpoint", str(last), "--table", "t.csv", "--out", "o", "--draws", "5"]
     main(line)
-    main([*line, "--map_estimate", "false"])
+    main([*line, "--map_estimate", "false", "--columns", "DV=CONC", "--map", "SS:99=0", "--covariates", "WT,SEX"])
+    assert [one["covariates"] for one in read] == [["WT"], "WT,SEX"]
+    assert (read[1]["columns"], read[1]["map"], read[1]["needed"]) == ("DV=CONC", "SS:99=0", {"AGE": 40.0})
     assert [(str(t), o["draws"], o["map"]) for t, o in asked] == [("t.csv", 5, None), ("t.csv", 5, False)]
     assert all(list(o["progress"]([1, 2])) == [1, 2] for _, o in asked)
 
