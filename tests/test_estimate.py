@@ -172,6 +172,7 @@ def test_a_patient_who_was_not_sampled_is_the_typical_one() -> None:
     assert np.log([lower / 10, upper / 10]) == pytest.approx([-0.411, 0.411], abs=0.08)
 
 
+@pytest.mark.filterwarnings("ignore:subject .* residual beyond 6")
 def test_a_sample_before_the_dose_does_not_break_a_proportional_error() -> None:
     subject = Subject("1", np.array([0.0, 2.0, 9.0]), np.array([0.1, 3.0, 0.9]), (Dose(1.0, DOSE),))
     plain = changed(BOLUS, effects=None, references=None, error="proportional", error_sd={"b": 0.2})
