@@ -26,6 +26,7 @@ from neuralpk.individual_estimates import evaluation_batch
 from neuralpk.objectives import Objective
 from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
+from neuralpk.value_checks import bearable
 
 _STAGES = (256, 512)  # draws of each subject: the estimate is a start that needs no coarse steps
 _NO_NUMBERS = ("REPLICATE", "CONVERGED", "REASON")
@@ -75,7 +76,8 @@ def bootstrap(
         )
     if replicates < 1 or (processes is not None and processes < 1):
         raise ValueError(f"replicates and processes must be 1 or more, got {replicates} and {processes}")
-    work = _Replicates(model, evaluation_batch(model, cohort), _strata(cohort, strata), seed)
+    batch = evaluation_batch(model, bearable(model, cohort))
+    work = _Replicates(model, batch, _strata(cohort, strata), seed)
     count = min(processes or os.cpu_count() or 1, replicates)
     with _one_thread(), _fitted(work, replicates, count) as found:
         return pd.DataFrame([next(found) for _ in progress(range(replicates))])

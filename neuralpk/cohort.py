@@ -6,7 +6,7 @@ Times, amounts and values carry the units of the cohort (`Units`); nothing in th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, overload
 
@@ -17,6 +17,11 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Covariate = float | tuple[tuple[float, float], ...]
 """A constant, or the steps of a piecewise constant function as ``((time, value), ...)``."""
+
+MOST_ADDITIONAL = 1_000
+"""Additional doses of one record: each is an event of its own for the solver."""
+MOST_OVERLAPPING = 100
+"""Intervals that an infusion at steady state, or its lag, may last: so many infusions overlap."""
 
 
 class Units(NamedTuple):
@@ -77,16 +82,41 @@ class Dose:
             raise ValueError(f"dose at {self.time}: amount 0 only for a reset or a steady-state constant infusion")
         if self.steady_state and not (self.interval or (constant and self.amount == 0)):
             raise ValueError(f"dose at {self.time}: steady state needs an interval above 0")
+        if self.additional > MOST_ADDITIONAL:
+            raise ValueError(f"dose at {self.time}: {self.additional} additional doses; at most {MOST_ADDITIONAL:,}")
+        lasts = self.amount / self.rate if self.rate else self.duration
+        if self.steady_state and self.interval and lasts > MOST_OVERLAPPING * self.interval:
+            raise ValueError(
+                f"dose at {self.time}: an infusion at steady state of {lasts / self.interval:,.0f} intervals; at most "
+                f"{MOST_OVERLAPPING}. Check the units of rate and interval"
+            )
 
-    def expand(self) -> list[Dose]:
-        """The record and its additional doses, each as a dose of its own."""
-        if not self.additional:
-            return [self]
-        first = dataclasses.replace(self, additional=0)
-        later = dataclasses.replace(first, steady_state=0, reset=False)
-        return [first] + [
-            dataclasses.replace(later, time=self.time + k * self.interval) for k in range(1, self.additional + 1)
-        ]
+    @property
+    def resets(self) -> bool:
+        """Whether the record ends everything that was given before: EVID 3, EVID 4 and SS 1."""
+        return self.reset or self.steady_state == 1
+
+
+def written_out(doses: Iterable[Dose]) -> list[Dose]:
+    """Dose records of one subject with each additional dose (ADDL) as a record of its own, in order of time and row.
+
+    A record that resets the system (EVID 3, EVID 4, SS 1) cancels the additional doses of the records before it which
+    have not been given yet.
+    """
+    records = sorted(doses, key=lambda dose: (dose.time, dose.row))
+    given: list[Dose] = []
+    until = np.inf  # the next reset after the record
+    for record in reversed(records):
+        given.append(dataclasses.replace(record, additional=0) if record.additional else record)
+        later = dataclasses.replace(given[-1], steady_state=0, reset=False) if record.additional else record
+        for k in range(1, record.additional + 1):
+            time = record.time + k * record.interval
+            if time >= until:
+                break
+            given.append(dataclasses.replace(later, time=time))
+        if record.resets:
+            until = record.time
+    return sorted(given, key=lambda dose: (dose.time, dose.row))
 
 
 @dataclass(frozen=True)

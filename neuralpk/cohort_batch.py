@@ -32,7 +32,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from neuralpk.cohort import Cohort, Dose, Subject
+from neuralpk.cohort import Cohort, Dose, Subject, written_out
 
 
 @dataclass  # not frozen: Lightning's double precision writes converted tensors into a copy
@@ -94,8 +94,7 @@ class Doses:
             rows: one sequence of doses for each subject.
             dtype: of the floating-point tensors.
         """
-        written_out = [[dose for record in row for dose in record.expand()] for row in rows]
-        ordered = [sorted(row, key=lambda dose: (dose.time, dose.row)) for row in written_out]
+        ordered = [written_out(row) for row in rows]
 
         def column(name: str, kind: torch.dtype = dtype) -> Tensor:
             return _pad([[getattr(dose, name) for dose in row] for row in ordered], kind)
@@ -154,7 +153,9 @@ _OBSERVATION = {"axis": "observation"}  # of a field of `CohortBatch` with one c
 class CohortBatch:
     """Padded tensors of some subjects. Padding is finite everywhere and masked out by ``mask`` and ``doses.mask``.
 
-    Indices count from 0 here: ``compartment`` -1 means that the endpoint decides, ``endpoint`` 0 is DVID 1.
+    Indices count from 0 here: ``compartment`` -1 means that the endpoint decides, ``endpoint`` 0 is DVID 1. Times of a
+    subject count from its ``origin`` on the clock of the data: 0, or its first record where that is far from 0, such as
+    hours since 1970, of which single precision would keep days.
     """
 
     ids: tuple[str, ...]
@@ -175,6 +176,7 @@ class CohortBatch:
     covariates: Tensor  # [subject, period, covariate]
     period_start: Tensor  # [subject, period]
     truth: TruthBatch | None = None
+    origin: tuple[float, ...] = ()  # of each subject; empty for 0
 
     @classmethod
     def unmeasured(
@@ -229,6 +231,14 @@ class CohortBatch:
         """Device of the tensors."""
         return self.time.device
 
+    def on_data_clock(self, times: Tensor) -> Tensor:
+        """Times ``[subject, time]`` of the batch as the data have them, in double precision where they are far from
+        0."""
+        if not self.origin:
+            return times
+        digits = times.detach().cpu().numpy().astype(str).astype(np.float64)  # 0.3, not 0.30000001
+        return torch.as_tensor(digits + np.array(self.origin)[:, None]).to(times.device)
+
     def unseen(self) -> CohortBatch:
         """The same without a record in the context: for predictions from the population alone."""
         return dataclasses.replace(self, context=torch.zeros_like(self.context))
@@ -281,14 +291,16 @@ class CohortBatch:
         """Every subject `samples` times in a row, without its truth: ``[subject · sample]``."""
         tensors = {name: getattr(self, name).repeat_interleave(samples, dim=0) for name in self._tensors()}
         ids = tuple(i for i in self.ids for _ in range(samples))
-        return CohortBatch(ids=ids, doses=self.doses.repeat(samples), **tensors)
+        origin = tuple(t for t in self.origin for _ in range(samples))
+        return CohortBatch(ids=ids, doses=self.doses.repeat(samples), origin=origin, **tensors)
 
     def select(self, subjects: Tensor) -> CohortBatch:
         """Some of the subjects."""
         tensors = {name: getattr(self, name)[subjects] for name in self._tensors()}
         ids = tuple(self.ids[k] for k in subjects.tolist())
+        origin = tuple(self.origin[k] for k in subjects.tolist()) if self.origin else ()
         truth = None if self.truth is None else self.truth.select(subjects)
-        return CohortBatch(ids=ids, doses=self.doses.select(subjects), truth=truth, **tensors)
+        return CohortBatch(ids=ids, doses=self.doses.select(subjects), truth=truth, origin=origin, **tensors)
 
     def trimmed(self) -> CohortBatch:
         """Without the columns of doses and observations that no subject fills."""
@@ -312,7 +324,7 @@ class CohortBatch:
 
     def _tensors(self) -> list[str]:
         """Names of the fields that are tensors."""
-        return [item.name for item in dataclasses.fields(self) if item.name not in ("ids", "doses", "truth")]
+        return [item.name for item in dataclasses.fields(self) if item.name not in ("ids", "doses", "truth", "origin")]
 
 
 def theta_in(theta: Tensor, period: Tensor) -> Tensor:
@@ -393,6 +405,8 @@ def collate(
     """
     if len(subjects) == 0:
         raise ValueError("a batch needs at least one subject")
+    origin = [_origin(subject) for subject in subjects]
+    subjects = [_from(subject, start) for subject, start in zip(subjects, origin, strict=True)]
     names = sorted(subjects[0].covariates)
     periods = [_periods(subject, names) for subject in subjects]
 
@@ -421,6 +435,30 @@ def collate(
         covariates=_pad([values for _, values in periods], dtype, None),
         period_start=_pad([starts for starts, _ in periods], dtype, None),
         truth=_collate_truth(subjects, dtype),
+        origin=tuple(origin) if any(origin) else (),
+    )
+
+
+def _origin(subject: Subject) -> float:
+    """The first record of a subject whose clock begins farther from 0 than it runs, else 0."""
+    last = max([subject.start, *subject.times[-1:], *(dose.time for dose in written_out(subject.doses))])
+    return subject.start if abs(subject.start) > last - subject.start else 0.0
+
+
+def _from(subject: Subject, origin: float) -> Subject:
+    """The subject on a clock that begins at `origin`, in double precision."""
+    if not origin:
+        return subject
+    truth = subject.truth
+    return dataclasses.replace(
+        subject,
+        times=subject.times - origin,
+        doses=tuple(dataclasses.replace(dose, time=dose.time - origin) for dose in subject.doses),
+        covariates={
+            name: tuple((time - origin, v) for time, v in value) if isinstance(value, tuple) else value
+            for name, value in subject.covariates.items()
+        },
+        truth=None if truth is None else dataclasses.replace(truth, times=truth.times - origin),
     )
 
 

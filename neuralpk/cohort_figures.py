@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from neuralpk import record_predictions
-from neuralpk.cohort import Cohort, FloatArray, Subject
+from neuralpk.cohort import Cohort, FloatArray, Subject, written_out
 from neuralpk.datamodules import CohortDataModule
 from neuralpk.dynamics import Decoder, Equations, NetworkTerm
 from neuralpk.evaluate.metrics import auc_relative_error, interpolate, line_rrmse
@@ -58,7 +58,7 @@ def make_panels(cohort: Cohort, result: IndividualEstimates, endpoint: int = 0, 
                 seen=shown[own],
                 censored=subject.censored[own] > 0,
                 true=None if truth is None else np.interp(result.times[k], truth.times, truth.line[:, endpoint]),
-                dose_times=np.array([dose.time for record in subject.doses for dose in record.expand()]),
+                dose_times=np.array([dose.time for dose in written_out(subject.doses)]),
             )
         )
     return panels

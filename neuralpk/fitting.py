@@ -171,7 +171,8 @@ def fit(
         epochs: of 20 passes over the patients; a bound for a model without network weights, whose fit ends by itself.
         seed: of the fit.
         progress: whether a progress bar is shown.
-        table: arguments of `neuralpk.tables.read_table`, such as ``{"columns": {"CONC": "DV"}}``.
+        table: arguments of `neuralpk.tables.read_table`, such as ``{"columns": "DV=CONC"}``; the covariates are those
+            that the effects name, unless they are given here.
         trainer: arguments of `lightning.Trainer`.
         parts: parameters, error, engine, encoder, learning_rate, … of `neuralpk.task.LatentTask`.
 
@@ -182,8 +183,12 @@ def fit(
     L.seed_everything(seed, verbose=False)
     torch.set_num_threads(1)  # small matrices: a second thread only waits for the first
     task = LatentTask(dynamics, objective=objective or MarginalLikelihood(), seed=seed, **parts)
-    reading = {"needed": task.model.dynamics.covariates} | (table or {})
-    cohort = frame if isinstance(frame, Cohort) else read_table(frame, **reading)
+    if isinstance(frame, Cohort):
+        cohort = frame
+    else:
+        named = task.model.population.asked_covariates
+        reading = {"covariates": "all" if named is None else named, "needed": task.model.dynamics.covariates}
+        cohort = read_table(frame, **(reading | (table or {})))
     options = {"gradient_clip_val": 5.0, "enable_progress_bar": progress} | (trainer or {})
     data = _Given(cohort, passes_per_epoch=20, seed=seed)
     _quiet_trainer(epochs, **options).fit(task, data)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from neuralpk import randomness
-from neuralpk.cohort import Cohort, FloatArray, Subject
+from neuralpk.cohort import Cohort, FloatArray, Subject, written_out
 from neuralpk.cohort_batch import CohortBatch, collate
 from neuralpk.dataclass_rows import put
 from neuralpk.encoders import Encoder, Posterior
@@ -24,6 +24,7 @@ from neuralpk.inference.uncertainty_draws import drawn_models
 from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
 from neuralpk.solve import Noise
+from neuralpk.value_checks import bearable, warn_of_far_values
 
 if TYPE_CHECKING:
     from neuralpk.path_guide import PathGuide
@@ -156,8 +157,11 @@ def estimate_individuals(
             stacklevel=2,
         )
         draws = 0
+    if map or draws:
+        cohort = bearable(model, cohort)
     batch = evaluation_batch(model, cohort, context)
-    grid = torch.as_tensor(np.stack([_curve_times(s, times) for s in cohort]), dtype=batch.time.dtype).to(batch.device)
+    wanted = torch.as_tensor(np.stack([_curve_times(s, times) for s in cohort]))
+    grid = (wanted - batch.on_data_clock(wanted.new_zeros((len(batch), 1)))).to(batch.time)
     # what is solved at once is the draws before they are resampled or, in the search, the points that are tried
     together = max(1, _SOLVED_AT_ONCE // max(draws, TRIED // _DRAWN_PER_KEPT))
     parts = torch.split(torch.arange(len(batch), device=batch.device), together)
@@ -176,6 +180,8 @@ def estimate_individuals(
             ]
             intervals.append(_intervals(models, guide, drawn, subjects, grid[part], seed))
     z = torch.cat(estimates)
+    if map:
+        warn_of_far_values(model, batch, z)
     curves = []
     for at, seen in ((model.typical(len(batch)), batch.unseen()), (z, batch)):
         trajectory = model.trajectory(at, seen, grid, guide)
@@ -192,7 +198,7 @@ def estimate_individuals(
         between = {name: torch.full((2, len(value)), torch.nan) for name, value in parameters.items()}
     return IndividualEstimates(
         ids=batch.ids,
-        times=_numpy(grid),
+        times=_numpy(wanted),
         pred=_numpy(pred),
         ipred=_numpy(ipred),
         lower=_numpy(lower),
@@ -313,5 +319,5 @@ def _curve_times(subject: Subject, times: Sequence[float] | None) -> FloatArray:
     """200 times over a subject's records, or the wanted ones from its first record on."""
     if times is not None:
         return np.asarray(np.maximum(np.sort(np.asarray(times, float)), subject.start), np.float64)
-    ends = [subject.start, *subject.times[-1:], *(dose.time for record in subject.doses for dose in record.expand())]
+    ends = [subject.start, *subject.times[-1:], *(dose.time for dose in written_out(subject.doses))]
     return np.asarray(np.linspace(subject.start, max(ends), 200))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -312,11 +312,33 @@ class PopulationModel(nn.Module):
         return self.value_scale.new_zeros(()) if penalty is None else penalty.sum()
 
     def _check_records(self, batch: CohortBatch) -> None:
-        states, endpoints = self.dynamics.states, len(self.dynamics.endpoints)
-        wrong = (batch.compartment >= len(states)) | (batch.endpoint >= endpoints)
+        states, outputs = self.dynamics.states, self.dynamics.endpoints
+        wrong = (batch.compartment >= len(states)) | (batch.endpoint >= len(outputs))
         if bool(wrong.any()):
             names = [batch.ids[k] for k in wrong.any(1).nonzero()[:5, 0].tolist()]
             raise ValueError(
                 f"subject {', '.join(names)}: an observation of a compartment or endpoint that is not in the model; "
-                f"CMT counts {', '.join(states)} from 1, DVID goes to {endpoints}"
+                f"CMT counts {', '.join(states)} from 1, DVID goes to {len(outputs)}"
             )
+        elsewhere = batch.observed & (batch.compartment >= 0)
+        for output in outputs:
+            elsewhere = elsewhere & (batch.compartment != output)
+        if bool(elsewhere.any()):
+            raise ValueError(_of_no_output(elsewhere, batch, states, outputs))
+
+
+def _of_no_output(elsewhere: Tensor, batch: CohortBatch, states: Sequence[str], outputs: Sequence[int]) -> str:
+    """What is wrong with samples of compartments that are no output: how many there are under each CMT."""
+    once = torch.tensor([batch.ids.index(name) == k for k, name in enumerate(batch.ids)], device=batch.device)
+    rows = elsewhere & once[:, None]
+    found = batch.compartment[rows]
+    counts = {int(c): int((found == c).sum()) for c in sorted(set(found.tolist()))}
+    said = " and ".join(f"{n} samples under CMT {c + 1} ({states[c]})" for c, n in counts.items())
+    names = [batch.ids[k] for k in rows.any(1).nonzero()[:5, 0].tolist()]
+    known = ", ".join(f"CMT {k + 1} ({states[k]})" if k < len(states) else f"DVID {k + 1}" for k in outputs)
+    one = next(iter(counts)) + 1
+    return (
+        f"{said} of subject {', '.join(names)}: a model fits the samples of its outputs, here {known}. Leave them out "
+        f"(ignore 'CMT == {one} and AMT == 0'), remove their CMT if they are concentrations of the drug "
+        f"(map CMT:{one}=.), or use a model with an output for them (outputs of CompartmentModel, or Equations)"
+    )

@@ -217,6 +217,11 @@ class PublishedPopulation:
             return effect
         return power_or_factor(covariate, effect, self.references.get(covariate))
 
+    @property
+    def covariates(self) -> list[str]:
+        """Names of the covariates that the effects read."""
+        return sorted({name for key in self.effects for name in self.effect(*key).covariates})
+
     def residual_error(self) -> ResidualError:
         """The residual error, with its numbers fixed."""
         if isinstance(self.error, str):
@@ -238,7 +243,7 @@ class PublishedPopulation:
         """
         effects = {key: self.effect(*key) for key in self.effects}
         dynamics = equations(self.dynamics)
-        used = sorted({*dynamics.covariates, *(name for effect in effects.values() for name in effect.covariates)})
+        used = sorted({*dynamics.covariates, *self.covariates})
         for effect in effects.values():
             _refuse_values(effect, cohort)
         centres = {name: CovariateScale(self.references.get(name, 0.0), 1.0, name in self.references) for name in used}

@@ -34,7 +34,13 @@ def predictions(model: PopulationModel, batch: CohortBatch, ipred: Tensor) -> pd
     pred = model.predict(model.typical(len(batch)), batch.unseen()).value
     row, column = batch.mask.nonzero(as_tuple=True)
     observed = torch.where(batch.observed, batch.value, torch.nan)
-    columns = {"TIME": batch.time, "DVID": batch.endpoint + 1, "DV": observed, "PRED": pred, "IPRED": ipred}
+    columns = {
+        "TIME": batch.on_data_clock(batch.time),
+        "DVID": batch.endpoint + 1,
+        "DV": observed,
+        "PRED": pred,
+        "IPRED": ipred,
+    }
     frame = {"ID": np.asarray(batch.ids)[row.cpu().numpy()]}
     return pd.DataFrame(frame | {name: values[row, column].cpu().numpy() for name, values in columns.items()})
 

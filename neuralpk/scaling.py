@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from neuralpk.cohort import Cohort
+
+_FAR = 5.0
 
 
 class CovariateScale(NamedTuple):
@@ -34,7 +37,8 @@ class Scaling(NamedTuple):
     """Typical magnitudes of a cohort; plain numbers, so that a checkpoint can carry them.
 
     Attributes:
-        time: longest time from a first record to a last observation.
+        time: longest time from the first record of a subject to its last measured value; a subject that is measured
+            five times as long as 95 % of the others is left out, with a warning that names it.
         amount: median dose; 1 where nothing is given.
         value: median of the positive observed values of each endpoint, ``[endpoint]``.
         covariates: name to `CovariateScale`, or to its first values (centre, spread, positive).
@@ -55,7 +59,6 @@ class Scaling(NamedTuple):
             ValueError: no observation in the cohort.
         """
         amounts = [dose.amount for subject in cohort for dose in subject.doses if dose.amount > 0]
-        spans = [subject.times[-1] - subject.start for subject in cohort if len(subject.times)]
         if not any(subject.observed.any() for subject in cohort):
             raise ValueError("the cohort has no observation to take its scale from")
         values = np.concatenate([subject.values for subject in cohort])
@@ -66,7 +69,7 @@ class Scaling(NamedTuple):
             value.append(float(np.median(seen)) if len(seen) else 1.0)
         covariates = {name: _covariate(cohort, name) for name in cohort.covariate_names}
         amount = float(np.median(amounts)) if amounts else 1.0
-        return cls(float(max(spans)) or 1.0, amount, tuple(value), covariates, len(cohort))
+        return cls(_time(cohort), amount, tuple(value), covariates, len(cohort))
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any] | None) -> Scaling:
@@ -91,7 +94,10 @@ class Scaling(NamedTuple):
         """
         if name not in self.covariates:
             known = ", ".join(sorted(self.covariates)) or "none"
-            raise ValueError(f"{name!r} is no covariate of the training data, which have {known}")
+            raise ValueError(
+                f"{name!r} is no covariate of the training data, which have {known}; those are read that are named, as "
+                f"in covariates={name}"
+            )
         return CovariateScale(*self.covariates[name])
 
     def standardise(self, covariates: Tensor) -> Tensor:
@@ -103,6 +109,20 @@ class Scaling(NamedTuple):
         centre, spread, positive = torch.tensor(rows, dtype=covariates.dtype, device=covariates.device).unbind(-1)
         logs = torch.log(covariates.clamp(min=1e-30) / centre.clamp(min=1e-30))
         return torch.where(positive > 0, logs, covariates - centre) / spread
+
+
+def _time(cohort: Cohort) -> float:
+    spans = {s.id: float(s.times[s.observed][-1] - s.start) for s in cohort if s.observed.any()}
+    limit = _FAR * float(np.quantile(list(spans.values()), 0.95, method="lower"))
+    late = {name: span for name, span in spans.items() if span > limit > 0}
+    if late:
+        named = ", ".join(f"{name} ({span:g})" for name, span in list(late.items())[:5])
+        warnings.warn(
+            f"subject {named}: measured more than {_FAR:g} times as long as nearly all others, up to {limit / _FAR:g}; "
+            "the magnitude of time is set without them. Look at their TIME and its unit",
+            stacklevel=3,
+        )
+    return max((span for name, span in spans.items() if name not in late), default=0.0) or 1.0
 
 
 def _covariate(cohort: Cohort, name: str) -> CovariateScale:

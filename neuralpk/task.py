@@ -34,6 +34,7 @@ from neuralpk.scaling import Scaling
 from neuralpk.solve import Auto, Engine, SolveError
 from neuralpk.tables import read_table
 from neuralpk.training_data_provenance import Provenance
+from neuralpk.value_checks import bearable
 
 # typical values have far to go, and at the pace of a network's weights the encoder would learn to make up for them
 _POPULATION_SPEED = 5.0
@@ -190,15 +191,22 @@ class LatentTask(L.LightningModule):
                 f"precision {self.trainer.precision!r} has too few digits for a solver: use 32-true, 64-true, or "
                 "16-mixed and bf16-mixed, with which the solver stays in float32"
             )
-        if self.model.scaling is not None:
-            return
         data: Any = getattr(self.trainer, "datamodule", None)
+        if self.model.scaling is not None:
+            self._bear(data)
+            return
         if not hasattr(data, "scaling"):
             raise ValueError(
                 "the magnitudes of the data are not known: train with a data module of neuralpk, or call "
                 "task.build(Scaling.of(cohort)) before the training"
             )
         self.build(data.scaling(), data.provenance())
+        self._bear(data)
+
+    def _bear(self, data: Any) -> None:
+        """Leave out of the data what the likelihood has no place for."""
+        if self.objective.has_likelihood and hasattr(data, "restrict"):
+            data.restrict(lambda cohort: bearable(self.model, cohort))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the magnitudes of the data, the provenance, the status and the state of the estimator."""
@@ -577,7 +585,7 @@ class LatentTask(L.LightningModule):
                 None as the objective does, which is True for `MarginalLikelihood`.
             population_known: intervals given the population as it stands, without its own uncertainty.
             progress: wraps the iterable of parts of the cohort, for example in a progress bar.
-            table: further arguments of `neuralpk.tables.read_table`.
+            table: further arguments of `neuralpk.tables.read_table`; the covariates are those of the model.
 
         Raises:
             neuralpk.tables.DataError: the table breaks a rule.
@@ -591,8 +599,13 @@ class LatentTask(L.LightningModule):
                 f"a model trained with {type(self.objective).__name__} has no residual error and therefore no "
                 "posterior with a maximum: map must be false"
             )
-        reading = {"needed": self.model.dynamics.covariates} | table
-        cohort = data if isinstance(data, Cohort) else read_table(data, **reading)
+        if isinstance(data, Cohort):
+            cohort = data
+        else:
+            assert self.model.scaling is not None
+            needed = self.model.dynamics.covariates
+            named = sorted({*self.model.scaling.covariates} - {*needed})
+            cohort = read_table(data, **{"covariates": named, "needed": needed, **table})
         with self._evaluating():
             return estimate_individuals(
                 self.model,
@@ -629,7 +642,7 @@ class LatentTask(L.LightningModule):
                 "from which no standard errors are computed"
             )
         with self._evaluating():
-            batch = evaluation_batch(self.model, cohort)
+            batch = evaluation_batch(self.model, bearable(self.model, cohort))
             start = posterior(self.model, self.encoder, batch).mean.detach()
             self.covariance = standard_errors(self.model, batch, start, draws, self.seed, self.status)
         self.model.parameter_draws.copy_(self.covariance.parameter_draws)

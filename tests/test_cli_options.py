@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cli_stub
 import pytest
@@ -300,11 +301,17 @@ def test_a_package_of_the_user(capsys, monkeypatch) -> None:
         sys.modules.pop("my_dynamics", None)
 
 
+@pytest.mark.filterwarnings("ignore::neuralpk.tables.DataWarning")
 def test_reconstruct_hands_over_what_was_asked(capsys, monkeypatch) -> None:
 
     asked: list = []
 
     class Task(cli_stub.LatentTask):
+        model = SimpleNamespace(
+            scaling=SimpleNamespace(covariates={"WT": (), "AGE": ()}),
+            dynamics=SimpleNamespace(covariates={"AGE": 40.0}),
+        )
+
         def reconstruct(self, table, **options):
             asked.append((table, options))
 
@@ -313,10 +320,16 @@ def test_reconstruct_hands_over_what_was_asked(capsys, monkeypatch) -> None:
     for module in (table_commands, training):
         monkeypatch.setattr(module, "LatentTask", Task)
     monkeypatch.setattr(table_commands, "_write", lambda result, out: None)
+    header, dose, sample = "ID,TIME,AMT,DV,CONC,SS,WT,AGE", "1,0,9,.,.,99,70,.", "1,1,0,2,5,0,70,."
+    Path("t.csv").write_text(f"{header}\n{dose}\n{sample}\n".replace(",99,", ",0,"))
+    Path("u.csv").write_text(f"{header}\n{dose}\n{sample}\n")
     line = ["reconstruct", "--checkpoint", str(last), "--table", "t.csv", "--out", "o", "--draws", "5"]
     main(line)
-    main([*line, "--map", "false"])
-    assert [(str(t), o["draws"], o["map"]) for t, o in asked] == [("t.csv", 5, None), ("t.csv", 5, False)]
+    line[4] = "u.csv"
+    main([*line, "--map_estimate", "false", "--columns", "DV=CONC", "--map", "SS:99=0", "--ignore", "DV > 7"])
+    assert [cohort[0].values.tolist() for cohort, _ in asked] == [[2.0], [5.0]]
+    assert [cohort[0].covariates for cohort, _ in asked] == [{"WT": 70.0, "AGE": 40.0}] * 2
+    assert [(o["draws"], o["map"]) for _, o in asked] == [(5, None), (5, False)]
     assert all(list(o["progress"]([1, 2])) == [1, 2] for _, o in asked)
 
 

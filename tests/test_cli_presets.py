@@ -167,7 +167,7 @@ def test_reconstruct_maps_on_request(checkpoint: Path, monkeypatch) -> None:
     )
     write_table(SimulatedPKDataModule(subjects=2, seed=5).part("train"), Path("mine.csv"))
     command = ["reconstruct", "--checkpoint", str(checkpoint), "--table", "mine.csv", "--out", "a", "--draws", "5"]
-    for extra in ([], ["--map", "false"], ["--map", "true"]):
+    for extra in ([], ["--map_estimate", "false"], ["--map_estimate", "true"]):
         main(command + extra)
     assert asked == [None, False, True]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from neuralpk.cohort import Cohort
+from neuralpk.cohort import Cohort, written_out
 from neuralpk.cohort_batch import CohortBatch, TruthBatch, collate
 from neuralpk.datamodules import (
     GlobalBatchSampler,
@@ -307,7 +307,7 @@ def test_repeated_doses_infusions_and_steady_state_reach_the_records() -> None:
     thrice = SimulatedPKDataModule(repeats=3, interval=12.0, **common).part("train")[0]
     slow = SimulatedPKDataModule(infusion=2.0, **common).part("train")[0]
     steady = SimulatedPKDataModule(steady_state=True, interval=12.0, **common).part("train")[0]
-    assert [dose.time for record in thrice.doses for dose in record.expand()] == [0.0, 12.0, 24.0]
+    assert [dose.time for dose in written_out(thrice.doses)] == [0.0, 12.0, 24.0]
     assert slow.doses[0].duration == 2.0
     assert steady.doses[0].steady_state == 1
     at = {name: np.interp([1.0, 30.0], s.truth.times, s.truth.line[:, 0]) for name, s in
@@ -451,7 +451,7 @@ def test_lotka_volterra_observes_two_species_without_doses() -> None:
 
 def test_a_data_set_by_name_and_the_same_from_its_file(tmp_path) -> None:
     write_table(theophylline(), tmp_path / "theo.csv")
-    named, read = TableDataModule("theophylline"), TableDataModule(str(tmp_path / "theo.csv"))
+    named, read = (TableDataModule(name, covariates="WT") for name in ("theophylline", str(tmp_path / "theo.csv")))
     np.testing.assert_array_equal(values(named.part("train")), values(read.part("train")))
     assert named.scaling() == read.scaling()
     assert named.scaling().covariates.keys() == {"WT"}
@@ -461,14 +461,21 @@ def test_a_data_set_by_name_and_the_same_from_its_file(tmp_path) -> None:
 def test_columns_covariates_and_units_of_a_table(tmp_path) -> None:
     path = tmp_path / "mine.csv"
     path.write_text("PATIENT,HOUR,AMT,DV,AGE,WT\n7,0,100,.,30,70\n7,1,.,5,30,70\n8,0,100,.,40,80\n8,2,.,4,40,80\n")
-    columns = {"PATIENT": "ID", "HOUR": "TIME"}
+    columns = {"ID": "PATIENT", "TIME": "HOUR"}
     data = TableDataModule(str(path), columns=columns, covariates=["WT"], units=["h", "ug", "ng/mL"])
     cohort = data.part("train")
     assert cohort.ids == ("7", "8")
     assert cohort.covariate_names == ("WT",)
     assert cohort.units.value == "ng/mL"
-    assert TableDataModule(str(path), columns=columns).part("train").covariate_names == ("AGE", "WT")
-    assert TableDataModule("theophylline", covariates=[]).part("train").covariate_names == ()
+    as_text = "ID=PATIENT,TIME=HOUR"
+    assert TableDataModule(str(path), as_text).part("train").covariate_names == ()
+    assert TableDataModule(str(path), as_text, "all").part("train").covariate_names == ("AGE", "WT")
+    left = TableDataModule(str(path), as_text, ignore="AGE == 30", map="WT:80=.", covariates="AGE").part("train")
+    assert left.ids == ("8",)
+    assert TableDataModule("theophylline").part("train").covariate_names == ()
+    assert TableDataModule("theophylline", covariates="all").part("train").covariate_names == ("WT",)
+    with pytest.raises(ValueError, match="data set of the package"):
+        TableDataModule("theophylline", ignore="ID == 1").part("train")
     assert TableDataModule("theophylline", units=["min", "g", "g/L"]).part("train").units.time == "min"
 
 

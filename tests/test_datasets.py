@@ -37,4 +37,4 @@ def test_hare_and_lynx_are_two_endpoints_of_one_subject() -> None:
 @pytest.mark.parametrize("load", [theophylline, indomethacin, hare_lynx])
 def test_each_goes_through_a_frame_unchanged(load) -> None:
     cohort = load()
-    assert repr(read_table(to_frame(cohort), units=cohort.units)) == repr(cohort)
+    assert repr(read_table(to_frame(cohort), covariates="all", units=cohort.units)) == repr(cohort)

@@ -119,7 +119,7 @@ def test_a_fit_reads_the_columns_that_the_text_names(table: pd.DataFrame, tmp_pa
 def test_a_covariate_that_is_not_recorded_has_the_value_of_the_text(table: pd.DataFrame) -> None:
     without = table.drop(columns="AGE")
     task = LatentTask(Equations(TEXT))
-    cohort = neuralpk.read_table(without)
+    cohort = neuralpk.read_table(without, covariates="all")
     with pytest.warns(UserWarning, match="no covariate AGE; the model takes AGE = 40"):
         read = task.model.dynamics.read_cohort(cohort)
     assert {subject.covariates["AGE"] for subject in read} == {40.0}

@@ -52,6 +52,6 @@ def test_the_same_seed_gives_the_same_fit(fitted: FittedModel, frame: pd.DataFra
 def test_what_is_wrong_is_said_before_the_fit(frame: pd.DataFrame) -> None:
     with pytest.raises(DataError, match="NPK-D"):
         neuralpk.fit(frame.rename(columns={"DV": "CONC"}), CompartmentModel(1), progress=False)
-    with pytest.raises(ValueError, match="effects"):
+    with pytest.raises(DataError, match="covariates: WT is not among the columns"):
         effects = neuralpk.PopulationParameters(effects={"CL": ["WT"]})
         neuralpk.fit(frame, CompartmentModel(1), parameters=effects, epochs=1, progress=False)

@@ -11,7 +11,7 @@ from closed_forms import Disposition
 from scipy import stats
 
 from neuralpk import randomness
-from neuralpk.cohort import Cohort, Dose, Subject
+from neuralpk.cohort import Cohort, Dose, Subject, written_out
 from neuralpk.cohort_batch import collate
 from neuralpk.cohort_simulation import Design, Population, omega_from_cv, simulate_batches, simulate_cohort
 from neuralpk.dynamics import CompartmentModel, LotkaVolterra
@@ -314,7 +314,35 @@ def test_cohorts_that_cannot_be_are_refused():
 
 def test_additional_doses_are_written_out_once():
     record = Dose(2, 10, interval=6, additional=2, steady_state=1, reset=True)
-    expanded = record.expand()
+    expanded = written_out([record])
     assert [dose.time for dose in expanded] == [2, 8, 14]
     assert [(dose.steady_state, dose.reset) for dose in expanded] == [(1, True), (0, False), (0, False)]
     assert collate([Subject("1", [0.0], [1.0], (record,))]).doses.mask.sum() == 3
+
+
+@pytest.mark.parametrize(
+    "reset",
+    [Dose(8, reset=True, row=5), Dose(8, 10, reset=True, row=5), Dose(8, 10, interval=9, steady_state=1, row=5)],
+)
+def test_a_reset_cancels_the_additional_doses_of_earlier_records_alone(reset):
+    before, after = Dose(2, 10, interval=3, additional=9), Dose(8, 7, interval=3, additional=1, row=6)
+    times = [(dose.time, dose.amount) for dose in written_out([after, reset, before])]
+    assert times == [(2, 10), (5, 10), (8, reset.amount), (8, 7), (11, 7)]
+    # the additional doses of the reset itself go on, and another record that adds a steady state cancels nothing
+    own = dataclasses.replace(reset, amount=10, interval=4, additional=2)
+    assert [dose.time for dose in written_out([before, own])] == [2, 5, 8, 12, 16]
+    added = Dose(8, 10, interval=9, steady_state=2, row=5)
+    assert len(written_out([before, added])) == 11
+
+
+@pytest.mark.parametrize(
+    ("absurd", "said"),
+    [
+        ({"interval": 1.0, "additional": 1_001}, "1001 additional doses"),
+        ({"interval": 12.0, "rate": 1e-5, "steady_state": 1}, "833,333 intervals"),
+        ({"interval": 12.0, "duration": 1_201.0, "steady_state": 2}, "100 intervals"),
+    ],
+)
+def test_doses_of_absurd_numbers_are_refused(absurd, said):
+    with pytest.raises(ValueError, match=said):
+        Dose(0.0, 100.0, **absurd)

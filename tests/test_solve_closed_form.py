@@ -271,6 +271,47 @@ def test_a_michaelis_menten_steady_state_agrees_with_many_doses(options):
     np.testing.assert_allclose(concentrations(model, p, [at_once], options)[0], expected, rtol=tolerance)
 
 
+@pytest.mark.parametrize("lag", [3.0, 8.0, 13.0, 29.0])
+@pytest.mark.parametrize("more", [{}, {"duration": 2.0}, {"duration": 11.0}], ids=["bolus", "short", "overlapping"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_steady_state_with_any_lag_is_that_of_doses_taken_for_ever(engine, more, lag):
+    options, tolerance = ENGINES[engine]
+    times = np.array([0.0, 0.5, 2.0, 5.5, 7.9, 12.0, 15.0, 21.5, 31.0, 40.0])
+    given = subject(Dose(0, 100, interval=8.0, steady_state=1, **more), times=times, rows=np.full(10, 1))
+    model = CompartmentModel(1, lag="central")
+    found = concentrations(model, PARAMETERS | {"LAG": lag}, [given], options)[0]
+    d = Disposition.of(1)
+    single = (lambda t: d.infusion(t, 100, more["duration"])) if more else (lambda t: d.bolus(t, 100))
+    expected = sum(single(times - lag + 8.0 * k) for k in range(60))
+    np.testing.assert_allclose(found, expected, rtol=20 * tolerance)
+
+
+def test_a_dose_on_its_way_to_a_steady_state_is_cancelled_by_a_reset_and_has_the_gradient_of_its_lag():
+    model = CompartmentModel(1, lag="central")
+    records = Dose(0, 100, interval=12.0, steady_state=1), Dose(2.0, reset=True, row=1)
+    times = np.array([1.0, 2.5, 4.0, 20.0])
+    found = concentrations(model, PARAMETERS | {"LAG": 15.0}, [subject(*records, times=times)], Exact())[0]
+    assert found[0] > 0 and (found[1:] == 0).all()
+
+    batch = collate([subject(records[0], times=times)], dtype=torch.float64)
+    names = model.double().parameter_names
+
+    def line(lag):
+        theta = torch.stack([lag if n == "LAG" else lag * 0 + PARAMETERS[n] for n in names])[None]
+        solved = solve_batch(model, theta, batch, engine=Exact())
+        return model.observe(solved.states, solved.theta)[0, :, 0]
+
+    assert torch.autograd.gradcheck(line, torch.tensor(15.0, dtype=torch.float64, requires_grad=True))
+
+
+def test_parameters_under_which_a_thousand_doses_overlap_fail_for_their_subject_alone():
+    model = CompartmentModel(1, lag="central").double()
+    both = [subject(Dose(0, 100, interval=12.0, steady_state=1), name=name) for name in ("1", "2")]
+    theta = torch.tensor([[5.0, 20.0, 13.0], [5.0, 20.0, 12_000.0]], dtype=torch.float64)
+    solved = solve_batch(model, theta, collate(both, dtype=torch.float64), engine=Exact())
+    assert solved.ok.tolist() == [True, False]
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_constant_infusion_at_steady_state_is_rate_over_clearance(engine):
     options, tolerance = ENGINES[engine]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import neuralpk
 from neuralpk.cli.argument_tokens import Argument, split, values, without
@@ -19,10 +21,13 @@ if TYPE_CHECKING:
     from neuralpk.cli.training import NeuralPKCLI
 
 TRAINING = ("fit", "validate", "test", "predict")
-COMMANDS = (*TRAINING, "simulate", "reconstruct", "estimate", "population", "bootstrap", "import", "export")
+COMMANDS = (
+    *TRAINING, "check", "simulate", "reconstruct", "estimate", "population", "bootstrap", "import", "export",
+)  # fmt: skip
 
 _USAGE = f"""usage: neuralpk COMMAND [--preset NAME | --config FILE] [options]     (COMMAND --help lists them)
 
+  check         what is in a table, and what is wrong with it      TABLE
   fit           train a model; without options the main job, preset {MAIN_JOB}
   validate      measure a checkpoint on the validation subjects    --checkpoint FILE
   test          measure a checkpoint on the test subjects          --checkpoint FILE
@@ -74,6 +79,8 @@ def execute(words: Sequence[str]) -> NeuralPKCLI | None:
         SystemExit: as `main`.
     """
     command, *rest = words
+    if command == "check" and rest and not rest[0].startswith("-"):
+        rest = ["--table", *rest]
     if command not in COMMANDS:
         hint = did_you_mean(command, list(COMMANDS))
         _stop(f"neuralpk: there is no command {command!r}{hint}; there are {', '.join(COMMANDS)}", 2)
@@ -85,6 +92,9 @@ def execute(words: Sequence[str]) -> NeuralPKCLI | None:
                 raise UsageError(f"there is no file {path!r}")
     except UsageError as error:
         _stop(f"neuralpk {command}: {error}", 2)
+    if command == "check":
+        _check(given)
+        return None
     # the first import of torch: everything above has been answered without it
     import torch
 
@@ -92,13 +102,56 @@ def execute(words: Sequence[str]) -> NeuralPKCLI | None:
 
     # with matrices this small a second thread only waits for the first, and on a busy machine it waits long
     torch.set_num_threads(1)
+    _say_how_tables_are_read()
     try:
         _import(given)
         return _run(command, without(given, "import", "preset"), presets)
     except UsageError as error:
         _stop(f"neuralpk {command}: {error}", 2)
-    except (ValueError, SolveError, FileNotFoundError) as error:
+    except (ValueError, SolveError, FileNotFoundError, ImportError) as error:
         _stop(f"neuralpk {command}: {sentence(error)}", 1)
+
+
+def _check(given: Sequence[Argument]) -> None:
+    """Check a table, without torch.
+
+    Raises:
+        SystemExit: 2 for options that cannot be used, 1 for a table with faults.
+    """
+    from neuralpk.cli.check_command import run
+
+    try:
+        faults = run(given)
+    except UsageError as error:
+        _stop(f"neuralpk check: {error}", 2)
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        _stop(f"neuralpk check: {sentence(error)}", 1)
+    if faults:
+        raise SystemExit(1)
+
+
+class _Printer(logging.Handler):
+    """Prints what is logged."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage())
+
+
+def _say_how_tables_are_read() -> None:
+    """Print the notes of tables that are read, and their warnings without the line of code that gave them."""
+    from neuralpk.tables import DataWarning
+
+    log = logging.getLogger("neuralpk.tables")
+    log.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Printer) for handler in log.handlers):
+        log.addHandler(_Printer())
+        plain = warnings.formatwarning
+
+        def formatted(message: Any, category: type[Warning], *place: Any, **more: Any) -> str:
+            ours = category in (UserWarning, DataWarning)
+            return f"warning: {message}\n" if ours else plain(message, category, *place, **more)
+
+        warnings.formatwarning = formatted
 
 
 def _import(given: Sequence[Argument]) -> None:

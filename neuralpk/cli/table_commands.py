@@ -17,6 +17,7 @@ from neuralpk.cli.faults import UsageError, sentence
 from neuralpk.cli.merged_configuration import Configuration
 from neuralpk.cli.signatures import Option, options_of
 from neuralpk.cli.training import check_checkpoint
+from neuralpk.cohort import Units
 from neuralpk.cohort_figures import save_panels
 from neuralpk.datamodules import SimulatedDataModule
 from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals
@@ -41,36 +42,48 @@ def simulate(data: SimulatedDataModule, out: Path) -> None:
     print(f"{subjects} subjects written to {out}")
 
 
-def reconstruct(checkpoint: Path, table: Path, out: Path, draws: int = 200, map: bool | None = None) -> None:
+def reconstruct(
+    checkpoint: Path, table: Path, out: Path, draws: int = 200, map_estimate: bool | None = None, **reading: Any
+) -> None:
     """Estimate the patients of an event table with a trained model.
 
     Args:
         checkpoint: checkpoint of a training.
-        table: CSV or Parquet file with the columns ID, TIME, AMT, DV, … of an event table.
+        table: file with the columns ID, TIME, AMT, DV, … of an event table; by default it is read with the covariates
+            of the model.
         out: folder for curves.csv (ID, TIME, PRED, IPRED, LO90, HI90) and individuals.csv (every parameter with its
             90 % interval).
         draws: draws from the posterior behind the intervals.
-        map: go on from the encoder to the MAP estimate, through the solver; null for what the model was trained with.
+        map_estimate: go on from the encoder to the MAP estimate, through the solver; null for what the model was
+            trained with.
+        reading: how the table is read.
     """
     task = load(checkpoint)
     print(f"The model was {task.provenance.description}")
-    result = task.reconstruct(table, draws=draws, map=map, progress=_progress("reconstruct"))
+    needed = task.model.dynamics.covariates
+    reading["covariates"] = reading.get("covariates") or sorted({*task.model.scaling.covariates} - {*needed})
+    cohort = read_table(table, units=Units(), needed=needed, **reading)
+    result = task.reconstruct(cohort, draws=draws, map=map_estimate, progress=_progress("reconstruct"))
     _write(result, out)
 
 
-def estimate(population: Path, table: Path, out: Path, draws: int = 200) -> None:
+def estimate(population: Path, table: Path, out: Path, draws: int = 200, **reading: Any) -> None:
     """Estimate the patients of an event table by a published population model, without any training.
 
     Args:
         population: YAML file of the model: dynamics, typical, omega or cv, effects, references, error, error_sd.
-        table: CSV or Parquet file with the columns ID, TIME, AMT, DV, … of an event table.
+        table: file with the columns ID, TIME, AMT, DV, … of an event table; by default it is read with the covariates
+            of the effects.
         out: folder for curves.csv and individuals.csv, as of ``reconstruct``, and the figure individuals.png of the
             first patients.
         draws: draws from the posterior behind the intervals.
+        reading: how the table is read.
     """
     published = read_population(population)
+    reading["covariates"] = reading.get("covariates") or published.covariates
     dynamics = equations(published.dynamics)
-    cohort = dynamics.read_cohort(read_table(table, units=published.units, needed=dynamics.covariates))
+    cohort = read_table(table, units=published.units, needed=dynamics.covariates, **reading)
+    cohort = dynamics.read_cohort(cohort)
     result = estimate_individuals(published.model(cohort), cohort, draws=draws, progress=_progress("estimate"))
     _write(result, out)
     for path in save_panels(cohort[:_PANELS], result, out):
@@ -98,6 +111,7 @@ def bootstrap(
     seed: int = 0,
     processes: int | None = None,
     strata: str | None = None,
+    **reading: Any,
 ) -> None:
     """Fit a trained model again to patients drawn from its table with replacement, for intervals of the population.
 
@@ -110,9 +124,13 @@ def bootstrap(
         seed: of the patients that are drawn.
         processes: fit that many replicates at a time; null for the number of CPUs.
         strata: covariate; a replicate has as many patients with each of its values as the table.
+        reading: how the table is read.
     """
     task = load(checkpoint)
-    cohort = read_table(table, needed=task.model.dynamics.covariates)
+    needed = task.model.dynamics.covariates
+    used = {*task.model.scaling.covariates, *([strata] if strata else [])} - {*needed}
+    reading["covariates"] = reading.get("covariates") or sorted(used)
+    cohort = read_table(table, units=Units(), needed=needed, **reading)
     shown = _progress("bootstrap")
     found = fit_replicates(task.model, task.objective, cohort, replicates, seed, processes, strata, shown)
     out.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 import lightning as L
@@ -129,6 +129,14 @@ class CohortDataModule(L.LightningDataModule, ABC):
                 for name in ("train", "val"):
                     self._parts[name] = self._parts[name].hidden_from(self.forecast)
         return self._parts[name]
+
+    def restrict(self, check: Callable[[Cohort], Cohort]) -> None:
+        """Replace every part by what a check of it returns, before it is served."""
+        self.part("train")
+        assert self._parts is not None
+        each = {id(cohort): cohort for cohort in self._parts.values()}
+        checked = {key: check(cohort) for key, cohort in each.items()}
+        self._parts = {name: checked[id(cohort)] for name, cohort in self._parts.items()}
 
     def scaling(self) -> Scaling:
         """Magnitudes of the training subjects."""

@@ -32,7 +32,7 @@ class BatchDataset(Dataset[CohortBatch]):
         batch = choose_context(batch, self.context, self.size, self.seed, draw)
         if self.forecast is None:
             return batch
-        before = batch.time < self.forecast
+        before = batch.on_data_clock(batch.time) < self.forecast
         return dataclasses.replace(batch, context=batch.context & before, target=batch.observed & ~before)
 
     def __len__(self) -> int:

@@ -13,31 +13,52 @@ from neuralpk import datasets
 from neuralpk.cohort import Cohort, Units
 from neuralpk.datamodules.base import CohortDataModule, Part
 from neuralpk.tables import read_table
+from neuralpk.tables.layout import ALL, Layout
 
 
 class TableDataModule(CohortDataModule):
     """A cohort from an event table.
 
     Args:
-        table: path of a CSV or Parquet file, or the name of a data set of `neuralpk.datasets`.
-        columns: their column name to ours, where they differ.
-        covariates: columns to use as covariates; null takes every column that is not reserved, [] none. Those that the
-            equations of the model read need not be named.
+        table: path of a file, or the name of a data set of `neuralpk.datasets`.
+        columns: our column names = theirs, where they differ: ``DV=LIDV,ID=SUBJ`` or ``{DV: LIDV}``.
+        covariates: columns to use as covariates; ``all`` for every column that has no other meaning; null for none.
+            Those that the equations of the model read need not be named.
+        endpoint: column that says which endpoint a value belongs to, instead of DVID.
+        occasion: column at whose new value the clock may restart, instead of OCC and PERIOD.
+        lloq: column, or number, that is the limit of quantification of the values with CENS 1.
+        map: codes to be read as others: ``SS:99=0,DV:9999=.``.
+        ignore: rows to leave out: ``FLAG == 1``; ``@``, ``#`` and ``C`` for comments.
+        separator: between cells: ``comma``, ``semicolon``, ``tab`` or ``space``.
+        decimal: sign in numbers, ``.`` or ``,``.
+        dates: order of dates that do not begin with the year: ``dmy``, ``mdy``, ``ymd`` or ``ydm``.
+        compartments: names that CMT uses, in the order of their numbers from 1.
+        sort: put the rows of each subject in order of TIME instead of refusing a table that is not.
         units: units of time, amount and value, for axes and tables.
         folds: leave-subjects-out: number of parts into which the subjects are dealt in turn; 0 splits by `test`.
         fold: the part that is the test, from 0.
         options: of `CohortDataModule`.
 
     Raises:
-        ValueError: a fold outside its range; more folds than subjects.
+        ValueError: a fold outside its range; more folds than subjects; a column or code of a data set by name.
         neuralpk.tables.DataError: a table that breaks a rule, naming rows, rules and cures.
     """
 
     def __init__(
         self,
         table: str,
-        columns: dict[str, str] | None = None,
-        covariates: list[str] | None = None,
+        columns: dict[str, str] | str | None = None,
+        covariates: list[str] | str | None = None,
+        endpoint: str | None = None,
+        occasion: str | None = None,
+        lloq: float | str | None = None,
+        map: dict[str, dict[str, str]] | str | list[str] | None = None,
+        ignore: str | list[str] | None = None,
+        separator: str | None = None,
+        decimal: str = ".",
+        dates: str | None = None,
+        compartments: list[str] | None = None,
+        sort: bool = False,
         units: list[str] | None = None,
         folds: int = 0,
         fold: int = 0,
@@ -48,24 +69,27 @@ class TableDataModule(CohortDataModule):
             raise ValueError(f"fold is counted from 0 to {folds - 1}, got {fold}")
         if folds and (self.validation or self.test):
             raise ValueError("give folds, or the shares validation and test, not both")
-        self.table, self.columns, self.covariates = table, columns, covariates
+        self.table, self.covariates = table, covariates
+        self.reading: dict[str, Any] = {
+            "columns": columns, "endpoint": endpoint, "occasion": occasion, "lloq": lloq, "map": map, "ignore": ignore,
+            "separator": separator, "decimal": decimal, "dates": dates, "compartments": compartments, "sort": sort,
+        }  # fmt: skip
         self.units = Units(*units) if units else None
         self.folds, self.fold = folds, fold
 
     def make_cohort(self) -> Cohort:
         needed = {} if self._dynamics is None else self._dynamics.covariates
         if self.table in datasets.NAMES:
+            if any(value not in (None, ".", False) for value in self.reading.values()):
+                raise ValueError(f"{self.table!r} is a data set of the package, with columns and codes of its own")
             cohort = datasets.load(self.table)
-            if self.covariates is not None:
+            if self.covariates != ALL:
                 of_model = [name for name in cohort.covariate_names if name in needed]
-                cohort = cohort.with_covariates([*{*self.covariates, *of_model}])
+                named = Layout.of(covariates=self.covariates).covariates or ()
+                cohort = cohort.with_covariates(sorted({*named, *of_model}))
             return cohort if self.units is None else dataclasses.replace(cohort, units=self.units)
         return read_table(
-            Path(self.table),
-            columns=self.columns,
-            covariates=self.covariates,
-            units=self.units or Units(),
-            needed=needed,
+            Path(self.table), covariates=self.covariates, units=self.units or Units(), needed=needed, **self.reading
         )
 
     def split(self, cohort: Cohort) -> dict[Part, Cohort]:

@@ -10,7 +10,7 @@ __all__ = ["NAMES", "hare_lynx", "indomethacin", "load", "theophylline"]
 
 def _load(name: str, units: Units) -> Cohort:
     with resources.as_file(resources.files(__package__) / f"{name}.csv") as path:
-        return read_table(path, units=units)
+        return read_table(path, covariates="all", units=units)
 
 
 def theophylline() -> Cohort:

@@ -116,6 +116,7 @@ class CompartmentModel(Compartments):
         transits: number of transit compartments.
         lag: name of the compartment whose doses are delayed by LAG, or None.
         bioavailability: name of the compartment whose doses are multiplied by F, or None.
+        outputs: names of the compartments whose concentrations are measured, in the order of DVID; None for central.
 
     Parameters are CL (L/h), V1 (L), Q, V2 (L/h, L), Q3, V3, KA, KTR (1/h), VMAX (mg/h), KM (mg/L), LAG (h), F,
     in the cohort's units; V1 is always the central volume.
@@ -132,14 +133,15 @@ class CompartmentModel(Compartments):
         transits: int = 3,
         lag: str | None = None,
         bioavailability: str | None = None,
+        outputs: Sequence[str] | None = None,
     ) -> None:
         if compartments not in (1, 2, 3):
             raise ValueError(f"compartments must be 1, 2 or 3, not {compartments}")
         inputs = {"none": (), "first_order": ("depot",), "transit": ("depot",)}
-        outputs = {"linear": ("CL",), "michaelis_menten": ("VMAX", "KM"), "time_varying": ("CL", "CLR", "KCL")}
-        if absorption not in inputs or elimination not in outputs:
+        parameters = {"linear": ("CL",), "michaelis_menten": ("VMAX", "KM"), "time_varying": ("CL", "CLR", "KCL")}
+        if absorption not in inputs or elimination not in parameters:
             raise ValueError(
-                f"absorption is one of {list(inputs)}, elimination one of {list(outputs)}; "
+                f"absorption is one of {list(inputs)}, elimination one of {list(parameters)}; "
                 f"not {absorption!r}, {elimination!r}"
             )
         peripherals = ("peripheral", "peripheral2")[: compartments - 1]
@@ -155,8 +157,11 @@ class CompartmentModel(Compartments):
         self.linear = elimination == "linear"
         self.autonomous = elimination != "time_varying"
         self.central = states.index("central")
-        self.endpoints = (self.central,)
-        names = [*outputs[elimination], "V1", *("Q", "V2", "Q3", "V3")[: 2 * len(peripherals)]]
+        unknown = [name for name in outputs or () if name not in states]
+        if unknown or outputs == []:
+            raise ValueError(f"outputs name compartments among {', '.join(states)}, not {outputs}")
+        self.endpoints = tuple(states.index(name) for name in outputs or ("central",))
+        names = [*parameters[elimination], "V1", *("Q", "V2", "Q3", "V3")[: 2 * len(peripherals)]]
         names += {"none": [], "first_order": ["KA"], "transit": ["KTR"]}[absorption]
         names += ["LAG"] * (lag is not None) + ["F"] * (bioavailability is not None)
         self.parameter_names = tuple(names)

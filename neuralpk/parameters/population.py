@@ -212,6 +212,19 @@ class PopulationParameters(Part, nn.Module):
         self.register_buffer("fixed_location", held[: len(self.names)], persistent=False)
         self.register_buffer("fixed_omega", held[len(self.names) :], persistent=False)
 
+    @property
+    def asked_covariates(self) -> list[str] | None:
+        """Names of the covariates that the effects ask for; None for all that the data have."""
+        asked = self.asked_effects.value
+        if asked == "all":
+            return None
+        named = [item for items in asked.values() for item in items]
+        of_each = [
+            item.covariates if isinstance(item, CovariateEffect) else (item[0] if isinstance(item, tuple) else item,)
+            for item in named
+        ]
+        return sorted({name for names in of_each for name in names})
+
     def _build_effects(self, dtype: torch.dtype) -> None:
         asked, covariates = self.asked_effects.value, sorted(self.scaling.covariates)
         if asked == "all":

@@ -16,7 +16,7 @@ from neuralpk.part import Part
 from neuralpk.solve import adaptive_integrator, exact, stochastic_paths, torchdiffeq_steps
 from neuralpk.solve.event_nodes import Mesh, build_mesh, dose_inputs, join_inputs
 from neuralpk.solve.solve_result import EngineFailure, Status, Trajectory, ended
-from neuralpk.solve.steady_state import Integrate, steady_states, still_running
+from neuralpk.solve.steady_state import Integrate, earlier_doses, steady_states
 
 Gradient = Literal["backprop", "adjoint"]
 Adaptive = Literal["dopri5", "dopri8"]
@@ -455,7 +455,7 @@ def _mesh(
     if not steady_state:
         return build_mesh(batch, inputs, len(dynamics.states), times, rows, None, stop)
     steady = steady_states(dynamics, integrate, theta, batch, inputs)
-    earlier = still_running(batch, inputs)
+    earlier = earlier_doses(batch, inputs)
     inputs = inputs if earlier is None else join_inputs(inputs, earlier)
     return build_mesh(batch, inputs, len(dynamics.states), times, rows, steady, stop)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from neuralpk.cohort import MOST_OVERLAPPING
 from neuralpk.cohort_batch import CohortBatch
 from neuralpk.dynamics import Dynamics
 from neuralpk.solve.event_nodes import Inputs, Mesh
@@ -74,8 +74,9 @@ def _periodic(dynamics: Dynamics, integrate: Integrate, theta: Tensor, dose: Inp
     """State at the record of a steady-state dose, just before it acts, ``[subject, state]``."""
     states = len(dynamics.states)
     lag = dose.start - dose.record
-    # a lag moves all doses: at the time of the record the last one acted an interval minus the lag ago
-    phase = interval - torch.remainder(lag, interval)
+    # a lag moves all doses: those on their way arrive later, and the last one arrived an interval minus the rest ago
+    rest = lag - _on_their_way(lag, interval) * interval
+    phase = torch.minimum((interval - rest).clamp(min=0), interval)
     mesh = _interval_mesh(dose, interval, phase, states)
 
     whole = theta[:, None]
@@ -105,24 +106,49 @@ def steady_states(
         if not bool(chosen.any()):
             continue
         dose, own, interval = _flat(inputs, chosen), at_dose[chosen], batch.doses.interval[chosen]
-        reached = _periodic(dynamics, integrate, own, dose, interval) if repeated else _constant(dynamics, own, dose)
+        if repeated:
+            reached = _periodic(dynamics, integrate, own, dose, interval)
+            # parameters under which so many doses overlap solve nothing: the subject fails, and is not solved wrongly
+            overlapping = ((dose.end - dose.record) / interval).detach()
+            reached = torch.where((overlapping <= MOST_OVERLAPPING)[:, None], reached, torch.nan)
+        else:
+            reached = _constant(dynamics, own, dose)
         states = states.masked_scatter(chosen[..., None].expand_as(states), reached)
     return states
 
 
-def still_running(batch: CohortBatch, inputs: Inputs) -> Inputs | None:
-    """Infusions of the doses before a steady-state record that have not ended at the record; None if all have ended.
+def _on_their_way(lag: Tensor, interval: Tensor) -> Tensor:
+    """How many doses before a steady-state record have been taken and not arrived yet, because the lag is longer than
+    the interval; without gradient."""
+    return torch.floor((lag / interval).detach())
 
-    The dose k intervals earlier acted at start − k·interval and, if it is longer than that, continues for the rest.
+
+def earlier_doses(batch: CohortBatch, inputs: Inputs) -> Inputs | None:
+    """Doses taken before a steady-state record that act after it: those which have not arrived yet, and infusions that
+    have not ended; None if there are none.
+
+    The dose k intervals earlier arrives at start − k·interval, or arrived before the record and, if it is an infusion,
+    continues for the rest.
     """
-    chosen = (batch.doses.steady_state > 0) & inputs.mask & (batch.doses.interval > 0) & (inputs.rate > 0)
-    if not bool(chosen.any()):
-        return None
+    chosen = batch.doses.at_steady_state & inputs.mask & (batch.doses.interval > 0)
     interval = torch.where(chosen, batch.doses.interval, 1.0)
-    count = int(torch.where(chosen, (inputs.end - inputs.record) / interval, 0.0).detach().amax().ceil())
-    earlier = torch.arange(1, max(count, 1) + 1, device=interval.device, dtype=interval.dtype)
-    copies = {name: value.repeat_interleave(len(earlier), dim=1) for name, value in vars(inputs).items()}
-    shift = (interval[:, :, None] * earlier).flatten(1)
-    end = copies["end"] - shift
-    running = copies["mask"] & chosen.repeat_interleave(len(earlier), dim=1) & (end.detach() > copies["record"])
-    return replace(Inputs(**copies), start=copies["record"], end=end, mask=running)
+    until = torch.where(chosen, (inputs.end - inputs.record) / interval, 0.0).detach()
+    count = int(until.nan_to_num(0.0).clamp(max=MOST_OVERLAPPING).amax().ceil()) if bool(chosen.any()) else 0
+    if count == 0:
+        return None
+    before = torch.arange(1, count + 1, device=interval.device, dtype=interval.dtype)
+    width = inputs.start.shape[1]
+
+    def copies(values: Tensor) -> Tensor:
+        return values.repeat_interleave(count, dim=1)
+
+    shift = copies(interval) * before.repeat(width)
+    waiting = before.repeat(width) <= copies(_on_their_way(inputs.start - inputs.record, interval))
+    start, end, record = copies(inputs.start) - shift, copies(inputs.end) - shift, copies(inputs.record)
+    acts = copies(chosen) & (waiting | ((end.detach() > record) & (copies(inputs.rate) > 0)))
+    kept = acts.any(0).nonzero()[:, 0]  # only the columns in which somebody has one
+    if not len(kept):
+        return None
+    later = {"start": torch.where(waiting, start, record), "end": end, "mask": acts}
+    every = {name: later[name] if name in later else copies(value) for name, value in vars(inputs).items()}
+    return Inputs(**{name: value[:, kept] for name, value in every.items()})

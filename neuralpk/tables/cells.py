@@ -23,8 +23,12 @@ MAX_CELL = 1_000
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
-def number(text: str) -> float | None:
+def number(text: str, decimal: str = ".") -> float | None:
     """The one rule for numbers.
+
+    Args:
+        text: the cell.
+        decimal: decimal sign, ``.`` or ``,``; the other one is then no part of a number.
 
     Returns:
         The number, NaN for a missing value, None for anything else: other notations, and numbers that double
@@ -33,6 +37,8 @@ def number(text: str) -> float | None:
     text = text.strip(BLANKS)
     if text in MISSING:
         return np.nan
+    if decimal == ",":
+        text = text.replace(".", "!").replace(",", ".")
     if len(text) > MAX_CELL or not _NUMBER.fullmatch(text):
         return None
     value = float(text)
@@ -40,19 +46,19 @@ def number(text: str) -> float | None:
     return None if vanished or np.isinf(value) else value
 
 
-def number_fault(text: str) -> str:
+def number_fault(text: str, decimal: str = ".") -> str:
     """The rule that a cell breaks for which `number` gave None."""
-    text = text.strip(BLANKS)
+    text = text.strip(BLANKS).replace(decimal, ".")
     if len(text) > MAX_CELL:
         return "NPK-D07"
     infinite = text.lower().lstrip("+-") in ("inf", "infinity")
     return "NPK-D11" if infinite or _NUMBER.fullmatch(text) else "NPK-D10"
 
 
-def parse(cells: Sequence[str], start: int = 0) -> tuple[FloatArray, dict[int, str]]:
+def parse(cells: Sequence[str], start: int = 0, decimal: str = ".") -> tuple[FloatArray, dict[int, str]]:
     """A column of cells as numbers, and those that are none by their row, counted from `start`."""
     # most tables repeat their cells, so each distinct one is parsed once
-    parsed = {cell: number(cell) for cell in set(cells)}
+    parsed = {cell: number(cell, decimal) for cell in set(cells)}
     odd = {cell for cell, value in parsed.items() if value is None}
     texts = {start + row: cell for row, cell in enumerate(cells) if cell in odd} if odd else {}
     return np.array([parsed[cell] for cell in cells], dtype=np.float64), texts

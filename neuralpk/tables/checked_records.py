@@ -1,67 +1,31 @@
-"""Records: rows whose cells are sound, with EVID and MDV filled in, and the rules between their columns."""
+"""Records that break no rule: every rule of a cell and between the columns of a row, and the order of the rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from neuralpk.cohort import IntArray
+from neuralpk.cohort import MOST_ADDITIONAL, MOST_OVERLAPPING
 from neuralpk.tables.cells import MAX_CELL, cell_text, number_fault
+from neuralpk.tables.classic_events import is_classic, with_plain_events
+from neuralpk.tables.clock_restarts import with_one_clock
+from neuralpk.tables.endpoints import with_endpoints
 from neuralpk.tables.faults import Findings, row_word
-from neuralpk.tables.sheet import RESERVED, Sheet
+from neuralpk.tables.layout import LIMITS, RESERVED
+from neuralpk.tables.records import BoolArray, Records, derive, with_limits
+from neuralpk.tables.sheet import Sheet
+from neuralpk.tables.suspect_values import check_values, warn_of_flags
+from neuralpk.tables.times_of_day import with_elapsed_time
 
-BoolArray = NDArray[np.bool_]
 Fault = tuple[str, str, BoolArray]
 """A rule, the column it is about, and the rows that break it."""
 
-_CODES = {"MDV": (0, 1), "SS": (0, 2), "CENS": (-1, 1), "ADDL": (0, 10_000), "DVID": (0, 1_000), "CMT": (-1_000, 1_000)}
-
-
-@dataclass(frozen=True)
-class Records:
-    """The rows of a sheet, each with its meaning.
-
-    Args:
-        sheet: the rows.
-        evid: 0 to 4, filled in where it was missing, ``[row]``.
-        mdv: 0 or 1, filled in where it was missing, ``[row]``.
-    """
-
-    sheet: Sheet
-    evid: IntArray
-    mdv: IntArray
-
-    def __len__(self) -> int:
-        return len(self.sheet)
-
-    @property
-    def dose(self) -> BoolArray:
-        """Rows that give a dose."""
-        return np.asarray((self.evid == 1) | (self.evid == 4))
-
-    @property
-    def measured(self) -> BoolArray:
-        """Rows whose DV is read; a dose may stand on the same row."""
-        return np.asarray((self.mdv == 0) & (self.dose | (self.evid == 0)))
-
-    @property
-    def observation(self) -> BoolArray:
-        """Rows that give an observation record: a measured value or a wanted prediction."""
-        return np.asarray(self.measured | (self.evid == 0) | (self.evid == 2))
-
-    @cached_property
-    def run(self) -> IntArray:
-        """Number of the stretch of rows with one ID that each row belongs to."""
-        ids = self.sheet.ids
-        return np.concatenate([[0], np.cumsum(ids[1:] != ids[:-1])])
-
-    def take(self, rows: IntArray) -> Records:
-        """The rows in another order."""
-        return Records(self.sheet.take(rows), self.evid[rows], self.mdv[rows])
+_CODES = {
+    "MDV": (0, 1), "SS": (0, 2), "CENS": (-1, 1), "ADDL": (0, MOST_ADDITIONAL), "DVID": (0, 1_000),
+    "CMT": (-1_000, 1_000),
+}  # fmt: skip
+_MOST_DOSES = 10_000
 
 
 def _report(faults: Iterator[Fault], sheet: Sheet, findings: Findings) -> BoolArray:
@@ -85,6 +49,11 @@ def _check_texts(sheet: Sheet, compartments: Sequence[str] | None, findings: Fin
     names = {name.casefold(): place for place, name in enumerate(compartments or (), start=1)}
     faulty = np.zeros(len(sheet), dtype=bool)
     for column, texts in sheet.texts.items():
+        if column == "DVID" and sheet.layout.endpoint:
+            continue
+        if column == "CMT" and sheet.layout.endpoint.upper() == "CMT":
+            # a text says the endpoint of a sample, and the compartment of a dose must still be known
+            texts = {row: cell for row, cell in texts.items() if sheet.column("AMT", 0.0)[row] != 0}
         if column not in RESERVED and len(texts) > len(sheet) // 2:
             row, cell = next(iter(texts.items()))
             detail = f"{cell!r} is the first of {len(texts)} texts"
@@ -94,9 +63,10 @@ def _check_texts(sheet: Sheet, compartments: Sequence[str] | None, findings: Fin
             if column == "CMT" and cell.strip().casefold() in names:
                 sheet.numbers[column][row] = names[cell.strip().casefold()]
                 continue
-            rule = number_fault(cell)
-            if rule == "NPK-D10" and (column == "CMT" or column not in RESERVED):
-                rule = "NPK-D29" if column == "CMT" else "NPK-D40"
+            rule = number_fault(cell, sheet.layout.decimal)
+            if rule == "NPK-D10":
+                own = {"CMT": "NPK-D29", "DVID": "NPK-D19"}
+                rule = own.get(column, "NPK-D40" if column in sheet.covariates else rule)
             findings.add(rule, line=int(sheet.lines[row]), column=column, id=sheet.ids[row], value=cell)
             faulty[row] |= column in RESERVED
     return faulty
@@ -105,12 +75,14 @@ def _check_texts(sheet: Sheet, compartments: Sequence[str] | None, findings: Fin
 def _cell_faults(sheet: Sheet) -> Iterator[Fault]:
     yield "NPK-D13", "ID", sheet.ids == ""
     lengths = {name: len(name) for name in set(sheet.ids)}
-    yield "NPK-D07", "ID", np.array([lengths[name] > MAX_CELL for name in sheet.ids])
+    yield "NPK-D07", "ID", np.array([lengths[name] > MAX_CELL for name in sheet.ids], dtype=bool)
     for column, (low, high) in _CODES.items():
+        if column == "DVID" and sheet.layout.endpoint:
+            continue
         values = sheet.column(column, missing=0.0)
         yield "NPK-D12", column, (values != np.round(values)) | (values < low) | (values > high)
     yield "NPK-D29", "CMT", sheet.column("CMT") < 0
-    yield "NPK-D20", "EVID", ~np.isin(sheet.column("EVID", missing=0.0), (0, 1, 2, 3, 4, 101))
+    yield "NPK-D20", "EVID", ~(np.isin(sheet.column("EVID", missing=0.0), (0, 1, 2, 3, 4)) | is_classic(sheet))
 
 
 def sound_rows(sheet: Sheet, compartments: Sequence[str] | None, findings: Findings) -> Sheet:
@@ -121,33 +93,17 @@ def sound_rows(sheet: Sheet, compartments: Sequence[str] | None, findings: Findi
     missing_time[list(sheet.texts.get("TIME", {}))] = False
     faulty |= _report(iter([("NPK-D15", "TIME", missing_time)]), sheet, findings)
     faulty |= _report(_cell_faults(sheet), sheet, findings)
-    return sheet.take(~faulty) if faulty.any() else sheet
-
-
-def derive(sheet: Sheet) -> Records:
-    """Fill in EVID and MDV where they are missing.
-
-    Without EVID, AMT or a constant infusion at steady state makes a dose. Without MDV, DV counts where it is given,
-    unless EVID says that the row is a dose and nothing else.
-    """
-    given = sheet.column("EVID")
-    amount, value = sheet.column("AMT", missing=0.0), sheet.column("DV")
-    dosed = (amount != 0) | ((sheet.column("SS") == 1) & (sheet.column("RATE") > 0))
-    evid = np.where(np.isnan(given), dosed, np.where(given == 101, 1, given)).astype(np.int64)
-    mdv = np.where(np.isnan(value) | (given > 0), 1, 0)
-    stated = sheet.column("MDV")
-    return Records(sheet, evid, np.where(np.isnan(stated), mdv, stated).astype(np.int64))
+    return with_plain_events(sheet.take(~faulty) if faulty.any() else sheet, findings)
 
 
 def _record_faults(records: Records) -> Iterator[Fault]:
-    sheet, dose = records.sheet, records.dose
+    sheet, dose, constant = records.sheet, records.dose, records.constant
     amount, rate, duration, interval, additional, steady = (
         sheet.column(name, missing=0.0) for name in ("AMT", "RATE", "DUR", "II", "ADDL", "SS")
     )
-    constant = (steady == 1) & (rate > 0) & (interval == 0) & (amount == 0)
     unknown = np.isnan(sheet.column("AMT")) & ~constant
     yield "NPK-D21", "DV", records.measured & np.isnan(sheet.column("DV"))
-    yield "NPK-D22", "AMT", dose & (amount <= 0) & ~constant & ~unknown
+    yield "NPK-D22", "AMT", dose & (amount <= 0) & ~constant & ~unknown & ~records.placebo
     yield "NPK-D23", "AMT", dose & unknown
     yield "NPK-D24", "AMT", ~dose & (amount != 0)
     yield "NPK-D25", "RATE", dose & np.isin(rate, (-1, -2))
@@ -156,8 +112,10 @@ def _record_faults(records: Records) -> Iterator[Fault]:
     yield "NPK-D30", "II", dose & (interval < 0)
     both = dose & (rate > 0) & (duration > 0)
     # 1e-6: a duration is often written with few digits less than double precision holds
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         agree = np.abs(amount - duration * rate) <= 1e-6 * amount
+        lasts = np.where(rate > 0, amount / rate, duration)
+        yield "NPK-D32", "II", dose & (steady > 0) & (interval > 0) & (lasts > MOST_OVERLAPPING * interval)
     yield "NPK-D26", "DUR", both & ~agree
     yield "NPK-D27", "ADDL", dose & (additional > 0) & (interval == 0)
     yield "NPK-D28", "SS", dose & (steady > 0) & (interval == 0) & ~constant & (amount > 0)
@@ -165,6 +123,22 @@ def _record_faults(records: Records) -> Iterator[Fault]:
     censored, limit, value = sheet.column("CENS", missing=0.0), sheet.column("LIMIT"), sheet.column("DV")
     crossed = ((censored > 0) & (limit >= value)) | ((censored < 0) & (limit <= value))
     yield "NPK-D31", "LIMIT", records.measured & crossed
+    if not (sheet.layout.lloq and "lloq" not in sheet.numbers):
+        named = ~np.isnan(sheet.column("lloq"))
+        yield "NPK-D34", "DV", records.measured & (censored != 0) & (value == 0) & ~named
+    unstated = np.isnan(sheet.column("MDV")) & (records.evid == 0) & np.isnan(value)
+    yield "NPK-D34", "DV", unstated & (censored != 0)
+
+
+def _check_counts(records: Records, findings: Findings) -> None:
+    """Note subjects with more doses than a solver can hold."""
+    sheet = records.sheet
+    written = records.given * (1.0 + sheet.column("ADDL", missing=0.0))
+    total = np.bincount(records.run, weights=written)
+    for run in np.flatnonzero(total > _MOST_DOSES):
+        row = int(np.argmax(records.run == run))
+        detail = f"{int(total[run]):,} doses with their additional ones"
+        findings.add("NPK-D33", line=int(sheet.lines[row]), column="ADDL", id=sheet.ids[row], detail=detail)
 
 
 def _check_runs(records: Records, findings: Findings) -> None:
@@ -181,35 +155,33 @@ def _check_runs(records: Records, findings: Findings) -> None:
         last[name] = end
 
 
-def _check_clock(records: Records, sort: bool, findings: Findings) -> Records:
-    """Note where TIME decreases, or put the rows in order."""
-    sheet, time = records.sheet, records.sheet.column("TIME")
-    backwards = np.append(False, (time[1:] < time[:-1]) & (records.run[1:] == records.run[:-1]))
-    reset = records.evid >= 3
-    restart = backwards & (reset | np.append(False, reset[:-1]))
-    for row in np.flatnonzero(restart if sort else backwards):
-        rule = "NPK-D17" if restart[row] else "NPK-D16"
-        before = f"{cell_text(time[row - 1])} in {row_word(findings.file)} {sheet.lines[row - 1]}"
-        place = {"line": int(sheet.lines[row]), "column": "TIME", "id": sheet.ids[row]}
-        value = cell_text(time[row])
-        findings.add(rule, **place, value=value, detail=f"TIME {value} after {before}")
-    if not (sort and backwards.any()):
-        return records
-    order = np.lexsort((time, records.run))
-    findings.warn("NPK-D50", f"{(order != np.arange(len(order))).sum()} rows moved")
-    return records.take(order)
-
-
-def checked_records(sheet: Sheet, compartments: Sequence[str] | None, sort: bool, findings: Findings) -> Records:
+def checked_records(
+    sheet: Sheet, compartments: Sequence[str] | None, sort: bool, time_unit: str, findings: Findings
+) -> Records:
     """The records of a sheet that break no rule.
 
     Raises:
         DataError: any fault, of the sheet or of its records.
     """
+    sheet, limited = with_limits(with_elapsed_time(sheet, time_unit, findings))
+    if sheet.layout.lloq:
+        findings.note(f"limit of quantification by {sheet.layout.lloq}: {limited} values with CENS 1")
     records = derive(sound_rows(sheet, compartments, findings))
     if len(records):
+        records = with_endpoints(records, findings)
         _report(_record_faults(records), records.sheet, findings)
+        _suggest_limits(records, findings)
+        _check_counts(records, findings)
         _check_runs(records, findings)
-        records = _check_clock(records, sort, findings)
+        check_values(records, findings)
+        records = with_one_clock(records, sort, findings)
+        warn_of_flags(records, findings)
     findings.raise_any()
     return records
+
+
+def _suggest_limits(records: Records, findings: Findings) -> None:
+    """Name the column that may hold the limits that DV lacks."""
+    names = [name for name in LIMITS if name in records.sheet.labels]
+    if names and any(finding.rule == "NPK-D34" for finding in findings.found):
+        findings.add("NPK-D34", column=names[0], detail=f"column {names[0]} may hold it: lloq={names[0]}")

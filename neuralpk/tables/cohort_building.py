@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 
 from neuralpk.cohort import Cohort, Covariate, Dose, FloatArray, Subject, Units
-from neuralpk.tables.checked_records import BoolArray, Records
 from neuralpk.tables.faults import Findings
-from neuralpk.tables.sheet import RESERVED
+from neuralpk.tables.records import BoolArray, Records
 
 
 def _doses(records: Records, row: FloatArray) -> list[Dose]:
     """Every dose and reset, in the order of the table; `row` is the place of each among the records of its subject."""
-    sheet, given = records.sheet, np.flatnonzero(records.dose | (records.evid == 3))
-    dosed = records.dose[given]
+    sheet, given = records.sheet, np.flatnonzero(records.given)
+    dosed = (records.dose & ~records.placebo)[given]
 
     def column(name: str, missing: float = 0.0) -> FloatArray:
         return np.where(dosed, sheet.column(name, missing)[given], missing)
@@ -33,10 +32,19 @@ def _doses(records: Records, row: FloatArray) -> list[Dose]:
         "interval": column("II").tolist(),
         "additional": column("ADDL").astype(int).tolist(),
         "steady_state": column("SS").astype(int).tolist(),
-        "reset": (records.evid[given] >= 3).tolist(),
+        "reset": records.reset[given].tolist(),
         "row": row[given].tolist(),
     }
     return [Dose(*values) for values in zip(*fields.values(), strict=True)]
+
+
+def _emptied(records: Records, row: FloatArray) -> dict[int, list[Dose]]:
+    """The resets at which the clock of a subject restarts, by the number of its run of rows."""
+    found: dict[int, list[Dose]] = {}
+    for at in np.flatnonzero(records.emptied).tolist():
+        reset = Dose(float(records.sheet.numbers["TIME"][at]), reset=True, row=int(row[at]))
+        found.setdefault(int(records.run[at]), []).append(reset)
+    return found
 
 
 def _covariate(times: FloatArray, values: FloatArray) -> Covariate | None:
@@ -63,10 +71,8 @@ def _covariates(
     sheet = records.sheet
     times = sheet.numbers["TIME"][rows]
     covariates: dict[str, Covariate] = {}
-    for name, values in sheet.numbers.items():
-        if name in RESERVED:
-            continue
-        value = _covariate(times, values[rows])
+    for name in sheet.covariates:
+        value = _covariate(times, sheet.numbers[name][rows])
         default = needed.get(name)
         if value is None and default is not None:
             covariates[name] = default
@@ -95,11 +101,14 @@ def _warn_of_records(records: Records, findings: Findings) -> None:
     unread = (value != 0) & ~np.isnan(value) & ~measured & (records.evid > 0)
     columns = ("RATE", "DUR", "II", "ADDL", "SS")
     idle = np.any([sheet.column(name, missing=0.0) != 0 for name in columns], axis=0) & ~records.dose
+    truncated = measured & (sheet.column("CENS", missing=0.0) == 0) & ~np.isnan(sheet.column("LIMIT"))
     counts = {
         "NPK-D51": (replicates, "replicate"),
         "NPK-D54": (int(((records.evid == 0) & (records.mdv == 1)).sum()), "wanted prediction"),
         "NPK-D55": (int(unread.sum()), "DV not read"),
         "NPK-D56": (int(idle.sum()), "record with dose columns that are not read"),
+        "NPK-D58": (int(truncated.sum()), "LIMIT without CENS"),
+        "NPK-D59": (int(records.placebo.sum()), "dose with AMT 0"),
     }
     for rule, (count, what) in counts.items():
         if count:
@@ -130,12 +139,14 @@ def build(records: Records, units: Units, needed: Mapping[str, float | None], fi
     Raises:
         DataError: a covariate that a subject lacks; no subject with an observation record.
     """
-    sheet, seen, given = records.sheet, records.observation, records.dose | (records.evid == 3)
+    sheet, seen, given, emptied = records.sheet, records.observation, records.given, records.emptied
     firsts = np.flatnonzero(np.diff(records.run, prepend=-1))
     bounds = np.append(firsts, len(records))
-    # a row with both a dose and an observation makes two records, the observation first
-    before = np.append(0, np.cumsum(seen.astype(int) + given))
+    # a row makes up to three records: the reset of a clock that restarts, an observation, and then a dose
+    before = np.append(0, np.cumsum(emptied.astype(int) + seen + given))
     row = before[:-1] - np.repeat(before[firsts], np.diff(bounds))
+    resets = _emptied(records, row)
+    row = row + emptied
     doses = _doses(records, row + seen)
     measured = records.measured[seen]
     observed = {
@@ -154,13 +165,15 @@ def build(records: Records, units: Units, needed: Mapping[str, float | None], fi
     ids: list[str] = sheet.ids[firsts].tolist()
     subjects, kept = [], []
     spans = zip(pairwise(bounds.tolist()), pairwise(seen_until), pairwise(given_until), strict=True)
-    for name, ((start, stop), (s0, s1), (g0, g1)) in zip(ids, spans, strict=True):
+    for number, (name, ((start, stop), (s0, s1), (g0, g1))) in enumerate(zip(ids, spans, strict=True)):
         if s0 == s1:
             continue
         covariates = _covariates(records, slice(start, stop), needed, findings)
         kept.append(slice(start, stop))
         arrays = {key: values[s0:s1] for key, values in observed.items()}
-        subjects.append(Subject(id=name, doses=tuple(doses[g0:g1]), covariates=covariates, **arrays))
+        subjects.append(
+            Subject(id=name, doses=(*doses[g0:g1], *resets.get(number, ())), covariates=covariates, **arrays)
+        )
     if not subjects:
         findings.add("NPK-D52", detail=f"none of {len(ids)} subjects has one")
     findings.raise_any()

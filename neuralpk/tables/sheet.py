@@ -1,33 +1,20 @@
-"""A sheet: the columns of a file or a data frame, with every fault of their shape noted."""
+"""A sheet: the columns of a table that are read, as numbers and, where they are labels, as texts."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
-from typing import Any, TextIO
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from neuralpk.cohort import FloatArray, IntArray
-from neuralpk.tables.cells import BLANKS, MAX_CELL, MISSING, cell_text, identifiers, parse
+from neuralpk.tables.cells import BLANKS, MAX_CELL, MISSING, identifiers, parse
 from neuralpk.tables.faults import Findings, row_word
-
-RESERVED = (
-    *("ID", "TIME", "EVID", "MDV", "AMT", "RATE", "DUR", "II", "ADDL", "SS"),
-    *("CMT", "DVID", "DV", "CENS", "LIMIT"),
-)
-"""Columns with a meaning of their own; every other column is a covariate."""
+from neuralpk.tables.layout import DATES, ENDPOINTS, FLAGS, LIMITS, OCCASIONS, RESERVED, SEPARATORS, Layout, matches
 
 MAX_ROWS = 5_000_000
-MAX_BYTES = 2 << 30
-MAX_LINE = 100_000
-
-_CHUNK = 50_000
 
 
 @dataclass(frozen=True)
@@ -39,12 +26,18 @@ class Sheet:
         ids: identifiers as text, empty where missing.
         numbers: the columns as numbers by their name, NaN where missing or no number.
         texts: cells that are no number, by column and row.
+        labels: columns as texts by their name, empty where missing.
+        covariates: names of the columns that are covariates.
+        layout: how the table is read.
     """
 
     lines: IntArray
     ids: NDArray[np.object_]
     numbers: dict[str, FloatArray]
     texts: dict[str, dict[int, str]]
+    labels: dict[str, NDArray[np.object_]]
+    covariates: tuple[str, ...]
+    layout: Layout
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -59,171 +52,273 @@ class Sheet:
     def take(self, rows: NDArray[Any]) -> Sheet:
         """Some of the rows, by mask or index, without their `texts`."""
         numbers = {name: values[rows] for name, values in self.numbers.items()}
-        return Sheet(self.lines[rows], self.ids[rows], numbers, {})
+        labels = {name: values[rows] for name, values in self.labels.items()}
+        return replace(self, lines=self.lines[rows], ids=self.ids[rows], numbers=numbers, labels=labels, texts={})
+
+    def with_numbers(self, **columns: FloatArray) -> Sheet:
+        """The same with some columns replaced, or added."""
+        return replace(self, numbers=self.numbers | columns)
 
 
-def headings(
-    header: Sequence[str],
-    columns: Mapping[str, str] | None,
-    covariates: Sequence[str] | None,
-    needed: Collection[str],
-    findings: Findings,
-) -> dict[str, int]:
-    """Which columns to read, and where they stand.
+@dataclass(frozen=True)
+class Headings:
+    """Which columns of a table are read, and where they stand.
+
+    Args:
+        numbers: place of each column that is read as numbers, by its name here; ID is among them.
+        labels: place of each column that is read as text.
+        conditions: place of each column that the row filter reads, by its name there.
+        covariates: names of the covariates.
+        codes: what cells are read as, by place.
+        layout: how the table is read.
+    """
+
+    numbers: dict[str, int]
+    labels: dict[str, int]
+    conditions: dict[str, int]
+    covariates: tuple[str, ...]
+    codes: dict[int, Mapping[str, str]]
+    layout: Layout
+
+    @property
+    def places(self) -> set[int]:
+        """Every column that is read."""
+        return {*self.numbers.values(), *self.labels.values(), *self.conditions.values()}
+
+
+def _find(name: str, header: Sequence[str]) -> int | None:
+    """Place of a column by its name, in any case where that leaves one."""
+    if name in header:
+        return header.index(name)
+    same = [place for place, heading in enumerate(header) if heading.casefold() == name.casefold()]
+    return same[0] if len(same) == 1 else None
+
+
+def headings(header: Sequence[str], layout: Layout, findings: Findings) -> Headings:
+    """Find the columns.
 
     Args:
         header: names in the table.
-        columns: their name to ours.
-        covariates: covariates to read; None for every column that is not reserved.
-        needed: covariates to read as well, where they are in the table.
+        layout: how the table is read.
         findings: takes the faults.
 
     Raises:
         DataError: a header that cannot be read; nothing below it would have a meaning.
     """
-    columns = columns or {}
-    names = [columns.get(name, name) for name in (name.strip(BLANKS) for name in header)]
-    names = [name.upper() if name.upper() in (*RESERVED, "TINF") else name for name in names]
-    names = ["DUR" if name == "TINF" else name for name in names]
+    header = [name.strip(BLANKS) for name in header]
     line = 1 if row_word(findings.file) == "line" else None
+    _check_names(header, line, findings)
+    absent: dict[str, str] = {}
+
+    def place(name: str, said: str) -> int | None:
+        found = _find(name, header)
+        if found is None:
+            absent.setdefault(name, said)
+        return found
+
+    named = {ours: place(theirs, f"columns: {ours}={theirs}") for ours, theirs in layout.columns.items()}
+    numbers = {ours: where for ours, where in named.items() if where is not None and ours in RESERVED}
+    taken = {where for where in named.values() if where is not None}
+    for name in (*RESERVED, "TINF"):
+        ours = "DUR" if name == "TINF" else name
+        same = [k for k, heading in enumerate(header) if heading.upper() == name and k not in taken]
+        if same and ours in numbers and ours not in named:
+            findings.add("NPK-D06", line=line, column=ours, detail=f"columns {numbers[ours] + 1} and {same[0] + 1}")
+        elif same and ours not in named:
+            numbers[ours] = same[0]
+    needed = [name for name in ("ID", "TIME", "DV") if name not in numbers and name not in layout.columns]
+    for name in needed:
+        absent.setdefault(name, "")
+    roles = {
+        "endpoint": layout.endpoint,
+        "occasion": layout.occasion,
+        "lloq": "" if _is_number(layout.lloq) else layout.lloq,
+    }
+    asked = {role: place(name, f"{role}={name}") for role, name in roles.items() if name}
+    labels = {role: where for role, where in asked.items() if where is not None and role != "lloq"}
+    for name in (*OCCASIONS, *DATES, *FLAGS, *LIMITS, *ENDPOINTS):
+        where = _find(name, header)
+        if where is not None and where not in taken:
+            labels[name] = where
+    for name in layout.labels:
+        where = place(name, f"no column {name}")
+        if where is not None:
+            labels[name] = where
+    if asked.get("lloq") is not None:
+        numbers["lloq"] = asked["lloq"]  # type: ignore[assignment]  # checked in the line before
+
+    if layout.covariates is None:
+        meant = {*numbers.values(), *asked.values(), *(labels[name] for name in (*FLAGS, *LIMITS) if name in labels)}
+        covariates = {name: k for k, name in enumerate(header) if k not in meant and k not in taken}
+        covariates |= {ours: k for ours, k in named.items() if ours not in RESERVED and k is not None}
+    else:
+        of_named = {name: named.get(name, _find(name, header)) for name in layout.covariates}
+        for name, where in of_named.items():
+            if where is None:
+                absent.setdefault(name, f"covariates: {name}")
+        covariates = {name: where for name, where in of_named.items() if where is not None}
+    for name in layout.optional:
+        where = named.get(name, _find(name, header))
+        if where is not None and name not in RESERVED:
+            covariates.setdefault(name, where)
+    numbers |= {name: where for name, where in covariates.items() if name not in RESERVED}
+    for name in set(covariates) & set(RESERVED):
+        absent.setdefault(name, f"covariates: {name} has a meaning of its own")
+
+    def either(name: str, said: str) -> int | None:
+        """Of a column by its name in the table, or here."""
+        found = _find(name, header)
+        ours = {key.casefold(): where for key, where in numbers.items()}
+        return ours.get(name.casefold()) if found is None and name.casefold() in ours else place(name, said)
+
+    conditions = {name: either(name, f"ignore: {name}") for name in sorted(layout.rows.columns)}
+    read = {*numbers.values(), *labels.values(), *conditions.values()}
+    codes: dict[int, Mapping[str, str]] = {}
+    for name, of_column in layout.codes.items():
+        where = either(name, f"map: {name}")
+        if where in read and where is not None:
+            codes[where] = of_column
+        elif where is not None:
+            findings.note(f"map: column {name} is not read")
+    _report_absent(absent, header, layout, findings)
+    findings.raise_any()
+    found = Headings(
+        numbers=numbers,
+        labels=labels,
+        conditions={name: where for name, where in conditions.items() if where is not None},
+        covariates=tuple(name for name in covariates if name in numbers),
+        codes=codes,
+        layout=layout,
+    )
+    used = found.places - {labels[name] for name in (*FLAGS, *LIMITS, *ENDPOINTS, *OCCASIONS, *DATES) if name in labels}
+    used |= {*numbers.values()}
+    unread = [name for k, name in enumerate(header) if k not in used]
+    said = f"covariates: {', '.join(found.covariates) or 'none'}"
+    findings.note(said + (f"; columns not read: {_listed(unread)}" if unread else ""))
+    return found
+
+
+def _report_absent(absent: Mapping[str, str], header: Sequence[str], layout: Layout, findings: Findings) -> None:
+    """Note the columns that are not there, or the one reason for all of them."""
+    line = 1 if row_word(findings.file) == "line" else None
+    other = [word for word, sign in SEPARATORS.items() if sign in header[0] and sign != layout.separator]
+    if absent and len(header) == 1 and other:
+        findings.add("NPK-D09", line=line, detail=f"the header has the separator {other[0]}")
+        return
+    swapped = {
+        theirs.upper(): ours
+        for ours, theirs in layout.columns.items()
+        if theirs.upper() in RESERVED and ours not in RESERVED and _find(ours, header) is not None
+    }
+    if absent and swapped:
+        said = ",".join(f"{ours}={theirs}" for ours, theirs in swapped.items())
+        findings.add("NPK-D08", line=line, detail=f"columns are ours=theirs: {said}")
+        return
+    for name, said in absent.items():
+        findings.add("NPK-D08", column=name, detail=f"{said or name} is not among the columns {_listed(header)}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return bool(np.isfinite(float(text)))
+    except ValueError:
+        return False
+
+
+def _listed(names: Sequence[str], most: int = 30) -> str:
+    return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")
+
+
+def _check_names(header: Sequence[str], line: int | None, findings: Findings) -> None:
+    """Note columns without a name and names that occur twice."""
     seen: dict[str, int] = {}
-    for place, name in enumerate(names):
+    for place, name in enumerate(header):
         if name in MISSING or len(name) > MAX_CELL:
             findings.add("NPK-D05", line=line, value=name, detail=f"the name of column {place + 1} is {name[:40]!r}")
         elif name.upper() in seen:
-            findings.add(
-                "NPK-D06", line=line, column=name, detail=f"columns {seen[name.upper()]} and {place + 1} share it"
-            )
+            detail = f"columns {seen[name.upper()]} and {place + 1} share it"
+            findings.add("NPK-D06", line=line, column=name.upper() if name.upper() in RESERVED else name, detail=detail)
         seen.setdefault(name.upper(), place + 1)
-    absent = [name for name in columns if name not in (heading.strip(BLANKS) for heading in header)]
-    absent += [name for name in ("ID", "TIME", "DV", *(covariates or ())) if name not in names]
-    for name in absent:
-        findings.add("NPK-D08", column=name, detail=f"not among the columns {', '.join(names)}")
-    findings.raise_any()
-    wanted = {*RESERVED, *(names if covariates is None else covariates), *needed}
-    return {name: place for place, name in enumerate(names) if name in wanted}
 
 
-def _sound_lines(handle: TextIO, findings: Findings) -> Iterator[str]:
-    """The lines of a file, without what no cell may hold; each is yielded, for the reader counts them."""
-    for line, text in enumerate(handle, start=1):
-        if "\0" in text:
-            findings.add("NPK-D01", line=line, detail="a NUL byte")
-            text = text.replace("\0", "")
-        if not text.isascii():
-            # undecodable bytes arrive as lone surrogates, which alone cannot be encoded again
-            sound = text.encode(errors="ignore").decode()
-            if sound != text:
-                findings.add("NPK-D01", line=line, detail="bytes that are not UTF-8")
-            text = sound
-        if len(text) > MAX_LINE:
-            findings.add("NPK-D07", line=line, detail=f"a line of {len(text):,} characters")
-            text = text[:MAX_LINE]
-        yield text
+class SheetBuilder:
+    """Puts a sheet together from the cells of some rows after the others.
 
-
-def _csv_rows(handle: TextIO, findings: Findings) -> Iterator[tuple[int, list[str]]]:
-    """Line number and cells of every row with the header's number of cells, the header first; empty lines hold none."""
-    reader = csv.reader(_sound_lines(handle, findings), strict=True)
-    width, last = 0, 0
-    try:
-        for row in reader:
-            line, last = last + 1, reader.line_num
-            if last > line:
-                findings.add("NPK-D02", line=line, detail=f"a quote that opens here closes on line {last}, or never")
-            elif len(row) == (width or len(row)):
-                if row:
-                    width = len(row)
-                    yield line, row
-            elif row:
-                findings.add("NPK-D04", line=line, detail=f"{len(row)} cells under {width} column names")
-    except csv.Error as error:
-        findings.add("NPK-D02", line=last + 1, detail=str(error))
-
-
-def _check_size(path: Path, findings: Findings) -> None:
-    """Refuse a huge file before any of it is kept."""
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        findings.add("NPK-D07", detail=f"{size:,} bytes")
-    else:
-        with path.open("rb") as handle:
-            blocks = iter(lambda: handle.read(1 << 20), b"")
-            lines = sum(max(block.count(b"\n"), block.count(b"\r")) for block in blocks)
-        if lines > MAX_ROWS + 1:
-            findings.add("NPK-D07", detail=f"{lines:,} lines")
-    findings.raise_any()
-
-
-def read_csv(
-    path: Path,
-    columns: Mapping[str, str] | None,
-    covariates: Sequence[str] | None,
-    needed: Collection[str],
-    findings: Findings,
-) -> Sheet:
-    """Read a CSV file; arguments as for `headings`. Rows of the wrong length are noted and left out.
-
-    Raises:
-        DataError: a file without a readable header or without rows.
+    Args:
+        found: which columns are read.
+        findings: takes notes of rows that are left out and codes that are replaced.
     """
-    _check_size(path, findings)
-    lines: list[int] = []
-    ids: list[str] = []
-    # utf-8-sig: spreadsheets put a byte order mark in front of the first name
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as handle:
-        rows = _csv_rows(handle, findings)
-        _, header = next(rows, (0, []))
-        if not header:
-            findings.add("NPK-D03", detail="the file is empty")
-        places = headings(header, columns, covariates, needed, findings) if header else {}
-        findings.raise_any()
-        parts: dict[str, list[FloatArray]] = {name: [] for name in places if name != "ID"}
-        texts: dict[str, dict[int, str]] = {name: {} for name in parts}
-        while chunk := list(islice(rows, _CHUNK)):
-            cells = list(zip(*(row for _, row in chunk), strict=True))
-            for name, part in parts.items():
-                values, odd = parse(cells[places[name]], start=len(lines))
-                part.append(values)
-                texts[name] |= odd
-            ids += identifiers(cells[places["ID"]])
-            lines += [line for line, _ in chunk]
-    if not lines:
-        findings.add("NPK-D03", detail="no row that can be read")
-        findings.raise_any()
-    numbers = {name: np.concatenate(part) for name, part in parts.items()}
-    return Sheet(np.array(lines), np.array(ids, dtype=object), numbers, texts)
 
+    def __init__(self, found: Headings, findings: Findings) -> None:
+        self.found, self.findings = found, findings
+        self._lines: list[int] = []
+        self._ids: list[str] = []
+        self._parts: dict[str, list[FloatArray]] = {name: [] for name in found.numbers if name != "ID"}
+        self._texts: dict[str, dict[int, str]] = {name: {} for name in self._parts}
+        self._labels: dict[str, list[str]] = {name: [] for name in found.labels}
+        self._replaced: dict[tuple[int, str], int] = {
+            (place, code): 0 for place, codes in found.codes.items() for code in codes
+        }
+        self._left_out = 0
 
-def _frame_column(series: pd.Series[Any]) -> tuple[FloatArray, dict[int, str]]:
-    plain = pd.api.types.is_any_real_numeric_dtype(series.dtype) and not pd.api.types.is_bool_dtype(series.dtype)
-    if not plain:
-        return parse([cell_text(value) for value in series])
-    values = series.to_numpy(dtype=np.float64, na_value=np.nan)
-    return values, {int(row): repr(float(values[row])) for row in np.flatnonzero(np.isinf(values))}
+    def add(self, lines: Sequence[int], column: Callable[[int], Sequence[str]]) -> None:
+        """Take more rows.
 
+        Args:
+            lines: their numbers.
+            column: place of a column -> its cells in these rows.
+        """
+        layout, found = self.found.layout, self.found
+        cells = {place: column(place) for place in found.places}
+        if layout.rows.conditions:
+            read = {name: cells[place] for name, place in found.conditions.items()}
+            kept = layout.rows.kept(read, len(lines), layout.decimal)
+            self._left_out += len(kept) - sum(kept)
+            lines = [line for line, keep in zip(lines, kept, strict=True) if keep]
+            cells = {place: [cell for cell, keep in zip(of, kept, strict=True) if keep] for place, of in cells.items()}
+        for place, codes in found.codes.items():
+            cells[place] = self._decoded(place, codes, cells[place])
+        start = len(self._lines)
+        for name, part in self._parts.items():
+            values, odd = parse(cells[found.numbers[name]], start, layout.decimal)
+            part.append(values)
+            self._texts[name] |= odd
+        for name, label in self._labels.items():
+            label += identifiers(cells[found.labels[name]])
+        self._ids += identifiers(cells[found.numbers["ID"]])
+        self._lines += lines
 
-def from_frame(
-    frame: pd.DataFrame,
-    columns: Mapping[str, str] | None,
-    covariates: Sequence[str] | None,
-    needed: Collection[str],
-    findings: Findings,
-) -> Sheet:
-    """Read a data frame; arguments as for `headings`.
+    def _decoded(self, place: int, codes: Mapping[str, str], cells: Sequence[str]) -> list[str]:
+        meaning: dict[str, str] = {}
+        for cell in set(cells):
+            for code, instead in codes.items():
+                if matches(code, cell):
+                    meaning[cell] = instead
+                    self._replaced[place, code] += sum(other == cell for other in cells)
+        return [meaning.get(cell, cell) for cell in cells]
 
-    Raises:
-        DataError: columns that cannot be read, no row, too many rows.
-    """
-    places = headings([str(name) for name in frame.columns], columns, covariates, needed, findings)
-    if not 0 < len(frame) <= MAX_ROWS:
-        findings.add("NPK-D07" if len(frame) else "NPK-D03", detail=f"{len(frame):,} rows")
-        findings.raise_any()
-    ids = identifiers([cell_text(value) for value in frame.iloc[:, places["ID"]]])
-    read = {name: _frame_column(frame.iloc[:, place]) for name, place in places.items() if name != "ID"}
-    return Sheet(
-        lines=np.arange(1, len(frame) + 1),
-        ids=np.array(ids, dtype=object),
-        numbers={name: values for name, (values, _) in read.items()},
-        texts={name: texts for name, (_, texts) in read.items()},
-    )
+    def sheet(self) -> Sheet:
+        """All rows.
+
+        Raises:
+            DataError: none.
+        """
+        layout, findings = self.found.layout, self.findings
+        if layout.rows.conditions:
+            findings.note(f"rows left out by ignore {layout.rows.text!r}: {self._left_out}")
+        names = {place: name for name, place in {**self.found.labels, **self.found.numbers}.items()}
+        for (place, code), count in self._replaced.items():
+            instead = self.found.codes[place][code]
+            findings.note(f"{names.get(place, place)} {code} read as {instead}: {count} cells")
+        if not self._lines:
+            findings.add("NPK-D03", detail="no row that can be read")
+            findings.raise_any()
+        return Sheet(
+            lines=np.array(self._lines),
+            ids=np.array(self._ids, dtype=object),
+            numbers={name: np.concatenate(part) for name, part in self._parts.items()},
+            texts=self._texts,
+            labels={name: np.array(label, dtype=object) for name, label in self._labels.items()},
+            covariates=self.found.covariates,
+            layout=layout,
+        )

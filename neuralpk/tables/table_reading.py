@@ -2,54 +2,72 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 import pandas as pd
 
 from neuralpk.cohort import Cohort, Units
+from neuralpk.tables import frames, text_files
 from neuralpk.tables.checked_records import checked_records
 from neuralpk.tables.cohort_building import build
-from neuralpk.tables.faults import DataError, DataWarning, Findings
-from neuralpk.tables.sheet import Sheet, from_frame, read_csv
+from neuralpk.tables.faults import DataWarning, Findings
+from neuralpk.tables.frames import from_frame
+from neuralpk.tables.layout import Layout
+from neuralpk.tables.records import Records
+from neuralpk.tables.sheet import Sheet
+
+_log = logging.getLogger(__package__)
 
 
-def _read_parquet(path: Path, findings: Findings) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path)
-    except ImportError as error:
-        raise ImportError("Parquet files need pyarrow: pip install 'neuralpk[parquet]'") from error
-    except (ValueError, OSError) as error:
-        findings.add("NPK-D01", detail=str(error))
-        raise DataError(findings.found) from error
-
-
-def _sheet(
-    source: str | Path | pd.DataFrame,
-    columns: Mapping[str, str] | None,
-    covariates: Sequence[str] | None,
-    needed: Collection[str],
-    findings: Findings,
-) -> Sheet:
+def _sheet(source: str | Path | pd.DataFrame, layout: Layout, findings: Findings) -> Sheet:
     if isinstance(source, pd.DataFrame):
-        return from_frame(source, columns, covariates, needed, findings)
+        return from_frame(source, layout, findings)
     path = Path(source)
-    if path.suffix.lower() == ".parquet":
-        return from_frame(_read_parquet(path, findings), columns, covariates, needed, findings)
-    if path.suffix.lower() not in (".csv", ".txt"):
+    kind = text_files.ending(path)
+    if path.suffix.lower() in frames.ENDINGS:
+        return frames.read_binary(path, layout, findings)
+    if kind not in text_files.ENDINGS:
         findings.add("NPK-D01", value=path.suffix, detail=f"the file ends in {path.suffix!r}")
         findings.raise_any()
-    return read_csv(path, columns, covariates, needed, findings)
+    separator = layout.separator or ("\t" if kind in (".tsv", ".tab") else ",")
+    return text_files.read_text(path, dataclasses.replace(layout, separator=separator), findings)
+
+
+def read_records(
+    source: str | Path | pd.DataFrame,
+    layout: Layout,
+    compartments: list[str] | None,
+    units: Units,
+    sort: bool,
+    findings: Findings,
+) -> Records:
+    """The records of a table, with everything that is to be said of them in the findings.
+
+    Raises:
+        DataError: a rule of `RULES` is broken.
+    """
+    return checked_records(_sheet(source, layout, findings), compartments, sort, units.time, findings)
 
 
 def read_table(
     path_or_frame: str | Path | pd.DataFrame,
     *,
-    columns: Mapping[str, str] | None = None,
-    compartments: Sequence[str] | None = None,
-    covariates: Sequence[str] | None = None,
+    columns: dict[str, str] | str | None = None,
+    covariates: list[str] | str | None = None,
+    endpoint: str | None = None,
+    occasion: str | None = None,
+    lloq: float | str | None = None,
+    map: dict[str, dict[str, str]] | str | list[str] | None = None,
+    ignore: str | list[str] | None = None,
+    separator: str | None = None,
+    decimal: str = ".",
+    dates: str | None = None,
+    compartments: list[str] | None = None,
     units: Units = Units(),  # noqa: B008  # immutable
     sort: bool = False,
     needed: Mapping[str, float | None] = MappingProxyType({}),
@@ -59,14 +77,27 @@ def read_table(
     ID, TIME and DV are needed; EVID, MDV, AMT, RATE, DUR (or TINF), II, ADDL, SS, CMT, DVID, CENS and LIMIT are read
     where they stand, in either case. Missing EVID and MDV are derived from AMT and DV. Records of equal time act in the
     order of their rows; an observation on the row of a dose is read before it. What is kept in an unusual way, or
-    left out, is counted in a `DataWarning`.
+    left out, is counted in a `DataWarning`; how the table was read goes to the logger ``neuralpk.tables``.
 
     Args:
-        path_or_frame: CSV (``.csv``, ``.txt``, comma-separated), Parquet (``.parquet``) or a data frame.
-        columns: names in the table to names here, for those that differ.
+        path_or_frame: a data frame, or a file: text (``.csv``, ``.txt``, ``.dat``, ``.tsv``, ``.tab``; also ``.gz``),
+            ``.parquet``, ``.xlsx``, ``.xpt`` or ``.sas7bdat``.
+        columns: our names = theirs, where they differ: ``DV=LIDV,ID=SUBJ`` or ``{"DV": "LIDV"}``; ``adppk`` for the
+            names of CDISC's ADPPK.
+        covariates: which columns are covariates, ``WT,AGE`` or a list; ``all`` for every column that has no other
+            meaning; none by default.
+        endpoint: column that says which endpoint a value belongs to, by number or text, instead of DVID.
+        occasion: column at whose new value the clock may restart, instead of OCC and PERIOD.
+        lloq: column, or number, that is the limit of quantification of the values with CENS 1; by default DV is.
+        map: codes to be read as others, ``SS:99=0,DV:9999=.`` or ``{"SS": {"99": "0"}}``.
+        ignore: rows to leave out: ``FLAG == 1``, several with a comma (one is enough) or ``and``; ``@``, ``#`` and
+            ``C`` for comments as in NONMEM.
+        separator: between cells, ``comma``, ``semicolon``, ``tab`` or ``space``; by default what the name of the file
+            says.
+        decimal: sign in numbers, ``.`` or ``,``.
+        dates: order of dates that do not begin with the year: ``dmy``, ``mdy``, ``ymd`` or ``ydm``.
         compartments: names that CMT uses, in the order of their numbers from 1.
-        covariates: which columns are covariates; None for every column that has no other meaning.
-        units: of the table; nothing is converted.
+        units: of the table; nothing is converted but times of day.
         sort: put the rows of each subject in order of TIME instead of refusing a table that is not.
         needed: covariates that a model reads, whatever `covariates` says, with the value for a subject in whom one is
             not recorded; None where such a subject is refused.
@@ -76,12 +107,16 @@ def read_table(
 
     Raises:
         DataError: a rule of `RULES` is broken.
+        ValueError: an argument that cannot be.
         FileNotFoundError: no file at the path.
     """
+    layout = Layout.of(columns, covariates, endpoint, occasion, lloq, map, ignore, separator, decimal, dates)
+    layout = dataclasses.replace(layout, optional=tuple(needed))
     findings = Findings("" if isinstance(path_or_frame, pd.DataFrame) else Path(path_or_frame).name)
-    sheet = _sheet(path_or_frame, columns, covariates, needed, findings)
-    records = checked_records(sheet, compartments, sort, findings)
+    records = read_records(path_or_frame, layout, compartments, units, sort, findings)
     cohort = build(records, units, needed, findings)
+    for message in findings.notes:
+        _log.info("%s", message)
     for message in findings.warnings:
         warnings.warn(message, DataWarning, stacklevel=2)
     return cohort

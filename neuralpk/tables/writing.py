@@ -10,7 +10,7 @@ import pandas as pd
 
 from neuralpk.cohort import Cohort, Covariate, Dose, FloatArray, Subject
 from neuralpk.tables.cells import BLANKS, MAX_CELL, MISSING
-from neuralpk.tables.sheet import RESERVED
+from neuralpk.tables.layout import RESERVED
 
 WHOLE = ("EVID", "MDV", "ADDL", "SS", "CMT", "DVID", "CENS")
 """Columns of whole numbers."""

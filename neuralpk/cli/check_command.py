@@ -1,0 +1,77 @@
+"""``neuralpk check``: what is in a table, what is wrong with it, and a picture of it; without torch."""
+
+from __future__ import annotations
+
+import json as json_format
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from neuralpk.cli.argument_tokens import Argument
+from neuralpk.cli.faults import UsageError
+from neuralpk.cli.merged_configuration import Configuration
+from neuralpk.cli.signatures import options_of
+from neuralpk.cohort import Units
+from neuralpk.table_check import check_table, draw
+
+
+def check(
+    table: Path,
+    arm: str | None = None,
+    figure: Path | None = None,
+    json: bool = False,
+    units: list[str] | None = None,
+    **reading: Any,
+) -> int:
+    """Say what is in an event table and what is wrong with it, before any model; the exit code is 1 where a rule is
+    broken.
+
+    Args:
+        table: file with the columns ID, TIME, AMT, DV, … of an event table.
+        arm: column of the arms of the study, for the picture.
+        figure: where the picture is drawn; null for TABLE_check.png in the current folder.
+        json: print JSON instead of text.
+        units: of time, amount and value, for the picture.
+        reading: how the table is read.
+
+    Returns:
+        Number of faults.
+    """
+    found = check_table(table, arm=arm, units=Units(*units) if units else Units(), **reading)
+    drawn = None
+    if found.cohort is not None:
+        drawn = figure or Path(f"{table.name.split('.')[0]}_check.png")
+        draw(found.cohort, found.arms).savefig(drawn, dpi=130)
+    if json:
+        print(json_format.dumps(found.plain() | {"figure": None if drawn is None else str(drawn)}, indent=1))
+    else:
+        print("\n".join(found.lines()))
+        if drawn is not None:
+            print(f"Picture: {drawn}")
+    return len(found.faults)
+
+
+def run(given: Sequence[Argument]) -> int:
+    """Run the command.
+
+    Raises:
+        UsageError: an option that is missing or does not fit.
+    """
+    options = options_of(check)
+    for argument in given:
+        if argument.name == "help":
+            from neuralpk.cli.help import print_help
+
+            print_help("check", options, argument.value)
+            return 0
+    configuration = Configuration(options)
+    for argument in given:
+        if argument.name in ("import", "config", "preset"):
+            raise UsageError(f"takes no --{argument.name}")
+        bare = argument.name in ("json", "sort") and argument.value is None
+        configuration.give(Argument(argument.name, "true") if bare else argument)
+    values = configuration.finish()
+    values["table"] = Path(values["table"])
+    if values.get("figure") is not None:
+        values["figure"] = Path(values["figure"])
+    return check(**values)

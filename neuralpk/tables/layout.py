@@ -1,0 +1,167 @@
+"""Layout of a table: which columns, rows and codes of it mean what, as its reader says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from neuralpk.tables.row_filter import RowFilter
+
+RESERVED = (
+    *("ID", "TIME", "EVID", "MDV", "AMT", "RATE", "DUR", "II", "ADDL", "SS"),
+    *("CMT", "DVID", "DV", "CENS", "LIMIT"),
+)
+"""Columns with a meaning of their own."""
+
+OCCASIONS = ("OCC", "PERIOD")
+"""Columns whose new value may restart the clock."""
+
+DATES = {"DATE": "", "DAT1": "dmy", "DAT2": "ymd", "DAT3": "ydm"}
+"""Columns of dates beside times of day, and the order of day, month and year that NONMEM gives to their names."""
+
+FLAGS = ("BLQ", "BQL", "BLOQ", "BLQFL", "BLQFN")
+"""Columns that say what CENS says, in words of their own."""
+
+LIMITS = ("LLOQ", "LOQ", "LLQ", "ALLOQ")
+"""Columns that may hold a limit of quantification."""
+
+ENDPOINTS = ("YTYPE", "TYPE", "PARAMCD", "PARAM", "DVNAME", "ENDPOINT", "ANALYTE", "OUTPUT")
+"""Columns that may say which endpoint a value belongs to."""
+
+SEPARATORS = {"tab": "\t", "semicolon": ";", "comma": ",", "space": " "}
+
+NAMED_LAYOUTS: dict[str, dict[str, str]] = {
+    # CDISC ADaM for population PK (ADPPK): actual time since the first dose, flag of values below the limit
+    "adppk": {"ID": "USUBJID", "TIME": "AFRLT", "CENS": "BLQFN"},
+}
+"""Maps of columns by the name of a standard."""
+
+ALL = "all"
+"""Asks for every column that has no other meaning as a covariate."""
+
+Columns = Mapping[str, str] | str | None
+Codes = Mapping[str, Mapping[str, str]] | str | Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a table is to be read.
+
+    Args:
+        columns: our name to theirs.
+        covariates: names of the covariates; None for every column that has no other meaning.
+        endpoint: column that says which endpoint a value belongs to, instead of DVID.
+        occasion: column whose new value may restart the clock, instead of OCC and PERIOD.
+        lloq: column, or number, that is the limit of quantification of the values with CENS 1.
+        codes: by column, what a cell is read as.
+        rows: which rows are left out.
+        separator: between two cells; empty for what the ending of the file says.
+        decimal: ``.`` or ``,``.
+        dates: order of day, month and year: ``ymd``, ``dmy``, ``mdy`` or ``ydm``.
+        labels: further columns to keep as texts.
+        optional: covariates that are read where they stand in the table.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    covariates: tuple[str, ...] | None = ()
+    endpoint: str = ""
+    occasion: str = ""
+    lloq: str = ""
+    codes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    rows: RowFilter = RowFilter()  # noqa: RUF009  # frozen
+    separator: str = ""
+    decimal: str = "."
+    dates: str = ""
+    labels: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        columns: Columns = None,
+        covariates: Sequence[str] | str | None = None,
+        endpoint: str | None = None,
+        occasion: str | None = None,
+        lloq: str | float | None = None,
+        map: Codes = None,
+        ignore: str | Sequence[str] | None = None,
+        separator: str | None = None,
+        decimal: str = ".",
+        dates: str | None = None,
+    ) -> Layout:
+        """From the arguments of `neuralpk.tables.read_table`.
+
+        Raises:
+            ValueError: one that cannot be, by name.
+        """
+        if separator is not None:
+            separator = SEPARATORS.get(separator.lower(), separator)
+            if separator not in SEPARATORS.values():
+                raise ValueError(f"separator is one of {', '.join(SEPARATORS)} or that character, not {separator!r}")
+        if decimal not in (".", ","):
+            raise ValueError(f"decimal is '.' or ',', not {decimal!r}")
+        if decimal == "," and separator == ",":
+            raise ValueError("with a decimal comma the separator cannot be a comma: give separator=';' or 'tab'")
+        if dates is not None and dates not in ("ymd", "dmy", "mdy", "ydm"):
+            raise ValueError(f"dates is the order ymd, dmy, mdy or ydm, not {dates!r}")
+        names = [covariates] if isinstance(covariates, str) else covariates
+        if isinstance(covariates, str) and covariates != ALL:
+            names = [name.strip() for name in covariates.split(",") if name.strip()]
+        return cls(
+            columns=_columns(columns),
+            covariates=None if names is not None and list(names) == [ALL] else tuple(names or ()),
+            endpoint=endpoint or "",
+            occasion=occasion or "",
+            lloq="" if lloq is None else str(lloq),
+            codes=_codes(map),
+            rows=RowFilter.of(ignore),
+            separator=separator or "",
+            decimal=decimal,
+            dates=dates or "",
+        )
+
+
+def _pairs(text: str, said: str, example: str) -> Iterable[tuple[str, str]]:
+    for part in text.split(","):
+        left, equals, right = part.partition("=")
+        if not (equals and left.strip()):
+            raise ValueError(f"{said}: {part.strip()!r} is not of the form {example}")
+        yield left.strip(), right.strip()
+
+
+def _columns(columns: Columns) -> dict[str, str]:
+    if isinstance(columns, str):
+        if columns.lower() in NAMED_LAYOUTS:
+            return NAMED_LAYOUTS[columns.lower()]
+        columns = dict(_pairs(columns, "columns", "OURS=THEIRS, such as DV=LIDV"))
+    ours = {str(k): str(v) for k, v in (columns or {}).items()}
+    return {_reserved(name): theirs for name, theirs in ours.items()}
+
+
+def _reserved(name: str) -> str:
+    upper = "DUR" if name.upper() == "TINF" else name.upper()
+    return upper if upper in RESERVED else name
+
+
+def _codes(asked: Codes) -> dict[str, dict[str, str]]:
+    """``SS:99=0,DV:9999=.`` as ``{"SS": {"99": "0"}, "DV": {"9999": "."}}``."""
+    if isinstance(asked, Mapping):
+        return {column: {str(k): str(v) for k, v in codes.items()} for column, codes in asked.items()}
+    found: dict[str, dict[str, str]] = {}
+    for text in [asked] if isinstance(asked, str) else asked or ():
+        for left, right in _pairs(text, "map", "COLUMN:CODE=CODE, such as SS:99=0 or DV:9999=."):
+            column, colon, code = left.partition(":")
+            if not colon or not column.strip():
+                raise ValueError(f"map: {left!r} is not of the form COLUMN:CODE=CODE, such as SS:99=0 or DV:9999=.")
+            found.setdefault(column.strip(), {})[code.strip()] = right or "."
+    return found
+
+
+def matches(code: str, cell: str) -> bool:
+    """Whether a cell is a code: the same text, or the same number."""
+    code, cell = code.strip(), cell.strip()
+    if code == cell:
+        return True
+    numeric = re.compile(r"[+-]?\d*\.?\d+(?:[eE][+-]?\d+)?\.?")
+    return bool(numeric.fullmatch(code) and numeric.fullmatch(cell)) and float(code) == float(cell)
