@@ -47,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command ``neuralpk``.
 
     Raises:
-        SystemExit: 2 for a command line that cannot be used, 1 for data and solutions that fail; what is wrong stands
-            on the error stream.
+        SystemExit: 2 for a command line that cannot be used, 1 for data and solutions that fail, 130 after Ctrl-C, 143
+            after SIGTERM; what is wrong stands on the error stream.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words in (["-h"], ["--help"]):
@@ -97,8 +97,10 @@ def execute(words: Sequence[str]) -> NeuralPKCLI | None:
         return _run(command, without(given, "import", "preset"), presets)
     except UsageError as error:
         _stop(f"neuralpk {command}: {error}", 2)
-    except (ValueError, SolveError, FileNotFoundError) as error:
+    except (ValueError, SolveError, OSError) as error:
         _stop(f"neuralpk {command}: {sentence(error)}", 1)
+    except KeyboardInterrupt:
+        _stop(f"neuralpk {command}: stopped", 130)
 
 
 def _import(given: Sequence[Argument]) -> None:
@@ -131,6 +133,7 @@ def _run(command: str, given: list[Argument], presets: list[str]) -> NeuralPKCLI
     given = without(given, "print_config")
     if trains:
         given = [Argument("ckpt_path", a.value) if a.name == "checkpoint" else a for a in given]
+    given = [Argument("unverified", "true") if a == Argument("unverified", None) else a for a in given]
     configuration = Configuration(options, training.defaults() if trains else {})
     only = () if trains else ("data",)
     if trains or command == "simulate":
@@ -158,7 +161,7 @@ def _read_first(command: str, configuration: Configuration, given: Sequence[Argu
     if not presets and "config" not in names:
         saved = _config_beside(given)
         if saved is not None:
-            configuration.read(saved, trusted=False)
+            configuration.read(saved)
             return
         if command != "simulate" or "data" not in names:
             presets = [preset_path(MAIN_JOB)]
