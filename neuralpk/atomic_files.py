@@ -18,7 +18,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Write a file beside its place and put it there when the block has ended; an error leaves the old one.
 
     The temporary name lies in the same folder, so that the last step is one of the file system (`os.replace`), and
-    ends as the file does, for writers that look at the ending. What a killed process left there is removed.
+    ends as the file does, for writers that look at the ending; not that of a checkpoint, so that a list of checkpoints
+    has whole ones only. What a killed process left there is removed.
 
     Args:
         path: of the file.
@@ -33,7 +34,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():  # a pipe, a terminal
         yield path
         return
-    part = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.part{path.suffix}")
+    part = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.part{_ending(path)}")
     try:
         _remove_left(path)
         yield part
@@ -83,9 +84,13 @@ def _named(error: OSError, path: Path) -> OSError:
     return OSError(error.errno or 0, error.strerror or str(error), str(path))
 
 
+def _ending(path: Path) -> str:
+    return "" if path.suffix == ".ckpt" else path.suffix
+
+
 def _remove_left(path: Path) -> None:
     """Remove what processes that have ended left of this file."""
-    pattern = re.compile(re.escape(f".{path.stem}.") + r"(\d+)-[0-9a-f]{8}\.part" + re.escape(path.suffix))
+    pattern = re.compile(re.escape(f".{path.stem}.") + r"(\d+)-[0-9a-f]{8}\.part" + re.escape(_ending(path)))
     for found in path.parent.iterdir():
         match = pattern.fullmatch(found.name)
         if match and not _runs(int(match[1])):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self, cast
@@ -460,6 +461,15 @@ class LatentTask(L.LightningModule):
                 f"{failures} subjects of a batch could not be solved at step {self.global_step}; "
                 "lower learning_rate, or look at the doses and times of the cohort"
             )
+
+    def on_train_batch_start(self, batch: CohortBatch, batch_idx: int) -> None:
+        """Seed the global random numbers by the batch. Those of this package are no part of them, but parts of one's
+        own (dropout, noise) draw from them, and a resumed training has to draw the same."""
+        key = (self.seed % 2**32, self.current_epoch, batch_idx, self.global_rank)
+        of_torch, of_numpy, of_python = np.random.SeedSequence(key).generate_state(3).tolist()
+        torch.manual_seed(of_torch)
+        np.random.seed(of_numpy)  # noqa: NPY002  # for who uses the global one
+        random.seed(of_python)
 
     def training_step(self, batch: CohortBatch, batch_idx: int) -> Tensor:
         """One step; with an estimator of the population, draws for the subjects of the batch."""

@@ -14,6 +14,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from neuralpk.atomic_files import replacing
 from neuralpk.checkpoint_files import CheckpointError, read_checkpoint, write_checkpoint
 from neuralpk.checkpoint_io import VerifiedCheckpointIO
 from neuralpk.datamodules import SimulatedPKDataModule
@@ -222,6 +223,9 @@ def test_writing_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch) -> 
     path = tmp_path / "last.ckpt"
     write_checkpoint({"state_dict": {"a": torch.zeros(3)}}, path)
     before = path.read_bytes()
+    with replacing(path) as part:  # a list of checkpoints has whole ones only
+        part.write_bytes(before)
+        assert list(tmp_path.glob("*.ckpt")) == [path]
     monkeypatch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match=r"No space left on device .* bytes of a checkpoint.*last.ckpt"):
         write_checkpoint({"state_dict": {"a": torch.ones(3)}}, path)

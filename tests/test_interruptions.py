@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -116,9 +118,11 @@ def straight(tmp_path_factory):
     return of
 
 
-def interrupted(folder: Path, step: int, hook: str, error: BaseException | None = None, **options) -> None:
+def interrupted(
+    folder: Path, step: int, hook: str, error: BaseException | None = None, more: tuple[L.Callback, ...] = (), **options
+) -> None:
     with pytest.raises(SystemExit if error is None else type(error)):
-        fit(folder, Interrupt(step, hook, error or KeyboardInterrupt()), **options)
+        fit(folder, *more, Interrupt(step, hook, error or KeyboardInterrupt()), **options)
 
 
 STEPS = 18
@@ -175,6 +179,24 @@ def test_the_estimator_of_the_population_goes_on(hook: str, tmp_path, straight) 
     interrupted(tmp_path / "part", 4, hook, encoder=False, epochs=1)
     fit(tmp_path / "rest", go_on=tmp_path / "part" / "checkpoints" / "interrupted.ckpt", encoder=False, epochs=1)
     assert_same_training(saved(tmp_path / "rest", "last"), wanted)
+
+
+class Noise(L.Callback):
+    """Gradients with noise from the global random numbers, as parts of one's own may have."""
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        for weight in pl_module.parameters():
+            if weight.grad is not None:
+                weight.grad += 0.1 * torch.randn_like(weight) * (1 + np.random.rand()) * random.random()  # noqa: NPY002
+
+
+@pytest.mark.parametrize("step", [1, 8])
+def test_global_random_numbers_are_those_of_the_step(step: int, tmp_path) -> None:
+    fit(tmp_path / "straight", Noise())
+    torch.randn(3), random.random()
+    interrupted(tmp_path / "part", step, "backward", more=(Noise(),))
+    fit(tmp_path / "rest", Noise(), go_on=tmp_path / "part" / "checkpoints" / "interrupted.ckpt")
+    assert_same_training(saved(tmp_path / "rest", "last"), saved(tmp_path / "straight", "last"))
 
 
 def test_with_worker_processes(tmp_path, straight) -> None:
