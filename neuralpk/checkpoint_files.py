@@ -18,6 +18,8 @@ from neuralpk.atomic_files import replacing
 # there the seal lies, and every reader of zip archives (torch's too) passes over it.
 _MARK = b"neuralpk sha256 "
 _SEAL = len(_MARK) + 64
+_DIGEST = "sha256"  # in the section of a checkpoint
+_WRONG = "its content does not have the sha256 that was saved with it"
 
 
 KEYS = ("state_dict", "hyper_parameters", "neuralpk")
@@ -79,35 +81,62 @@ def read_checkpoint(
         FileNotFoundError: no such file.
         CheckpointError: no checkpoint; damaged; without a sha256; not a local file.
     """
-    found, content = verified_content(path, unverified)
+    found, content = checkpoint_content(path)
     name = name or found
+    whole = _has_seal(name, content)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, about foreign files
-            checkpoint = torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
+            checkpoint: dict[str, Any] = torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as error:  # the reader of pickles raises whatever the bytes make it raise
         raise CheckpointError(f"{name} is no checkpoint of neuralpk: it holds more than numbers and texts") from error
+    if not whole:
+        _verify_content(name, checkpoint, unverified)
     missing = [key for key in keys if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), dict)]
     if missing:
         raise CheckpointError(f"{name} is no checkpoint of neuralpk: it has no {', '.join(missing)}")
     return checkpoint
 
 
-def verified_content(path: str | Path | IO[bytes], unverified: bool = False) -> tuple[str, bytes]:
-    """Name and bytes of a file that has the sha256 that was saved with it.
+def content_sha256(checkpoint: Mapping[str, Any]) -> str:
+    """sha256 of what a checkpoint holds, in whatever file: kept in its section ``neuralpk``, for files that another
+    writer than `write_checkpoint` has made."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key, inside in value.items():
+                if key != _DIGEST:
+                    add(key)
+                    add(inside)
+        elif isinstance(value, list | tuple):
+            digest.update(f"[{len(value)}]".encode())
+            for inside in value:
+                add(inside)
+        elif torch.is_tensor(value):
+            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(f"{value!r};".encode())
+
+    add(checkpoint)
+    return digest.hexdigest()
+
+
+def add_sha256(checkpoint: Mapping[str, Any]) -> None:
+    """Keep the sha256 of what a checkpoint holds in its section ``neuralpk``; called when the rest is there."""
+    checkpoint["neuralpk"][_DIGEST] = content_sha256(checkpoint)
+
+
+def checkpoint_content(path: str | Path | IO[bytes]) -> tuple[str, bytes]:
+    """Name and bytes of a local file, which nobody has verified.
 
     Raises:
-        FileNotFoundError: as `read_checkpoint`.
-        CheckpointError: as `read_checkpoint`.
+        FileNotFoundError: no such file.
+        CheckpointError: not a local file.
     """
-    name, content = _content(path)
-    _verify(name, content, unverified)
-    return name, content
-
-
-def _content(path: str | Path | IO[bytes]) -> tuple[str, bytes]:
     if not isinstance(path, str | Path):
         return str(getattr(path, "name", "the checkpoint")), path.read()
     if "://" in str(path):
@@ -122,17 +151,27 @@ def _content(path: str | Path | IO[bytes]) -> tuple[str, bytes]:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _verify(name: str, content: bytes, unverified: bool) -> None:
+def _has_seal(name: str, content: bytes) -> bool:
+    """Whether a file has a seal, which is right; one without must be an archive at least."""
     body, mark = content[:-_SEAL], content[-_SEAL : len(content) - 64]
     if mark == _MARK:
         if hashlib.sha256(body).hexdigest().encode() != content[-64:]:
-            raise CheckpointError(f"{name} is damaged: its content does not have the sha256 that was saved with it")
-    elif not _is_archive(content):
+            raise CheckpointError(f"{name} is damaged: {_WRONG}")
+        return True
+    if not _is_archive(content):
         raise CheckpointError(
             f"{name} is not a checkpoint of a training (those end in .ckpt), or it is damaged: cut off, empty or "
             "written over"
         )
-    elif not unverified:
+    return False
+
+
+def _verify_content(name: str, checkpoint: Any, unverified: bool) -> None:
+    section = checkpoint.get("neuralpk") if isinstance(checkpoint, dict) else None
+    wanted = section.get(_DIGEST) if isinstance(section, dict) else None
+    if wanted is not None and wanted != content_sha256(checkpoint):
+        raise CheckpointError(f"{name} is damaged: {_WRONG}")
+    if wanted is None and not unverified:
         raise CheckpointError(
             f"{name} has no sha256, so that damage could not be noticed: if you trust the file, give --unverified "
             "(in Python unverified=True)"

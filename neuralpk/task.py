@@ -18,7 +18,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from neuralpk import decoders, record_predictions
-from neuralpk.checkpoint_files import CheckpointError, non_finite, read_checkpoint, verified_content
+from neuralpk.checkpoint_files import CheckpointError, add_sha256, checkpoint_content, non_finite, read_checkpoint
 from neuralpk.checkpoint_io import refuse_pickles, verify_checkpoints
 from neuralpk.cohort import Cohort
 from neuralpk.cohort_batch import CohortBatch
@@ -236,10 +236,9 @@ class LatentTask(L.LightningModule):
             ValueError: a part whose class is not imported; `weights_only` of False.
         """
         refuse_pickles(weights_only)
-        name, content = verified_content(checkpoint_path, unverified)
-        read_checkpoint(
-            io.BytesIO(content), unverified=unverified, name=name
-        )  # Lightning would say it in its own words
+        name, content = checkpoint_content(checkpoint_path)
+        # Lightning would say in its own words what is wrong with it
+        read_checkpoint(io.BytesIO(content), unverified=unverified, name=name)
         try:
             return super().load_from_checkpoint(
                 io.BytesIO(content), map_location, strict=strict, weights_only=True, **parts
@@ -279,6 +278,7 @@ class LatentTask(L.LightningModule):
         section["status"] = None if self.status is None else self.status.plain()
         section["estimator"] = None if self.estimator is None else self.estimator.state_dict()
         checkpoint[_SECTION] = section
+        add_sha256(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the magnitudes of the data from the checkpoint, and of a model that started from a pre-training its
@@ -437,6 +437,7 @@ class LatentTask(L.LightningModule):
             saved["state_dict"]["model.parameter_draws"] = draws.cpu()
             if self.status is not None:
                 saved[_SECTION]["status"] = self.status.plain()
+            add_sha256(saved)
             self.trainer.strategy.save_checkpoint(saved, path)
 
     def _log(self, name: str, value: Tensor | float, weight: int, bar: bool = False) -> None:

@@ -121,9 +121,32 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
         LatentTask.load_from_checkpoint(tmp_path / "none.ckpt")
 
 
+def without_sha256(checkpoint: Path) -> dict:
+    """The content as another program would have written it."""
+    content = torch.load(checkpoint, weights_only=True)
+    del content["neuralpk"]["sha256"]
+    return content
+
+
+def test_another_writer_of_checkpoints_keeps_the_sha256_of_the_content(checkpoint: Path, tmp_path: Path) -> None:
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.strategy.connect(LatentTask.load_from_checkpoint(checkpoint))
+    path = tmp_path / "by_hand.ckpt"
+    trainer.save_checkpoint(path)
+    LatentTask.load_from_checkpoint(path)
+    for change in ("weight", "seed"):
+        content = torch.load(path, weights_only=True)
+        if change == "weight":
+            content["state_dict"]["model.population.location"][0] += 1e-6
+        else:
+            content["hyper_parameters"]["seed"] += 1
+        torch.save(content, tmp_path / "changed.ckpt")
+        assert "damaged" in refused((tmp_path / "changed.ckpt").read_bytes(), tmp_path / "changed.ckpt")
+
+
 def test_a_file_without_a_sha256_needs_the_users_word(checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "foreign.ckpt"
-    torch.save(torch.load(checkpoint, weights_only=True), path)
+    torch.save(without_sha256(checkpoint), path)
     assert "--unverified" in refused(path.read_bytes(), path)
     found = LatentTask.load_from_checkpoint(path, unverified=True)
     for name, value in LatentTask.load_from_checkpoint(checkpoint).state_dict().items():
@@ -135,8 +158,7 @@ def test_a_file_without_a_sha256_needs_the_users_word(checkpoint: Path, tmp_path
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using")
 def test_a_resumed_training_reads_verified_files_only(checkpoint: Path, tmp_path: Path) -> None:
-    content = torch.load(checkpoint, weights_only=True)
-    torch.save(content, tmp_path / "foreign.ckpt")
+    torch.save(without_sha256(checkpoint), tmp_path / "foreign.ckpt")
     data = SimulatedPKDataModule(4, samples=4)
 
     def go_on(path: Path, **options) -> None:
