@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cli_stub
 import pytest
@@ -307,6 +308,7 @@ def test_reconstruct_hands_over_what_was_asked(capsys, monkeypatch) -> None:
     class Task(cli_stub.LatentTask):
         def reconstruct(self, table, **options):
             asked.append((table, options))
+            return SimpleNamespace(unsolved=())
 
     main(["fit"])
     (last,) = Path("lightning_logs").glob("*/checkpoints/last.ckpt")
