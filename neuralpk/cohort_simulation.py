@@ -205,8 +205,8 @@ class Design:
         if most is not None and least is not None and not 0 <= least <= most:
             raise ValueError(f"samples is a number from 0 on, or [low, high]; not {self.samples}")
         for name, times in (("times", self.times), ("grid", self.grid)):
-            if not all(0 <= time < np.inf for time in times) or any(b < a for a, b in pairwise(times)):
-                raise ValueError(f"{name} must be 0 or later and increase, not {list(times)[:10]}")
+            if not np.isfinite(times).all() or any(b < a for a, b in pairwise(times)):
+                raise ValueError(f"{name} must be finite and increase, not {list(times)[:10]}")
         if not 0 <= self.jitter < np.inf:
             raise ValueError(f"jitter, a standard deviation, must be 0 or above, not {self.jitter}")
         if self.lloq is not None and not 0 < self.lloq < np.inf:

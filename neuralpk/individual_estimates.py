@@ -23,7 +23,7 @@ from neuralpk.inference.quantiles import interval
 from neuralpk.inference.uncertainty_draws import drawn_models
 from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
-from neuralpk.solve import Noise, Status
+from neuralpk.solve import Noise, SolveError, Status
 
 if TYPE_CHECKING:
     from neuralpk.path_guide import PathGuide
@@ -190,11 +190,19 @@ def estimate_individuals(
         curves.append(model.observe(trajectory))
         status = torch.where(trajectory.ok, status, trajectory.status)
     unsolved = status != Status.OK
+    if bool(unsolved.all()):
+        raise SolveError(
+            f"{len(batch)} of {len(batch)} subjects not solved: {'; '.join(_sentences(status, batch.ids)[:10])}"
+        )
     pred, ipred = (curve.masked_fill(unsolved[:, None, None], torch.nan) for curve in curves)
     z = z.masked_fill(unsolved[:, None], torch.nan)
     parameters = {
         name: value.masked_fill(unsolved, torch.nan) for name, value in model.individual_parameters(z, batch).items()
     }
+    said = _sentences(status, batch.ids)
+    if said:
+        more = f" (+{len(said) - 10} more)" if len(said) > 10 else ""
+        warnings.warn("; ".join(said[:10]) + more, stacklevel=2)
     if draws:
         lower, upper = torch.cat([ends for ends, _ in intervals], dim=1).masked_fill(unsolved[:, None, None], torch.nan)
         between = {name: torch.cat([ends[name] for _, ends in intervals], dim=1) for name in parameters}
@@ -211,20 +219,16 @@ def estimate_individuals(
         upper=_numpy(upper),
         parameters={k: (_numpy(v), _numpy(between[k][0]), _numpy(between[k][1])) for k, v in parameters.items()},
         z=_numpy(z),
-        unsolved=_sentences(status, batch.ids),
+        unsolved=said,
     )
 
 
 def _sentences(status: Tensor, ids: Sequence[str]) -> tuple[str, ...]:
-    """Which subjects could not be solved, and why; said in a warning."""
-    found = tuple(
+    """Which subjects could not be solved, and why."""
+    return tuple(
         f"subject {ids[k]} could not be solved ({Status(int(status[k])).name.lower()}): look at its doses and times"
         for k in status.nonzero()[:, 0].tolist()
     )
-    if found:
-        more = f" (+{len(found) - 10} more)" if len(found) > 10 else ""
-        warnings.warn("; ".join(found[:10]) + more, stacklevel=3)
-    return found
 
 
 def _posterior(model: PopulationModel, encoder: Encoder | None, batch: CohortBatch) -> Posterior:

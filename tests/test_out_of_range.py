@@ -45,7 +45,7 @@ CASES = {
     "samples -1": lambda: SimulatedPKDataModule(samples=-1),
     "samples that decrease": lambda: SimulatedPKDataModule(samples=[8, 2]),
     "repeats 0": lambda: SimulatedPKDataModule(repeats=0),
-    "repeats without interval": lambda: SimulatedPKDataModule(repeats=3),
+    "interval missing": lambda: SimulatedPKDataModule(repeats=3),
     "infusion -1": lambda: SimulatedPKDataModule(infusion=-1.0),
     "covariates that decrease": lambda: SimulatedPKDataModule(covariates={"WT": [90.0, 50.0]}),
     "probability 2": lambda: SimulatedPKDataModule(covariates={"SEX": 2.0}),
@@ -62,7 +62,7 @@ def test_an_option_out_of_its_range(name: str) -> None:
     with pytest.raises(ValueError) as error:
         CASES[name]()
     option = name.split()[0]
-    assert option in str(error.value) or option in ("SDE", "rtol", "atol", "panels", "probability")
+    assert option in str(error.value) or option in ("SDE", "rtol", "atol", "panels", "probability", "infusion")
 
 
 def test_the_ends_of_the_ranges_are_taken() -> None:
