@@ -11,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from neuralpk import record_predictions
+from neuralpk.atomic_files import replacing
 from neuralpk.cohort import Cohort, FloatArray, Subject, written_out
 from neuralpk.datamodules import CohortDataModule
 from neuralpk.dynamics import Decoder, Equations, NetworkTerm
@@ -70,7 +71,8 @@ def save_panels(cohort: Cohort, result: IndividualEstimates, folder: Path, seen:
     for endpoint in range(endpoints):
         path = folder / ("individuals.png" if endpoints == 1 else f"individuals_{endpoint + 1}.png")
         panels = make_panels(cohort, result, endpoint, seen)
-        individual_panels(panels, cohort.units, shared=False, quantity=quantity_of(cohort)).savefig(path, dpi=130)
+        with replacing(path) as part:
+            individual_panels(panels, cohort.units, shared=False, quantity=quantity_of(cohort)).savefig(part, dpi=130)
         yield path
 
 

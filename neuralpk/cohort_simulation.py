@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import cast
 
 import numpy as np
@@ -25,7 +26,13 @@ _STEPS = 400  # of a path between the first and the last time of a design
 
 
 def omega_from_cv(percent: float) -> float:
-    """Standard deviation of eta for a coefficient of variation: CV% = 100·sqrt(exp(omega²) − 1)."""
+    """Standard deviation of eta for a coefficient of variation: CV% = 100·sqrt(exp(omega²) − 1).
+
+    Raises:
+        ValueError: not a number from 0 on.
+    """
+    if not 0 <= percent < np.inf:
+        raise ValueError(f"cv must be 0 or above, in percent; not {percent}")
     return float(np.sqrt(np.log1p((percent / 100) ** 2)))
 
 
@@ -49,7 +56,7 @@ class PopulationPrior:
     error: float = 1.0
 
     def __post_init__(self) -> None:
-        if not min(self.typical, self.omega, self.error) >= 1:
+        if not all(1 <= factor < np.inf for factor in (self.typical, self.omega, self.error)):
             raise ValueError(f"the factors of a prior over populations are 1 or more, got {self}")
 
     def draw(self, seed: int, index: Tensor, parameters: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,6 +107,14 @@ class Population:
         unknown |= {c for _, c in self.effects} - set(self.covariates)
         if unknown:
             raise ValueError(f"{sorted(unknown)} are neither parameters {list(self.typical)} nor covariates")
+        if isinstance(self.omega, Mapping):
+            for name, value in self.omega.items():
+                if not 0 <= value < np.inf:
+                    raise ValueError(f"omega.{name} must be 0 or above, not {value}")
+        for name, law in self.covariates.items():
+            between = isinstance(law, Sequence)
+            if not (len(law) == 2 and -np.inf < law[0] <= law[1] < np.inf if between else 0 <= law <= 1):  # type: ignore[arg-type,index,operator]
+                raise ValueError(f"covariates.{name} is [low, high], or the probability of a 1; not {law}")
         self.cholesky()
 
     def cholesky(self) -> Tensor:
@@ -168,7 +183,7 @@ class Design:
         grid: times of the true curve; default 200 from the first to the last candidate.
 
     Raises:
-        ValueError: no regimen or no time; more samples than candidates.
+        ValueError: no regimen or no time; more samples than candidates; times that decrease; a number out of range.
     """
 
     regimens: tuple[tuple[Dose, ...], ...]
@@ -186,6 +201,16 @@ class Design:
         most = self.samples[1] if isinstance(self.samples, Sequence) else self.samples
         if most is not None and not self.continuous and not 0 <= most <= len(self.times):
             raise ValueError(f"{most} samples from {len(self.times)} candidate times")
+        least = self.samples[0] if isinstance(self.samples, Sequence) else self.samples
+        if most is not None and least is not None and not 0 <= least <= most:
+            raise ValueError(f"samples is a number from 0 on, or [low, high]; not {self.samples}")
+        for name, times in (("times", self.times), ("grid", self.grid)):
+            if not np.isfinite(times).all() or any(b < a for a, b in pairwise(times)):
+                raise ValueError(f"{name} must be finite and increase, not {list(times)[:10]}")
+        if not 0 <= self.jitter < np.inf:
+            raise ValueError(f"jitter, a standard deviation, must be 0 or above, not {self.jitter}")
+        if self.lloq is not None and not 0 < self.lloq < np.inf:
+            raise ValueError(f"lloq must be above 0, not {self.lloq}")
 
     def true_times(self) -> FloatArray:
         """Times at which the true curve is kept, ``[grid]``."""

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from neuralpk.bootstrap import bootstrap, outcome
+from neuralpk.checkpoint_io import verify_checkpoints
 from neuralpk.cohort import Cohort
 from neuralpk.datamodules import CohortDataModule
 from neuralpk.dynamics import Decoder
@@ -52,12 +53,14 @@ class FittedModel:
 
     @classmethod
     def load(cls, path: str | Path, **parts: Any) -> FittedModel:
-        """From a checkpoint; `parts` gives those again that a checkpoint cannot hold."""
+        """From a checkpoint; `parts` gives those again that a checkpoint cannot hold (and ``unverified=True`` reads a
+        file without a sha256)."""
         return cls(LatentTask.load_from_checkpoint(path, map_location="cpu", **parts))
 
     def save(self, path: str | Path) -> None:
         """Write a checkpoint, for `load`, ``LatentTask.load_from_checkpoint`` and the command line."""
         trainer = _quiet_trainer(1)
+        verify_checkpoints(trainer)
         trainer.strategy.connect(self.task)
         trainer.save_checkpoint(path)
 

@@ -23,7 +23,7 @@ from neuralpk.inference.quantiles import interval
 from neuralpk.inference.uncertainty_draws import drawn_models
 from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
-from neuralpk.solve import Noise
+from neuralpk.solve import Noise, SolveError, Status
 from neuralpk.value_checks import bearable, warn_of_far_values
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class IndividualEstimates:
         parameters: name to (estimate, lower end, upper end), each ``[subject]``. The most probable value of a very
             skewed distribution can lie outside the middle 90 %; the interval then reaches as far as the estimate.
         z: estimate of z, ``[subject, latent]``.
+        unsolved: why some subjects have NaN instead of estimates, one sentence each with the name; empty for none.
     """
 
     ids: tuple[str, ...]
@@ -59,6 +60,7 @@ class IndividualEstimates:
     upper: FloatArray
     parameters: dict[str, tuple[FloatArray, FloatArray, FloatArray]]
     z: FloatArray
+    unsolved: tuple[str, ...] = ()
 
     def curves(self) -> pd.DataFrame:
         """ID, TIME, PRED, IPRED, LO90, HI90, one row a time; with several endpoints also DVID."""
@@ -139,7 +141,8 @@ def estimate_individuals(
     Raises:
         ValueError: covariates other than those the model was trained with; fewer than 0 draws; a MAP of a dynamics with
             noise.
-        neuralpk.solve.SolveError: a patient that could not be solved.
+        neuralpk.solve.SolveError: no patient could be solved. One that cannot be solved takes nothing from the others:
+            it has NaN, and a warning names it.
     """
     if draws < 0:
         raise ValueError(f"draws must be 0 or more, not {draws}")
@@ -167,6 +170,7 @@ def estimate_individuals(
     parts = torch.split(torch.arange(len(batch), device=batch.device), together)
     models = [model] if population_known or not map or not draws else drawn_models(model)
     estimates, intervals = [], []
+    status = torch.zeros(len(batch), dtype=torch.long, device=batch.device)
     for part in progress(parts):
         subjects = batch.select(part)
         q = _posterior(model, encoder, subjects)
@@ -178,19 +182,35 @@ def estimate_individuals(
                 _draws(one, subjects, q, (z, other), count, seed, Stream.INTERVALS.at(k), map)
                 for k, one in enumerate(models)
             ]
-            intervals.append(_intervals(models, guide, drawn, subjects, grid[part], seed))
+            ends, of_part = _intervals(models, guide, drawn, subjects, grid[part], seed)
+            intervals.append(ends)
+            status[part] = of_part
     z = torch.cat(estimates)
     if map:
         warn_of_far_values(model, batch, z)
     curves = []
     for at, seen in ((model.typical(len(batch)), batch.unseen()), (z, batch)):
         trajectory = model.trajectory(at, seen, grid, guide)
-        trajectory.check(batch.ids)
+        if not bool(trajectory.ok.any()):
+            trajectory.check(batch.ids)
         curves.append(model.observe(trajectory))
-    pred, ipred = curves
-    parameters = model.individual_parameters(z, batch)
+        status = torch.where(trajectory.ok, status, trajectory.status)
+    unsolved = status != Status.OK
+    if bool(unsolved.all()):
+        raise SolveError(
+            f"{len(batch)} of {len(batch)} subjects not solved: {'; '.join(_sentences(status, batch.ids)[:10])}"
+        )
+    pred, ipred = (curve.masked_fill(unsolved[:, None, None], torch.nan) for curve in curves)
+    z = z.masked_fill(unsolved[:, None], torch.nan)
+    parameters = {
+        name: value.masked_fill(unsolved, torch.nan) for name, value in model.individual_parameters(z, batch).items()
+    }
+    said = _sentences(status, batch.ids)
+    if said:
+        more = f" (+{len(said) - 10} more)" if len(said) > 10 else ""
+        warnings.warn("; ".join(said[:10]) + more, stacklevel=2)
     if draws:
-        lower, upper = torch.cat([ends for ends, _ in intervals], dim=1)
+        lower, upper = torch.cat([ends for ends, _ in intervals], dim=1).masked_fill(unsolved[:, None, None], torch.nan)
         between = {name: torch.cat([ends[name] for _, ends in intervals], dim=1) for name in parameters}
         between = {name: _reaching(parameters[name], ends, batch.ids, name) for name, ends in between.items()}
     else:
@@ -205,6 +225,15 @@ def estimate_individuals(
         upper=_numpy(upper),
         parameters={k: (_numpy(v), _numpy(between[k][0]), _numpy(between[k][1])) for k, v in parameters.items()},
         z=_numpy(z),
+        unsolved=said,
+    )
+
+
+def _sentences(status: Tensor, ids: Sequence[str]) -> tuple[str, ...]:
+    """Which subjects could not be solved, and why."""
+    return tuple(
+        f"subject {ids[k]} could not be solved ({Status(int(status[k])).name.lower()}): look at its doses and times"
+        for k in status.nonzero()[:, 0].tolist()
     )
 
 
@@ -265,11 +294,12 @@ def _intervals(
     batch: CohortBatch,
     grid: Tensor,
     seed: int,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[tuple[Tensor, dict[str, Tensor]], Tensor]:
     """90 % intervals of the curves and of the parameters over the draws of z under every model: first axis the two
-    ends. A model under which a curve of a subject cannot be solved is left out for that subject; it is an error if more
-    than 10 % are."""
+    ends; and how the solution of each subject ended. A model under which a curve of a subject cannot be solved is left
+    out for that subject; one with more than 10 % of such models counts as not solved."""
     curves, parameters, failed = [], [], torch.zeros(len(batch), device=batch.device)
+    status = torch.zeros(len(batch), dtype=torch.long, device=batch.device)
     noise = Noise(seed, Stream.POSTERIOR_PATHS.at(0)) if models[0].dynamics.stochastic else None
     for model, z in zip(models, drawn, strict=True):
         kept = torch.isfinite(z).all(2).all(1).nonzero()[:, 0]
@@ -279,14 +309,15 @@ def _intervals(
         # without its failed draws alone an interval would be too narrow
         solved = trajectory.ok.reshape(len(kept), z.shape[1]).all(1)
         failed[kept[~solved]] += 1
-        if bool((failed > _MOST_FAILED * len(models)).any()):
-            trajectory.check(repeated.ids)
+        lost = failed[kept] > _MOST_FAILED * len(models)
+        worst = trajectory.status.reshape(len(kept), z.shape[1]).amax(1).to(status)
+        status[kept[lost]] = torch.maximum(status[kept], worst)[lost]
         rows = solved.repeat_interleave(z.shape[1])
         curve, values = model.observe(trajectory)[rows], model.individual_parameters(flat, repeated)
         curves.append(_rows(curve, kept[solved], z.shape[:2]))
         parameters.append({name: _rows(value[rows], kept[solved], z.shape[:2]) for name, value in values.items()})
     ends = {name: interval(torch.cat([values[name] for values in parameters], dim=1)) for name in parameters[0]}
-    return interval(torch.cat(curves, dim=1)), ends
+    return (interval(torch.cat(curves, dim=1)), ends), status
 
 
 def _reaching(estimate: Tensor, ends: Tensor, ids: Sequence[str], name: str) -> Tensor:

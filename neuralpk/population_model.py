@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +122,18 @@ class PopulationModel(nn.Module):
         size = len(self.coordinates()) + sum(weight.numel() for weight in self.uncertain_weights())
         self.register_buffer("parameter_draws", torch.full((_PARAMETER_DRAWS, size), torch.nan))
         return self if dtype is None else self.to(dtype)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """What has not been computed is not saved: a state holds finite numbers only."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.scaling is not None and not self.has_parameter_draws:
+            del destination[f"{prefix}parameter_draws"]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Draws that were not saved have not been computed."""
+        if self.scaling is not None:
+            state_dict.setdefault(f"{prefix}parameter_draws", torch.full_like(self.parameter_draws, torch.nan))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def latent_size(self) -> int:

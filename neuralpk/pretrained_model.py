@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from neuralpk.checkpoint_files import read_checkpoint
 from neuralpk.dynamics import Decoder
 from neuralpk.encoders import Encoder
 from neuralpk.parameters import PopulationParameters
@@ -50,9 +51,18 @@ class Pretrained:
     encoder: Encoder | None
 
     @classmethod
-    def read(cls, path: str | Path) -> Pretrained:
-        """From a checkpoint of a `LatentTask`; no code is run, only numbers are read."""
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    def read(cls, path: str | Path, unverified: bool = False) -> Pretrained:
+        """From a checkpoint of a `LatentTask`; no code is run, only numbers are read.
+
+        Args:
+            path: of a local file.
+            unverified: also read a file without a sha256.
+
+        Raises:
+            FileNotFoundError: no such file.
+            neuralpk.checkpoint_files.CheckpointError: no checkpoint of a task; damaged; without a sha256.
+        """
+        checkpoint = read_checkpoint(path, unverified=unverified)
         parts, section = checkpoint["hyper_parameters"], checkpoint["neuralpk"]
         scaling = Scaling.from_plain(section["scaling"])
         model = PopulationModel(

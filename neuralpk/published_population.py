@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
-import yaml
 
+from neuralpk.atomic_files import replacing
 from neuralpk.cohort import Cohort, Units
 from neuralpk.cohort_simulation import omega_from_cv
 from neuralpk.dynamics import Absorption, CompartmentModel, Decoder, Elimination
@@ -26,6 +26,7 @@ from neuralpk.parameters import (
 )
 from neuralpk.parameters.covariates import number, power_or_factor
 from neuralpk.part import describe, make
+from neuralpk.plain_yaml import plain_yaml_text, read_yaml_text
 from neuralpk.population_model import PopulationModel
 from neuralpk.residual_error import ERROR_NAMES, ErrorByEndpoint, ResidualError, error_class
 from neuralpk.scaling import CovariateScale, Scaling
@@ -55,6 +56,7 @@ _DYNAMICS: dict[str, tuple[object, ...]] = {
 _ALIASES = {"VC": "V1", "VP": "V2"}
 # nobody varies a hundred-thousandfold, nor by less than a percent: such numbers were meant in the other unit
 _LARGEST_OMEGA, _SMALLEST_CV = 5.0, 1.0
+_LARGEST_B = 3.0  # a proportional error of 300 %: percents were meant
 
 
 @dataclass(frozen=True)
@@ -274,16 +276,6 @@ def _refuse_values(effect: CovariateEffect, cohort: Cohort) -> None:
                     raise ValueError(f"subject {subject.id}: {covariate} is {value:g}; {fault}{hint}")
 
 
-class _Dumper(yaml.SafeDumper):
-    """Texts of several lines, such as equations, stay as they are written."""
-
-
-_Dumper.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
-)
-
-
 def write_population(population: PublishedPopulation, path: Path, note: str = "") -> None:
     """Write a population as a YAML file, which `read_population` reads.
 
@@ -292,8 +284,9 @@ def write_population(population: PublishedPopulation, path: Path, note: str = ""
         path: of the file.
         note: a comment in the first line, such as whether the fit has converged; empty for none.
     """
-    text = yaml.dump(population.to_plain(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    path.write_text((f"# {note}\n" if note else "") + text, encoding="utf-8")
+    text = plain_yaml_text(population.to_plain())
+    with replacing(path) as part:
+        part.write_text((f"# {note}\n" if note else "") + text, encoding="utf-8")
 
 
 def read_population(path: Path) -> PublishedPopulation:
@@ -301,12 +294,14 @@ def read_population(path: Path) -> PublishedPopulation:
 
     Raises:
         FileNotFoundError: no file at the path.
-        ValueError: no YAML, or as `PublishedPopulation.from_plain`.
+        ValueError: no YAML, a key twice, or as `PublishedPopulation.from_plain`.
     """
     try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path.name} is not YAML: {error}") from error
+        plain = read_yaml_text(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is not a text in UTF-8: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
     if not isinstance(plain, Mapping):
         raise ValueError(f"{path.name} holds no population: it has {', '.join(_KEYS)}, one a line with a colon")
     return PublishedPopulation.from_plain(plain)
@@ -325,8 +320,6 @@ def _numbers(group: str, given: object, above: float = -math.inf) -> dict[str, f
     if not isinstance(given, Mapping):
         raise ValueError(f"{group} holds names with numbers (NAME: number), not {given!r}")
     for name, value in given.items():
-        if isinstance(value, str):
-            raise ValueError(f"{group}.{name} must be a number, not {value!r} (YAML wants 1.0e-3 for 1e-3)")
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{group}.{name} must be a finite number, not {value!r}")
         if not value > above:
@@ -554,6 +547,8 @@ def _numbers_of_error(error: str, group: str, given: object) -> dict[str, float]
     numbers = _numbers(group, given, above=0.0)
     if not set(cls.names) <= set(numbers) <= {*cls.names, *cls.constants}:
         raise ValueError(f"{group} of a {error} error holds {' and '.join(cls.names)}; not {', '.join(numbers) or '-'}")
+    if numbers.get("b", 0.0) > _LARGEST_B:
+        raise ValueError(f"{group}.b is a share of the prediction, 0.2 for 20 %; not {numbers['b']:g}")
     return numbers
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, Self, cast
 
 import lightning as L
 import numpy as np
@@ -16,6 +18,8 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from neuralpk import decoders, record_predictions
+from neuralpk.checkpoint_files import CheckpointError, add_sha256, checkpoint_content, non_finite, read_checkpoint
+from neuralpk.checkpoint_io import refuse_pickles, verify_checkpoints
 from neuralpk.cohort import Cohort
 from neuralpk.cohort_batch import CohortBatch
 from neuralpk.dynamics import Decoder, StochasticDynamics
@@ -82,6 +86,7 @@ class LatentTask(L.LightningModule):
         seed: of all random numbers of the training and of later intervals.
         pretrained: checkpoint of a pre-training to start from (`neuralpk.pretrained_model`); the dynamics, the
             encoder, the kind of error and the magnitudes are then those of the checkpoint.
+        unverified: also take a `pretrained` without a sha256.
 
     Attributes:
         model: the population model.
@@ -106,12 +111,15 @@ class LatentTask(L.LightningModule):
         horizon: float = 0.0,
         seed: int = 0,
         pretrained: str | None = None,
+        unverified: bool = False,
     ) -> None:
         super().__init__()
         if not 0.0 <= horizon <= 1.0:
             raise ValueError(f"horizon is a share of the training, from 0 to 1; got {horizon}")
+        if not 0.0 < learning_rate < np.inf:
+            raise ValueError(f"learning_rate must be above 0, got {learning_rate}")
         given: dict[str, Any] = {"dynamics": dynamics, "parameters": parameters, "error": error, "encoder": encoder}
-        self._source = None if pretrained is None else Pretrained.read(pretrained)
+        self._source = None if pretrained is None else Pretrained.read(pretrained, unverified)
         if self._source is not None:
             given = self._source.parts(given)
         if given["dynamics"] is None:
@@ -186,6 +194,7 @@ class LatentTask(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Build the model for the data of the Trainer, unless it has been built; called by Lightning."""
+        verify_checkpoints(self.trainer)
         if not any(kind in str(self.trainer.precision) for kind in _FULL_PRECISION):
             raise ValueError(
                 f"precision {self.trainer.precision!r} has too few digits for a solver: use 32-true, 64-true, or "
@@ -208,25 +217,91 @@ class LatentTask(L.LightningModule):
         if self.objective.has_likelihood and hasattr(data, "restrict"):
             data.restrict(lambda cohort: bearable(self.model, cohort))
 
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # numbers and texts only, of local files
+        cls,
+        checkpoint_path: str | Path | IO[bytes],
+        map_location: Any = None,
+        *,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        unverified: bool = False,
+        **parts: Any,
+    ) -> Self:
+        """A task as it was saved. The file is verified first, and nothing in it is run.
+
+        Args:
+            checkpoint_path: of a local file, or an open one.
+            map_location: of `torch.load`.
+            strict: of `torch.nn.Module.load_state_dict`.
+            weights_only: always True.
+            unverified: also read a file without a sha256.
+            parts: parts that a checkpoint cannot hold, and arguments that are to be others.
+
+        Raises:
+            FileNotFoundError: no such file.
+            neuralpk.checkpoint_files.CheckpointError: no checkpoint of a task; damaged; without a sha256.
+            ValueError: a part whose class is not imported; `weights_only` of False.
+        """
+        refuse_pickles(weights_only)
+        name, content = checkpoint_content(checkpoint_path)
+        # Lightning would say in its own words what is wrong with it
+        read_checkpoint(io.BytesIO(content), unverified=unverified, name=name)
+        try:
+            return super().load_from_checkpoint(
+                io.BytesIO(content), map_location, strict=strict, weights_only=True, **parts
+            )
+        except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
+            said = f"{type(error).__name__}: {error}".splitlines()
+            raise CheckpointError(f"{name} does not hold the task it names: {' '.join(said)[:300]}") from error
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As of `torch.nn.Module`.
+
+        Raises:
+            neuralpk.checkpoint_files.CheckpointError: weights of other names or shapes.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            raise CheckpointError("weights that do not fit the parts: " + " ".join(str(error).split())) from error
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the magnitudes of the data, the provenance, the status and the state of the estimator."""
+        """Keep the magnitudes of the data, the provenance, the status and the state of the estimator.
+
+        Raises:
+            SolveError: weights that are not finite: what was saved before stays.
+        """
+        broken = non_finite(dict(self.named_parameters()))
+        for number, state in enumerate(checkpoint.get("optimizer_states", [])):
+            for moments in state.get("state", {}).values():
+                broken += [f"{name} of optimizer {number}" for name in non_finite(moments)]
+        if broken:
+            raise SolveError(
+                f"not finite at step {checkpoint['global_step']}: {', '.join(dict.fromkeys(broken[:5]))}; no checkpoint"
+                " was written, and those of before are as they were. Lower learning_rate, or clip the gradients"
+            )
         assert self.model.scaling is not None
         section: dict[str, Any] = {"scaling": self.model.scaling.plain(), "provenance": self._provenance.plain()}
         section["status"] = None if self.status is None else self.status.plain()
         section["estimator"] = None if self.estimator is None else self.estimator.state_dict()
         checkpoint[_SECTION] = section
+        add_sha256(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the magnitudes of the data from the checkpoint, and of a model that started from a pre-training its
         parts; the length of the learning rate's schedule from this training, which may be longer than the saved one."""
         section = checkpoint.get(_SECTION)
         if section is None:
-            raise ValueError("this is no checkpoint of a LatentTask")
+            raise CheckpointError("this is no checkpoint of a LatentTask")
         self._source = None
         provenance = Provenance.from_plain(section["provenance"])
         if provenance.pretraining:
             self._take_parts(checkpoint["hyper_parameters"])
         self._build(Scaling.from_plain(section["scaling"]), provenance)
+        weights = {name: checkpoint["state_dict"].get(name) for name, _ in self.named_parameters()}
+        if broken := non_finite(weights):
+            raise CheckpointError(f"the checkpoint holds weights that are not finite: {', '.join(broken[:5])}")
         status = section.get("status")
         self.status = None if status is None else FitStatus.from_plain(status)
         # a training that is resumed goes on with it; one that only begins at these weights may have other patients
@@ -370,6 +445,7 @@ class LatentTask(L.LightningModule):
             saved["state_dict"]["model.parameter_draws"] = draws.cpu()
             if self.status is not None:
                 saved[_SECTION]["status"] = self.status.plain()
+            add_sha256(saved)
             self.trainer.strategy.save_checkpoint(saved, path)
 
     def _log(self, name: str, value: Tensor | float, weight: int, bar: bool = False) -> None:
@@ -380,14 +456,29 @@ class LatentTask(L.LightningModule):
 
     def _check_step(self, loss: Tensor, failures: int, batch: CohortBatch) -> None:
         """Stop before a broken step can reach the weights or a checkpoint."""
+        lost = failures > max(1, _MOST_FAILURES * len(batch) * self.trainer.world_size)
+        if (lost or not bool(torch.isfinite(loss))) and (broken := non_finite(dict(self.named_parameters()))):
+            raise SolveError(
+                f"weights are not finite at step {self.global_step}: {', '.join(broken[:5])}; lower learning_rate, or "
+                "clip the gradients"
+            )
         if not bool(torch.isfinite(loss)):
             value, names = float(loss.detach()), ", ".join(batch.ids[:10])
             raise SolveError(f"loss {value} at step {self.global_step}, subjects {names}")
-        if failures > max(1, _MOST_FAILURES * len(batch) * self.trainer.world_size):
+        if lost:
             raise SolveError(
                 f"{failures} subjects of a batch could not be solved at step {self.global_step}; "
                 "lower learning_rate, or look at the doses and times of the cohort"
             )
+
+    def on_train_batch_start(self, batch: CohortBatch, batch_idx: int) -> None:
+        """Seed the global random numbers by the batch. Those of this package are no part of them, but parts of one's
+        own (dropout, noise) draw from them, and a resumed training has to draw the same."""
+        key = (self.seed % 2**32, self.current_epoch, batch_idx, self.global_rank)
+        of_torch, of_numpy, of_python = np.random.SeedSequence(key).generate_state(3).tolist()
+        torch.manual_seed(of_torch)
+        np.random.seed(of_numpy)  # noqa: NPY002  # for who uses the global one
+        random.seed(of_python)
 
     def training_step(self, batch: CohortBatch, batch_idx: int) -> Tensor:
         """One step; with an estimator of the population, draws for the subjects of the batch."""

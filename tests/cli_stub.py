@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from neuralpk.checkpoint_files import read_checkpoint
 from neuralpk.part import Part, describe, make
 from neuralpk.training_data_provenance import Provenance
 
@@ -276,6 +277,12 @@ class LatentTask(L.LightningModule):
     """
 
     provenance = Provenance()
+
+    @classmethod
+    def load_from_checkpoint(cls, path: Any, map_location: Any = None, unverified: bool = False) -> LatentTask:
+        """As of the real one: verified first."""
+        read_checkpoint(path, unverified=unverified, keys=("state_dict",))
+        return super().load_from_checkpoint(path, map_location, weights_only=True)
 
     def __init__(
         self,

@@ -314,6 +314,7 @@ def test_reconstruct_hands_over_what_was_asked(capsys, monkeypatch) -> None:
 
         def reconstruct(self, table, **options):
             asked.append((table, options))
+            return SimpleNamespace(unsolved=())
 
     main(["fit"])
     (last,) = Path("lightning_logs").glob("*/checkpoints/last.ckpt")

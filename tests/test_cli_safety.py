@@ -123,11 +123,16 @@ def test_python_in_the_yaml_is_refused(capsys) -> None:
     assert not Path("owned").exists()
 
 
-def test_the_configuration_that_is_asked_for_may_import(capsys) -> None:
+def test_a_configuration_that_is_asked_for_imports_nothing_by_itself(capsys) -> None:
     Path("mine_to_import.py").write_text("from cli_stub import CompartmentModel\n\n\nclass M(CompartmentModel): pass\n")
     Path("own.yaml").write_text(yaml.safe_dump(changed("model.dynamics", {"class_path": "mine_to_import.M"})))
-    with pytest.raises(SystemExit) as printed:
+    with pytest.raises(SystemExit) as stopped:
         main(["fit", "--config", "own.yaml", "--print_config"])
+    assert stopped.value.code == 2
+    assert "--import mine_to_import" in capsys.readouterr().err
+    assert "mine_to_import" not in sys.modules
+    with pytest.raises(SystemExit) as printed:
+        main(["fit", "--import", "mine_to_import", "--config", "own.yaml", "--print_config"])
     assert printed.value.code == 0
     assert "mine_to_import.M" in capsys.readouterr().out
     sys.modules.pop("mine_to_import")

@@ -333,7 +333,7 @@ def test_theophylline_by_the_focei_values_shrinks_as_focei_says() -> None:
         ({"typical": {"CL": 5.0}}, "typical lacks V1"),
         ({"typical": {"CL": 5.0, "V2": 20.0}}, "'V2'; these dynamics have CL, V1 (V1 is always the central volume)"),
         ({"typical": {"CL": -5.0, "V1": 20.0}}, "typical.CL must be above 0, not -5.0"),
-        ({"typical": {"CL": "5e0", "V1": 20.0}}, "typical.CL must be a number, not '5e0'"),
+        ({"typical": {"CL": "5e0", "V1": 20.0}}, "typical.CL must be a finite number, not '5e0'"),
         ({"typical": {"CL": float("inf"), "V1": 20.0}}, "typical.CL must be a finite number"),
         ({"typical": {"CL": True, "V1": 20.0}}, "typical.CL must be a finite number, not True"),
         ({"typical": {"CL": 5.0, "V1": 20.0, "VC": 20.0}}, "V1 twice"),
@@ -430,7 +430,7 @@ def test_estimate_says_what_is_wrong_with_its_files_and_writes_nothing() -> None
     for name, said in (
         ("pop.yaml", "neuralpk estimate: typical lacks V1"),
         ("word.yaml", "word.yaml holds no population"),
-        ("broken.yaml", "broken.yaml is not YAML"),
+        ("broken.yaml", "broken.yaml: line 1 is not YAML"),
         ("none.yaml", "none.yaml"),
     ):
         assert said in refusal("estimate", "--population", name, "--table", "t.csv", "--out", "out")

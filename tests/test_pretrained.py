@@ -16,6 +16,7 @@ from rich.console import Console
 from scipy import stats
 
 from neuralpk.callbacks import Report
+from neuralpk.checkpoint_files import CheckpointError
 from neuralpk.cli import main
 from neuralpk.cohort_simulation import Population, PopulationPrior
 from neuralpk.datamodules import SimulatedPKDataModule
@@ -263,8 +264,9 @@ def test_a_study_with_other_covariates_is_refused(pretrained) -> None:
 
 def test_a_file_is_read_without_running_what_is_in_it(tmp_path) -> None:
     torch.save({"hyper_parameters": print, "state_dict": {}}, tmp_path / "bad.ckpt")
-    with pytest.raises(Exception, match="weights_only"):
-        Pretrained.read(tmp_path / "bad.ckpt")
+    for unverified, said in ((False, "no sha256"), (True, "more than numbers and texts")):
+        with pytest.raises(CheckpointError, match=said):
+            Pretrained.read(tmp_path / "bad.ckpt", unverified)
 
 
 # ---- the provenance

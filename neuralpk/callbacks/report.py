@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from neuralpk.atomic_files import replacing
 from neuralpk.callbacks.tensorboard import parts_of, writers_of
 from neuralpk.cohort_figures import (
     SimulatedStudy,
@@ -36,17 +38,19 @@ class Report(L.Callback):
     """
 
     def __init__(self, subjects: int = 15) -> None:
+        if subjects < 1:
+            raise ValueError(f"subjects must be 1 or more, got {subjects}")
         self.subjects = subjects
         self.console = Console(highlight=False, soft_wrap=True)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         parts = parts_of(trainer, pl_module)
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # all processes together: rank 0 tells it
         if parts is None or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         task, data = parts
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.console.print(f"This model was {task.provenance.description}")
+        self._say(f"This model was {task.provenance.description}")
         callback = trainer.checkpoint_callback
         last = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
         if task.covariance is not None:
@@ -57,14 +61,20 @@ class Report(L.Callback):
         if last:
             self._next(folder, last)
 
+    def _say(self, text: str) -> None:
+        """Print a line as it is: names and paths may hold what rich takes for markup."""
+        self.console.print(Text(text))
+
     def _population(self, data: CohortDataModule, task: LatentTask, estimate: PopulationEstimate, folder: Path) -> None:
         frame = pd.DataFrame(estimate.rows)
         notes = {"TRACK": task.provenance.description}
         if estimate.status is not None:
             notes["STATUS"] = estimate.status.word
-        frame.assign(**notes).to_csv(folder / "population.csv", index=False)
+        with replacing(folder / "population.csv") as part:
+            frame.assign(**notes).to_csv(part, index=False)
         table = Table(
-            title=f"Population of the {len(data.part('train'))} training patients", caption=task.provenance.description
+            title=Text(f"Population of the {len(data.part('train'))} training patients"),
+            caption=Text(task.provenance.description),
         )
         table.add_column("parameter", overflow="fold")
         for column in ("estimate", "RSE", "95 % CI", "CV", "shrinkage"):
@@ -75,19 +85,19 @@ class Report(L.Callback):
             error = "fixed" if fixed else f"{row['RSE']:.0f} %"
             varied = [row.get(name, np.nan) for name in ("CV", "SHRINKAGE")]
             varies = ["" if np.isnan(value) else f"{value:.0f} %" for value in varied]
-            table.add_row(row["PARAMETER"], f"{row['ESTIMATE']:.3g}", error, ends, *varies)
+            table.add_row(Text(row["PARAMETER"]), f"{row['ESTIMATE']:.3g}", error, ends, *varies)
         self.console.print(table)
         kinds = frame.groupby("INTERVAL")["PARAMETER"].agg(", ".join).drop("", errors="ignore")
         which = [f"{kind} ({names})" for kind, names in kinds.items()] if len(kinds) > 1 else list(kinds.index)
-        self.console.print(f"95 % CI: {', '.join(which) or 'none'}")
+        self._say(f"95 % CI: {', '.join(which) or 'none'}")
         likelihood = f"-2 log-likelihood {-2 * estimate.log_likelihood:.2f} (± {2 * estimate.error:.2f} Monte Carlo)"
         # every weight of a network counts as a parameter there, though a prior holds it: not a number to compare by
         criteria = "" if task.model.has_network else f", AIC {estimate.aic:.2f}, BIC {estimate.bic:.2f}"
-        self.console.print(f"{likelihood}{criteria}; table: {folder / 'population.csv'}")
+        self._say(f"{likelihood}{criteria}; table: {folder / 'population.csv'}")
         if task.model.population.learned and task.model.with_prior():
-            self.console.print(f"A prior holds {', '.join(task.model.with_prior())} near the starting value")
+            self._say(f"A prior holds {', '.join(task.model.with_prior())} near the starting value")
         if estimate.status is not None:
-            self.console.print(f"Population fit: {estimate.status.sentence}")
+            self._say(f"Population fit: {estimate.status.sentence}")
 
     def _checks(self, trainer: L.Trainer, data: CohortDataModule, task: LatentTask, folder: Path) -> None:
         """Calibration of the population, visual predictive check, npde and random effects of the training subjects,
@@ -97,18 +107,20 @@ class Report(L.Callback):
         self._calibration(studies, cohort.units.value, folder)
         figures = population_figures(task, cohort, studies)
         for name, figure in figures.items():
-            figure.savefig(folder / f"{name.replace(' ', '_')}.png", dpi=130)
+            with replacing(folder / f"{name.replace(' ', '_')}.png") as part:
+                figure.savefig(part, dpi=130)
             for writer in writers_of(trainer):
                 writer.add_figure(f"population/{name}", figure, trainer.global_step)
-        self.console.print(f"Checks of the population: {', '.join(figures)}, beside it")
+        self._say(f"Checks of the population: {', '.join(figures)}, beside it")
 
     def _calibration(self, studies: Mapping[int, SimulatedStudy], unit: str, folder: Path) -> None:
         found = {dvid: calibration(own.observed, own.simulated, own.npde) for dvid, own in studies.items()}
         rows = [{"DVID": dvid} | asdict(one) for dvid, one in found.items()]
-        pd.DataFrame(rows).to_csv(folder / "calibration.csv", index=False)
+        with replacing(folder / "calibration.csv") as part:
+            pd.DataFrame(rows).to_csv(part, index=False)
         for dvid, one in found.items():
             endpoint = f", endpoint {dvid}" if len(found) > 1 else ""
-            self.console.print(
+            self._say(
                 f"Simulated from the population, {one.observations} values{endpoint}: {100 * one.cover90:.0f} % "
                 f"within their 90 % intervals, CRPS {one.crps:.3g} {unit} (absolute error of the medians "
                 f"{one.absolute:.3g}), npde mean {one.npde_mean:+.2f}, sd {one.npde_sd:.2f}"
@@ -134,7 +146,7 @@ class Report(L.Callback):
         cohort = data.part("val")[: self.subjects]
         result = task.reconstruct(cohort, context=first_seen(data))
         for path in save_panels(cohort, result, folder, first_seen(data)):
-            self.console.print(f"Individual panels: {path}")
+            self._say(f"Individual panels: {path}")
 
     def _next(self, folder: Path, checkpoint: str) -> None:
         for what, command in (
@@ -149,4 +161,4 @@ class Report(L.Callback):
                 f"neuralpk reconstruct --checkpoint {checkpoint} --table T.csv --out DIR",
             ),
         ):
-            self.console.print(f"To {what}:\n  {command}")
+            self._say(f"To {what}:\n  {command}")

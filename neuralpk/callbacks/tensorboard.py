@@ -59,6 +59,8 @@ class Dashboard(L.Callback):
     """
 
     def __init__(self, every: int = 5, subjects: int = 10) -> None:
+        if min(every, subjects) < 1:
+            raise ValueError(f"every and subjects must be 1 or more, got {every} and {subjects}")
         self.every, self.subjects = every, subjects
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

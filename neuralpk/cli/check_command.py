@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from neuralpk.atomic_files import replacing
 from neuralpk.cli.argument_tokens import Argument
 from neuralpk.cli.faults import UsageError
 from neuralpk.cli.merged_configuration import Configuration
@@ -41,7 +42,8 @@ def check(
     drawn = None
     if found.cohort is not None:
         drawn = figure or Path(f"{table.name.split('.')[0]}_check.png")
-        draw(found.cohort, found.arms).savefig(drawn, dpi=130)
+        with replacing(drawn) as part:
+            draw(found.cohort, found.arms).savefig(part, dpi=130)
     if json:
         print(json_format.dumps(found.plain() | {"figure": None if drawn is None else str(drawn)}, indent=1))
     else:

@@ -52,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command ``neuralpk``.
 
     Raises:
-        SystemExit: 2 for a command line that cannot be used, 1 for data and solutions that fail; what is wrong stands
-            on the error stream.
+        SystemExit: 2 for a command line that cannot be used, 1 for data and solutions that fail, 130 after Ctrl-C, 143
+            after SIGTERM; what is wrong stands on the error stream.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words in (["-h"], ["--help"]):
@@ -108,8 +108,10 @@ def execute(words: Sequence[str]) -> NeuralPKCLI | None:
         return _run(command, without(given, "import", "preset"), presets)
     except UsageError as error:
         _stop(f"neuralpk {command}: {error}", 2)
-    except (ValueError, SolveError, FileNotFoundError, ImportError) as error:
+    except (ValueError, SolveError, OSError, ImportError) as error:
         _stop(f"neuralpk {command}: {sentence(error)}", 1)
+    except KeyboardInterrupt:
+        _stop(f"neuralpk {command}: stopped", 130)
 
 
 def _check(given: Sequence[Argument]) -> None:
@@ -184,6 +186,7 @@ def _run(command: str, given: list[Argument], presets: list[str]) -> NeuralPKCLI
     given = without(given, "print_config")
     if trains:
         given = [Argument("ckpt_path", a.value) if a.name == "checkpoint" else a for a in given]
+    given = [Argument("unverified", "true") if a == Argument("unverified", None) else a for a in given]
     configuration = Configuration(options, training.defaults() if trains else {})
     only = () if trains else ("data",)
     if trains or command == "simulate":
@@ -211,7 +214,7 @@ def _read_first(command: str, configuration: Configuration, given: Sequence[Argu
     if not presets and "config" not in names:
         saved = _config_beside(given)
         if saved is not None:
-            configuration.read(saved, trusted=False)
+            configuration.read(saved)
             return
         if command != "simulate" or "data" not in names:
             presets = [preset_path(MAIN_JOB)]

@@ -19,6 +19,8 @@ def sentence(error: BaseException) -> str:
     text = str(error) or type(error).__name__
     if isinstance(error, FileNotFoundError) and error.filename is not None:
         return f"there is no file {str(error.filename)!r}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {str(error.strerror or error).lower()}"
     text = re.sub(r"^Call to compute_fn of link .*? failed: ", "", text, flags=re.DOTALL)
     key = re.search(r'Parser key "([^"]+)"', text)
     wanted = re.findall(r"Expected an? ([^\n]*?)\. Got value: (.*)", text)

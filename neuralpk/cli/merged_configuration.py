@@ -6,13 +6,13 @@ object. It is complete and checked before the parser sees it.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser
 
 from neuralpk.cli.argument_tokens import Argument, value_of
@@ -35,8 +35,10 @@ from neuralpk.cli.signatures import (
     words,
 )
 from neuralpk.part import did_you_mean
+from neuralpk.plain_yaml import read_yaml_text
 
 Node = dict[str, Any]
+_OLD_NUMBER = re.compile(r"[-+]?\d[\d_]*([:_][\d_:.]+)")  # 1:30 and 1_000, which the parser takes for 90 and 1000
 _NODE_KEYS = {"class_path", "init_args", "dict_kwargs"}
 
 
@@ -46,11 +48,14 @@ class Source:
 
     Args:
         file: the file it stands in; empty for the command line.
-        trusted: whether the user asked for it; what a file says that nobody asked for imports nothing.
     """
 
     file: str = ""
-    trusted: bool = True
+
+    @property
+    def trusted(self) -> bool:
+        """Whether it is the user's own word: what a file says imports nothing and names no code; ``--import`` does."""
+        return not self.file
 
     def name(self, path: Sequence[str]) -> str:
         """An option in a message."""
@@ -69,12 +74,11 @@ class Configuration:
     options: Mapping[str, Option]
     values: Node = field(default_factory=dict)
 
-    def read(self, path: str | Path, trusted: bool = True, only: Sequence[str] = ()) -> None:
+    def read(self, path: str | Path, only: Sequence[str] = ()) -> None:
         """Take over what a YAML file says.
 
         Args:
             path: of the file.
-            trusted: whether the user asked for it.
             only: the sections to take; empty for all.
 
         Raises:
@@ -83,7 +87,14 @@ class Configuration:
         content = read_yaml(path)
         if only:
             content = {name: value for name, value in content.items() if name in only}
-        source = Source(str(path), trusted)
+        self.take(content, Source(str(path)))
+
+    def take(self, content: Mapping[str, Any], source: Source) -> None:
+        """Take over the content of a file.
+
+        Raises:
+            UsageError: a value that does not fit.
+        """
         for name, value in content.items():
             if name != "ckpt_path" or value is not None:  # a saved null would take back what the user gave
                 self._set((str(name),), value, source)
@@ -116,17 +127,15 @@ def read_yaml(path: str | Path) -> Node:
         UsageError: no such file, no YAML, or no options by name.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = read_yaml_text(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(f"there is no file {str(path)!r}") from error
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not a text file in UTF-8") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        raise UsageError(f"{path}{line} is not YAML: {getattr(error, 'problem', error)}") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} must hold options by name (data:, model:, trainer:), not {content!r:.60}")
     return content
@@ -189,7 +198,7 @@ class _Setter:
             return self._leaf(option, current, value, where)
         value = self._plain(value) if not (isinstance(value, str) and _is_word(value)) else value
         if isinstance(value, str) and value in ("null", "true", "false"):
-            value = yaml.safe_load(value)
+            value = read_yaml_text(value)
         if value is None or isinstance(value, bool):
             return self._leaf(option, current, value, where)
         inner = Option(where[-1], items, skipped=option.skipped)
@@ -302,8 +311,8 @@ class _Setter:
         if self.source.file or not isinstance(value, str):
             return value
         try:
-            return yaml.safe_load(value)
-        except yaml.YAMLError:
+            return read_yaml_text(value)
+        except ValueError:
             return value
 
     def _text(self, value: str, where: tuple[str, ...]) -> str:
@@ -334,6 +343,11 @@ class _Setter:
 
 def typed(hint: Any, value: Any) -> tuple[Any, bool]:
     """A value as its annotation wants it, and whether it fits."""
+    if isinstance(value, str) and value.strip().startswith(("[", "{")):
+        with contextlib.suppress(ValueError):
+            value = read_yaml_text(value)
+    if not takes_text(hint) and _holds_old_number(value):
+        return value, False
     parser = ArgumentParser(exit_on_error=False)
     try:
         parser.add_argument("--value", type=hint)
@@ -345,6 +359,12 @@ def typed(hint: Any, value: Any) -> tuple[Any, bool]:
         return value, False
     # paths and durations stay as they were written, so that the configuration can be saved
     return (found if isinstance(found, bool | int | float | str | list | dict | None) else value), True
+
+
+def _holds_old_number(value: Any) -> bool:
+    if isinstance(value, Mapping | list):
+        return any(_holds_old_number(one) for one in (value.values() if isinstance(value, Mapping) else value))
+    return isinstance(value, str) and _OLD_NUMBER.fullmatch(value) is not None
 
 
 def shown(default: Any) -> str:

@@ -7,22 +7,25 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import track
 
+from neuralpk.atomic_files import refuse_unwritable, replacing
 from neuralpk.bootstrap import bootstrap as fit_replicates
 from neuralpk.bootstrap import outcome, summarise
 from neuralpk.cli.faults import UsageError, sentence
 from neuralpk.cli.merged_configuration import Configuration
 from neuralpk.cli.signatures import Option, options_of
-from neuralpk.cli.training import check_checkpoint
+from neuralpk.cli.stop_signals import leaving_on_sigterm
 from neuralpk.cohort import Units
 from neuralpk.cohort_figures import save_panels
 from neuralpk.datamodules import SimulatedDataModule
 from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals
 from neuralpk.published_population import PublishedPopulation, equations, read_population, write_population
 from neuralpk.rxode2 import export_rxode2, import_rxode2
+from neuralpk.solve import SolveError
 from neuralpk.tables import read_table
 from neuralpk.tables.batchwise_writing import write_frames
 from neuralpk.task import LatentTask
@@ -43,7 +46,13 @@ def simulate(data: SimulatedDataModule, out: Path) -> None:
 
 
 def reconstruct(
-    checkpoint: Path, table: Path, out: Path, draws: int = 200, map_estimate: bool | None = None, **reading: Any
+    checkpoint: Path,
+    table: Path,
+    out: Path,
+    draws: int = 200,
+    map_estimate: bool | None = None,
+    unverified: bool = False,
+    **reading: Any,
 ) -> None:
     """Estimate the patients of an event table with a trained model.
 
@@ -56,15 +65,17 @@ def reconstruct(
         draws: draws from the posterior behind the intervals.
         map_estimate: go on from the encoder to the MAP estimate, through the solver; null for what the model was
             trained with.
+        unverified: also read a checkpoint without a sha256.
         reading: how the table is read.
     """
-    task = load(checkpoint)
+    task = load(checkpoint, unverified)
     print(f"The model was {task.provenance.description}")
     needed = task.model.dynamics.covariates
     reading["covariates"] = reading.get("covariates") or sorted({*task.model.scaling.covariates} - {*needed})
     cohort = read_table(table, units=Units(), needed=needed, **reading)
     result = task.reconstruct(cohort, draws=draws, map=map_estimate, progress=_progress("reconstruct"))
     _write(result, out)
+    _refuse_unsolved(result)
 
 
 def estimate(population: Path, table: Path, out: Path, draws: int = 200, **reading: Any) -> None:
@@ -88,16 +99,18 @@ def estimate(population: Path, table: Path, out: Path, draws: int = 200, **readi
     _write(result, out)
     for path in save_panels(cohort[:_PANELS], result, out):
         print(f"Individual panels: {path}")
+    _refuse_unsolved(result)
 
 
-def population(checkpoint: Path, out: Path) -> None:
+def population(checkpoint: Path, out: Path, unverified: bool = False) -> None:
     """Write the population of a trained model as a file that ``estimate`` reads.
 
     Args:
         checkpoint: checkpoint of a training.
         out: YAML file to write: dynamics, typical, omega, effects, references, error, error_sd.
+        unverified: also read a checkpoint without a sha256.
     """
-    task = load(checkpoint)
+    task = load(checkpoint, unverified)
     note = "" if task.status is None else f"Population fit: {task.status.sentence}"
     write_population(PublishedPopulation.from_model(task.model), out, note)
     print(f"Population written to {out}" + (f"\n{note}" if note else ""))
@@ -111,6 +124,7 @@ def bootstrap(
     seed: int = 0,
     processes: int | None = None,
     strata: str | None = None,
+    unverified: bool = False,
     **reading: Any,
 ) -> None:
     """Fit a trained model again to patients drawn from its table with replacement, for intervals of the population.
@@ -124,18 +138,18 @@ def bootstrap(
         seed: of the patients that are drawn.
         processes: fit that many replicates at a time; null for the number of CPUs.
         strata: covariate; a replicate has as many patients with each of its values as the table.
+        unverified: also read a checkpoint without a sha256.
         reading: how the table is read.
     """
-    task = load(checkpoint)
+    task = load(checkpoint, unverified)
     needed = task.model.dynamics.covariates
     used = {*task.model.scaling.covariates, *([strata] if strata else [])} - {*needed}
     reading["covariates"] = reading.get("covariates") or sorted(used)
     cohort = read_table(table, units=Units(), needed=needed, **reading)
     shown = _progress("bootstrap")
     found = fit_replicates(task.model, task.objective, cohort, replicates, seed, processes, strata, shown)
-    out.mkdir(parents=True, exist_ok=True)
-    found.to_csv(out / "bootstrap.csv", index=False)
-    summarise(found, task.model).to_csv(out / "bootstrap_summary.csv", index=False)
+    _write_csv(found, out / "bootstrap.csv")
+    _write_csv(summarise(found, task.model), out / "bootstrap_summary.csv")
     print(f"{outcome(found)}: {out / 'bootstrap.csv'}, {out / 'bootstrap_summary.csv'}")
 
 
@@ -161,7 +175,9 @@ def export_model(population: Path, out: Path, name: str = "model") -> None:
         out: file to write, in R.
         name: of the function.
     """
-    out.write_text(export_rxode2(read_population(population), name), encoding="utf-8")
+    text = export_rxode2(read_population(population), name)
+    with replacing(out) as part:
+        part.write_text(text, encoding="utf-8")
     print(f"Function {name} written to {out}")
 
 
@@ -176,15 +192,23 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-def load(checkpoint: Path) -> Any:
+_WRITTEN = {
+    "reconstruct": ("curves.csv", "individuals.csv"),
+    "estimate": ("curves.csv", "individuals.csv", "individuals.png"),
+    "bootstrap": ("bootstrap.csv", "bootstrap_summary.csv"),
+}
+"""Files of the commands whose ``--out`` is a folder."""
+
+
+def load(checkpoint: Path, unverified: bool = False) -> Any:
     """The trained task of a checkpoint, on the CPU.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no checkpoint; one of a class that is not imported.
+        neuralpk.checkpoint_files.CheckpointError: no checkpoint; damaged; without a sha256.
+        ValueError: a part of a class that is not imported.
     """
-    check_checkpoint(checkpoint)
-    return LatentTask.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    return LatentTask.load_from_checkpoint(checkpoint, map_location="cpu", unverified=unverified)
 
 
 def options(command: str) -> dict[str, Option]:
@@ -196,7 +220,7 @@ def run(command: str, configuration: Configuration) -> None:
     """Run a command.
 
     Raises:
-        UsageError: an option that is missing or does not fit.
+        UsageError: an option that is missing or does not fit; an ``--out`` that cannot be written.
     """
     function, values = COMMANDS[command], configuration.finish()
     parser = ArgumentParser(exit_on_error=False)
@@ -205,7 +229,14 @@ def run(command: str, configuration: Configuration) -> None:
         arguments = parser.instantiate_classes(parser.parse_object(values)).as_dict()
     except (ValueError, TypeError) as error:
         raise UsageError(sentence(error)) from error
-    function(**arguments)
+    out = arguments["out"]
+    try:
+        for path in [out / name for name in _WRITTEN[command]] if command in _WRITTEN else [out]:
+            refuse_unwritable(path)
+    except OSError as error:
+        raise UsageError(f"--out {sentence(error)}") from error
+    with leaving_on_sigterm():
+        function(**arguments)
 
 
 def _progress(what: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
@@ -214,7 +245,22 @@ def _progress(what: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
 
 
 def _write(result: IndividualEstimates, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    result.curves().to_csv(out / "curves.csv", index=False)
-    result.individuals().to_csv(out / "individuals.csv", index=False)
+    _write_csv(result.curves(), out / "curves.csv")
+    _write_csv(result.individuals(), out / "individuals.csv")
     print(f"{len(result.ids)} subjects: {out / 'curves.csv'}, {out / 'individuals.csv'}")
+
+
+def _write_csv(frame: pd.DataFrame, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        frame.to_csv(part, index=False)
+
+
+def _refuse_unsolved(result: IndividualEstimates) -> None:
+    """The last word of a command that could not solve some of the patients; the others have theirs.
+
+    Raises:
+        SolveError: which, and why.
+    """
+    if result.unsolved:
+        raise SolveError(f"{'; '.join(result.unsolved[:10])}: no estimates (NaN); those of the others are written")

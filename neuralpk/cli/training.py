@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -15,18 +15,23 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningCLI, LRSchedulerTypeUnion, SaveConfigCallback, instantiate_class
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning_utilities.core.rank_zero import rank_zero_only
 
+from neuralpk.atomic_files import refuse_unwritable, replacing
 from neuralpk.callbacks import Dashboard, LastCheckpoint, Report
+from neuralpk.checkpoint_files import read_checkpoint
+from neuralpk.checkpoint_io import verify_checkpoints
 from neuralpk.cli.faults import UsageError, sentence
-from neuralpk.cli.merged_configuration import Configuration, Node
+from neuralpk.cli.merged_configuration import Configuration, Node, Source
 from neuralpk.cli.signatures import REQUIRED, Option, find, options_of, path_of
+from neuralpk.cli.stop_signals import exit_codes
 from neuralpk.datamodules import CohortDataModule
 from neuralpk.task import LatentTask
 
 COMMANDS = ("fit", "validate", "test", "predict")
 _GIVEN_BY_LIGHTNING = ("self", "model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule")
-_NAMED_BY_LIGHTNING = ("best", "last", "hpc", "registry")  # checkpoints that Lightning finds itself
+_NAMED_BY_LIGHTNING = ("best", "last", "hpc")  # checkpoints that Lightning finds itself
 _LOGS = "lightning_logs"
 
 
@@ -44,7 +49,9 @@ def options(command: str) -> dict[str, Option]:
             "lr_scheduler", LRSchedulerTypeUnion | None, None, "schedule of that optimizer", skipped=("optimizer",)
         ),
     }
-    return found | options_of(L.Trainer, _GIVEN_BY_LIGHTNING, command)
+    found["unverified"] = Option("unverified", bool, False, "also read a checkpoint without a sha256")
+    # numbers and texts only, always: no option
+    return found | options_of(L.Trainer, (*_GIVEN_BY_LIGHTNING, "weights_only"), command)
 
 
 def defaults() -> Node:
@@ -91,16 +98,15 @@ class SaveConfiguration(SaveConfigCallback):
         self.config = self.config.clone()
         for name in ("ckpt_path", "weights_only"):
             self.config.pop(name, None)
-        self.save_to_log_dir = trainer.log_dir is not None
+        self.save_to_log_dir = False
+        self.folder = Path(trainer.log_dir or trainer.default_root_dir)  # all processes together: rank 0 tells it
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Save ``config.yaml`` for a logger that has no folder of its own."""
-        if trainer.log_dir is None:
-            folder = Path(trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / self.config_filename
-            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+        """Save ``config.yaml``; called in one process."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self.folder / self.config_filename) as part:
+            part.write_text(self.parser.dump(self.config, skip_none=False), encoding="utf-8")
 
 
 class NeuralPKCLI(LightningCLI):
@@ -110,10 +116,11 @@ class NeuralPKCLI(LightningCLI):
         command: ``fit``, ``validate``, ``test`` or ``predict``.
         values: the finished configuration.
         print_config: print what would be run instead of running it.
+        unverified: also read a checkpoint without a sha256.
     """
 
-    def __init__(self, command: str, values: Node, print_config: bool = False) -> None:
-        self.command, self.print_config = command, print_config
+    def __init__(self, command: str, values: Node, print_config: bool = False, unverified: bool = False) -> None:
+        self.command, self.print_config, self.unverified = command, print_config, unverified
         super().__init__(
             LatentTask,
             CohortDataModule,
@@ -135,8 +142,12 @@ class NeuralPKCLI(LightningCLI):
         """Take the finished configuration."""
         self.config = parser.parse_object(args)
         if self.print_config:
+            self.config[self.command].pop("weights_only", None)
             print(self._parser(self.command).dump(self.config[self.command], skip_none=False))
             sys.exit(0)
+
+    def _parse_ckpt_path(self) -> None:
+        """The parts of the checkpoint are in the configuration already; Lightning would import what it names."""
 
     def instantiate_classes(self) -> None:
         """Make data module, task and trainer.
@@ -154,6 +165,16 @@ class NeuralPKCLI(LightningCLI):
         self.datamodule.read_for(self.model)
         if type(self.datamodule).prepare_data is L.LightningDataModule.prepare_data:
             self.datamodule.setup()
+        fast: int = self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if not fast and getattr(rank_zero_only, "rank", 0) == 0:
+            try:
+                own_folders(self.trainer)
+            except OSError as error:
+                raise UsageError(f"the folder of the run: {sentence(error)}") from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with exit_codes(self.trainer):
+            super()._run_subcommand(subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The trainer, with our callbacks except those that the user's options exclude.
@@ -175,7 +196,9 @@ class NeuralPKCLI(LightningCLI):
         callbacks = [c for c in self.trainer_defaults["callbacks"] if not isinstance(c, tuple(unwanted))]
         self.trainer_defaults["callbacks"] = callbacks
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
+            verify_checkpoints(trainer, self.unverified)
+            return trainer
         except (MisconfigurationException, ValueError, RuntimeError, ModuleNotFoundError) as error:
             raise UsageError(_of_the_trainer(error, given)) from error
 
@@ -194,10 +217,14 @@ class NeuralPKCLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Predict, and write ``predictions.csv`` into the folder of the run."""
-        frames = self.trainer.predict(**kwargs)
+        # all processes together: each has its share of the patients
+        frames = [one for own in of_all_processes(self.trainer.predict(**kwargs)) for one in own]
         folder = Path(self.trainer.log_dir or ".")
+        if not self.trainer.is_global_zero:
+            return
         folder.mkdir(parents=True, exist_ok=True)
-        pd.concat(cast(list[pd.DataFrame], frames)).to_csv(folder / "predictions.csv", index=False)
+        with replacing(folder / "predictions.csv") as part:
+            pd.concat(cast(list[pd.DataFrame], frames)).to_csv(part, index=False)
         print(f"Predictions: {folder / 'predictions.csv'}")
 
 
@@ -211,11 +238,39 @@ def _of_the_trainer(error: Exception, given: Mapping[str, Any]) -> str:
     return f"--trainer: {text}"
 
 
+def own_folders(trainer: L.Trainer) -> None:
+    """Make the folder of the run before its training, so that one that starts at the same moment gets another.
+
+    Raises:
+        OSError: no room or no rights.
+    """
+    if not trainer.loggers:
+        refuse_unwritable(trainer.default_root_dir, folder=True)
+    for logger in trainer.loggers:
+        if not isinstance(logger, TensorBoardLogger | CSVLogger):
+            continue
+        refuse_unwritable(logger.root_dir, folder=True)
+        while logger._version is None:
+            version = logger._get_next_version()
+            with contextlib.suppress(FileExistsError):  # of the one that was quicker
+                Path(logger.root_dir, f"version_{version}").mkdir(parents=True)
+                logger._version = version
+
+
+def of_all_processes(own: Any) -> list[Any]:
+    """The same object of every process, in their order."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [own]
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, own)
+    return found
+
+
 def default_callbacks() -> list[L.Callback]:
     """What every run gets: a progress bar, the last and the best checkpoint, the dashboard and the report."""
     return [
         RichProgressBar(),
-        LastCheckpoint(save_on_exception=True),
+        LastCheckpoint(),
         ModelCheckpoint(monitor="val_loss", filename="best"),
         Dashboard(),
         Report(),
@@ -227,41 +282,30 @@ def run(command: str, configuration: Configuration, print_config: bool = False) 
 
     Raises:
         UsageError: no checkpoint for a command that measures one; a value that does not fit.
+        FileNotFoundError: no such checkpoint.
+        CheckpointError: a file that is none, is damaged or has no sha256.
     """
     complete(configuration)
+    path, unverified = configuration.values.get("ckpt_path"), bool(configuration.values.pop("unverified", False))
+    if path is not None and str(path) not in _NAMED_BY_LIGHTNING:
+        parts = read_checkpoint(str(path), unverified=unverified, keys=("state_dict", "hyper_parameters"))
+        configuration.take({"model": parts["hyper_parameters"]}, Source(str(path)))
     values = configuration.finish()
-    path = values.get("ckpt_path")
     if path is not None:
         values["ckpt_path"] = str(path)
-        values.setdefault("weights_only", True)
-        if str(path) not in _NAMED_BY_LIGHTNING:
-            check_checkpoint(path)
     elif command != "fit":
         raise UsageError("which checkpoint? Give --checkpoint FILE")
     if command != "fit":
         # the checkpoint has what it took from there
         values.setdefault("model", {}).pop("pretrained", None)
+    elif unverified and values["model"].get("pretrained") is not None:
+        values["model"]["unverified"] = True
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
     try:
-        return NeuralPKCLI(command, values, print_config)
+        return NeuralPKCLI(command, values, print_config, unverified)
     except MisconfigurationException as error:
         raise UsageError(sentence(error)) from error
 
 
 def _no_advertisement(record: logging.LogRecord) -> bool:
     return "Tip:" not in record.getMessage()
-
-
-def check_checkpoint(path: str | Path) -> None:
-    """Refuse what is no checkpoint before anything is read from it.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file of another kind.
-    """
-    if str(path).startswith(("http://", "https://")):
-        return
-    if not Path(path).is_file():
-        raise FileNotFoundError(2, "no such file", str(path))
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not a checkpoint of a training (those end in .ckpt)")

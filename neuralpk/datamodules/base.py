@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import lightning as L
 import numpy as np
@@ -68,6 +68,8 @@ class CohortDataModule(L.LightningDataModule, ABC):
         for name, count in counts.items():
             if count is not None and count < 1:
                 raise ValueError(f"{name} must be 1 or more, got {count}")
+        if num_workers < 0:
+            raise ValueError(f"num_workers must be 0 or more, got {num_workers}")
         self.batch_size = batch_size
         self.passes_per_epoch = passes_per_epoch
         self.validation = validation
@@ -86,6 +88,12 @@ class CohortDataModule(L.LightningDataModule, ABC):
     def state_dict(self) -> dict[str, int]:
         """How far the epoch is; Lightning's own way comes too late where the schedule has asked for the loader."""
         return {} if self._training is None else self._training.state_dict()
+
+    def _finished(self) -> int:
+        """Batches of the epoch that the training has finished; 0 at its end."""
+        assert self.trainer is not None
+        current: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return int(current.processed) % max(1, int(self.trainer.num_training_batches))
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Where a resumed training starts."""
@@ -183,6 +191,8 @@ class CohortDataModule(L.LightningDataModule, ABC):
         """Batches of the training subjects, without their truth."""
         self._training = self._loader("train", training=True)
         self._training.skipped, self._skipped = self._skipped, 0
+        if self.trainer is not None:
+            self._training.finished = self._finished
         return self._training
 
     def val_dataloader(self) -> DataLoader[CohortBatch]:

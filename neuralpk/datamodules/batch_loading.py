@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice, pairwise
 from typing import Any
 
@@ -90,10 +90,16 @@ class GlobalBatchSampler(DistributedSampler[Any], SequentialSampler):
 
 
 class ResumableLoader(DataLoader[CohortBatch]):
-    """A loader that a resumed training continues where it was interrupted in the middle of an epoch."""
+    """A loader that a resumed training continues where it was interrupted in the middle of an epoch.
+
+    Attributes:
+        finished: how many batches of the epoch the training has finished; one that was handed out counts when its step
+            is done. None outside a Trainer, where it counts when the next one is asked for.
+    """
 
     served = 0
     skipped = 0
+    finished: Callable[[], int] | None = None
 
     def __iter__(self) -> Iterator[CohortBatch]:  # type: ignore[override]
         self.served, self.skipped = self.skipped, 0
@@ -103,7 +109,7 @@ class ResumableLoader(DataLoader[CohortBatch]):
 
     def state_dict(self) -> dict[str, int]:
         """How far the epoch is."""
-        return {"served": self.served % len(self)}
+        return {"served": self.served % len(self) if self.finished is None else self.finished()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Where the next epoch starts."""

@@ -181,6 +181,10 @@ class SimulatedPKDataModule(SimulatedDataModule):
             effects={(k.split("~")[0], k.split("~")[1]): v for k, v in (effects or {}).items()},
             prior=_population_prior(populations or {}),
         )
+        if repeats < 1:
+            raise ValueError(f"repeats must be 1 or more, not {repeats}")
+        if any(time < 0 for time in times or ()):
+            raise ValueError(f"times must be 0 or later, not {times}")
         records = [
             Dose(
                 time=0.0,

@@ -137,6 +137,8 @@ class CompartmentModel(Compartments):
     ) -> None:
         if compartments not in (1, 2, 3):
             raise ValueError(f"compartments must be 1, 2 or 3, not {compartments}")
+        if transits < 1:
+            raise ValueError(f"transits must be 1 or more, not {transits}")
         inputs = {"none": (), "first_order": ("depot",), "transit": ("depot",)}
         parameters = {"linear": ("CL",), "michaelis_menten": ("VMAX", "KM"), "time_varying": ("CL", "CLR", "KCL")}
         if absorption not in inputs or elimination not in parameters:

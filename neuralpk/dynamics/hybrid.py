@@ -1,5 +1,6 @@
 """Mechanism plus learned correction."""
 
+import math
 from dataclasses import replace
 
 import torch
@@ -32,7 +33,7 @@ class HybridDynamics(Wrapper):
 
     def __init__(self, mechanism: Dynamics, correction: Dynamics | None = None, overlap: float = 0.0) -> None:
         super().__init__(mechanism)
-        if overlap < 0:
+        if not 0 <= overlap < math.inf:
             raise ValueError(f"overlap must be at least 0, not {overlap}")
         if correction is None:
             correction = NeuralFlows() if mechanism.flows else NeuralSlope()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -36,7 +38,7 @@ class StochasticDynamics(Dynamics):
 
     def __init__(self, sigma: float) -> None:
         super().__init__()
-        if not sigma > 0:
+        if not 0 < sigma < math.inf:
             raise ValueError(f"sigma, the standard deviation of the noise, must be positive, not {sigma}")
         self.log_sigma = nn.Parameter(torch.full((len(self.noisy),), float(sigma)).log())
 
@@ -158,7 +160,7 @@ class FluctuatingClearance(Wrapper, StochasticDynamics):
         StochasticDynamics.__init__(self, sigma)
         if compartments.elimination != "linear" or {"LAG", "F"} & set(compartments.parameter_names):
             raise ValueError("a fluctuating clearance needs linear elimination, without lag or bioavailability")
-        if reversion is not None and not reversion > 0:
+        if reversion is not None and not 0 < reversion < math.inf:
             raise ValueError(f"reversion must be positive, not {reversion}")
         self.wrap(compartments)
         self.states = (*compartments.states, "log_clearance")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -217,7 +218,7 @@ class TorchDiffEq(NodeEngine):
         _check_name("method", self.method, (*get_args(Adaptive), *get_args(Fixed)))
         _check_name("gradient", self.gradient, get_args(Gradient))
         _check_limits(self)
-        if self.fixed and not (self.step or 0.0) > 0:
+        if self.fixed and not 0 < (self.step or 0.0) < math.inf:
             raise ValueError(f"method {self.method!r} takes fixed steps: pass a positive step, not {self.step}")
         if not self.fixed and self.step is not None:
             raise ValueError(f"method {self.method!r} chooses its steps by the tolerances and has no step {self.step}")
@@ -260,7 +261,7 @@ class TorchSDE(Engine):
 
     def __post_init__(self) -> None:
         _check_name("gradient", self.gradient, get_args(Gradient))
-        if self.step is not None and not self.step > 0:
+        if self.step is not None and not 0 < self.step < math.inf:
             raise ValueError(f"step must be positive, not {self.step}")
 
     def refuse(self, dynamics: Dynamics, dtype: torch.dtype) -> None:
@@ -402,8 +403,8 @@ def _check_name(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def _check_limits(engine: RungeKutta | TorchDiffEq | Auto) -> None:
-    if not (engine.rtol > 0 and engine.atol > 0):
-        raise ValueError(f"tolerances must be positive, got rtol {engine.rtol}, atol {engine.atol}")
+    if not (0 < engine.rtol < math.inf and 0 < engine.atol < math.inf):
+        raise ValueError(f"tolerances must be positive and finite, got rtol {engine.rtol}, atol {engine.atol}")
     if engine.max_evaluations < 1:
         raise ValueError(f"max_evaluations must be 1 or more, not {engine.max_evaluations}")
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from neuralpk.atomic_files import replacing
 from neuralpk.cohort import Dose
 from neuralpk.cohort_batch import CohortBatch
 from neuralpk.tables.writing import WHOLE, evid
@@ -85,13 +86,13 @@ def write_frames(frames: Iterable[pd.DataFrame], path: str | Path) -> None:
     Raises:
         ValueError: Parquet without pyarrow.
     """
-    path = Path(path)
-    if path.suffix.lower() in (".parquet", ".pq"):
-        _write_parquet(frames, path)
-        return
-    with path.open("w", encoding="utf-8", newline="") as file:
-        for k, frame in enumerate(frames):
-            frame.to_csv(file, index=False, na_rep=".", lineterminator="\n", header=k == 0)
+    with replacing(path) as part:
+        if part.suffix.lower() in (".parquet", ".pq"):
+            _write_parquet(frames, part)
+            return
+        with part.open("w", encoding="utf-8", newline="") as file:
+            for k, frame in enumerate(frames):
+                frame.to_csv(file, index=False, na_rep=".", lineterminator="\n", header=k == 0)
 
 
 def _write_parquet(frames: Iterable[pd.DataFrame], path: Path) -> None:

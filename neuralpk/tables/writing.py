@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from neuralpk.atomic_files import replacing
 from neuralpk.cohort import Cohort, Covariate, Dose, FloatArray, Subject
 from neuralpk.tables.cells import BLANKS, MAX_CELL, MISSING
 from neuralpk.tables.layout import RESERVED
@@ -119,4 +120,5 @@ def write_table(cohort: Cohort, path: str | Path) -> None:
     Raises:
         ValueError: as for `to_frame`.
     """
-    to_frame(cohort).to_csv(path, index=False, na_rep=".", lineterminator="\n", encoding="utf-8")
+    with replacing(path) as part:
+        to_frame(cohort).to_csv(part, index=False, na_rep=".", lineterminator="\n", encoding="utf-8")

@@ -1,0 +1,91 @@
+"""A patient who cannot be solved takes nothing from the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from neuralpk import published_population
+from neuralpk.cli import main
+from neuralpk.individual_estimates import estimate_individuals
+from neuralpk.published_population import PublishedPopulation
+from neuralpk.solve import RungeKutta, SolveError
+from neuralpk.tables import read_table
+
+POPULATION = {
+    "dynamics": {"compartments": 1, "elimination": "michaelis_menten"},
+    "typical": {"VMAX": 20.0, "KM": 2.0, "V1": 25.0},
+    "cv": {"VMAX": 30.0, "V1": 20.0},
+    "error": "proportional",
+    "error_sd": {"b": 0.2},
+}
+FAULT = "could not be solved"
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:subject .* did not converge"),
+    pytest.mark.filterwarnings("ignore:subject .* could not be solved"),
+]
+
+
+def table(patients: int, lost: tuple[int, ...] = ()) -> pd.DataFrame:
+    """Patients, of whom some have a clock that runs a million times too fast."""
+    rows = []
+    for k in range(patients):
+        unit = 1e6 if k in lost else 1.0
+        rows.append({"ID": f"S{k}", "TIME": 0.0, "AMT": 100.0, "DV": np.nan})
+        rows += [{"ID": f"S{k}", "TIME": t * unit, "AMT": 0.0, "DV": v} for t, v in ((1, 3.1), (4, 1.9), (8, 0.8))]
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture(autouse=True)
+def _few_evaluations(monkeypatch) -> None:
+    """Too few for these clocks, and enough for all others."""
+    monkeypatch.setattr(published_population, "Auto", lambda **_: RungeKutta(max_evaluations=60))
+
+
+def estimate(frame: pd.DataFrame, draws: int = 20):
+    cohort = read_table(frame)
+    model = PublishedPopulation.from_plain(POPULATION).model(cohort)
+    return estimate_individuals(model, cohort, draws=draws)
+
+
+@pytest.mark.parametrize("lost", [(3,), (0, 5)])
+def test_the_others_have_what_they_have_without_it(lost: tuple[int, ...]) -> None:
+    every = table(6)
+    kept = [f"S{k}" for k in range(6) if k not in lost]
+    wanted = estimate(every[every["ID"].isin(kept)], draws=0)
+    with pytest.warns(UserWarning, match=f"S{lost[0]} {FAULT}"):
+        found = estimate(table(6, lost))
+    assert len(found.unsolved) == len(lost) and all(
+        f"S{k} " in said for k, said in zip(lost, found.unsolved, strict=True)
+    )
+    frame = found.individuals().set_index("ID")
+    assert frame.loc[[f"S{k}" for k in lost]].isna().all(axis=None)
+    assert frame.loc[kept].notna().all(axis=None)
+    values = wanted.individuals().set_index("ID")[["VMAX", "KM", "V1"]]
+    np.testing.assert_allclose(frame.loc[kept, ["VMAX", "KM", "V1"]], values, rtol=1e-6)
+    curves = found.curves().set_index("ID")
+    assert curves.loc[[f"S{k}" for k in lost], ["PRED", "IPRED", "LO90", "HI90"]].isna().all(axis=None)
+    assert curves.loc[kept].notna().all(axis=None)
+
+
+def test_none_solved_is_an_error() -> None:
+    with pytest.raises(SolveError, match="2 of 2 subjects not solved"):
+        estimate(table(2, (0, 1)))
+
+
+def test_the_command_writes_the_others_and_says_so_by_its_exit_code(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("p.yaml").write_text(yaml.safe_dump(POPULATION))
+    table(4, (2,)).to_csv("t.csv", index=False, na_rep=".")
+    with pytest.raises(SystemExit) as stopped:
+        main(["estimate", "--population", "p.yaml", "--table", "t.csv", "--out", "out", "--draws", "20"])
+    assert stopped.value.code == 1
+    assert f"neuralpk estimate: subject S2 {FAULT}" in capsys.readouterr().err
+    frame = pd.read_csv("out/individuals.csv").set_index("ID")
+    assert frame.loc["S2"].isna().all() and frame.drop("S2").notna().all(axis=None)
+    assert Path("out/individuals.png").exists()
