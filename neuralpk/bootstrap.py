@@ -21,7 +21,7 @@ from torch import Tensor
 from neuralpk import randomness
 from neuralpk.cohort import Cohort, Subject
 from neuralpk.cohort_batch import CohortBatch
-from neuralpk.estimation import PopulationEstimator
+from neuralpk.estimation import NetworkEstimator, PopulationEstimator
 from neuralpk.individual_estimates import evaluation_batch
 from neuralpk.objectives import Objective
 from neuralpk.population_model import PopulationModel
@@ -68,7 +68,8 @@ def bootstrap(
             that the cohort lacks.
         RuntimeError: other processes could not begin.
     """
-    if objective.estimator(model, None, seed, lambda own: [own]) is None:
+    estimator = objective.estimator(model, None, seed, lambda own: [own])
+    if estimator is None or isinstance(estimator, NetworkEstimator):
         raise ValueError(
             f"a bootstrap fits replicates by the estimator of the population, which {type(model.dynamics).__name__} "
             f"trained with {type(objective).__name__} does not have: it needs MarginalLikelihood, a population that is "

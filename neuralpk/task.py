@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Self, cast
 
@@ -24,7 +26,14 @@ from neuralpk.cohort import Cohort
 from neuralpk.cohort_batch import CohortBatch
 from neuralpk.dynamics import Decoder, StochasticDynamics
 from neuralpk.encoders import Encoder
-from neuralpk.estimation import FitStatus, MovedByEstimator, PopulationEstimate, PopulationEstimator, standard_errors
+from neuralpk.estimation import (
+    FitStatus,
+    MovedByEstimator,
+    NetworkEstimator,
+    PopulationEstimate,
+    PopulationEstimator,
+    standard_errors,
+)
 from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals, evaluation_batch
 from neuralpk.objectives import Loss, MarginalLikelihood, Objective, Step
 from neuralpk.objectives.base import posterior
@@ -42,6 +51,8 @@ from neuralpk.value_checks import bearable
 
 # typical values have far to go, and at the pace of a network's weights the encoder would learn to make up for them
 _POPULATION_SPEED = 5.0
+_WARM_UP = 10  # steps
+_RISE, _LEAST_RATE = 0.1, 0.04  # of a one-cycle schedule
 _FIRST_HORIZON = 0.15  # of the span of the data
 _MOST_FAILURES = 0.05  # of a batch: a few unsolved subjects are left out and counted, more stop the training
 _SHIPPED = (decoders,)  # imported, so that a checkpoint and the command line can name its classes
@@ -493,15 +504,18 @@ class LatentTask(L.LightningModule):
         with self._all_digits():
             if not estimator.started:
                 estimator.start(batch)
+            step, posterior = self._current_step(), None
             if not estimator.finished:
                 log_p, observations = estimator.add(batch).sum(), int(batch.observed.sum())
-                for name in ("loss", "fit"):
-                    self._tally(name, -log_p.cpu() / observations, observations)
-            step = self._current_step()
+                posterior = estimator.posterior(batch)
+                if posterior is None:
+                    for name in ("loss", "fit"):
+                        self._tally(name, -log_p.cpu() / observations, observations)
+            if posterior is not None:
+                self._log_progress(estimator)
+                return self._shared_step(batch, "train", replace(step, posterior=posterior))
             beside = self.objective.loss_beside_estimator(self.model, self.encoder, batch, step)
-        if estimator.history:
-            self.log("-2LL", -2 * estimator.log_likelihood, prog_bar=True, rank_zero_only=True)
-            self.log("gain", estimator.gain, prog_bar=True, rank_zero_only=True)
+        self._log_progress(estimator)
         # the estimator has its own derivatives; several devices wait for a gradient of everything that is learned
         learned = [weight for weight in self.parameters() if weight.requires_grad]
         nothing = 0.0 * torch.stack([weight.sum() for weight in learned]).sum()
@@ -510,6 +524,11 @@ class LatentTask(L.LightningModule):
         self._tally("encoder", beside.detach().cpu() / len(batch), len(batch))
         return nothing + beside / len(batch)
 
+    def _log_progress(self, estimator: PopulationEstimator) -> None:
+        if estimator.history:
+            self.log("-2LL", -2 * estimator.log_likelihood, prog_bar=True, rank_zero_only=True)
+            self.log("gain", estimator.gain, prog_bar=True, rank_zero_only=True)
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """A step of the optimiser; at the end of a pass over the subjects that of the estimator of the population."""
         super().optimizer_step(*args, **kwargs)
@@ -517,7 +536,7 @@ class LatentTask(L.LightningModule):
         if self.estimator is None or self.estimator.finished or not self._pass_ends(batch_index):
             return
         with self._all_digits():
-            self.estimator.step()
+            self.estimator.end_pass()
         values = {f"population/{name}": value for name, value in self.model.reported_values().items()}
         values |= {"population/-2LL": -2 * self.estimator.log_likelihood, "population/gain": self.estimator.gain}
         for logger in self.loggers:
@@ -628,6 +647,8 @@ class LatentTask(L.LightningModule):
             if self._saved_estimator is not None:
                 self.estimator.load_state_dict(self._saved_estimator)
                 self._saved_estimator = None
+            if isinstance(self.estimator, NetworkEstimator):
+                return self._paced_by(self.estimator, networks)
             if not networks:
                 return MovedByEstimator(population)
             population = []
@@ -642,6 +663,22 @@ class LatentTask(L.LightningModule):
             return optimizer
         peaks = [group["lr"] for group in groups]
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=int(steps) + 1, pct_start=0.1)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _paced_by(self, estimator: NetworkEstimator, networks: list[torch.nn.Parameter]) -> Any:
+        """Adam with a learning rate for the population and the weights of the dynamics that the estimator lowers where
+        nothing more is gained, and a one-cycle schedule for an encoder."""
+        of_dynamics = {id(weight) for weight in self.model.dynamics.parameters()}
+        moved = [*self.model.population_weights(), *(w for w in networks if id(w) in of_dynamics)]
+        beside = [weight for weight in networks if id(weight) not in of_dynamics]
+        groups: list[dict[str, Any]] = [{"params": part} for part in (moved, beside) if part]
+        optimizer = torch.optim.Adam(groups, lr=self.learning_rate, fused="mixed" not in str(self.trainer.precision))
+        steps = self.trainer.estimated_stepping_batches
+        paces: list[Callable[[int], float]] = [
+            lambda step: min(1.0, (step + 1) / _WARM_UP) * estimator.pace,
+            lambda step: one_cycle(step / steps),
+        ]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, paces[: len(groups)])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _of_all_devices(self, own: Any) -> list[Any]:
@@ -769,6 +806,14 @@ def kept_checkpoints(trainer: L.Trainer) -> Iterator[str]:
         if isinstance(callback, ModelCheckpoint):
             found |= dict.fromkeys([callback.last_model_path, callback.best_model_path, *callback.best_k_models])
     return (path for path in found if path and Path(path).is_file())
+
+
+def one_cycle(share: float) -> float:
+    """Factor of the largest learning rate at a share of a training of one cycle (Smith and Topin 2019): it rises over
+    the first tenth and falls to 0 over the rest, along half a cosine each."""
+    rising = share < _RISE
+    at = share / _RISE if rising else 1 - (min(share, 1.0) - _RISE) / (1 - _RISE)
+    return _LEAST_RATE + (1 - _LEAST_RATE) * 0.5 * (1 - math.cos(math.pi * at))
 
 
 def horizon_share(share: float, growth: float) -> float:

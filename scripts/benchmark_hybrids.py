@@ -205,7 +205,7 @@ def learn(data: SimulatedDataModule, case: Case, model: str, seed: int, epochs: 
         error=CombinedError(),
         engine=ENGINE,
         encoder=SetEncoder(),
-        objective=MarginalLikelihood(draws=8, map_steps=2),
+        objective=MarginalLikelihood(),
         learning_rate=0.02,
         seed=seed,
     )
@@ -318,7 +318,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--cohorts", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--epochs", type=int, default=8, help="number of epochs, each of 20 passes over the patients")
+    parser.add_argument("--epochs", type=int, default=40, help="most epochs, each of 20 passes over the patients")
     parser.add_argument("--new", type=int, default=100, help="number of new patients to score on")
     parser.add_argument("--json", type=Path, help="file for all numbers")
     parser.add_argument("--page", type=Path, help="page to rewrite, docs/measurements/hybrids.md")

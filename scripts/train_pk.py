@@ -34,7 +34,7 @@ task = LatentTask(
     DYNAMICS[arguments.dynamics](),
     parameters=PopulationParameters(omega=0.4, omega_prior_sd=0.7),
     encoder=SetEncoder(),
-    objective=MarginalLikelihood(draws=8, map_steps=2),
+    objective=MarginalLikelihood(),
     engine=Auto(rtol=1e-4, atol=1e-4),
 )
 trainer = L.Trainer(

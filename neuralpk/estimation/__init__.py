@@ -2,8 +2,9 @@
 
 from neuralpk.estimation.estimator import Gather, PopulationEstimator
 from neuralpk.estimation.fit_status import FitStatus
-from neuralpk.estimation.held_draws import HeldDraws
+from neuralpk.estimation.held_draws import HeldDraws, PosteriorDraws
 from neuralpk.estimation.idle_optimizer import MovedByEstimator
+from neuralpk.estimation.network_estimator import NetworkEstimator
 from neuralpk.estimation.standard_errors import PopulationEstimate, log_likelihood, standard_errors
 
 __all__ = [
@@ -11,8 +12,10 @@ __all__ = [
     "Gather",
     "HeldDraws",
     "MovedByEstimator",
+    "NetworkEstimator",
     "PopulationEstimate",
     "PopulationEstimator",
+    "PosteriorDraws",
     "log_likelihood",
     "standard_errors",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from neuralpk.cohort_batch import CohortBatch
 from neuralpk.estimation.fit_status import FitStatus
-from neuralpk.estimation.held_draws import HeldDraws, HeldLikelihood
+from neuralpk.estimation.held_draws import HeldDraws, HeldLikelihood, PosteriorDraws
 from neuralpk.estimation.learned_numbers import SMALLEST_OMEGA, LearnedNumbers
 from neuralpk.estimation.population_newton import Ascent, ascend
 from neuralpk.estimation.proposals import Centre, Proposal
@@ -28,7 +28,7 @@ _CONVERGED = 0.01  # in −2LL
 _STAGE_STEPS = 12
 _LAST_STEPS = 40
 _LAST_RENEWALS = 4  # of the proposals in the last stage
-_FIRST_SEARCH = (30, 1e-2)  # most steps of the search for a centre, and its tolerance in log p
+_SEARCH_TOLERANCE = 1e-2  # in log p, of the search for a centre
 # omega that a proposal is made for: draws around a narrow posterior would make a wider population look unlikely
 _WIDE_OMEGA = 0.2
 _SMALL_OMEGA = 0.2
@@ -201,6 +201,15 @@ class PopulationEstimator:
             self._draws.append(held)
         return batch.value.new_tensor([self._drawn[index] for index in batch.index.tolist()])
 
+    def posterior(self, batch: CohortBatch) -> PosteriorDraws | None:
+        """Draws of z at which an optimiser follows the gradient of the likelihood; None where there are no weights that
+        it moves.
+
+        Args:
+            batch: subjects that have been added.
+        """
+        return None
+
     def begin_at(self, index: Tensor, z: Tensor) -> None:
         """Where the search for the posterior of each subject begins: z, ``[subject, latent]``, by its index."""
         unknown = torch.full((z.shape[1], z.shape[1]), torch.nan, dtype=torch.float64, device=z.device)
@@ -246,17 +255,26 @@ class PopulationEstimator:
         """Maximum a posteriori of some subjects, from z, with the digits of the weights of the dynamics."""
         weights = list(self.model.dynamics.parameters())
         if not weights or weights[0].dtype == torch.float64:
-            return maximise(self.model, batch, z, *_FIRST_SEARCH)
+            return maximise(self.model, batch, z, self._most_steps, _SEARCH_TOLERANCE)
         model, digits = copy.deepcopy(self.target).requires_grad_(False), weights[0].dtype
         with torch.no_grad():
             for part, mine in zip(model.population_weights(), self.model.population_weights(), strict=True):
                 part.copy_(mine)
-        return maximise(model, batch.to(digits), z.to(digits), *_FIRST_SEARCH)
+        return maximise(model, batch.to(digits), z.to(digits), self._most_steps, _SEARCH_TOLERANCE)
+
+    @property
+    def _most_steps(self) -> int:
+        """Of the search for a centre."""
+        return 30
 
     def likelihood(self, draws: list[HeldDraws] | None = None) -> HeldLikelihood:
         """The likelihood given the draws of `add`, or given others."""
         held = self._draws if draws is None else draws
         return HeldLikelihood(self.numbers, held, lambda tensor: torch.stack(self._gather(tensor)).sum(0))
+
+    def end_pass(self) -> None:
+        """All subjects have been added."""
+        self.step()
 
     def step(self) -> Ascent:
         """One outer step with the draws of `add`: move the population and write it to the model."""
@@ -270,7 +288,7 @@ class PopulationEstimator:
             nothing = torch.zeros_like(here)
             ascent = Ascent(self.numbers.get(), start, start, math.inf, nothing.diag(), nothing.bool())
         else:
-            ascent = ascend(likelihood, here)
+            ascent = ascend(likelihood, here, self._tolerance)
             self._before, self._halvings = (here, start), 0
             if self._turns_back(ascent):
                 scaled = [self.numbers.search_scale(vector)[0] for vector in (here, ascent.vector)]
@@ -288,6 +306,11 @@ class PopulationEstimator:
             for mine, of_target in zip(self.model.population_weights(), self.target.population_weights(), strict=True):
                 of_target.copy_(mine)
         return ascent
+
+    @property
+    def _tolerance(self) -> float:
+        """Gain of the last of Newton's steps on a set of draws, in log p."""
+        return 1e-4
 
     def _turns_back(self, ascent: Ascent) -> bool:
         """Whether steps of the last stage do not become smaller, as where two sets of draws send the population to each

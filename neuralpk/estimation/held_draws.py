@@ -223,6 +223,19 @@ class HeldDraws:
         return centre, slope.nan_to_num(0.0, 0.0, 0.0), curvature.nan_to_num(0.0, 0.0, 0.0)
 
 
+@dataclass(frozen=True)
+class PosteriorDraws:
+    """Draws of z of each subject from its posterior.
+
+    Args:
+        z: ``[subject, draw, latent]``.
+        log_likelihood: log p(y) where they were drawn, ``[subject]``.
+    """
+
+    z: Tensor
+    log_likelihood: Tensor
+
+
 class HeldLikelihood:
     """log p(data), and of the prior of the population, as a function of the learned numbers, given held draws.
 

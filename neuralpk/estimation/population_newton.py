@@ -38,7 +38,7 @@ class Ascent:
     bound: Tensor
 
 
-def ascend(likelihood: HeldLikelihood, vector: Tensor, tolerance: float = 1e-4) -> Ascent:
+def ascend(likelihood: HeldLikelihood, vector: Tensor, tolerance: float) -> Ascent:
     """Newton's method with the damping of Levenberg (1944), until the gain of a step is small or the effective number
     of draws has become small.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from neuralpk import randomness
 from neuralpk.cohort_batch import CohortBatch
 from neuralpk.encoders import Encoder, Posterior
-from neuralpk.estimation import Gather, PopulationEstimator
+from neuralpk.estimation import Gather, PopulationEstimator, PosteriorDraws
 from neuralpk.part import Part
 from neuralpk.population_model import PopulationModel, Prediction
 from neuralpk.randomness import Stream
@@ -71,12 +71,14 @@ class Step:
         number: of the step, from 0; None in an evaluation, whose random numbers are always the same.
         share: of the training that is done, from 0 to 1; 1 where its length is not known.
         start: estimates of z from which a search may begin, ``[subject, latent]``; None for those of the encoder.
+        posterior: draws of z that an estimator holds over some steps; None where the objective makes its own.
     """
 
     seed: int
     number: int | None = None
     share: float = 1.0
     start: Tensor | None = None
+    posterior: PosteriorDraws | None = None
 
     @property
     def training(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from neuralpk import randomness
 from neuralpk.cohort_batch import CohortBatch
 from neuralpk.encoders import Encoder, Posterior
-from neuralpk.estimation import Gather, PopulationEstimator
+from neuralpk.estimation import Gather, NetworkEstimator, PopulationEstimator, PosteriorDraws
 from neuralpk.inference import importance
 from neuralpk.inference.map import map_estimate, maximise
 from neuralpk.objectives.base import Loss, Objective, Step, failures, posterior, predict_solvable
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 # in units of log p: a proposal need not have its centre at the maximum, but far from it the weights of a narrow
 # posterior rest on few draws
 _NEAR = 0.01
+_log = logging.getLogger(__name__)
 
 
 class MarginalLikelihood(Objective):
@@ -30,21 +32,20 @@ class MarginalLikelihood(Objective):
 
         loss = −log (1/K) Σ_k p(y, z_k)/q(z_k)          z_k ~ q, a multivariate t around the maximum of p(y, z)
 
-    The proposal q is not the encoder's: a search through the solver goes on from the mean of the encoder (or, without
-    an encoder, from the typical patient) to the maximum a posteriori (semi-amortised; Kim et al. 2018). The normalised
-    weights give the gradient in the model (Fisher's identity). An encoder is trained beside it, by the weighted draws
-    (Bornschein and Bengio 2015) and by simulated patients, whose z is known.
+    The population of a model is estimated by Newton's method on held draws (`neuralpk.estimation`), which chooses
+    draws and steps by itself, and starting values where there is no network. Weights of a network follow the gradient
+    at the same draws (Fisher's identity). The training ends when nothing more is gained, unless there is an encoder,
+    which is trained beside it, by the draws (Bornschein and Bengio 2015) and by simulated patients, whose z is known.
 
-    The population of a model without network weights needs none of this: it is estimated by Newton's method on held
-    draws (`neuralpk.estimation.PopulationEstimator`), which chooses starting values, draws and steps by itself and ends
-    when it has converged. The training then ends too, unless there is an encoder, which is trained by simulated
-    patients.
+    Without an estimator, as with a growing horizon or another optimiser, the proposal q is made in every step: a search
+    through the solver goes on from the mean of the encoder (or, without an encoder, from the typical patient) to the
+    maximum a posteriori (semi-amortised; Kim et al. 2018). The normalised weights give the gradient in the model.
 
     y is every record of the context or the target of a batch: no record of a patient is read without being scored.
 
     Args:
-        draws: K, of z for each subject and step; of a model with weights.
-        map_steps: most steps of the search in a step of the training; of a model with weights.
+        draws: K, of z for each subject and step, without an estimator; default 20.
+        map_steps: most steps of the search in a step of the training, without an estimator; default 10.
 
     Raises:
         ValueError: no draw; a negative number of steps.
@@ -52,15 +53,18 @@ class MarginalLikelihood(Objective):
 
     maximises_likelihood = True
 
-    def __init__(self, draws: int = 20, map_steps: int = 10) -> None:
-        if draws < 1 or map_steps < 0:
+    def __init__(self, draws: int | None = None, map_steps: int | None = None) -> None:
+        self.given = {"draws": draws, "map_steps": map_steps}
+        self.draws, self.map_steps = 20 if draws is None else draws, 10 if map_steps is None else map_steps
+        if self.draws < 1 or self.map_steps < 0:
             raise ValueError(f"draws must be 1 or more and map_steps 0 or more, got {draws} and {map_steps}")
-        self.draws, self.map_steps = draws, map_steps
 
     def loss(
         self, model: PopulationModel, encoder: Encoder | None, guide: PathGuide | None, batch: CohortBatch, step: Step
     ) -> Loss:
         q = posterior(model, encoder, batch)
+        if step.posterior is not None:
+            return self._at_posterior(model, encoder, q, step.posterior, batch, step)
         scored = batch.scored_on_all()
         start = q.mean if step.start is None else step.start
         mode = maximise(model, scored, start, self.map_steps, _NEAR)
@@ -78,6 +82,32 @@ class MarginalLikelihood(Objective):
             failures(batch, kept),
             encoder=None if encoder is None else self._encoder_loss(model, encoder, q, draws, kept, batch, step),
             penalty=penalty,
+        )
+
+    def _at_posterior(
+        self,
+        model: PopulationModel,
+        encoder: Encoder | None,
+        q: Posterior,
+        held: PosteriorDraws,
+        batch: CohortBatch,
+        step: Step,
+    ) -> Loss:
+        """−log p(y), with its gradient by Fisher's identity: of −log p(y | z), mean over draws of the posterior."""
+        draws = held.z.shape[1]
+        repeated = batch.scored_on_all().repeat(draws)
+        prediction, part, kept = predict_solvable(model, held.z.flatten(0, 1), repeated)
+        fit = -model.error.log_likelihood(part, prediction.value).sum() / draws
+        encoder_loss = None
+        if encoder is not None:
+            of_draws: Tensor = -q.log_density(held.z).mean(1).sum()
+            encoder_loss = of_draws + self._of_simulated(model, encoder, batch, step)
+        return Loss(
+            -held.log_likelihood.sum() + fit - fit.detach(),
+            part.target.sum() / draws,
+            failures(repeated, kept) / draws,
+            encoder=encoder_loss,
+            penalty=model.penalty(prediction, part) / draws if model.dynamics.penalised else None,
         )
 
     def _encoder_loss(
@@ -116,9 +146,16 @@ class MarginalLikelihood(Objective):
     def estimator(
         self, model: PopulationModel, encoder: Encoder | None, seed: int, gather: Gather
     ) -> PopulationEstimator | None:
-        learns_weights = any(weight.requires_grad for weight in model.dynamics.parameters())
-        if learns_weights or not model.is_uncertain:
+        if not model.is_uncertain:
             return None
+        unused = [f"{name}={value}" for name, value in self.given.items() if value is not None]
+        if unused:
+            _log.warning(
+                f"MarginalLikelihood({', '.join(unused)}): not used, because the population is moved by its estimator, "
+                "which chooses the draws"
+            )
+        if any(weight.requires_grad for weight in model.dynamics.parameters()):
+            return NetworkEstimator(model, seed, gather)
         return PopulationEstimator(model, seed, gather=gather)
 
     def estimate(
