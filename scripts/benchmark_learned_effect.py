@@ -41,7 +41,6 @@ from neuralpk.cohort_figures import learned_term
 from neuralpk.cohort_simulation import Design, Population, simulate_cohort
 from neuralpk.dynamics import Equations
 from neuralpk.evaluate.term_plots import LearnedTerm, learned_term_figure
-from neuralpk.objectives import MarginalLikelihood
 from neuralpk.parameters import PopulationParameters
 from neuralpk.residual_error import ProportionalError
 
@@ -96,7 +95,6 @@ def run(shape: str, seed: int, patients: int, epochs: int) -> tuple[dict[str, An
     fitted = neuralpk.fit(
         cohort,
         Equations(TEXT.format(parameters=written(START), effect=NETWORK)),
-        objective=MarginalLikelihood(draws=8, map_steps=10),
         parameters=PopulationParameters(omega=0.3, omega_prior_sd=0.7),
         error=ProportionalError(),
         learning_rate=0.01,
@@ -113,6 +111,7 @@ def run(shape: str, seed: int, patients: int, epochs: int) -> tuple[dict[str, An
         "shape": shape,
         "seed": seed,
         "seconds": seconds,
+        "converged": fitted.task.status is not None and fitted.task.status.converged,
         "error": float(np.sqrt(np.mean((learned.output - true) ** 2)) / np.ptp(true)),
         "coverage": float(np.mean((learned.low <= true) & (true <= learned.high))),
         "width": float(np.mean(learned.high - learned.low) / np.ptp(true)),
@@ -127,7 +126,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--shapes", nargs="+", default=list(GAMMA), choices=list(GAMMA))
     parser.add_argument("--patients", type=int, default=40)
-    parser.add_argument("--epochs", type=int, default=7, help="of 20 passes over the patients")
+    parser.add_argument("--epochs", type=int, default=60, help="most epochs, each of 20 passes over the patients")
     parser.add_argument("--json", type=Path, help="file for all numbers")
     parser.add_argument("--figure", type=Path, help="file for the figure of the first study")
     options = parser.parse_args()
