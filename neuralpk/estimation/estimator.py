@@ -312,6 +312,11 @@ class PopulationEstimator:
         """Gain of the last of Newton's steps on a set of draws, in log p."""
         return 1e-4
 
+    @property
+    def _left(self) -> float:
+        """In −2LL; the search has converged when less is to be gained."""
+        return _CONVERGED
+
     def _turns_back(self, ascent: Ascent) -> bool:
         """Whether steps of the last stage do not become smaller, as where two sets of draws send the population to each
         other: half of a step then ends in the middle."""
@@ -372,7 +377,7 @@ class PopulationEstimator:
         last, halved = self.stage == len(self.stages) - 1, math.isinf(ascent.promise)
         if not last and not halved and (gain < _STAGE_GAIN or self.in_stage >= _STAGE_STEPS):
             self.stage, self.in_stage, self._before = self.stage + 1, 0, None
-        elif last and not halved and gain < _CONVERGED and ascent.promise < 2 * _CONVERGED and self.in_stage > 1:
+        elif last and not halved and gain < self._left and ascent.promise < 2 * self._left and self.in_stage > 1:
             self.finish()
         elif last and self.in_stage >= _LAST_STEPS:
             self.finish(f"-2LL still changes by {gain:.2g} in a step with {self.draws} draws")
@@ -391,7 +396,7 @@ class PopulationEstimator:
             # a small omega is known to be small, though its likelihood is flat there
             undetermined = [names[k] for k in _flat(ascent, self.numbers.free) if not bool(small[k])]
             if undetermined:
-                reason = f"the data do not determine {', '.join(undetermined)}"
+                reason = reason or self._of_undetermined(", ".join(undetermined))
         fewest, subject = math.inf, ""
         for held in self._draws:
             found = effective_draws(held.log_weight(self.numbers, self.numbers.get()))
@@ -412,6 +417,10 @@ class PopulationEstimator:
             remark=self.remark,
         )
         return self.status
+
+    def _of_undetermined(self, names: str) -> str:
+        """Why a search has not converged that the data leave open in some numbers."""
+        return f"the data do not determine {names}"
 
     # ---- between sessions of a training
 

@@ -15,7 +15,7 @@ class FitStatus:
     """How the search for the maximum of the likelihood ended.
 
     Args:
-        converged: whether another step would gain less than 0.01 of −2LL.
+        converged: whether another step would gain less than 0.01 of −2LL; with a network 0.5.
         reason: why it has not converged; empty otherwise.
         iterations: outer steps.
         gain: what the quadratic approximation promises for another step, score·information⁻¹·score, in −2LL.

@@ -70,6 +70,10 @@ class NetworkEstimator(PopulationEstimator):
     def _tolerance(self) -> float:
         return _COARSE if self.weights_move else super()._tolerance
 
+    @property
+    def _left(self) -> float:
+        return 2 * _GAIN  # as of the weights: a network may do what a number of the population does
+
     def start(self, batch: CohortBatch) -> None:
         """Begin at the numbers of the model: what its weights do to a curve is not known before they have learned."""
         self.started = True
@@ -149,6 +153,11 @@ class NetworkEstimator(PopulationEstimator):
     def _advance(self, ascent: Ascent) -> None:
         if not self.weights_move:
             super()._advance(ascent)
+
+    def _of_undetermined(self, names: str) -> str:
+        # a network can do what such a number does: the prior of its weights decides
+        self.remark = f"{names} and the network can replace each other"
+        return ""
 
     def state_dict(self) -> dict[str, Any]:
         index = list(self._sample)
