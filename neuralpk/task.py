@@ -569,7 +569,7 @@ class LatentTask(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuse a gradient that is not finite, before it reaches the weights."""
-        if self.estimator is not None and self.encoder is None:
+        if isinstance(self.optimizers(use_pl_optimizer=False), MovedByEstimator):
             return
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)

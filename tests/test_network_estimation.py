@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from neuralpk.datamodules import SimulatedPKDataModule
-from neuralpk.dynamics import CompartmentModel, HybridDynamics, NeuralCompartments
+from neuralpk.dynamics import CompartmentModel, HybridDynamics, NeuralCompartments, NeuralFlows
 from neuralpk.estimation import NetworkEstimator, network_estimator
 from neuralpk.individual_estimates import evaluation_batch
 from neuralpk.inference import importance
@@ -45,10 +45,12 @@ def saturable() -> SimulatedPKDataModule:
     )
 
 
-def task(dynamics: Any = None, rtol: float = 1e-4, **options: Any) -> LatentTask:
+def task(
+    dynamics: Any = None, rtol: float = 1e-4, typical: dict[str, float] | None = None, **options: Any
+) -> LatentTask:
     torch.manual_seed(0)
     dynamics = dynamics or NeuralCompartments(CompartmentModel(1), hidden=8)
-    parameters = PopulationParameters(typical={"CL": 4.0, "V1": 70.0}, omega=0.3)
+    parameters = PopulationParameters(typical=typical or {"CL": 4.0, "V1": 70.0}, omega=0.3)
     return LatentTask(dynamics, parameters, engine=Auto(rtol=rtol, atol=1e-2 * rtol), **options)
 
 
@@ -83,8 +85,12 @@ def test_the_gradient_is_that_of_the_likelihood(monkeypatch: pytest.MonkeyPatch)
     assert float((a - b).norm() / b.norm()) < 0.15
 
 
+@pytest.mark.slow
 def test_a_hybrid_converges_and_the_weights_then_stay(tmp_path: Path) -> None:
-    module, cohort = task(HybridDynamics(CompartmentModel(1)), learning_rate=0.02), saturable()
+    torch.manual_seed(0)
+    hybrid = HybridDynamics(CompartmentModel(1), NeuralFlows(prior_sd=10.0, hidden=16))
+    typical = {"CL": 0.3, "V1": 70.0, "base_central_out": 0.15}
+    module, cohort = task(hybrid, typical=typical, learning_rate=0.02), saturable()
     run = trainer(tmp_path, 40)
     run.fit(module, cohort)
     estimator = module.estimator

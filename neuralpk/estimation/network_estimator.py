@@ -116,12 +116,15 @@ class NetworkEstimator(PopulationEstimator):
     @torch.no_grad()
     def _follow(self) -> None:
         """Take over what the optimiser has moved."""
-        pairs = [(self.model.population_weights(), self.target.population_weights())]
+        for own, moved in zip(self.model.population_weights(), self.target.population_weights(), strict=True):
+            own.copy_(moved)
         if self.weights_move:
-            pairs.append((list(self.model.dynamics.parameters()), list(self.target.dynamics.parameters())))
-        for mine, of_target in pairs:
-            for own, moved in zip(mine, of_target, strict=True):
-                own.copy_(moved)
+            self._take_weights()
+
+    @torch.no_grad()
+    def _take_weights(self) -> None:
+        for own, moved in zip(self.model.dynamics.parameters(), self.target.dynamics.parameters(), strict=True):
+            own.copy_(moved)
 
     @torch.no_grad()
     def _resampled(self, draws: list[HeldDraws], log_p: dict[int, float]) -> dict[int, tuple[Tensor, Tensor]]:
@@ -149,6 +152,7 @@ class NetworkEstimator(PopulationEstimator):
             self._level, self._since = self._level + 1, 0
             if not self.weights_move:
                 self.stage, self.in_stage, self._before, self._sample = 1, 0, None, {}
+                self._take_weights()  # of the last step, which came after these draws
 
     def _advance(self, ascent: Ascent) -> None:
         if not self.weights_move:
