@@ -318,7 +318,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--cohorts", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--epochs", type=int, default=40, help="most epochs, each of 20 passes over the patients")
+    parser.add_argument("--epochs", type=int, default=24, help="most epochs, each of 20 passes over the patients")
     parser.add_argument("--new", type=int, default=100, help="number of new patients to score on")
     parser.add_argument("--json", type=Path, help="file for all numbers")
     parser.add_argument("--page", type=Path, help="page to rewrite, docs/measurements/hybrids.md")

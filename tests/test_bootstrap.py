@@ -157,7 +157,7 @@ def test_the_command_writes_replicates_and_their_summary(
     write_table(cohort, tmp_path / "t.csv")
     line = f"--checkpoint {tmp_path}/fit.ckpt --table {tmp_path}/t.csv --out {tmp_path}/o --replicates 2 --seed 5"
     main(["bootstrap", *line.split(), "--processes", "1", "--strata", "ARM"])
-    assert re.match(r"2 replicates: 2 converged: .*bootstrap.csv, .*bootstrap_summary.csv", capsys.readouterr().out)
+    assert re.search(r"2 replicates: 2 converged: .*bootstrap.csv, .*bootstrap_summary.csv", capsys.readouterr().out)
     found = pd.read_csv(tmp_path / "o" / "bootstrap.csv", keep_default_na=False)
     assert list(found) == list(two) and len(found) == 2
     summary = pd.read_csv(tmp_path / "o" / "bootstrap_summary.csv")

@@ -88,9 +88,10 @@ def test_a_saved_configuration_does_not_undo_the_checkpoint(capsys) -> None:
         content = torch.load(last, weights_only=True)
         (typical,) = [name for name in content["state_dict"] if name == "model.population.location"]
         content["state_dict"][typical] += shift
+        content["neuralpk"].pop("sha256", None)  # it is that of other numbers
         torch.save(content, name)
         capsys.readouterr()
-        main(["test", "--checkpoint", name, "--config", str(config)])
+        main(["test", "--unverified", "--checkpoint", name, "--config", str(config)])
         (row,) = [line for line in capsys.readouterr().out.splitlines() if "test_rmse" in line]
         measured.append(float(row.split("│")[2]))
     assert measured[0] != pytest.approx(measured[1], rel=0.05)

@@ -56,7 +56,7 @@ def pretrained(tmp_path_factory) -> tuple[str, LatentTask]:
     """A neural field after a few steps on patients of many populations, and where it is kept."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    data = SimulatedPKDataModule(subjects=40, populations=FACTORS, batch_size=20, **ONE)
+    data = SimulatedPKDataModule(subjects=40, populations=FACTORS, batch_size=20, error="log_normal", **ONE)
     task = LatentTask(neural(), PopulationParameters(omega=0.7), encoder=SetEncoder(16), objective=ELBO())
     trainer = quiet(max_epochs=2)
     trainer.fit(task, data)
@@ -264,8 +264,8 @@ def test_a_study_with_other_covariates_is_refused(pretrained) -> None:
 
 def test_a_file_is_read_without_running_what_is_in_it(tmp_path) -> None:
     torch.save({"hyper_parameters": print, "state_dict": {}}, tmp_path / "bad.ckpt")
-    for unverified, said in ((False, "no sha256"), (True, "more than numbers and texts")):
-        with pytest.raises(CheckpointError, match=said):
+    for unverified in (False, True):
+        with pytest.raises(CheckpointError, match="more than numbers and texts"):
             Pretrained.read(tmp_path / "bad.ckpt", unverified)
 
 

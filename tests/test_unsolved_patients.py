@@ -28,6 +28,7 @@ FAULT = "could not be solved"
 pytestmark = [
     pytest.mark.filterwarnings("ignore:subject .* did not converge"),
     pytest.mark.filterwarnings("ignore:subject .* could not be solved"),
+    pytest.mark.filterwarnings("ignore:subject .*measured more than 5 times as long"),
 ]
 
 

@@ -11,7 +11,7 @@ from neuralpk.atomic_files import replacing
 from neuralpk.cli.argument_tokens import Argument
 from neuralpk.cli.faults import UsageError
 from neuralpk.cli.merged_configuration import Configuration
-from neuralpk.cli.signatures import options_of
+from neuralpk.cli.signatures import options_of_reader
 from neuralpk.cohort import Units
 from neuralpk.table_check import check_table, draw
 
@@ -59,7 +59,7 @@ def run(given: Sequence[Argument]) -> int:
     Raises:
         UsageError: an option that is missing or does not fit.
     """
-    options = options_of(check)
+    options = options_of_reader(check)
     for argument in given:
         if argument.name == "help":
             from neuralpk.cli.help import print_help

@@ -19,6 +19,7 @@ from jsonargparse._parameter_resolvers import get_signature_parameters  # follow
 
 from neuralpk.cli.faults import UsageError
 from neuralpk.part import class_path, did_you_mean, subclasses
+from neuralpk.tables import read_table
 
 REQUIRED = inspect.Parameter.empty
 _PLAIN = (bool, int, float, str, bytes, complex, list, dict, tuple, set, object, type(None))
@@ -62,6 +63,18 @@ def options_of(
             description = " ".join((parameter.doc or "").split())
             found[parameter.name] = Option(parameter.name, hint, parameter.default, description)
     return found
+
+
+GIVEN_TO_READ_TABLE: set[str | int] = {"path_or_frame", "units", "needed"}
+"""Arguments of `read_table` that a command gives itself."""
+
+
+def options_of_reader(function: Callable[..., Any]) -> dict[str, Option]:
+    """Options of a command; of one with ``**reading`` also those of `read_table`."""
+    found = options_of(function)
+    if "reading" not in inspect.signature(function).parameters:
+        return found
+    return found | options_of(read_table, (*map(str, GIVEN_TO_READ_TABLE),))
 
 
 # ---- annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,7 +18,7 @@ from neuralpk.bootstrap import bootstrap as fit_replicates
 from neuralpk.bootstrap import outcome, summarise
 from neuralpk.cli.faults import UsageError, sentence
 from neuralpk.cli.merged_configuration import Configuration
-from neuralpk.cli.signatures import Option, options_of
+from neuralpk.cli.signatures import GIVEN_TO_READ_TABLE, Option, options_of_reader
 from neuralpk.cli.stop_signals import leaving_on_sigterm
 from neuralpk.cohort import Units
 from neuralpk.cohort_figures import save_panels
@@ -213,7 +214,7 @@ def load(checkpoint: Path, unverified: bool = False) -> Any:
 
 def options(command: str) -> dict[str, Option]:
     """Options of a command."""
-    return options_of(COMMANDS[command])
+    return options_of_reader(COMMANDS[command])
 
 
 def run(command: str, configuration: Configuration) -> None:
@@ -224,7 +225,10 @@ def run(command: str, configuration: Configuration) -> None:
     """
     function, values = COMMANDS[command], configuration.finish()
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_function_arguments(function)
+    own = inspect.signature(function).parameters
+    parser.add_function_arguments(function, skip={name for name in options(command) if name not in own})
+    if "reading" in own:
+        parser.add_function_arguments(read_table, skip=GIVEN_TO_READ_TABLE)
     try:
         arguments = parser.instantiate_classes(parser.parse_object(values)).as_dict()
     except (ValueError, TypeError) as error:

@@ -396,7 +396,7 @@ class PopulationEstimator:
             # a small omega is known to be small, though its likelihood is flat there
             undetermined = [names[k] for k in _flat(ascent, self.numbers.free) if not bool(small[k])]
             if undetermined:
-                reason = reason or self._of_undetermined(", ".join(undetermined))
+                reason = self._of_undetermined(", ".join(undetermined)) or reason
         fewest, subject = math.inf, ""
         for held in self._draws:
             found = effective_draws(held.log_weight(self.numbers, self.numbers.get()))
