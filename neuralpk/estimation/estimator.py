@@ -26,7 +26,6 @@ STAGES = (64, 256, 512)
 _STAGE_GAIN = 2.0  # in −2LL: with less to gain, more draws are worth more than another step
 _CONVERGED = 0.01  # in −2LL
 _STAGE_STEPS = 12
-_LAST_STEPS = 40
 _LAST_RENEWALS = 4  # of the proposals in the last stage
 _SEARCH_TOLERANCE = 1e-2  # in log p, of the search for a centre
 # omega that a proposal is made for: draws around a narrow posterior would make a wider population look unlikely
@@ -317,6 +316,11 @@ class PopulationEstimator:
         """In −2LL; the search has converged when less is to be gained."""
         return _CONVERGED
 
+    @property
+    def _last_steps(self) -> int:
+        """Most steps of the last stage."""
+        return 40
+
     def _turns_back(self, ascent: Ascent) -> bool:
         """Whether steps of the last stage do not become smaller, as where two sets of draws send the population to each
         other: half of a step then ends in the middle."""
@@ -379,7 +383,7 @@ class PopulationEstimator:
             self.stage, self.in_stage, self._before = self.stage + 1, 0, None
         elif last and not halved and gain < self._left and ascent.promise < 2 * self._left and self.in_stage > 1:
             self.finish()
-        elif last and self.in_stage >= _LAST_STEPS:
+        elif last and self.in_stage >= self._last_steps:
             self.finish(f"-2LL still changes by {gain:.2g} in a step with {self.draws} draws")
 
     def finish(self, reason: str = "") -> FitStatus:
