@@ -88,8 +88,8 @@ def test_two_processes_give_the_result_of_one(tmp_path: Path, subjects: int, bat
             equal_nan=True,
             msg=lambda said, name=name: f"{name}: {said}",
         )
-    drawn = one["weights"]["model.parameter_draws"].isfinite().all()
-    assert bool(drawn) == (objective == "MarginalLikelihood")
+    # what has not been computed is not saved
+    assert ("model.parameter_draws" in one["weights"]) == (objective == "MarginalLikelihood")
     assert one["metrics"].keys() == two["metrics"].keys()
     expected = ["train_loss", "train_fit", "val_loss", "val_rmse", "val_log_rmse", "val_curve_rrmse"]
     # a population that is moved by its estimator has no divergence of q
