@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ POSITIVE = 1e-30  # has a logarithm, also in float32
 _AT_ONCE = 10_000  # values in one quadrature: bounds the memory
 
 
-class ErrorNumber(NamedTuple):
+@dataclass(frozen=True)
+class ErrorNumber:
     """One parameter of a residual error.
 
     Args:

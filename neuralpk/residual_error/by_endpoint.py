@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -88,7 +89,7 @@ class ErrorByEndpoint(ResidualError):
     def numbers(self) -> list[ErrorNumber]:
         built = [error for error in self.models if error.log_values]
         return [
-            number if len(built) == 1 else number._replace(name=f"{number.name}{k + 1}")
+            number if len(built) == 1 else replace(number, name=f"{number.name}{k + 1}")
             for k, error in enumerate(self.models)
             for number in error.numbers()
         ]
