@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ from neuralpk.randomness import Stream
 
 STAGES = (64, 256, 512)
 _STAGE_GAIN = 2.0  # in −2LL: with less to gain, more draws are worth more than another step
-_CONVERGED = 0.01  # in −2LL
 _STAGE_STEPS = 12
 _LAST_RENEWALS = 4  # of the proposals in the last stage
 _SEARCH_TOLERANCE = 1e-2  # in log p, of the search for a centre
@@ -61,6 +60,8 @@ class PopulationEstimator:
         gather: the same object of every device; by default there is one.
 
     Attributes:
+        least_gain: in −2LL; the search has converged when a step gains less.
+        last_steps: most steps of the last stage.
         target: the model whose numbers are written.
         status: how the search ended; None before.
         history: every outer step.
@@ -70,6 +71,9 @@ class PopulationEstimator:
             by device.
         log_likelihood: log p(data) at the last draws, without the prior of the population; NaN before.
     """
+
+    least_gain: ClassVar[float] = 0.01
+    last_steps: ClassVar[int] = 40
 
     def __init__(
         self,
@@ -311,16 +315,6 @@ class PopulationEstimator:
         """Gain of the last of Newton's steps on a set of draws, in log p."""
         return 1e-4
 
-    @property
-    def _left(self) -> float:
-        """In −2LL; the search has converged when less is to be gained."""
-        return _CONVERGED
-
-    @property
-    def _last_steps(self) -> int:
-        """Most steps of the last stage."""
-        return 40
-
     def _turns_back(self, ascent: Ascent) -> bool:
         """Whether steps of the last stage do not become smaller, as where two sets of draws send the population to each
         other: half of a step then ends in the middle."""
@@ -379,11 +373,12 @@ class PopulationEstimator:
         """The next stage, or the end."""
         gain = max(2 * (ascent.end - ascent.start), 0.0)
         last, halved = self.stage == len(self.stages) - 1, math.isinf(ascent.promise)
+        little = gain < self.least_gain and ascent.promise < 2 * self.least_gain
         if not last and not halved and (gain < _STAGE_GAIN or self.in_stage >= _STAGE_STEPS):
             self.stage, self.in_stage, self._before = self.stage + 1, 0, None
-        elif last and not halved and gain < self._left and ascent.promise < 2 * self._left and self.in_stage > 1:
+        elif last and not halved and little and self.in_stage > 1:
             self.finish()
-        elif last and self.in_stage >= self._last_steps:
+        elif last and self.in_stage >= self.last_steps:
             self.finish(f"-2LL still changes by {gain:.2g} in a step with {self.draws} draws")
 
     def finish(self, reason: str = "") -> FitStatus:

@@ -21,7 +21,6 @@ _STEPS = 8  # of the optimiser for each set of draws
 _PACES = (1.0, 1 / 3, 1 / 9)  # of the learning rate, one after the other
 _PATIENCE = 3  # sets of draws
 _GAIN = 0.25  # in log p: sets of draws that gain less lower the pace
-_LAST_STEPS = 8  # of the population alone, in the end
 _COARSE = 0.01  # in log p: the weights move by more between two sets of draws
 _FEW_STEPS = 3  # of the search for a centre that was the centre of another set
 
@@ -47,6 +46,9 @@ class NetworkEstimator(PopulationEstimator):
         values: log p(data, weights, population), up to a constant, at each set of draws.
     """
 
+    least_gain = 2 * _GAIN  # as of the weights: a network may do what a number of the population does
+    last_steps = 8
+
     def __init__(self, model: PopulationModel, seed: int, gather: Gather) -> None:
         super().__init__(model, seed, _STAGES, gather)
         self.values: list[float] = []
@@ -70,14 +72,6 @@ class NetworkEstimator(PopulationEstimator):
     @property
     def _tolerance(self) -> float:
         return _COARSE if self.weights_move else super()._tolerance
-
-    @property
-    def _left(self) -> float:
-        return 2 * _GAIN  # as of the weights: a network may do what a number of the population does
-
-    @property
-    def _last_steps(self) -> int:
-        return _LAST_STEPS
 
     def start(self, batch: CohortBatch) -> None:
         """Begin at the numbers of the model: what its weights do to a curve is not known before they have learned."""
