@@ -12,7 +12,8 @@ from scipy_reference import scipy_states
 from neuralpk import part
 from neuralpk.cohort import Dose
 from neuralpk.dynamics import Dynamics, EquationError, Equations, library
-from neuralpk.dynamics.equation_text import FUNCTIONS, MOST_NESTED
+from neuralpk.dynamics.equation_text import FUNCTIONS
+from neuralpk.dynamics.expression import MOST_NESTED
 from neuralpk.solve import RungeKutta, solve
 from neuralpk.solve.field_translation import translated
 

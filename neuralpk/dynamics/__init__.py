@@ -11,8 +11,8 @@ from neuralpk.dynamics.compartments import (
 from neuralpk.dynamics.corrections import Correction, NeuralFlows, NeuralSlope
 from neuralpk.dynamics.decoder_base import Decoder, Solver
 from neuralpk.dynamics.dynamics_base import Dynamics
-from neuralpk.dynamics.equation_text import EquationError
 from neuralpk.dynamics.equations import Equations, library
+from neuralpk.dynamics.expression import EquationError
 from neuralpk.dynamics.fixed_parameters import FixedParameters
 from neuralpk.dynamics.fused_form import Activation, Perceptron
 from neuralpk.dynamics.hybrid import HybridDynamics

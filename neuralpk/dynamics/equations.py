@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from neuralpk.dynamics.dynamics_base import Dynamics
-from neuralpk.dynamics.equation_text import TIME, Expression, ModelText, Token, read_model
+from neuralpk.dynamics.equation_text import TIME
+from neuralpk.dynamics.expression import Expression, Token
 from neuralpk.dynamics.function_text import OfParameters, Start, text_of_function
+from neuralpk.dynamics.model_text import ModelText, read_model
 from neuralpk.dynamics.network_terms import NetworkTerm
 from neuralpk.dynamics.typical_course import typical_course
 from neuralpk.part import did_you_mean

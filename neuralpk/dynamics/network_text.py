@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from neuralpk.part import did_you_mean
 
 if TYPE_CHECKING:
-    from neuralpk.dynamics.equation_text import Token, _Reader
+    from neuralpk.dynamics.equation_text import EquationReader
+    from neuralpk.dynamics.expression import Token
 
 NETWORK = "network"
 
@@ -43,7 +44,7 @@ class NetworkOptions:
         return self.zero_at is not None and 0.0 in (self.low, self.high)
 
 
-def read_option(line: _Reader, options: NetworkOptions, seen: set[str]) -> NetworkOptions:
+def read_option(line: EquationReader, options: NetworkOptions, seen: set[str]) -> NetworkOptions:
     """The options with the next one, NAME=VALUE.
 
     Args:
@@ -82,7 +83,7 @@ def check_together(at: Token, options: NetworkOptions) -> None:
         raise at.error(f"an output that is 0 at an end of its range is monotone: add monotone={needed}")
 
 
-def _hidden(line: _Reader) -> dict[str, Any]:
+def _hidden(line: EquationReader) -> dict[str, Any]:
     at = line.next
     value = line.signed_number()
     if value < 1 or value != int(min(value, 1e9)):
@@ -90,8 +91,8 @@ def _hidden(line: _Reader) -> dict[str, Any]:
     return {"hidden": int(value)}
 
 
-def _word(*words: str) -> Callable[[_Reader], str]:
-    def read(line: _Reader) -> str:
+def _word(*words: str) -> Callable[[EquationReader], str]:
+    def read(line: EquationReader) -> str:
         token = line.take(*words)
         if token is None:
             raise line.next.error(f"{' or '.join(words)} is expected here")
@@ -100,7 +101,7 @@ def _word(*words: str) -> Callable[[_Reader], str]:
     return read
 
 
-def _zero_at(line: _Reader) -> dict[str, Any]:
+def _zero_at(line: EquationReader) -> dict[str, Any]:
     at = line.next
     value = line.signed_number()
     if not math.isfinite(value):
@@ -108,7 +109,7 @@ def _zero_at(line: _Reader) -> dict[str, Any]:
     return {"zero_at": value}
 
 
-def _range(line: _Reader) -> dict[str, Any]:
+def _range(line: EquationReader) -> dict[str, Any]:
     at = line.next
     low, high = line.interval(at)
     if not low < high:
@@ -116,7 +117,7 @@ def _range(line: _Reader) -> dict[str, Any]:
     return {"low": low, "high": high}
 
 
-def _prior_sd(line: _Reader) -> dict[str, Any]:
+def _prior_sd(line: EquationReader) -> dict[str, Any]:
     at = line.next
     value = line.signed_number()
     if not 0 < value < math.inf:
@@ -124,7 +125,7 @@ def _prior_sd(line: _Reader) -> dict[str, Any]:
     return {"prior_sd": value}
 
 
-_OPTIONS: dict[str, Callable[[_Reader], dict[str, Any]]] = {
+_OPTIONS: dict[str, Callable[[EquationReader], dict[str, Any]]] = {
     "hidden": _hidden,
     "monotone": lambda line: {"monotone": _word("increasing", "decreasing")(line)},
     "zero_at": _zero_at,

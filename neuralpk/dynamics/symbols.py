@@ -17,7 +17,7 @@ from neuralpk.dynamics.equation_text import FUNCTIONS
 from neuralpk.dynamics.network_text import NETWORK
 
 _HERE = str(Path(__file__).parent)
-# how strongly an operator binds, from the weakest to the strongest, as in `neuralpk.dynamics.equation_text`
+# how strongly an operator binds, from the weakest to the strongest, as in `neuralpk.dynamics.operator_reader`
 _OR, _AND, _NOT, _COMPARISON, _SUM, _PRODUCT, _SIGN, _POWER, _ATOM = range(9)
 _OPERATORS: dict[str, tuple[int, int, int]] = {  # own strength, and those that the two sides need
     "or": (_OR, _OR, _AND),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from neuralpk.dynamics.equation_text import Expression, Token
+from neuralpk.dynamics.expression import Expression, Token
 from neuralpk.rxode2.initial_values import InitialValues, constant
 from neuralpk.rxode2.model_block import Endpoint
 from neuralpk.rxode2.r_syntax import refusal

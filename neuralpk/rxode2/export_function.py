@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import chain, count
 
-from neuralpk.dynamics.equation_text import TIME, ModelText, read_model
+from neuralpk.dynamics.equation_text import TIME
+from neuralpk.dynamics.model_text import ModelText, read_model
 from neuralpk.parameters import CovariateEffect, FactorEffect, LinearEffect, LogitNormal, LogNormal, Normal, PowerEffect
 from neuralpk.parameters.covariates import number
 from neuralpk.population_model import PopulationModel

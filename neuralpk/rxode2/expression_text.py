@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from neuralpk.dynamics.equation_text import Expression
+from neuralpk.dynamics.expression import Expression
 
 # how strongly an operation binds, from the weakest
 _STRENGTH = {

@@ -7,7 +7,8 @@ from itertools import chain, count
 from pathlib import Path
 
 from neuralpk.dynamics import Equations
-from neuralpk.dynamics.equation_text import RESERVED, TIME, EquationError, Expression
+from neuralpk.dynamics.equation_text import RESERVED, TIME
+from neuralpk.dynamics.expression import EquationError, Expression
 from neuralpk.residual_error import Assay
 from neuralpk.rxode2.error_lines import ErrorLine, read_error_line
 from neuralpk.rxode2.expression_text import equation_text
@@ -78,7 +79,7 @@ class _Translation:
 
     def _used(self) -> set[str]:
         """Names in the expressions that are not individual parameters."""
-        expressions = [one for key, one in self.variables.items()]
+        expressions = [*self.variables.values()]
         for kind, given in self.block.of_states.items():
             expressions += [one for state, one in given.items() if f"{kind} {state}" not in self.replaced]
         return {token.text for one in expressions for token in one.names()} | {*self.measured}

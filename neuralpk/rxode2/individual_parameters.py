@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from neuralpk.dynamics.equation_text import Token
+from neuralpk.dynamics.expression import Token
 from neuralpk.parameters import (
     CovariateEffect,
     LinearEffect,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from neuralpk.dynamics.equation_text import Expression, Token
+from neuralpk.dynamics.expression import Expression, Token
 from neuralpk.rxode2.r_syntax import refusal, string_of
 
 _LARGEST = 700.0  # exp of it is a number
@@ -114,7 +114,7 @@ _OPERATORS: dict[str, Callable[[float, float], float]] = {
     "-": lambda a, b: a - b,
     "*": lambda a, b: a * b,
     "/": lambda a, b: a / b,
-    "^": math.pow,
+    "pow": math.pow,
 }
 CONSTANTS = {"Inf": math.inf, "pi": math.pi}
 

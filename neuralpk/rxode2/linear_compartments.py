@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from neuralpk.dynamics.equation_text import Expression, Token
+from neuralpk.dynamics.expression import Expression, Token
 from neuralpk.rxode2.r_syntax import read_statements
 
 STATES = ("depot", "central", "peripheral1", "peripheral2")

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from neuralpk.dynamics.equation_text import TIME, Expression, Token
+from neuralpk.dynamics.equation_text import TIME
+from neuralpk.dynamics.expression import Expression, Token
+from neuralpk.dynamics.operator_reader import COMPARISONS
 from neuralpk.rxode2.initial_values import CONSTANTS, constant, number_text
 from neuralpk.rxode2.linear_compartments import STATES, LinearCompartments, linear_compartments
 from neuralpk.rxode2.r_syntax import refusal
@@ -19,8 +21,8 @@ EXPIT = "expit"  # lo + (hi − lo)/(1 + exp(−x)); written out in the equation
 _SAME = {"exp", "log", "log10", "log1p", "expm1", "sqrt", "abs", "tanh", "sin", "cos"}
 _OTHER_NAMES = {"ln": "log", "fabs": "abs", "pow": "pow", "R_pow": "pow", "ifelse": "where"}
 _ARGUMENTS = {"pow": 2, "where": 3}
-_SIGNS = {"^": "pow", "**": "pow", "&": "and", "&&": "and", "|": "or", "||": "or", "!": "not"}
-_KEPT_SIGNS = {"+", "-", "*", "/", "<", "<=", ">", ">=", "==", "!=", "negative"}
+_SIGNS = {"&": "and", "&&": "and", "|": "or", "||": "or"}
+_KEPT_SIGNS = {"+", "-", "*", "/", *COMPARISONS, "negative", "not", "pow"}
 _OF_DOSES = {
     "tad", "tad0", "tafd", "tafd0", "tlast", "tlast0", "tfirst", "tfirst0", "podo", "podo0", "dose", "dose0", "dosenum",
     "newind", "NEWIND", "rxFlag", "CMT", "AMT", "EVID", "II", "SS", "RATE", "DUR", "ADDL", "DVID", "id", "ID",

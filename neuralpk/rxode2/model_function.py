@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from neuralpk.cohort import Units
-from neuralpk.dynamics.equation_text import Expression, Token
+from neuralpk.dynamics.expression import Expression, Token
 from neuralpk.rxode2.r_syntax import read_statements, refusal, string_of
 
 _LIBRARIES = ("library", "require", "suppressPackageStartupMessages")

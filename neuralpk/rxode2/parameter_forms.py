@@ -7,7 +7,7 @@ from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import Literal, TypeGuard
 
-from neuralpk.dynamics.equation_text import Expression
+from neuralpk.dynamics.expression import Expression
 from neuralpk.rxode2.model_block import EXPIT
 
 

@@ -1,16 +1,16 @@
 """Text in the language R as trees: the part of its grammar in which rxode2 and nlmixr2 models are written.
 
 No text is evaluated. A tree is an `Expression`: its operation is ``number``, ``name``, ``string``, ``call`` (the token
-is the name of the function), ``named`` (an argument NAME = value), ``block``, ``if``, ``function``, ``negative``,
-``!``, or the sign of an operator; ``<-`` is any assignment.
+is the name of the function), ``named`` (an argument NAME = value), ``block``, ``if``, ``function``, ``<-`` (any
+assignment), or one of an `OperatorReader`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
-from neuralpk.dynamics.equation_text import EquationError, Expression, Token
+from neuralpk.dynamics.expression import TOO_NESTED, EquationError, Expression, Token
+from neuralpk.dynamics.operator_reader import OperatorReader
 
 _TOKEN = re.compile(
     r"(?P<comment>#[^\n]*)|(?P<newline>\n)|(?P<space>[ \t\r\f\ufeff]+)"
@@ -21,7 +21,6 @@ _TOKEN = re.compile(
     r"|(?P<other>.)",
     re.DOTALL,
 )
-_COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 _LOOPS = ("for", "while", "repeat", "break", "next")
 _AFTER_VALUE = {
     "[": "an element of a vector, […],",
@@ -35,7 +34,6 @@ _AFTER_VALUE = {
     "->": "the assignment ->",
     "->>": "the assignment ->>",
 }
-_TOO_NESTED = "too many operations within each other: give a part of them a name, in a line of its own"
 
 
 def refusal(token: Token, what: str, why: str = "has no counterpart here") -> EquationError:
@@ -62,35 +60,30 @@ def _tokens(text: str) -> list[Token]:
     return [*found, Token("end", "", line, len(lines[-1]) + 1, lines[-1])]
 
 
-class _Reader:
+class _Reader(OperatorReader):
     """The tokens of a text, read from left to right. A line ends a statement, but not within parentheses."""
 
+    disjunction, conjunction, negation, both = ("|", "||"), ("&", "&&"), "!", "&&"
+
     def __init__(self, tokens: list[Token]) -> None:
-        self.tokens, self.at = tokens, 0
+        super().__init__(tokens)
         self.within = [False]  # whether the innermost bracket is a parenthesis
 
     @property
     def next(self) -> Token:
         if self.within[-1]:
             self.skip_lines()
-        return self.tokens[self.at]
+        return super().next
 
     def skip_lines(self) -> None:
         while self.tokens[self.at].kind == "newline":
             self.at += 1
 
-    def take(self, *signs: str) -> Token | None:
-        token = self.next
-        if token.kind in ("sign", "name") and token.text in signs:
-            self.at += 1
-            return token
-        return None
-
-    def need(self, sign: str) -> Token:
-        found = self.take(sign)
-        if found is None:
-            raise self.next.error(f"{sign!r} is expected here, {_seen(self.next)}")
-        return found
+    def take_operator(self, *signs: str) -> Token | None:
+        token = self.take(*signs)
+        if token is not None:
+            self.skip_lines()  # a line does not end after an operator
+        return token
 
     # ---- statements
 
@@ -109,69 +102,29 @@ class _Reader:
             if not (after.kind in ("newline", "end") or after.text == ";" or (end and after.text == end)):
                 if after.text in _AFTER_VALUE:
                     raise refusal(after, _AFTER_VALUE[after.text], "is not read")
-                raise after.error(f"an operator or the end of the line is expected here, {_seen(after)}")
+                raise after.expected("an operator or the end of the line")
 
     def statement(self) -> Expression:
         left = self.formula()
-        if token := self.take("<-", "="):
-            self.skip_lines()
+        if token := self.take_operator("<-", "="):
             return Expression("<-", (left, self.statement()), token)
         return left
 
     def formula(self) -> Expression:
-        left = self.condition()
-        if token := self.take("~"):
-            self.skip_lines()
-            return Expression("~", (left, self.condition()), token)
+        left = self.expression()
+        if token := self.take_operator("~"):
+            return Expression("~", (left, self.expression()), token)
         return left
 
-    # ---- expressions, from the weakest operator to the strongest
+    # ---- expressions
 
-    def condition(self) -> Expression:
-        return self._joined(("|", "||"), lambda: self._joined(("&", "&&"), self._negation))
-
-    def _joined(self, signs: tuple[str, ...], part: Callable[[], Expression]) -> Expression:
-        left = part()
-        while token := self.take(*signs):
-            self.skip_lines()
-            left = Expression(token.text, (left, part()), token)
-        return left
-
-    def _negation(self) -> Expression:
-        if token := self.take("!"):
-            return Expression("!", (self._negation(),), token)
-        left = self._sum()
-        if token := self.take(*_COMPARISONS):
-            self.skip_lines()
-            left = Expression(token.text, (left, self._sum()), token)
-            if self.next.text in _COMPARISONS:
-                raise self.next.error("two comparisons in a row: join them by &&")
-        return left
-
-    def _sum(self) -> Expression:
-        return self._joined(("+", "-"), lambda: self._joined(("*", "/"), self._special))
-
-    def _special(self) -> Expression:
-        left = self._sign()
+    def signed(self) -> Expression:
+        found = super().signed()
         if self.next.text.startswith("%"):
             raise refusal(self.next, f"the operator {self.next.text}")
-        return left
+        return found
 
-    def _sign(self) -> Expression:
-        if token := self.take("-"):
-            return Expression("negative", (self._sign(),), token)
-        if self.take("+"):
-            return self._sign()
-        return self._power()
-
-    def _power(self) -> Expression:
-        base = self._value()
-        if token := self.take("^", "**"):
-            self.skip_lines()
-            return Expression("^", (base, self._sign()), token)
-        return base
-
-    def _value(self) -> Expression:
+    def value(self) -> Expression:
         """A value, with the calls and components that follow it."""
         value = self._atom()
         while self.next.kind == "sign":
@@ -219,26 +172,26 @@ class _Reader:
             if token.text in _LOOPS:
                 raise refusal(token, f"{token.text!r}", "is not read: a loop has no counterpart here")
             return Expression("name", (), token)
-        if self.take("("):
-            self.within.append(True)
-            inside = self.formula()
-            self.need(")")
-            self.within.pop()
-            return inside
+        if token.text == "(":
+            return self._parenthesis()
         if self.take("{"):
             self.within.append(False)
             inside = Expression("block", self.statements("}"), token)
             self.need("}")
             self.within.pop()
             return inside
-        raise token.error(f"a number, a name or '(' is expected here, {_seen(token)}")
+        raise token.expected("a number, a name or '('")
 
-    def _if(self, token: Token) -> Expression:
+    def _parenthesis(self) -> Expression:
         self.need("(")
         self.within.append(True)
-        condition = self.formula()
+        inside = self.formula()
         self.need(")")
         self.within.pop()
+        return inside
+
+    def _if(self, token: Token) -> Expression:
+        condition = self._parenthesis()
         self.skip_lines()
         parts = [condition, self.statement()]
         before = self.at
@@ -249,12 +202,6 @@ class _Reader:
         else:
             self.at = before
         return Expression("if", (*parts,), token)
-
-
-def _seen(token: Token) -> str:
-    if token.kind in ("end", "newline"):
-        return "and the line ends"
-    return f"not {token.text!r}"
 
 
 def read_statements(text: str) -> tuple[Expression, ...]:
@@ -271,7 +218,7 @@ def read_statements(text: str) -> tuple[Expression, ...]:
     try:
         return reader.statements("")
     except RecursionError:
-        raise tokens[min(reader.at, len(tokens) - 1)].error(_TOO_NESTED) from None
+        raise tokens[min(reader.at, len(tokens) - 1)].error(TOO_NESTED) from None
 
 
 def string_of(expression: Expression) -> str:
