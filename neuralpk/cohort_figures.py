@@ -36,6 +36,7 @@ def first_seen(data: CohortDataModule) -> int | None:
 
 
 def quantity_of(cohort: Cohort) -> str:
+    """What the values are called in a figure: a concentration where there are doses, else a density."""
     return "Concentration" if any(subject.doses for subject in cohort) else "Density"
 
 

@@ -21,22 +21,9 @@ FUNCTIONS = {
 """Names of the functions and the number of their arguments."""
 TIME = "t"
 RESERVED = {
-    *FUNCTIONS,
-    NETWORK,
-    TIME,
-    "parameters",
-    "covariates",
-    "states",
-    "outputs",
-    "lag",
-    "alag",
-    "F",
-    "f",
-    "and",
-    "or",
-    "not",
-    "in",
-}
+    *FUNCTIONS, NETWORK, TIME, "parameters", "covariates", "states", "outputs", "lag", "alag", "F", "f", "and", "or",
+    "not", "in",
+}  # fmt: skip
 """Names that have a meaning of their own."""
 _TOKEN = re.compile(
     r"(?P<number>(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?)|(?P<name>[A-Za-z_]\w*)"

@@ -341,9 +341,7 @@ class Equations(Dynamics):
             one: torch.as_tensor(value, dtype=like.dtype, device=like.device)
             for one, value in (dict.fromkeys(m.fixed, 1.0) | values).items()
         }
-        for one, expression in m.variables.items():
-            if one not in known and all(token.text in known for token in expression.names()):
-                known[one] = self._evaluate(expression, known)
+        self._add_variables(known)
         if name not in known:
             missing = dict.fromkeys(token.text for token in m.variables[name].names() if token.text not in known)
             raise ValueError(f"{name} depends on {', '.join(missing)}: give a value for each")
@@ -363,10 +361,14 @@ class Equations(Dynamics):
             known |= dict(zip(self.states, y.unbind(-1), strict=True))
         if t is not None:
             known[TIME] = t
-        for name, expression in self._model.variables.items():
-            if all(token.text in known for token in expression.names()):
-                known[name] = self._evaluate(expression, known)
+        self._add_variables(known)
         return known
+
+    def _add_variables(self, known: dict[str, Number]) -> None:
+        """Add the variables that follow from the values that are known."""
+        for name, expression in self._model.variables.items():
+            if name not in known and all(token.text in known for token in expression.names()):
+                known[name] = self._evaluate(expression, known)
 
     def _at_states(self, values: Mapping[str, Expression], theta: Tensor, otherwise: float) -> Tensor:
         """Values ``[..., state]`` that depend on parameters and covariates alone."""

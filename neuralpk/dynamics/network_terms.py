@@ -15,7 +15,7 @@ from neuralpk.dynamics.weight_prior import WeightPrior
 _SLOPE = 1.5  # of a hidden unit at its centre
 _CENTRES = (-0.25, 2.75)  # of the hidden units, in asinh of an input over its size: those of a positive input
 _MIDDLE = 1.25  # to which 0 is moved of an input with both signs
-_FIRST_OUTER = -0.5  # of a monotone network, before `_positive`
+_FIRST_OUTER = -0.5  # of a monotone network, before `_PositiveLinear` makes it positive
 
 
 class _SquaredLinear(nn.Linear):

@@ -45,6 +45,7 @@ class ErrorByEndpoint(ResidualError):
 
     @property
     def models(self) -> list[ResidualError]:
+        """The error models, by endpoint."""
         return [error for error in self.errors if isinstance(error, ResidualError)]
 
     def fix(self, endpoints: int | None = None) -> Self:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from neuralpk.dynamics.expression import Expression, Token
 from neuralpk.rxode2.initial_values import InitialValues, constant
 from neuralpk.rxode2.model_block import Endpoint
-from neuralpk.rxode2.r_syntax import refusal
+from neuralpk.rxode2.r_syntax import arguments_of, refusal, terms_of
 
 _ADDITIVE = ("add", "norm", "dnorm")
 _LOG_NORMAL = ("lnorm", "logn", "dlnorm", "dlogn")
@@ -75,7 +75,7 @@ def read_error_line(endpoint: Endpoint, numbers: InitialValues) -> ErrorLine:
     fixed: set[str] = set()
     thetas: list[str] = []
     kinds: dict[str, Token] = {}
-    for term in _terms(tree):
+    for term in terms_of(tree):
         token, kind = term.token, term.token.text
         if term.operation != "call":
             raise token.error("an error such as add(add.sd) is expected here; an assignment is written with <-")
@@ -85,14 +85,14 @@ def read_error_line(endpoint: Endpoint, numbers: InitialValues) -> ErrorLine:
             raise token.error(f"{kind}() stands twice")
         kinds[kind] = token
         if kind == "combined2":
-            _one(term, 0)
+            arguments_of(term, 0)
             continue
         if kind not in _NUMBERS and kind not in _STUDENT:
             raise refusal(token, f"the error {kind}()", "is not read; there are add, prop, lnorm and t")
         letter = _NUMBERS.get(kind, "freedom")
         if letter in values:
             raise token.error(f"{kind}() and another part of this line say the same")
-        (argument,) = _one(term, 1)
+        (argument,) = arguments_of(term, 1)
         values[letter], is_fixed, theta = _value(argument, numbers)
         if is_fixed:
             fixed.add(letter)
@@ -125,20 +125,6 @@ def _model(kinds: Mapping[str, Token], values: Mapping[str, float], place: Token
     if "b" in values:
         return "proportional"
     raise place.error("an error such as add(add.sd) or prop(prop.sd) is expected here")
-
-
-def _terms(tree: Expression) -> Iterator[Expression]:
-    if tree.operation == "+":
-        for part in tree.arguments:
-            yield from _terms(part)
-    else:
-        yield tree
-
-
-def _one(call: Expression, count: int) -> tuple[Expression, ...]:
-    if len(call.arguments) != count or any(one.operation == "named" for one in call.arguments):
-        raise call.token.error(f"{call.token.text}() takes {count} number(s) here")
-    return call.arguments
 
 
 def _value(argument: Expression, numbers: InitialValues) -> tuple[float, bool, str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import chain, count
 
 from neuralpk.dynamics.equation_text import TIME
 from neuralpk.dynamics.model_text import ModelText, read_model
+from neuralpk.dynamics.symbols import as_text
 from neuralpk.parameters import CovariateEffect, FactorEffect, LinearEffect, LogitNormal, LogNormal, Normal, PowerEffect
 from neuralpk.parameters.covariates import number
 from neuralpk.population_model import PopulationModel
@@ -176,8 +177,7 @@ class _Function:
             return _variance(self.model.omega[a])
         share = correlation.get((a, b), correlation.get((b, a), 0.0))
         product = self.model.omega[a] * self.model.omega[b]
-        candidates = (float(f"{share * product:.{digits}g}") for digits in (14, 15, 16))
-        return next((one for one in candidates if one / product == share), share * product)
+        return _shortest(share * product, lambda one: one / product == share)
 
     def _equations(self) -> None:
         text, names = self.text_of, self.names
@@ -214,13 +214,17 @@ def _digits(value: float) -> str:
     """A number that reads back as itself."""
     if not math.isfinite(value):
         raise ValueError(f"a model with the number {value} cannot be written")
-    return repr(float(value)).removesuffix(".0")
+    return as_text(value)
 
 
 def _variance(sd: float) -> float:
-    """Its square, as the shortest number whose root is the standard deviation itself."""
-    candidates = (float(f"{sd * sd:.{digits}g}") for digits in (14, 15, 16))
-    return next((one for one in candidates if math.sqrt(one) == sd), sd * sd)
+    return _shortest(sd * sd, lambda one: math.sqrt(one) == sd)
+
+
+def _shortest(value: float, reads_back: Callable[[float], bool]) -> float:
+    """The shortest rounded value from which the import computes the exact number; the value where there is none."""
+    candidates = (float(f"{value:.{digits}g}") for digits in (14, 15, 16))
+    return next(filter(reads_back, candidates), value)
 
 
 def _quoted(text: str) -> str:

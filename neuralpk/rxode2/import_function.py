@@ -9,6 +9,7 @@ from pathlib import Path
 from neuralpk.dynamics import Equations
 from neuralpk.dynamics.equation_text import RESERVED, TIME
 from neuralpk.dynamics.expression import EquationError, Expression
+from neuralpk.dynamics.symbols import as_text
 from neuralpk.residual_error import Assay
 from neuralpk.rxode2.error_lines import ErrorLine, read_error_line
 from neuralpk.rxode2.expression_text import equation_text
@@ -73,7 +74,8 @@ class _Translation:
         self.notes = [*function.notes, *block.notes]
         self.parameters = individual_parameters(block, numbers, {*self.measured} - {*block.states})
         self.replaced = {one.replaces: one for one in self.parameters if one.replaces}
-        self.variables = self._kept_variables()
+        self.variables = {key: one for key, one in block.variables.items() if key not in self.replaced}
+        self._leave_out_leading()
         self._leave_out_unused()
         self.names = self._names()
 
@@ -84,9 +86,8 @@ class _Translation:
             expressions += [one for state, one in given.items() if f"{kind} {state}" not in self.replaced]
         return {token.text for one in expressions for token in one.names()} | {*self.measured}
 
-    def _kept_variables(self) -> dict[str, Expression]:
-        """The variables that are no individual parameters and do not only lead to one."""
-        self.variables = {key: one for key, one in self.block.variables.items() if key not in self.replaced}
+    def _leave_out_leading(self) -> None:
+        """Leave out the variables that only lead to an individual parameter."""
         of_covariates = self._of_covariates()
         while True:
             used = self._used()
@@ -97,7 +98,7 @@ class _Translation:
                 if key not in used and (key in of_covariates or self._holds_claimed(one))
             ]
             if not gone:
-                return self.variables
+                return
             for key in gone:
                 del self.variables[key]
 
@@ -171,9 +172,9 @@ class _Translation:
         lines = [f"# {line}" for line in (self.function.name, *self.function.said.values()) if line]
         for one in self.parameters:
             positive = (one.low, one.high) == (0.0, float("inf"))
-            interval = "" if positive else f" in ({_number(one.low)}, {_number(one.high)})"
+            interval = "" if positive else f" in ({as_text(one.low)}, {as_text(one.high)})"
             comment = f"  # {' '.join(one.label.split())}" if one.label else ""
-            lines.append(f"parameters: {self.called(one)} = {_number(one.typical)}{interval}{comment}")
+            lines.append(f"parameters: {self.called(one)} = {as_text(one.typical)}{interval}{comment}")
         covariates = [name for name in self.block.covariates if name in self._used()]
         if covariates:
             lines.append(f"covariates: {', '.join(covariates)}")
@@ -196,7 +197,7 @@ class _Translation:
         name = self.names[line.endpoint.value]
         if line.all_fixed:
             return name
-        return f"{name} ~ {line.error}({', '.join(f'{key} = {_number(value)}' for key, value in line.values.items())})"
+        return f"{name} ~ {line.error}({', '.join(f'{key} = {as_text(value)}' for key, value in line.values.items())})"
 
     def _check(self) -> None:
         """Refuse what equations cannot have, where it stands in the function."""
@@ -272,7 +273,3 @@ class _Translation:
             self.notes.append("endpoints: " + ", ".join(f"DVID {k} is {name}" for k, name in enumerate(called, 1)))
         states = ", ".join(f"{k} {self.names[state]}" for k, state in enumerate(self.block.states, 1))
         self.notes.append(f"compartments (CMT): {states}")
-
-
-def _number(value: float) -> str:
-    return repr(value).removesuffix(".0")

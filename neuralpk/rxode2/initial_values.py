@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from neuralpk.dynamics.expression import Expression, Token
-from neuralpk.rxode2.r_syntax import refusal, string_of
+from neuralpk.rxode2.r_syntax import arguments_of, refusal, string_of, terms_of
 
 _LARGEST = 700.0  # exp of it is a number
 _FIX = ("fix", "fixed", "FIX", "FIXED")
@@ -188,7 +188,7 @@ class _InitialBlock:
         elif operation == "call" and token.text == "label":
             if self.last is None:
                 raise token.error("label() follows the parameter that it describes")
-            (text,) = _arguments(statement, 1)
+            (text,) = arguments_of(statement, 1)
             if isinstance(self.last, Theta):
                 self.last.label = string_of(text)
         elif operation == "call" and token.text == "backTransform":
@@ -209,17 +209,12 @@ class _InitialBlock:
     def _theta(self, left: Expression, right: Expression) -> None:
         token = self._define(left)
         right, fixed = _unfixed(right)
-        parts: Sequence[Expression] = [right]
-        if right.operation == "call" and right.token.text == "c":
-            parts = list(right.arguments)
-            if parts and parts[-1].operation == "name" and parts[-1].token.text in _FIX:
-                fixed = True
-                parts = parts[:-1]
-            if not 1 <= len(parts) <= 3:
-                raise right.token.error("a starting value is a number, c(low, value) or c(low, value, high)")
+        parts, listed = _listed(right)
+        if not 1 <= len(parts) <= 3:
+            raise right.token.error("a starting value is a number, c(low, value) or c(low, value, high)")
         at = 0 if len(parts) == 1 else 1
         written, inner = _unfixed(parts[at])
-        fixed = fixed or inner
+        fixed = fixed or listed or inner
         value = constant(written)
         low = constant(parts[0]) if len(parts) > 1 else -math.inf
         high = constant(parts[2]) if len(parts) > 2 else math.inf
@@ -239,40 +234,21 @@ class _InitialBlock:
             if level.text not in ("id", "ID"):
                 what = f"variability between the levels of {level.text!r}"
                 raise refusal(level, what, "is not read: random effects differ between subjects (id) only")
-        names = [self._define(name) for name in _summed(left)]
+        names = [self._define(name) for name in terms_of(left)]
         right, fixed = _unfixed(right)
         scales = []
         while right.operation == "call" and right.token.text in ("sd", "var", "cor", "cov"):
             scales.append(right.token.text)
-            (right,) = _arguments(right, 1)
+            (right,) = arguments_of(right, 1)
         right, inner = _unfixed(right)
-        fixed = fixed or inner
-        is_list = right.operation == "call" and right.token.text == "c"
-        parts = list(right.arguments) if is_list else [right]
-        if parts and parts[-1].operation == "name" and parts[-1].token.text in _FIX:
-            fixed = True
-            parts = parts[:-1]
+        parts, listed = _listed(right)
+        fixed = fixed or inner or listed
         numbers = []
         for part in parts:
             part, inner = _unfixed(part)
             fixed = fixed or inner
             numbers.append(constant(part))
-        if len(names) == 1 and len(numbers) > 1:  # a row of the matrix, under the rows before it
-            rows = [*self.block, names[0].text]
-            if len(numbers) != len(rows):
-                raise right.token.error(
-                    f"a row of {len(numbers)} numbers follows {len(numbers) - 1} rows; here {len(rows) - 1} stand above"
-                )
-            triangle = {(names[0].text, other): k for k, other in enumerate(rows)}
-        else:
-            rows = [name.text for name in names]
-            size = len(rows) * (len(rows) + 1) // 2
-            if len(numbers) != size:
-                raise right.token.error(
-                    f"{len(rows)} random effects have {size} variances and covariances, not {len(numbers)}"
-                )
-            pairs = [(a, b) for k, a in enumerate(rows) for b in rows[: k + 1]]
-            triangle = {pair: k for k, pair in enumerate(pairs)}
+        rows, triangle = self._triangle([name.text for name in names], len(numbers), right.token)
         self.block = rows
         for name in names:
             variance = numbers[triangle[name.text, name.text]]
@@ -296,11 +272,28 @@ class _InitialBlock:
                     "fixed in a fit, the correlations are estimated"
                 )
 
+    def _triangle(self, names: list[str], count: int, place: Token) -> tuple[list[str], dict[tuple[str, str], int]]:
+        """The rows of the covariance matrix with those of some names, and which number is which of their entries.
 
-def _arguments(call: Expression, count: int) -> tuple[Expression, ...]:
-    if len(call.arguments) != count or any(one.operation == "named" for one in call.arguments):
-        raise call.token.error(f"{call.token.text}() takes {count} argument(s) without names here")
-    return call.arguments
+        Args:
+            names: of the random effects of a line.
+            count: how many numbers it has.
+            place: of a mistake.
+
+        Raises:
+            EquationError: another count than that of the entries.
+        """
+        if len(names) == 1 and count > 1:  # a row of the matrix, under the rows before it
+            rows = [*self.block, *names]
+            if count != len(rows):
+                above = len(rows) - 1
+                raise place.error(f"a row of {count} numbers follows {count - 1} rows; here {above} stand above")
+            return rows, {(names[0], other): k for k, other in enumerate(rows)}
+        size = len(names) * (len(names) + 1) // 2
+        if count != size:
+            raise place.error(f"{len(names)} random effects have {size} variances and covariances, not {count}")
+        pairs = ((a, b) for k, a in enumerate(names) for b in names[: k + 1])
+        return names, {pair: k for k, pair in enumerate(pairs)}
 
 
 def _unfixed(expression: Expression) -> tuple[Expression, bool]:
@@ -309,12 +302,16 @@ def _unfixed(expression: Expression) -> tuple[Expression, bool]:
         if len(expression.arguments) > 1:  # fix(low, value, high)
             inside = Expression("call", expression.arguments, expression.token._replace(text="c"))
             return inside, True
-        (inside,) = _arguments(expression, 1)
+        (inside,) = arguments_of(expression, 1)
         return inside, True
     return expression, False
 
 
-def _summed(expression: Expression) -> list[Expression]:
-    if expression.operation == "+":
-        return [one for part in expression.arguments for one in _summed(part)]
-    return [expression]
+def _listed(expression: Expression) -> tuple[list[Expression], bool]:
+    """The numbers in c(…), or the one number, and whether the word fix follows them."""
+    if expression.operation != "call" or expression.token.text != "c":
+        return [expression], False
+    parts = list(expression.arguments)
+    if parts and parts[-1].operation == "name" and parts[-1].token.text in _FIX:
+        return parts[:-1], True
+    return parts, False

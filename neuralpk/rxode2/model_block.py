@@ -145,6 +145,8 @@ class _Statements:
             kind, _, state = target.partition(" ")
             if state:
                 self._refuse_partial(target, model.places[key])
+                if state in self.numbers:
+                    raise model.places[key].error(f"{state} stands in ini() and cannot be a compartment")
                 if state not in states:
                     raise model.places[key].error(f"there is no compartment {state!r}: write d/dt({state})")
                 model.of_states[kind][state] = model.variables.pop(key)

@@ -144,8 +144,7 @@ class _Reader(OperatorReader):
         found = []
         while self.next.text != ")":
             name = self.next
-            following = self.tokens[self.at + 1]
-            if name.kind in ("name", "string") and following.text == "=":
+            if name.kind in ("name", "string") and self.tokens[self.at + 1].text == "=":
                 self.at += 2
                 found.append(Expression("named", (self.formula(),), name))
             else:
@@ -230,3 +229,21 @@ def string_of(expression: Expression) -> str:
     if expression.operation != "string":
         raise expression.token.error("a text in quotes is expected here")
     return re.sub(r"\\(.)", r"\1", expression.token.text[1:-1])
+
+
+def arguments_of(call: Expression, count: int) -> tuple[Expression, ...]:
+    """The arguments of a call, which have no names.
+
+    Raises:
+        EquationError: another number of arguments, or one with a name.
+    """
+    if len(call.arguments) != count or any(one.operation == "named" for one in call.arguments):
+        raise call.token.error(f"{call.token.text}() takes {count} argument(s) without names here")
+    return call.arguments
+
+
+def terms_of(expression: Expression) -> list[Expression]:
+    """The terms of a sum, from left to right; of anything else itself."""
+    if expression.operation == "+":
+        return [one for part in expression.arguments for one in terms_of(part)]
+    return [expression]

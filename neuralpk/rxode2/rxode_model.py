@@ -6,14 +6,13 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from neuralpk.cohort import Units
 from neuralpk.dynamics import CompartmentModel, Equations
 from neuralpk.parameters import CovariateEffect, ParameterDistribution, PopulationParameters
 from neuralpk.parameters.distributions import of_range
 from neuralpk.published_population import PublishedPopulation, equations
-from neuralpk.residual_error import Assay, ErrorByEndpoint, ResidualError, error_class
+from neuralpk.residual_error import Assay, ErrorByEndpoint, ResidualError
 from neuralpk.rxode2.compartment_text import compartment_text, names_in_text
 
 
@@ -133,8 +132,8 @@ class RxodeModel:
     def _error(self, fixed: set[str]) -> ResidualError:
         made = []
         for assay in self.errors:
-            options: dict[str, Any] = dict(assay.values)
-            error = error_class(str(assay.error))(**options)
+            error = assay.residual_error()
+            assert error is not None  # all outputs of such a model have one
             made.append(error.fix() if assay.output in fixed else error)
         return made[0] if len(made) == 1 else ErrorByEndpoint(made)
 
