@@ -195,15 +195,15 @@ def learned_term(task: LatentTask, name: str, cohort: Cohort, at: FloatArray | N
     reached = dynamics.network_inputs(name, since, path.states, path.theta)[0][batch.mask].cpu().double().numpy()
     x = np.linspace(reached.min(), reached.max(), 100) if at is None else np.asarray(at, float)
     grid = torch.tensor(x, dtype=task.model.value_scale.dtype, device=task.model.value_scale.device)
-    outputs = torch.stack([_network(model.dynamics, name)(grid) for model in drawn_models(task.model)])
     output = _network(dynamics, name)(grid)
-    # draws of uncertain weights that have to be positive lie above the estimate where it is small
-    low, high = interval(outputs.T)
-    low, high = torch.minimum(low, output), torch.maximum(high, output)
-    if not task.model.has_parameter_draws:
-        low = high = torch.full_like(output, torch.nan)
-    output_, low_, high_ = (part.cpu().double().numpy() for part in (output, low, high))
-    return LearnedTerm(name, x, output_, low_, high_, reached)
+    low = high = torch.full_like(output, torch.nan)
+    if task.model.has_parameter_draws:
+        drawn = [_network(model.dynamics, name)(grid) for model in drawn_models(task.model)]
+        low, high = interval(torch.stack(drawn).T)
+        # draws of uncertain weights that have to be positive lie above the estimate where it is small
+        low, high = torch.minimum(low, output), torch.maximum(high, output)
+    on_grid, lower, upper = (part.cpu().double().numpy() for part in (output, low, high))
+    return LearnedTerm(name, x, on_grid, lower, upper, reached)
 
 
 def _network(dynamics: Decoder, name: str) -> NetworkTerm:

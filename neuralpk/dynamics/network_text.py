@@ -91,14 +91,11 @@ def _hidden(line: EquationReader) -> dict[str, Any]:
     return {"hidden": int(value)}
 
 
-def _word(*words: str) -> Callable[[EquationReader], str]:
-    def read(line: EquationReader) -> str:
-        token = line.take(*words)
-        if token is None:
-            raise line.next.error(f"{' or '.join(words)} is expected here")
-        return token.text
-
-    return read
+def _monotone(line: EquationReader) -> dict[str, Any]:
+    token = line.take("increasing", "decreasing")
+    if token is None:
+        raise line.next.error("increasing or decreasing is expected here")
+    return {"monotone": token.text}
 
 
 def _zero_at(line: EquationReader) -> dict[str, Any]:
@@ -127,7 +124,7 @@ def _prior_sd(line: EquationReader) -> dict[str, Any]:
 
 _OPTIONS: dict[str, Callable[[EquationReader], dict[str, Any]]] = {
     "hidden": _hidden,
-    "monotone": lambda line: {"monotone": _word("increasing", "decreasing")(line)},
+    "monotone": _monotone,
     "zero_at": _zero_at,
     "range": _range,
     "prior_sd": _prior_sd,

@@ -233,5 +233,6 @@ def _linear_in_double(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def bounded_factor(x: Tensor) -> Tensor:
+    """exp(5·tanh(x/5)), a positive factor that is 1 for x = 0, ``[...]``."""
     # bounded, so that no step of the training can make the system arbitrarily stiff
     return torch.exp(5.0 * torch.tanh(x / 5.0))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from neuralpk.dynamics.expression import Expression, Token
-from neuralpk.rxode2.r_syntax import arguments_of, refusal, string_of, terms_of
+from neuralpk.rxode2.r_syntax import arguments_of, number_text, refusal, string_of, terms_of
 
 _LARGEST = 700.0  # exp of it is a number
 _FIX = ("fix", "fixed", "FIX", "FIXED")
@@ -117,12 +117,6 @@ _OPERATORS: dict[str, Callable[[float, float], float]] = {
     "pow": math.pow,
 }
 CONSTANTS = {"Inf": math.inf, "pi": math.pi}
-
-
-def number_text(token: Token) -> str:
-    """The digits of a number of R, as Python and our equations read them."""
-    digits = token.text.rstrip("L")
-    return str(int(digits, 16)) if digits[:2] in ("0x", "0X") else digits
 
 
 def constant(expression: Expression) -> float:

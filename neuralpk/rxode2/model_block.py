@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from neuralpk.dynamics.equation_text import TIME
 from neuralpk.dynamics.expression import Expression, Token
 from neuralpk.dynamics.operator_reader import COMPARISONS
-from neuralpk.rxode2.initial_values import CONSTANTS, constant, number_text
+from neuralpk.rxode2.initial_values import CONSTANTS, constant
 from neuralpk.rxode2.linear_compartments import STATES, LinearCompartments, linear_compartments
-from neuralpk.rxode2.r_syntax import refusal
+from neuralpk.rxode2.r_syntax import number_text, refusal
 
 SLOPE, INITIAL, LAG, FRACTION = "d/dt", "initial", "lag", "F"
 EXPIT = "expit"  # lo + (hi − lo)/(1 + exp(−x)); written out in the equations

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeGuard
 
 from neuralpk.dynamics.expression import Expression
+from neuralpk.rxode2.initial_values import exponential
 from neuralpk.rxode2.model_block import EXPIT
 
 
@@ -226,7 +227,8 @@ def _logarithm(form: Form) -> Form:
 
 def _exponential(form: Form) -> Form:
     if isinstance(form, Number):
-        return Number(math.exp(form.value)) if form.value < 700 else None
+        value = exponential(form.value)
+        return Number(value) if math.isfinite(value) else None
     total = _as_sum(form)
     return None if total is None else Product(1.0, (), total)
 

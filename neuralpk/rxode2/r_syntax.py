@@ -220,6 +220,12 @@ def read_statements(text: str) -> tuple[Expression, ...]:
         raise tokens[min(reader.at, len(tokens) - 1)].error(TOO_NESTED) from None
 
 
+def number_text(token: Token) -> str:
+    """The digits of a number of R, as Python and our equations read them."""
+    digits = token.text.rstrip("L")
+    return str(int(digits, 16)) if digits[:2] in ("0x", "0X") else digits
+
+
 def string_of(expression: Expression) -> str:
     """The characters of a string.
 
