@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,49 +69,27 @@ def check_table(
     table: str | Path | pd.DataFrame,
     *,
     arm: str | None = None,
-    columns: dict[str, str] | str | None = None,
-    covariates: list[str] | str | None = None,
-    endpoint: str | None = None,
-    occasion: str | None = None,
-    lloq: float | str | None = None,
-    map: dict[str, dict[str, str]] | str | list[str] | None = None,
-    ignore: str | list[str] | None = None,
-    separator: str | None = None,
-    decimal: str = ".",
-    dates: str | None = None,
-    compartments: list[str] | None = None,
     units: Units = Units(),  # noqa: B008  # immutable
-    sort: bool = False,
+    **layout: Any,
 ) -> TableCheck:
     """Read a table and say what is in it; a fault is a finding and no error.
 
     Args:
         table: a data frame, or the path of a file.
         arm: column of the arms of the study.
-        columns: our names = theirs, where they differ: ``DV=LIDV,ID=SUBJ``; ``adppk`` for the names of CDISC's ADPPK.
-        covariates: which columns are covariates, ``WT,AGE`` or ``all``; none by default.
-        endpoint: column that says which endpoint a value belongs to, instead of DVID.
-        occasion: column at whose new value the clock may restart, instead of OCC and PERIOD.
-        lloq: column, or number, that is the limit of quantification of the values with CENS 1.
-        map: codes to be read as others: ``SS:99=0,DV:9999=.``.
-        ignore: rows to leave out: ``FLAG == 1``; ``@``, ``#`` and ``C`` for comments.
-        separator: between cells: ``comma``, ``semicolon``, ``tab`` or ``space``.
-        decimal: sign in numbers, ``.`` or ``,``.
-        dates: order of dates that do not begin with the year: ``dmy``, ``mdy``, ``ymd`` or ``ydm``.
-        compartments: names that CMT uses, in the order of their numbers from 1.
         units: of the table.
-        sort: put the rows of each subject in order of TIME instead of refusing a table that is not.
+        layout: how the table is read, as of `neuralpk.tables.read_table`: `columns`, `covariates`, `map`, …
 
     Raises:
         FileNotFoundError: no file at the path.
         ValueError: an argument that cannot be.
+        TypeError: an argument that `read_table` does not have.
     """
-    asked = Layout.of(columns, covariates, endpoint, occasion, lloq, map, ignore, separator, decimal, dates)
-    layout = Layout(**{**vars(asked), "labels": (arm,) if arm else ()})
+    read_as = replace(Layout.of(**layout), labels=(arm,) if arm else ())
     name = "" if isinstance(table, pd.DataFrame) else Path(table).name
     findings = Findings(name)
     try:
-        records = read_records(table, layout, compartments, units, sort, findings)
+        records = read_records(table, read_as, units, findings)
         cohort = build(records, units, {}, findings)
     except DataError as error:
         return TableCheck(name, error.findings, findings.warnings, findings.notes)
@@ -121,7 +99,7 @@ def check_table(
 
 
 def _arms(records: Records, arm: str | None) -> dict[str, str]:
-    if arm is None:
+    if not arm:
         return {}
     pairs = zip(records.sheet.ids, records.sheet.labels[arm], strict=True)
     return {name: label for name, label in reversed(list(pairs)) if label}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -40,13 +40,13 @@ def _report(faults: Iterator[Fault], sheet: Sheet, findings: Findings) -> BoolAr
     return faulty
 
 
-def _check_texts(sheet: Sheet, compartments: Sequence[str] | None, findings: Findings) -> BoolArray:
+def _check_texts(sheet: Sheet, findings: Findings) -> BoolArray:
     """Put numbers in the place of compartment names and note every other text.
 
     Returns:
         The rows with a text among their events; one among the covariates leaves the events to be checked.
     """
-    names = {name.casefold(): place for place, name in enumerate(compartments or (), start=1)}
+    names = {name.casefold(): place for place, name in enumerate(sheet.layout.compartments, start=1)}
     faulty = np.zeros(len(sheet), dtype=bool)
     for column, texts in sheet.texts.items():
         if column == "DVID" and sheet.layout.endpoint:
@@ -85,9 +85,9 @@ def _cell_faults(sheet: Sheet) -> Iterator[Fault]:
     yield "NPK-D20", "EVID", ~(np.isin(sheet.column("EVID", missing=0.0), (0, 1, 2, 3, 4)) | is_classic(sheet))
 
 
-def sound_rows(sheet: Sheet, compartments: Sequence[str] | None, findings: Findings) -> Sheet:
+def sound_rows(sheet: Sheet, findings: Findings) -> Sheet:
     """Note every cell that breaks a rule by itself and leave its row out, so that no later rule trips over it."""
-    faulty = _check_texts(sheet, compartments, findings)
+    faulty = _check_texts(sheet, findings)
     # a text stands as NaN in the numbers, and is not to be called missing as well
     missing_time = np.isnan(sheet.column("TIME"))
     missing_time[list(sheet.texts.get("TIME", {}))] = False
@@ -155,9 +155,7 @@ def _check_runs(records: Records, findings: Findings) -> None:
         last[name] = end
 
 
-def checked_records(
-    sheet: Sheet, compartments: Sequence[str] | None, sort: bool, time_unit: str, findings: Findings
-) -> Records:
+def checked_records(sheet: Sheet, time_unit: str, findings: Findings) -> Records:
     """The records of a sheet that break no rule.
 
     Raises:
@@ -166,7 +164,7 @@ def checked_records(
     sheet, limited = with_limits(with_elapsed_time(sheet, time_unit, findings))
     if sheet.layout.lloq:
         findings.note(f"limit of quantification by {sheet.layout.lloq}: {limited} values with CENS 1")
-    records = derive(sound_rows(sheet, compartments, findings))
+    records = derive(sound_rows(sheet, findings))
     if len(records):
         records = with_endpoints(records, findings)
         _report(_record_faults(records), records.sheet, findings)
@@ -174,7 +172,7 @@ def checked_records(
         _check_counts(records, findings)
         _check_runs(records, findings)
         check_values(records, findings)
-        records = with_one_clock(records, sort, findings)
+        records = with_one_clock(records, findings)
         warn_of_flags(records, findings)
     findings.raise_any()
     return records

@@ -25,14 +25,15 @@ def _new_occasion(records: Records) -> tuple[BoolArray, str]:
     return new, sheet.layout.occasion or ", ".join(names)
 
 
-def with_one_clock(records: Records, sort: bool, findings: Findings) -> Records:
+def with_one_clock(records: Records, findings: Findings) -> Records:
     """The records with a clock that never goes back, with the faults noted where it may not.
 
     TIME may restart at EVID 3 or 4, after EVID 3, and with a new occasion: there a new part of the subject begins, in
     which nothing is left of the doses before. Its first record is put at the next whole time unit after the last one of
-    the part before. With `sort` the rows are put in order instead, and nothing restarts.
+    the part before. With `Layout.sort` the rows are put in order instead, and nothing restarts.
     """
     sheet, time = records.sheet, records.sheet.column("TIME")
+    sort = sheet.layout.sort
     same = np.append(False, records.run[1:] == records.run[:-1])
     backwards = np.append(False, time[1:] < time[:-1]) & same
     if not backwards.any():

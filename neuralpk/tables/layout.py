@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from neuralpk.tables.cells import number
 from neuralpk.tables.row_filter import RowFilter
 
 RESERVED = (
@@ -59,6 +59,8 @@ class Layout:
         separator: between two cells; empty for what the ending of the file says.
         decimal: ``.`` or ``,``.
         dates: order of day, month and year: ``ymd``, ``dmy``, ``mdy`` or ``ydm``.
+        compartments: names that CMT uses, in the order of their numbers from 1.
+        sort: whether the rows of each subject are put in order of TIME.
         labels: further columns to keep as texts.
         optional: covariates that are read where they stand in the table.
     """
@@ -73,6 +75,8 @@ class Layout:
     separator: str = ""
     decimal: str = "."
     dates: str = ""
+    compartments: tuple[str, ...] = ()
+    sort: bool = False
     labels: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
 
@@ -89,8 +93,10 @@ class Layout:
         separator: str | None = None,
         decimal: str = ".",
         dates: str | None = None,
+        compartments: Sequence[str] | None = None,
+        sort: bool = False,
     ) -> Layout:
-        """From the arguments of `neuralpk.tables.read_table`.
+        """From the arguments of `neuralpk.tables.read_table` on how a table is read.
 
         Raises:
             ValueError: one that cannot be, by name.
@@ -119,6 +125,8 @@ class Layout:
             separator=separator or "",
             decimal=decimal,
             dates=dates or "",
+            compartments=tuple(compartments or ()),
+            sort=sort,
         )
 
 
@@ -161,7 +169,5 @@ def _codes(asked: Codes) -> dict[str, dict[str, str]]:
 def matches(code: str, cell: str) -> bool:
     """Whether a cell is a code: the same text, or the same number."""
     code, cell = code.strip(), cell.strip()
-    if code == cell:
-        return True
-    numeric = re.compile(r"[+-]?\d*\.?\d+(?:[eE][+-]?\d+)?\.?")
-    return bool(numeric.fullmatch(code) and numeric.fullmatch(cell)) and float(code) == float(cell)
+    value = number(code)
+    return code == cell or (value is not None and value == number(cell))

@@ -141,7 +141,7 @@ def headings(header: Sequence[str], layout: Layout, findings: Findings) -> Headi
         if where is not None and where not in taken:
             labels[name] = where
     for name in layout.labels:
-        where = place(name, f"no column {name}")
+        where = place(name, "")
         if where is not None:
             labels[name] = where
     if asked.get("lloq") is not None:

@@ -38,20 +38,13 @@ def _sheet(source: str | Path | pd.DataFrame, layout: Layout, findings: Findings
     return text_files.read_text(path, dataclasses.replace(layout, separator=separator), findings)
 
 
-def read_records(
-    source: str | Path | pd.DataFrame,
-    layout: Layout,
-    compartments: list[str] | None,
-    units: Units,
-    sort: bool,
-    findings: Findings,
-) -> Records:
+def read_records(source: str | Path | pd.DataFrame, layout: Layout, units: Units, findings: Findings) -> Records:
     """The records of a table, with everything that is to be said of them in the findings.
 
     Raises:
         DataError: a rule of `RULES` is broken.
     """
-    return checked_records(_sheet(source, layout, findings), compartments, sort, units.time, findings)
+    return checked_records(_sheet(source, layout, findings), units.time, findings)
 
 
 def read_table(
@@ -110,10 +103,13 @@ def read_table(
         ValueError: an argument that cannot be.
         FileNotFoundError: no file at the path.
     """
-    layout = Layout.of(columns, covariates, endpoint, occasion, lloq, map, ignore, separator, decimal, dates)
+    layout = Layout.of(
+        columns=columns, covariates=covariates, endpoint=endpoint, occasion=occasion, lloq=lloq, map=map, ignore=ignore,
+        separator=separator, decimal=decimal, dates=dates, compartments=compartments, sort=sort,
+    )  # fmt: skip
     layout = dataclasses.replace(layout, optional=tuple(needed))
     findings = Findings("" if isinstance(path_or_frame, pd.DataFrame) else Path(path_or_frame).name)
-    records = read_records(path_or_frame, layout, compartments, units, sort, findings)
+    records = read_records(path_or_frame, layout, units, findings)
     cohort = build(records, units, needed, findings)
     for message in findings.notes:
         _log.info("%s", message)
