@@ -125,7 +125,7 @@ def _content(records: Records, cohort: Cohort, arms: Mapping[str, str]) -> dict[
     sheet = records.sheet
     values = np.concatenate([subject.values for subject in cohort])
     endpoints = np.concatenate([subject.endpoints for subject in cohort])
-    censored = np.concatenate([subject.censored for subject in cohort])
+    below = np.concatenate([subject.censored for subject in cohort]) > 0
     measured = ~np.isnan(values)
     spans = np.array([subject.times[-1] - subject.start for subject in cohort])
     covariates: dict[str, Any] = {}
@@ -144,12 +144,9 @@ def _content(records: Records, cohort: Cohort, arms: Mapping[str, str]) -> dict[
         "doses": dict(sum((_kind(subject) for subject in cohort), Counter())),
         "amounts": _range(np.array([d.amount for s in cohort for d in s.doses if d.amount] or [0.0])),
         "endpoints": {
-            str(endpoint): _range(values[measured & (endpoints == endpoint)])
-            | {
-                "values": int((measured & (endpoints == endpoint)).sum()),
-                "below_limit": float((censored[measured & (endpoints == endpoint)] > 0).mean()),
-            }
+            str(endpoint): _range(values[own]) | {"values": int(own.sum()), "below_limit": float(below[own].mean())}
             for endpoint in np.unique(endpoints[measured])
+            for own in [measured & (endpoints == endpoint)]
         },
         "covariates": covariates,
         "arms": dict(Counter(arms[name] for name in cohort.ids if name in arms)),
@@ -207,7 +204,7 @@ def draw(cohort: Cohort, arms: Mapping[str, str]) -> Figure:
     the first dose; values below the limit as open triangles.
 
     Args:
-        cohort: the subjects.
+        cohort: the subjects, with at least one measured value.
         arms: arm of each subject; empty for one.
     """
     levels = _levels(cohort)

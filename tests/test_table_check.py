@@ -62,6 +62,22 @@ def test_json_has_every_finding(table, capsys):
     assert found["figure"] is None
 
 
+def test_a_table_without_a_measured_value_has_no_picture(table, capsys):
+    Path(table).write_text("ID,TIME,AMT,DV,EVID\n1,0,100,.,1\n1,5,.,.,2\n")
+    main(["check", table])
+    assert "No picture" in capsys.readouterr().out and not Path("T_check.png").exists()
+
+
+def test_an_arm_that_is_no_column_is_a_fault(table):
+    (fault,) = check_table(table, arm="TRT").faults
+    assert fault.rule == "NPK-D08" and fault.message.startswith("TRT is not among the columns ID, TIME, EVID")
+
+
+def test_an_argument_that_read_table_does_not_have_is_refused(table):
+    with pytest.raises(TypeError, match="ignroe"):
+        check_table(table, ignroe="@")
+
+
 def test_what_cannot_be_checked_is_a_usage_error(table, capsys):
     for words, code in ((["check"], 2), (["check", table, "--ignroe", "@"], 2), (["check", "none.csv"], 1)):
         with pytest.raises(SystemExit) as ended:

@@ -40,7 +40,7 @@ def check(
     """
     found = check_table(table, arm=arm, units=Units(*units) if units else Units(), **reading)
     drawn = None
-    if found.cohort is not None:
+    if found.cohort is not None and found.content["values"]:
         drawn = figure or Path(f"{table.name.split('.')[0]}_check.png")
         with replacing(drawn) as part:
             draw(found.cohort, found.arms).savefig(part, dpi=130)
@@ -50,6 +50,8 @@ def check(
         print("\n".join(found.lines()))
         if drawn is not None:
             print(f"Picture: {drawn}")
+        elif found.cohort is not None:
+            print("No picture: the table has no measured value.")
     return len(found.faults)
 
 

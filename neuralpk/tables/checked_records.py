@@ -123,7 +123,7 @@ def _record_faults(records: Records) -> Iterator[Fault]:
     censored, limit, value = sheet.column("CENS", missing=0.0), sheet.column("LIMIT"), sheet.column("DV")
     crossed = ((censored > 0) & (limit >= value)) | ((censored < 0) & (limit <= value))
     yield "NPK-D31", "LIMIT", records.measured & crossed
-    if not (sheet.layout.lloq and "lloq" not in sheet.numbers):
+    if not sheet.layout.lloq or "lloq" in sheet.numbers:  # a number is the limit of every row
         named = ~np.isnan(sheet.column("lloq"))
         yield "NPK-D34", "DV", records.measured & (censored != 0) & (value == 0) & ~named
     unstated = np.isnan(sheet.column("MDV")) & (records.evid == 0) & np.isnan(value)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from neuralpk.tables.faults import Findings
+from neuralpk.tables.records import BoolArray
 from neuralpk.tables.sheet import Sheet
 
-BoolArray = NDArray[np.bool_]
-
-_STEADY = {1: 0, 10: 1, 20: 2}
-"""SS by the last two digits of a code."""
+_STEADY = (1, 10, 20)
+"""Last two digits of a code: a plain dose, SS 1, SS 2."""
 
 
 def is_classic(sheet: Sheet) -> BoolArray:
@@ -21,7 +19,7 @@ def is_classic(sheet: Sheet) -> BoolArray:
 
 
 def with_plain_events(sheet: Sheet, findings: Findings) -> Sheet:
-    """The sheet with classic codes written as EVID 1 with CMT, SS and DUR.
+    """The sheet with classic codes written as EVID 1 with CMT, SS, RATE and AMT.
 
     A classic code has the digits k i cc ss: compartment k·100 + cc, i 1 for an infusion, ss 01 for a plain dose, 10 for
     SS 1 and 20 for SS 2. The AMT of an infusion is its rate, and a second record with the negative rate ends it.
@@ -33,7 +31,7 @@ def with_plain_events(sheet: Sheet, findings: Findings) -> Sheet:
     kind, steady = code // 10_000 % 10, code % 100
     compartment = code // 100_000 * 100 + code // 100 % 100
     stated, amount = sheet.column("CMT"), sheet.column("AMT", missing=0.0)
-    plain = classic & (kind == 0) & np.isin(steady, list(_STEADY)) & (compartment > 0)
+    plain = classic & (kind == 0) & np.isin(steady, _STEADY) & (compartment > 0)
     infused = classic & (kind == 1) & (steady == 1) & (compartment > 0)
     wrong = classic & ~plain & ~infused
     wrong |= classic & ~np.isnan(stated) & (stated != 0) & (stated != compartment)
@@ -62,7 +60,7 @@ def with_plain_events(sheet: Sheet, findings: Findings) -> Sheet:
     read = sheet.with_numbers(
         EVID=np.where(given, 1.0, sheet.column("EVID")),
         CMT=np.where(given, compartment, stated),
-        SS=np.where(given & (steady != 1), np.vectorize(_STEADY.get)(np.where(given, steady, 1)), old_ss),
+        SS=np.where(given & (steady != 1), steady // 10, old_ss),
         RATE=np.where(infused, amount, sheet.column("RATE", missing=0.0)),
         AMT=np.where(infused, amount * durations, sheet.column("AMT")),
     )

@@ -43,6 +43,7 @@ def read_binary(path: Path, layout: Layout, findings: Findings) -> Sheet:
     """Read a Parquet, Excel (its first sheet) or SAS file.
 
     Raises:
+        FileNotFoundError: no file at the path.
         ImportError: the library that reads such files is not installed.
         DataError: a file that is none; as `from_frame`.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuralpk.cohort import FloatArray, IntArray
-from neuralpk.tables.cells import BLANKS, MAX_CELL, MISSING, identifiers, parse
+from neuralpk.tables.cells import BLANKS, MAX_CELL, MISSING, identifiers, number, parse
 from neuralpk.tables.faults import Findings, row_word
 from neuralpk.tables.layout import DATES, ENDPOINTS, FLAGS, LIMITS, OCCASIONS, RESERVED, SEPARATORS, Layout, matches
 
@@ -117,15 +117,8 @@ def headings(header: Sequence[str], layout: Layout, findings: Findings) -> Headi
         return found
 
     named = {ours: place(theirs, f"columns: {ours}={theirs}") for ours, theirs in layout.columns.items()}
-    numbers = {ours: where for ours, where in named.items() if where is not None and ours in RESERVED}
     taken = {where for where in named.values() if where is not None}
-    for name in (*RESERVED, "TINF"):
-        ours = "DUR" if name == "TINF" else name
-        same = [k for k, heading in enumerate(header) if heading.upper() == name and k not in taken]
-        if same and ours in numbers and ours not in named:
-            findings.add("NPK-D06", line=line, column=ours, detail=f"columns {numbers[ours] + 1} and {same[0] + 1}")
-        elif same and ours not in named:
-            numbers[ours] = same[0]
+    numbers = _reserved_places(header, named, line, findings)
     needed = [name for name in ("ID", "TIME", "DV") if name not in numbers and name not in layout.columns]
     for name in needed:
         absent.setdefault(name, "")
@@ -147,20 +140,8 @@ def headings(header: Sequence[str], layout: Layout, findings: Findings) -> Headi
     if asked.get("lloq") is not None:
         numbers["lloq"] = asked["lloq"]  # type: ignore[assignment]  # checked in the line before
 
-    if layout.covariates is None:
-        meant = {*numbers.values(), *asked.values(), *(labels[name] for name in (*FLAGS, *LIMITS) if name in labels)}
-        covariates = {name: k for k, name in enumerate(header) if k not in meant and k not in taken}
-        covariates |= {ours: k for ours, k in named.items() if ours not in RESERVED and k is not None}
-    else:
-        of_named = {name: named.get(name, _find(name, header)) for name in layout.covariates}
-        for name, where in of_named.items():
-            if where is None:
-                absent.setdefault(name, f"covariates: {name}")
-        covariates = {name: where for name, where in of_named.items() if where is not None}
-    for name in layout.optional:
-        where = named.get(name, _find(name, header))
-        if where is not None and name not in RESERVED:
-            covariates.setdefault(name, where)
+    meant = {*numbers.values(), *asked.values(), *(labels[name] for name in (*FLAGS, *LIMITS) if name in labels)}
+    covariates = _covariate_places(header, named, meant, layout, absent)
     numbers |= {name: where for name, where in covariates.items() if name not in RESERVED}
     for name in set(covariates) & set(RESERVED):
         absent.setdefault(name, f"covariates: {name} has a meaning of its own")
@@ -198,6 +179,54 @@ def headings(header: Sequence[str], layout: Layout, findings: Findings) -> Headi
     return found
 
 
+def _reserved_places(
+    header: Sequence[str], named: Mapping[str, int | None], line: int | None, findings: Findings
+) -> dict[str, int]:
+    """Places of the columns with a meaning of their own: those that are named, and the others by their names."""
+    found = {ours: where for ours, where in named.items() if where is not None and ours in RESERVED}
+    for name in (*RESERVED, "TINF"):
+        ours = "DUR" if name == "TINF" else name
+        same = [k for k, heading in enumerate(header) if heading.upper() == name and k not in named.values()]
+        if same and ours in found and ours not in named:
+            findings.add("NPK-D06", line=line, column=ours, detail=f"columns {found[ours] + 1} and {same[0] + 1}")
+        elif same and ours not in named:
+            found[ours] = same[0]
+    return found
+
+
+def _covariate_places(
+    header: Sequence[str],
+    named: Mapping[str, int | None],
+    meant: Collection[int | None],
+    layout: Layout,
+    absent: dict[str, str],
+) -> dict[str, int]:
+    """Places of the covariates that are asked for; those that are not there are added to `absent`.
+
+    Args:
+        header: names in the table.
+        named: places of the columns that have other names here.
+        meant: places of the columns that have another meaning.
+        layout: how the table is read.
+        absent: takes the names that are not found, each with how it was asked for.
+    """
+    found: dict[str, int] = {}
+    if layout.covariates is None:
+        found = {name: k for k, name in enumerate(header) if k not in meant and k not in named.values()}
+        found |= {ours: k for ours, k in named.items() if ours not in RESERVED and k is not None}
+    for name in layout.covariates or ():
+        where = named.get(name, _find(name, header))
+        if where is None:
+            absent.setdefault(name, f"covariates: {name}")
+        else:
+            found[name] = where
+    for name in layout.optional:
+        where = named.get(name, _find(name, header))
+        if where is not None and name not in RESERVED:
+            found.setdefault(name, where)
+    return found
+
+
 def _report_absent(absent: Mapping[str, str], header: Sequence[str], layout: Layout, findings: Findings) -> None:
     """Note the columns that are not there, or the one reason for all of them."""
     line = 1 if row_word(findings.file) == "line" else None
@@ -219,10 +248,8 @@ def _report_absent(absent: Mapping[str, str], header: Sequence[str], layout: Lay
 
 
 def _is_number(text: str) -> bool:
-    try:
-        return bool(np.isfinite(float(text)))
-    except ValueError:
-        return False
+    value = number(text)
+    return value is not None and not np.isnan(value)
 
 
 def _listed(names: Sequence[str], most: int = 30) -> str:
@@ -301,7 +328,7 @@ class SheetBuilder:
         """All rows.
 
         Raises:
-            DataError: none.
+            DataError: a table without a row.
         """
         layout, findings = self.found.layout, self.findings
         if layout.rows.conditions:

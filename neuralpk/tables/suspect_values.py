@@ -21,11 +21,12 @@ _DISTINCT = 8  # values in one order by chance: 1 in 40,320
 def missing_codes(values: FloatArray) -> Iterator[tuple[float, BoolArray]]:
     """Codes of missing among the values, each with its rows: a negative code among values that are not, or a large one
     that stands there repeatedly and far above all others."""
-    known = ~np.isnan(values)
+    others = values[~np.isnan(values) & ~np.isin(values, (*_NEGATIVE, *_POSITIVE))]
+    if not len(others):
+        return
     for code in (*_NEGATIVE, *_POSITIVE):
-        rows = known & (values == code)
-        others = values[known & ~np.isin(values, (*_NEGATIVE, *_POSITIVE))]
-        if not rows.any() or not len(others):
+        rows = values == code
+        if not rows.any():
             continue
         if code < 0 and (others >= 0).all() and (code != -9 or rows.sum() > 1):
             yield code, rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import re
 
@@ -92,12 +93,9 @@ def with_elapsed_time(sheet: Sheet, unit: str, findings: Findings) -> Sheet:
     by = f" with the day of {name}" if name else ""
     findings.warn("NPK-D18", f"{count} × time of day{by}, read as {unit} since midnight of the subject's first day")
     time: FloatArray = (seconds - day) / UNITS.get(unit.lower(), 3600.0)
-    kept = {name: texts for name, texts in sheet.texts.items() if name != "TIME"}
+    kept = {column: of for column, of in sheet.texts.items() if column != "TIME"}
     left = {row: cells[row] for row in faulty}
-    sheet = sheet.with_numbers(TIME=time)
-    sheet.texts.clear()
-    sheet.texts.update(kept | ({"TIME": left} if left else {}))
-    return sheet
+    return dataclasses.replace(sheet.with_numbers(TIME=time), texts=kept | ({"TIME": left} if left else {}))
 
 
 def _first_of_subject(sheet: Sheet, seconds: FloatArray) -> FloatArray:
