@@ -86,8 +86,21 @@ def test_what_cannot_be_checked_is_a_usage_error(table, capsys):
         assert "neuralpk check:" in capsys.readouterr().err
 
 
+def test_the_help_names_the_options_of_the_reader(capsys):
+    main(["check", "--help"])
+    said = capsys.readouterr().out
+    assert "usage: neuralpk check" in said
+    assert all(f"--{name} " in said for name in ("arm", "figure", "json", "columns", "lloq", "sort"))
+    assert "--optional" not in said and "--import" not in said
+    main(["check", "--help", "lloq"])
+    assert "limit of quantification" in capsys.readouterr().out
+
+
 def test_torch_is_not_imported(table):
-    script = "import sys; from neuralpk.cli import main; main(['check', 'T.csv']); assert 'torch' not in sys.modules"
+    script = (
+        "import sys; from neuralpk.cli import main; main(['check', 'T.csv']); main(['check', '--help']); "
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
 
 

@@ -32,7 +32,7 @@ def check(
         arm: column of the arms of the study, for the picture.
         figure: where the picture is drawn; null for TABLE_check.png in the current folder.
         json: print JSON instead of text.
-        units: of time, amount and value, for the picture.
+        units: of time, amount and value; times of day are read in that of time.
         reading: how the table is read.
 
     Returns:
@@ -66,7 +66,7 @@ def run(given: Sequence[Argument]) -> int:
         if argument.name == "help":
             from neuralpk.cli.help import print_help
 
-            print_help("check", options, argument.value)
+            print_help("check", options, argument.value, check)
             return 0
     configuration = Configuration(options)
     for argument in given:

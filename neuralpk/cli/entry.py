@@ -180,7 +180,7 @@ def _run(command: str, given: list[Argument], presets: list[str]) -> NeuralPKCLI
     options = training.options(command) if trains else table_commands.options(command)
     for argument in given:
         if argument.name == "help":
-            print_help(command, options, argument.value)
+            print_help(command, options, argument.value, table_commands.COMMANDS.get(command))
             return None
     prints = any(argument.name == "print_config" for argument in given)
     given = without(given, "print_config")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import shutil
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from neuralpk.cli.faults import UsageError
@@ -30,38 +30,42 @@ _TRAINER = {
 _LEFT = 37
 
 
-def print_help(command: str, options: Mapping[str, Option], about: str | None) -> None:
+def print_help(
+    command: str, options: Mapping[str, Option], about: str | None, function: Callable[..., Any] | None = None
+) -> None:
     """Print the help of a command, or of one part or class.
 
     Args:
         command: which.
         options: its options.
         about: name of a group (``model``), an option (``model.dynamics``) or a class; None for the command.
+        function: what the command runs; None for those of the training.
 
     Raises:
         UsageError: no such part or class.
     """
     width = max(60, min(100, shutil.get_terminal_size().columns))
-    lines = _command(command, options, width) if about is None else _about(about, options, width)
+    lines = _command(command, options, function, width) if about is None else _about(about, options, width)
     print("\n".join(line.rstrip() for line in lines))
 
 
-def _command(command: str, options: Mapping[str, Option], width: int) -> Iterator[str]:
-    from neuralpk.cli import table_commands
-
-    trains = command not in table_commands.COMMANDS
+def _command(
+    command: str, options: Mapping[str, Option], function: Callable[..., Any] | None, width: int
+) -> Iterator[str]:
+    trains = function is None
     configured = "[--preset NAME | --config FILE] " if "data" in options else ""
     yield f"usage: neuralpk {command} {configured}[options]"
     yield ""
-    if not trains:
-        yield from textwrap.wrap(_summary(table_commands.COMMANDS[command]), width)
+    if function is not None:
+        yield from textwrap.wrap(_summary(function), width)
         yield ""
     if "data" in options:
         only = " (its data)" if not trains else ""
         yield from _row("--preset NAME", f"configuration inside the package{only}; default {MAIN_JOB}", width)
         yield from textwrap.wrap(", ".join(PRESETS), width, initial_indent=" " * 6, subsequent_indent=" " * 6)
         yield from _row("--config FILE", "configuration in YAML; what follows on the command line overrides it", width)
-    yield from _row("--import PACKAGE", "import your package, so that its classes can be named", width)
+    if command != "check":  # it has no classes
+        yield from _row("--import PACKAGE", "import your package, so that its classes can be named", width)
     if trains:
         what = "training to resume" if command == "fit" else "what is measured (required)"
         yield from _row("--checkpoint FILE", what, width)
