@@ -29,14 +29,18 @@ def bearable(model: PopulationModel, cohort: Cohort) -> Cohort:
     and counted in a warning, later it is refused. Under a proportional error it has one, but no information; that, and
     drug before the first dose, where the prediction is 0, is said in a warning.
 
+    Args:
+        model: what is fitted, or estimates.
+        cohort: its data, read as its dynamics states that they are recorded.
+
     Raises:
         ValueError: a value at or below 0 after a dose, under a residual error of positive values.
     """
-    errors = model.error.models if isinstance(model.error, ErrorByEndpoint) else [model.error]
     cohort = model.dynamics.read_cohort(cohort)
-    for endpoint, error in enumerate(errors, start=1):
-        every = not isinstance(model.error, ErrorByEndpoint)
-        cohort = _bearable(model.dynamics.dosed, error, cohort, None if every else endpoint)
+    if not isinstance(model.error, ErrorByEndpoint):
+        return _bearable(model.dynamics.dosed, model.error, cohort, None)
+    for endpoint, error in enumerate(model.error.models, start=1):
+        cohort = _bearable(model.dynamics.dosed, error, cohort, endpoint)
     return cohort
 
 

@@ -200,6 +200,12 @@ def test_further_test_subjects_are_new_ones_of_the_same_population() -> None:
     assert data.part("test").ids == ("6", "7", "8")
 
 
+def test_the_first_part_that_is_asked_for_of_a_forecast_is_that_part() -> None:
+    data = SimulatedPKDataModule(subjects=10, validation=0.2, test_subjects=3, forecast=5.0)
+    assert data.part("test").ids == ("11", "12", "13")
+    assert len(data.part("val")) == 2 and len(data.part("train")) == 8
+
+
 def test_folds_leave_every_subject_out_once() -> None:
     out = []
     for fold in range(5):

@@ -134,8 +134,8 @@ class CohortDataModule(L.LightningDataModule, ABC):
             cohort = self.make_cohort()
             self._parts = self.split(cohort if self._dynamics is None else self._dynamics.read_cohort(cohort))
             if self.forecast is not None:
-                for name in ("train", "val"):
-                    self._parts[name] = self._parts[name].hidden_from(self.forecast)
+                for early in ("train", "val"):
+                    self._parts[early] = self._parts[early].hidden_from(self.forecast)
         return self._parts[name]
 
     def restrict(self, check: Callable[[Cohort], Cohort]) -> None:
