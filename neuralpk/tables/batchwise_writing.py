@@ -14,17 +14,13 @@ from numpy.typing import NDArray
 from neuralpk.atomic_files import replacing
 from neuralpk.cohort import Dose
 from neuralpk.cohort_batch import CohortBatch
-from neuralpk.tables.writing import WHOLE, evid
-
-_DOSE_COLUMNS = {
-    "AMT": "amount", "RATE": "rate", "DUR": "duration", "II": "interval", "ADDL": "additional", "SS": "steady_state",
-}  # fmt: skip
+from neuralpk.tables.writing import DOSE_COLUMNS, WHOLE, evid
 
 
 def _of_doses(regimens: Sequence[Sequence[Dose]], arm: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
     """Columns of the dose records, ``[subject, dose record]``; TIME is NaN where a subject has fewer."""
     width = max(len(doses) for doses in regimens)
-    getters: dict[str, Callable[[Dose], float]] = {n: attrgetter(field) for n, field in _DOSE_COLUMNS.items()}
+    getters: dict[str, Callable[[Dose], float]] = {n: attrgetter(field) for n, field in DOSE_COLUMNS.items()}
     getters |= {"TIME": attrgetter("time"), "CMT": attrgetter("compartment"), "EVID": evid}
     columns = {}
     for name, get in getters.items():
@@ -66,7 +62,7 @@ def batch_frame(
         "EVID": column(doses["EVID"], 0.0),
         "MDV": column(1.0, 0.0),
     }
-    for name, field in _DOSE_COLUMNS.items():
+    for name, field in DOSE_COLUMNS.items():
         if any(getattr(dose, field) for arm in regimens for dose in arm):
             columns[name] = column(doses[name], 0.0)
     columns["CMT"] = column(doses["CMT"], np.nan)

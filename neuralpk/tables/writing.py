@@ -15,7 +15,11 @@ from neuralpk.tables.layout import RESERVED
 
 WHOLE = ("EVID", "MDV", "ADDL", "SS", "CMT", "DVID", "CENS")
 """Columns of whole numbers."""
-_OPTIONAL = {"AMT": 0, "RATE": 0, "DUR": 0, "II": 0, "ADDL": 0, "SS": 0, "DVID": 1, "CENS": 0, "LIMIT": np.nan}
+DOSE_COLUMNS = {
+    "AMT": "amount", "RATE": "rate", "DUR": "duration", "II": "interval", "ADDL": "additional", "SS": "steady_state",
+}  # fmt: skip
+"""Columns of a dose record, and the attributes of `Dose` that they hold."""
+_OPTIONAL = {**dict.fromkeys(DOSE_COLUMNS, 0), "DVID": 1, "CENS": 0, "LIMIT": np.nan}
 """Columns that are left out where every row has this value or none."""
 
 
@@ -47,9 +51,6 @@ def _columns(subject: Subject) -> dict[str, Any]:
     def column(given: list[Any], seen: Any, padding: float) -> FloatArray:
         return np.concatenate([given, seen, np.full(extra, padding)]).astype(np.float64)[order]
 
-    def dose_column(name: str) -> FloatArray:
-        return column([getattr(dose, name) for dose in doses], np.zeros(n), 0.0)
-
     missing = [np.nan] * len(doses)
     compartments = np.where(subject.compartments == 0, np.nan, subject.compartments)
     return {
@@ -57,12 +58,7 @@ def _columns(subject: Subject) -> dict[str, Any]:
         "TIME": times[order],
         "EVID": column([evid(dose) for dose in doses], np.where(subject.observed, 0, 2), 2),
         "MDV": column([1] * len(doses), ~subject.observed, 1),
-        "AMT": dose_column("amount"),
-        "RATE": dose_column("rate"),
-        "DUR": dose_column("duration"),
-        "II": dose_column("interval"),
-        "ADDL": dose_column("additional"),
-        "SS": dose_column("steady_state"),
+        **{name: column([getattr(dose, of) for dose in doses], np.zeros(n), 0.0) for name, of in DOSE_COLUMNS.items()},
         "CMT": column([dose.compartment for dose in doses], compartments, np.nan),
         "DVID": column(missing, subject.endpoints, 1),
         "DV": column(missing, subject.values, np.nan),
