@@ -50,6 +50,7 @@ from neuralpk.dynamics import CompartmentModel, FluctuatingClearance, NeuralComp
 from neuralpk.encoders import SetEncoder
 from neuralpk.objectives import ELBO, MarginalLikelihood, PathELBO
 from neuralpk.path_guide import PathGuide
+from neuralpk.solve import SolveError
 from neuralpk.task import LatentTask
 
 _LIMIT = 1800  # seconds of a goal at a time
@@ -184,7 +185,7 @@ def spoiled(number: int, folder: Path) -> bool:
     what, value = ("weight", "exp_avg", "exp_avg_sq")[number % 3], (np.nan, np.inf)[number // 3]
     try:
         _fit(folder, "numpy", 0, _Spoil(what, value))
-    except ValueError:
+    except SolveError:
         kept = [read_checkpoint(path) for path in (folder / "checkpoints").iterdir()]
         weights = [one for content in kept for one in content["state_dict"].values()]
         return len(kept) == 2 and all(bool(one.isfinite().all()) for one in weights)
@@ -291,7 +292,6 @@ def hostile_checkpoint(number: int, folder: Path) -> bool:
         data = ["--data.subjects", "4", "--data.test_subjects", "0", "--trainer.logger", "false"]
         reads = [["reconstruct", "--checkpoint", path, "--table", "t.csv", "--out", "out"]]
         reads += [[command, "--ckpt_path", path, *data] for command in ("test", "fit")]
-        # parts that are missing are noticed by `fit` too late to be of harm: it has its own
         return all(_refuses(words) for words in reads)
     finally:
         sys.path.remove(str(folder))
@@ -349,7 +349,7 @@ def count(goal: str, row: dict[str, Any], save: Callable[[], None]) -> None:
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             try:
                 passed = trial(row["tried"], Path(folder))
-            except Exception as error:
+            except Exception as error:  # a trial that breaks is a goal missed, not the end of the count
                 print(f"{goal} {row['tried']}: {type(error).__name__}: {error}", file=sys.stderr)
                 passed = False
         if not passed:
