@@ -30,10 +30,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises:
         OSError: no room, no rights, no folder; it names `path`.
     """
-    path = Path(path).resolve()  # of a link, what it points to
-    if path.exists() and not path.is_file():  # a pipe, a terminal
+    path = Path(path)
+    if path.exists() and not path.is_file():  # a pipe, a terminal: no file to replace
         yield path
         return
+    path = path.resolve()  # of a link, what it points to
     part = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.part{_ending(path)}")
     try:
         _remove_left(path)
@@ -61,6 +62,8 @@ def refuse_unwritable(path: str | Path, folder: bool = False) -> None:
     path = Path(path)
     if not folder and path.is_dir():
         raise OSError(errno.EISDIR, "a folder of this name is there", str(path))
+    if not folder and path.exists() and not path.is_file():  # a pipe, a terminal: `replacing` writes to it directly
+        return
     inside = path if folder else path.parent
     while not inside.exists() and inside != inside.parent:
         inside = inside.parent

@@ -73,6 +73,14 @@ def test_a_link_keeps_pointing_and_a_pipe_is_written_to(tmp_path: Path) -> None:
     with replacing("/dev/null") as part:
         part.write_text("gone")
     assert Path("/dev/null").is_char_device()
+    reader, writer = os.pipe()
+    pipe = f"/proc/self/fd/{writer}"  # as of /dev/stdout before another command
+    refuse_unwritable(pipe)
+    with replacing(pipe) as part:
+        part.write_text("third")
+    assert os.read(reader, 10) == b"third"
+    os.close(reader)
+    os.close(writer)
 
 
 def test_a_table_written_in_parts_is_whole_or_not_there(tmp_path: Path) -> None:
