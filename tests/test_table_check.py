@@ -79,7 +79,8 @@ def test_an_argument_that_read_table_does_not_have_is_refused(table):
 
 
 def test_what_cannot_be_checked_is_a_usage_error(table, capsys):
-    for words, code in ((["check"], 2), (["check", table, "--ignroe", "@"], 2), (["check", "none.csv"], 1)):
+    for words, code in ((["check"], 2), (["check", table, "--ignroe", "@"], 2), (["check", "none.csv"], 1),
+                        (["check", table, "--figure", f"{table}/x.png"], 1)):  # fmt: skip
         with pytest.raises(SystemExit) as ended:
             main(words)
         assert ended.value.code == code

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -84,14 +85,12 @@ def execute(words: Sequence[str]) -> NeuralPKCLI | None:
     if command not in COMMANDS:
         hint = did_you_mean(command, list(COMMANDS))
         _stop(f"neuralpk: there is no command {command!r}{hint}; there are {', '.join(COMMANDS)}", 2)
-    try:
+    with _exits(command):
         given = split(rest)
         presets = [preset_path(name) for name in values(given, "preset")]
         for path in values(given, "config"):
             if not Path(path).is_file():
                 raise UsageError(f"there is no file {path!r}")
-    except UsageError as error:
-        _stop(f"neuralpk {command}: {error}", 2)
     if command == "check":
         _check(given)
         return None
@@ -103,12 +102,28 @@ def execute(words: Sequence[str]) -> NeuralPKCLI | None:
     # with matrices this small a second thread only waits for the first, and on a busy machine it waits long
     torch.set_num_threads(1)
     _say_how_tables_are_read()
-    try:
+    with _exits(command, SolveError):
         _import(given)
         return _run(command, without(given, "import", "preset"), presets)
+
+
+@contextlib.contextmanager
+def _exits(command: str, *more: type[Exception]) -> Iterator[None]:
+    """Say what is wrong in one line, and exit with its code.
+
+    Args:
+        command: that runs inside.
+        more: errors of data and solutions besides those of Python.
+
+    Raises:
+        SystemExit: 2 for a command line that cannot be used, 1 for data and solutions that fail, 130 after Ctrl-C.
+    """
+    faults: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, *more)
+    try:
+        yield
     except UsageError as error:
         _stop(f"neuralpk {command}: {error}", 2)
-    except (ValueError, SolveError, OSError, ImportError) as error:
+    except faults as error:
         _stop(f"neuralpk {command}: {sentence(error)}", 1)
     except KeyboardInterrupt:
         _stop(f"neuralpk {command}: stopped", 130)
@@ -122,12 +137,8 @@ def _check(given: Sequence[Argument]) -> None:
     """
     from neuralpk.cli.check_command import run
 
-    try:
+    with _exits("check"):
         faults = run(given)
-    except UsageError as error:
-        _stop(f"neuralpk check: {error}", 2)
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        _stop(f"neuralpk check: {sentence(error)}", 1)
     if faults:
         raise SystemExit(1)
 
@@ -167,7 +178,7 @@ def _import(given: Sequence[Argument]) -> None:
             sys.path.append(str(Path.cwd()))
         try:
             importlib.import_module(name)
-        except Exception as error:
+        except Exception as error:  # it is the user's code, which may raise anything
             raise UsageError(f"--import {name}: {type(error).__name__}: {error}") from error
 
 
