@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,11 +19,13 @@ from neuralpk.atomic_files import replacing
 # there the seal lies, and every reader of zip archives (torch's too) passes over it.
 _MARK = b"neuralpk sha256 "
 _SEAL = len(_MARK) + 64
-_DIGEST = "sha256"  # in the section of a checkpoint
+_DIGEST = "sha256"  # in the section
 _WRONG = "its content does not have the sha256 that was saved with it"
 
+SECTION = "neuralpk"
+"""Section of a checkpoint with what is neither weights nor arguments of the task."""
 
-KEYS = ("state_dict", "hyper_parameters", "neuralpk")
+KEYS = ("state_dict", "hyper_parameters", SECTION)
 """Dictionaries in a checkpoint of a `neuralpk.task.LatentTask`: weights, parts, and what it knows of its data."""
 
 
@@ -88,7 +91,7 @@ def read_checkpoint(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, about foreign files
             checkpoint: dict[str, Any] = torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
-    except (KeyboardInterrupt, MemoryError):
+    except MemoryError:  # says nothing of the file
         raise
     except Exception as error:  # the reader of pickles raises whatever the bytes make it raise
         raise CheckpointError(f"{name} is no checkpoint of neuralpk: it holds more than numbers and texts") from error
@@ -98,6 +101,23 @@ def read_checkpoint(
     if missing:
         raise CheckpointError(f"{name} is no checkpoint of neuralpk: it has no {', '.join(missing)}")
     return checkpoint
+
+
+@contextlib.contextmanager
+def making_task(name: str) -> Iterator[None]:
+    """Make a task, or its parts, of what a verified checkpoint holds.
+
+    Args:
+        name: of the file.
+
+    Raises:
+        CheckpointError: something that is missing, or of another kind or shape than its parts have.
+    """
+    try:
+        yield
+    except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
+        said = f"{type(error).__name__}: {error}".split()
+        raise CheckpointError(f"{name} does not hold the task it names: {' '.join(said)[:300]}") from error
 
 
 def content_sha256(checkpoint: Mapping[str, Any]) -> str:
@@ -127,7 +147,7 @@ def content_sha256(checkpoint: Mapping[str, Any]) -> str:
 
 def add_sha256(checkpoint: Mapping[str, Any]) -> None:
     """Keep the sha256 of what a checkpoint holds in its section ``neuralpk``; called when the rest is there."""
-    checkpoint["neuralpk"][_DIGEST] = content_sha256(checkpoint)
+    checkpoint[SECTION][_DIGEST] = content_sha256(checkpoint)
 
 
 def checkpoint_content(path: str | Path | IO[bytes]) -> tuple[str, bytes]:
@@ -167,7 +187,7 @@ def _has_seal(name: str, content: bytes) -> bool:
 
 
 def _verify_content(name: str, checkpoint: Any, unverified: bool) -> None:
-    section = checkpoint.get("neuralpk") if isinstance(checkpoint, dict) else None
+    section = checkpoint.get(SECTION) if isinstance(checkpoint, dict) else None
     wanted = section.get(_DIGEST) if isinstance(section, dict) else None
     if wanted is not None and wanted != content_sha256(checkpoint):
         raise CheckpointError(f"{name} is damaged: {_WRONG}")

@@ -144,22 +144,7 @@ def estimate_individuals(
         neuralpk.solve.SolveError: no patient could be solved. One that cannot be solved takes nothing from the others:
             it has NaN, and a warning names it.
     """
-    if draws < 0:
-        raise ValueError(f"draws must be 0 or more, not {draws}")
-    if map and not model.has_likelihood:
-        raise ValueError(
-            f"{type(model.dynamics).__name__} has noise: p(y | z) is an integral over all its paths, so that "
-            "no MAP can be searched through the solver; use map=False"
-        )
-    if map and draws and model.is_uncertain and not model.has_parameter_draws and not population_known:
-        warnings.warn(
-            "uncertainty not computed: how well the population is known was not computed for these weights (a fit that "
-            "was interrupted, or a checkpoint saved before its end), and intervals without it would be too narrow, so "
-            "there are none. Compute it with task.covariance_step(training cohort), or ask for intervals given the "
-            "population (population_known=True)",
-            stacklevel=2,
-        )
-        draws = 0
+    draws = _possible_draws(model, draws, map, population_known)
     if map or draws:
         cohort = bearable(model, cohort)
     batch = evaluation_batch(model, cohort, context)
@@ -195,17 +180,14 @@ def estimate_individuals(
             trajectory.check(batch.ids)
         curves.append(model.observe(trajectory))
         status = torch.where(trajectory.ok, status, trajectory.status)
-    unsolved = status != Status.OK
+    unsolved, said = status != Status.OK, _sentences(status, batch.ids)
     if bool(unsolved.all()):
-        raise SolveError(
-            f"{len(batch)} of {len(batch)} subjects not solved: {'; '.join(_sentences(status, batch.ids)[:10])}"
-        )
+        raise SolveError(f"{len(batch)} of {len(batch)} subjects not solved: {'; '.join(said[:10])}")
     pred, ipred = (curve.masked_fill(unsolved[:, None, None], torch.nan) for curve in curves)
     z = z.masked_fill(unsolved[:, None], torch.nan)
     parameters = {
         name: value.masked_fill(unsolved, torch.nan) for name, value in model.individual_parameters(z, batch).items()
     }
-    said = _sentences(status, batch.ids)
     if said:
         more = f" (+{len(said) - 10} more)" if len(said) > 10 else ""
         warnings.warn("; ".join(said[:10]) + more, stacklevel=2)
@@ -227,6 +209,28 @@ def estimate_individuals(
         z=_numpy(z),
         unsolved=said,
     )
+
+
+def _possible_draws(model: PopulationModel, draws: int, map: bool, population_known: bool) -> int:
+    """How many of the draws that are asked for can be made: none, with a warning, where an interval would be too
+    narrow."""
+    if draws < 0:
+        raise ValueError(f"draws must be 0 or more, not {draws}")
+    if map and not model.has_likelihood:
+        raise ValueError(
+            f"{type(model.dynamics).__name__} has noise: p(y | z) is an integral over all its paths, so that "
+            "no MAP can be searched through the solver; use map=False"
+        )
+    if map and draws and model.is_uncertain and not model.has_parameter_draws and not population_known:
+        warnings.warn(
+            "uncertainty not computed: how well the population is known was not computed for these weights (a fit that "
+            "was interrupted, or a checkpoint saved before its end), and intervals without it would be too narrow, so "
+            "there are none. Compute it with task.covariance_step(training cohort), or ask for intervals given the "
+            "population (population_known=True)",
+            stacklevel=3,
+        )
+        return 0
+    return draws
 
 
 def _sentences(status: Tensor, ids: Sequence[str]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from neuralpk.checkpoint_files import read_checkpoint
+from neuralpk.checkpoint_files import SECTION, making_task, read_checkpoint
 from neuralpk.dynamics import Decoder
 from neuralpk.encoders import Encoder
 from neuralpk.parameters import PopulationParameters
@@ -61,9 +61,15 @@ class Pretrained:
         Raises:
             FileNotFoundError: no such file.
             neuralpk.checkpoint_files.CheckpointError: no checkpoint of a task; damaged; without a sha256.
+            ValueError: a part whose class is not imported.
         """
         checkpoint = read_checkpoint(path, unverified=unverified)
-        parts, section = checkpoint["hyper_parameters"], checkpoint["neuralpk"]
+        with making_task(str(path)):
+            return cls._of(checkpoint)
+
+    @classmethod
+    def _of(cls, checkpoint: Mapping[str, Any]) -> Pretrained:
+        parts, section = checkpoint["hyper_parameters"], checkpoint[SECTION]
         scaling = Scaling.from_plain(section["scaling"])
         model = PopulationModel(
             make(parts["dynamics"], Decoder, "dynamics"),  # type: ignore[type-abstract]

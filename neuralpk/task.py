@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import math
@@ -20,7 +21,15 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from neuralpk import decoders, record_predictions
-from neuralpk.checkpoint_files import CheckpointError, add_sha256, checkpoint_content, non_finite, read_checkpoint
+from neuralpk.checkpoint_files import (
+    SECTION,
+    CheckpointError,
+    add_sha256,
+    checkpoint_content,
+    making_task,
+    non_finite,
+    read_checkpoint,
+)
 from neuralpk.checkpoint_io import refuse_pickles, verify_checkpoints
 from neuralpk.cohort import Cohort
 from neuralpk.cohort_batch import CohortBatch
@@ -56,7 +65,6 @@ _RISE, _LEAST_RATE = 0.1, 0.04  # of a one-cycle schedule
 _FIRST_HORIZON = 0.15  # of the span of the data
 _MOST_FAILURES = 0.05  # of a batch: a few unsolved subjects are left out and counted, more stop the training
 _SHIPPED = (decoders,)  # imported, so that a checkpoint and the command line can name its classes
-_SECTION = "neuralpk"  # of a checkpoint: what is neither weights nor arguments
 _FULL_PRECISION = ("32", "64", "mixed")
 _BASES: dict[str, type[Part]] = {
     "dynamics": Decoder,
@@ -258,13 +266,10 @@ class LatentTask(L.LightningModule):
         name, content = checkpoint_content(checkpoint_path)
         # Lightning would say in its own words what is wrong with it
         read_checkpoint(io.BytesIO(content), unverified=unverified, name=name)
-        try:
+        with making_task(name):
             return super().load_from_checkpoint(
                 io.BytesIO(content), map_location, strict=strict, weights_only=True, **parts
             )
-        except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
-            said = f"{type(error).__name__}: {error}".splitlines()
-            raise CheckpointError(f"{name} does not hold the task it names: {' '.join(said)[:300]}") from error
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As of `torch.nn.Module`.
@@ -296,13 +301,13 @@ class LatentTask(L.LightningModule):
         section: dict[str, Any] = {"scaling": self.model.scaling.plain(), "provenance": self._provenance.plain()}
         section["status"] = None if self.status is None else self.status.plain()
         section["estimator"] = None if self.estimator is None else self.estimator.state_dict()
-        checkpoint[_SECTION] = section
+        checkpoint[SECTION] = section
         add_sha256(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the magnitudes of the data from the checkpoint, and of a model that started from a pre-training its
         parts; the length of the learning rate's schedule from this training, which may be longer than the saved one."""
-        section = checkpoint.get(_SECTION)
+        section = checkpoint.get(SECTION)
         if section is None:
             raise CheckpointError("this is no checkpoint of a LatentTask")
         self._source = None
@@ -455,7 +460,7 @@ class LatentTask(L.LightningModule):
                 draws = other.model.parameter_draws
             saved["state_dict"]["model.parameter_draws"] = draws.cpu()
             if self.status is not None:
-                saved[_SECTION]["status"] = self.status.plain()
+                saved[SECTION]["status"] = self.status.plain()
             add_sha256(saved)
             self.trainer.strategy.save_checkpoint(saved, path)
 
@@ -782,21 +787,15 @@ class LatentTask(L.LightningModule):
         batch = evaluation_batch(self.model, cohort, context)
         return record_predictions.residuals(self.model, batch, self(batch), self.objective.has_likelihood)
 
-    def _evaluating(self) -> _Evaluating:
-        return _Evaluating(self)
-
-
-class _Evaluating:
-    """Evaluation mode for a while."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.module, self.training = module, module.training
-
-    def __enter__(self) -> None:
-        self.module.eval()
-
-    def __exit__(self, *_: object) -> None:
-        self.module.train(self.training)
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Evaluation mode for a while."""
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
 
 
 def kept_checkpoints(trainer: L.Trainer) -> Iterator[str]:
@@ -809,8 +808,8 @@ def kept_checkpoints(trainer: L.Trainer) -> Iterator[str]:
 
 
 def one_cycle(share: float) -> float:
-    """Factor of the largest learning rate at a share of a training of one cycle (Smith and Topin 2019): it rises over
-    the first tenth and falls to 0 over the rest, along half a cosine each."""
+    """Factor of the largest learning rate at a share of a training of one cycle (Smith and Topin 2019): it rises from
+    0.04 to 1 over the first tenth and falls back over the rest, along half a cosine each."""
     rising = share < _RISE
     at = share / _RISE if rising else 1 - (min(share, 1.0) - _RISE) / (1 - _RISE)
     return _LEAST_RATE + (1 - _LEAST_RATE) * 0.5 * (1 - math.cos(math.pi * at))

@@ -16,7 +16,7 @@ from rich.console import Console
 from scipy import stats
 
 from neuralpk.callbacks import Report
-from neuralpk.checkpoint_files import CheckpointError
+from neuralpk.checkpoint_files import CheckpointError, read_checkpoint, write_checkpoint
 from neuralpk.cli import main
 from neuralpk.cohort_simulation import Population, PopulationPrior
 from neuralpk.datamodules import SimulatedPKDataModule
@@ -267,6 +267,18 @@ def test_a_file_is_read_without_running_what_is_in_it(tmp_path) -> None:
     for unverified in (False, True):
         with pytest.raises(CheckpointError, match="more than numbers and texts"):
             Pretrained.read(tmp_path / "bad.ckpt", unverified)
+
+
+@pytest.mark.parametrize("what", ["weights", "scaling", "error"])
+def test_a_file_that_does_not_hold_its_task_is_refused(what: str, pretrained, tmp_path) -> None:
+    content, path = read_checkpoint(pretrained[0]), tmp_path / "odd.ckpt"
+    if what == "weights":
+        content["state_dict"] = {name: torch.zeros(7, 3) for name in content["state_dict"]}
+    else:
+        del content["neuralpk" if what == "scaling" else "hyper_parameters"][what]
+    write_checkpoint(content, path)
+    with pytest.raises(CheckpointError, match=r"odd\.ckpt does not hold the task it names"):
+        Pretrained.read(path)
 
 
 # ---- the provenance

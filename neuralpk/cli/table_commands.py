@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from neuralpk.cli.faults import UsageError, sentence
 from neuralpk.cli.merged_configuration import Configuration
 from neuralpk.cli.signatures import GIVEN_TO_READ_TABLE, Option, options_of_reader
 from neuralpk.cli.stop_signals import leaving_on_sigterm
-from neuralpk.cohort import Units
+from neuralpk.cohort import Cohort, Units
 from neuralpk.cohort_figures import save_panels
 from neuralpk.datamodules import SimulatedDataModule
 from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals
@@ -71,9 +71,7 @@ def reconstruct(
     """
     task = load(checkpoint, unverified)
     print(f"The model was {task.provenance.description}")
-    needed = task.model.dynamics.covariates
-    reading["covariates"] = reading.get("covariates") or sorted({*task.model.scaling.covariates} - {*needed})
-    cohort = read_table(table, units=Units(), needed=needed, **reading)
+    cohort = _read_for(task, table, reading)
     result = task.reconstruct(cohort, draws=draws, map=map_estimate, progress=_progress("reconstruct"))
     _write(result, out)
     _refuse_unsolved(result)
@@ -143,10 +141,7 @@ def bootstrap(
         reading: how the table is read.
     """
     task = load(checkpoint, unverified)
-    needed = task.model.dynamics.covariates
-    used = {*task.model.scaling.covariates, *([strata] if strata else [])} - {*needed}
-    reading["covariates"] = reading.get("covariates") or sorted(used)
-    cohort = read_table(table, units=Units(), needed=needed, **reading)
+    cohort = _read_for(task, table, reading, [strata] if strata else [])
     shown = _progress("bootstrap")
     found = fit_replicates(task.model, task.objective, cohort, replicates, seed, processes, strata, shown)
     _write_csv(found, out / "bootstrap.csv")
@@ -191,7 +186,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "import": import_model,
     "export": export_model,
 }
-
 
 _WRITTEN = {
     "reconstruct": ("curves.csv", "individuals.csv"),
@@ -241,6 +235,14 @@ def run(command: str, configuration: Configuration) -> None:
         raise UsageError(f"--out {sentence(error)}") from error
     with leaving_on_sigterm():
         function(**arguments)
+
+
+def _read_for(task: Any, table: Path, reading: dict[str, Any], also: Sequence[str] = ()) -> Cohort:
+    """An event table with the covariates that a trained task needs, unless others are asked for."""
+    needed = task.model.dynamics.covariates
+    used = {*task.model.scaling.covariates, *also} - {*needed}
+    reading["covariates"] = reading.get("covariates") or sorted(used)
+    return read_table(table, units=Units(), needed=needed, **reading)
 
 
 def _progress(what: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
