@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from neuralpk.dynamics import CompartmentModel, Dynamics, HybridDynamics, NeuralCompartments
     from neuralpk.encoders import Encoder, RecurrentEncoder, SetEncoder
     from neuralpk.fitting import FittedModel, fit
+    from neuralpk.noncompartmental import nca
     from neuralpk.objectives import ELBO, MarginalLikelihood, Objective, SquaredError
     from neuralpk.parameters import PopulationParameters
     from neuralpk.population_model import PopulationModel
@@ -37,6 +38,7 @@ _MODULES = {
     "dynamics": ("CompartmentModel", "Dynamics", "HybridDynamics", "NeuralCompartments"),
     "encoders": ("Encoder", "RecurrentEncoder", "SetEncoder"),
     "fitting": ("FittedModel", "fit"),
+    "noncompartmental": ("nca",),
     "objectives": ("ELBO", "MarginalLikelihood", "Objective", "SquaredError"),
     "parameters": ("PopulationParameters",),
     "population_model": ("PopulationModel",),
@@ -84,6 +86,7 @@ __all__ = [
     "export_rxode2",
     "fit",
     "import_rxode2",
+    "nca",
     "read_table",
     "write_table",
 ]

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json as json_format
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from neuralpk.atomic_files import replacing
-from neuralpk.cli.argument_tokens import Argument
-from neuralpk.cli.faults import UsageError
-from neuralpk.cli.merged_configuration import Configuration
-from neuralpk.cli.signatures import options_of_reader
 from neuralpk.cohort import Units
 from neuralpk.table_check import check_table, draw
 
@@ -53,29 +48,3 @@ def check(
         elif found.cohort is not None:
             print("No picture: the table has no measured value.")
     return len(found.faults)
-
-
-def run(given: Sequence[Argument]) -> int:
-    """Run the command.
-
-    Raises:
-        UsageError: an option that is missing or does not fit.
-    """
-    options = options_of_reader(check)
-    for argument in given:
-        if argument.name == "help":
-            from neuralpk.cli.help import print_help
-
-            print_help("check", options, argument.value, check)
-            return 0
-    configuration = Configuration(options)
-    for argument in given:
-        if argument.name in ("import", "config", "preset"):
-            raise UsageError(f"takes no --{argument.name}")
-        bare = argument.name in ("json", "sort") and argument.value is None
-        configuration.give(Argument(argument.name, "true") if bare else argument)
-    values = configuration.finish()
-    values["table"] = Path(values["table"])
-    if values.get("figure") is not None:
-        values["figure"] = Path(values["figure"])
-    return check(**values)

@@ -22,13 +22,15 @@ if TYPE_CHECKING:
     from neuralpk.cli.training import NeuralPKCLI
 
 TRAINING = ("fit", "validate", "test", "predict")
+WITHOUT_TORCH = ("check", "nca")
 COMMANDS = (
-    *TRAINING, "check", "simulate", "reconstruct", "estimate", "population", "bootstrap", "import", "export",
+    *TRAINING, "check", "nca", "simulate", "reconstruct", "estimate", "population", "bootstrap", "import", "export",
 )  # fmt: skip
 
 _USAGE = f"""usage: neuralpk COMMAND [--preset NAME | --config FILE] [options]     (COMMAND --help lists them)
 
   check         what is in a table, and what is wrong with it      TABLE
+  nca           AUC, CMAX, half-life, … of a table, without a model  TABLE --out DIR
   fit           train a model; without options the main job, preset {MAIN_JOB}
   validate      measure a checkpoint on the validation subjects    --checkpoint FILE
   test          measure a checkpoint on the test subjects          --checkpoint FILE
@@ -80,7 +82,7 @@ def execute(words: Sequence[str]) -> NeuralPKCLI | None:
         SystemExit: as `main`.
     """
     command, *rest = words
-    if command == "check" and rest and not rest[0].startswith("-"):
+    if command in WITHOUT_TORCH and rest and not rest[0].startswith("-"):
         rest = ["--table", *rest]
     if command not in COMMANDS:
         hint = did_you_mean(command, list(COMMANDS))
@@ -91,8 +93,8 @@ def execute(words: Sequence[str]) -> NeuralPKCLI | None:
         for path in values(given, "config"):
             if not Path(path).is_file():
                 raise UsageError(f"there is no file {path!r}")
-    if command == "check":
-        _check(given)
+    if command in WITHOUT_TORCH:
+        _run_without_torch(command, given)
         return None
     # the first import of torch: everything above has been answered without it
     import torch
@@ -129,16 +131,18 @@ def _exits(command: str, *more: type[Exception]) -> Iterator[None]:
         _stop(f"neuralpk {command}: stopped", 130)
 
 
-def _check(given: Sequence[Argument]) -> None:
-    """Check a table, without torch.
+def _run_without_torch(command: str, given: Sequence[Argument]) -> None:
+    """Run a command on a table.
 
     Raises:
         SystemExit: 2 for options that cannot be used, 1 for a table with faults.
     """
-    from neuralpk.cli.check_command import run
+    from neuralpk.cli.without_torch import run
 
-    with _exits("check"):
-        faults = run(given)
+    if command != "check":  # it prints what it has read by itself
+        _say_how_tables_are_read()
+    with _exits(command):
+        faults = run(command, given)
     if faults:
         raise SystemExit(1)
 

@@ -64,7 +64,7 @@ def _command(
         yield from _row("--preset NAME", f"configuration inside the package{only}; default {MAIN_JOB}", width)
         yield from textwrap.wrap(", ".join(PRESETS), width, initial_indent=" " * 6, subsequent_indent=" " * 6)
         yield from _row("--config FILE", "configuration in YAML; what follows on the command line overrides it", width)
-    if command != "check":  # it has no classes
+    if command not in ("check", "nca"):  # they have no classes
         yield from _row("--import PACKAGE", "import your package, so that its classes can be named", width)
     if trains:
         what = "training to resume" if command == "fit" else "what is measured (required)"

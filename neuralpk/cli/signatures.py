@@ -71,10 +71,12 @@ GIVEN_TO_READ_TABLE: set[str | int] = {"path_or_frame", "units", "needed"}
 
 def options_of_reader(function: Callable[..., Any]) -> dict[str, Option]:
     """Options of a command; of one with ``**reading`` also those of `read_table`."""
-    found = options_of(function)
-    if "reading" not in inspect.signature(function).parameters:
+    found, own = options_of(function), inspect.signature(function).parameters
+    if "reading" not in own:
         return found
-    return found | options_of(read_table, (*map(str, GIVEN_TO_READ_TABLE),))
+    return {name: option for name, option in found.items() if name in own} | options_of(
+        read_table, (*map(str, GIVEN_TO_READ_TABLE),)
+    )
 
 
 # ---- annotations
