@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ResidualError,
     )
     from neuralpk.rxode2 import export_rxode2, import_rxode2
+    from neuralpk.saved_model import read_model
     from neuralpk.tables import read_table, write_table
     from neuralpk.task import LatentTask
 
@@ -51,6 +52,7 @@ _MODULES = {
         "ResidualError",
     ),
     "rxode2": ("export_rxode2", "import_rxode2"),
+    "saved_model": ("read_model",),
     "tables": ("read_table", "write_table"),
     "task": ("LatentTask",),
 }
@@ -87,6 +89,7 @@ __all__ = [
     "fit",
     "import_rxode2",
     "nca",
+    "read_model",
     "read_table",
     "write_table",
 ]

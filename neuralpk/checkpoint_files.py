@@ -19,6 +19,7 @@ from neuralpk.atomic_files import replacing
 # there the seal lies, and every reader of zip archives (torch's too) passes over it.
 _MARK = b"neuralpk sha256 "
 _SEAL = len(_MARK) + 64
+_ARCHIVE = b"PK\x03\x04"  # how a zip archive begins
 _DIGEST = "sha256"  # in the section
 _WRONG = "its content does not have the sha256 that was saved with it"
 
@@ -150,6 +151,17 @@ def add_sha256(checkpoint: Mapping[str, Any]) -> None:
     checkpoint[SECTION][_DIGEST] = content_sha256(checkpoint)
 
 
+def is_archive(path: str | Path) -> bool:
+    """Whether a file begins as a checkpoint does.
+
+    Raises:
+        FileNotFoundError: no such file.
+        OSError: a file that cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        return file.read(len(_ARCHIVE)) == _ARCHIVE
+
+
 def checkpoint_content(path: str | Path | IO[bytes]) -> tuple[str, bytes]:
     """Name and bytes of a local file, which nobody has verified.
 
@@ -178,7 +190,7 @@ def _has_seal(name: str, content: bytes) -> bool:
         if hashlib.sha256(body).hexdigest().encode() != content[-64:]:
             raise CheckpointError(f"{name} is damaged: {_WRONG}")
         return True
-    if not _is_archive(content):
+    if not _is_whole_archive(content):
         raise CheckpointError(
             f"{name} is not a checkpoint of a training (those end in .ckpt), or it is damaged: cut off, empty or "
             "written over"
@@ -198,9 +210,9 @@ def _verify_content(name: str, checkpoint: Any, unverified: bool) -> None:
         )
 
 
-def _is_archive(content: bytes) -> bool:
+def _is_whole_archive(content: bytes) -> bool:
     """Whether the bytes are a whole archive as torch writes it: records that are not compressed, each with its sum."""
-    if not content.startswith(b"PK\x03\x04"):
+    if not content.startswith(_ARCHIVE):
         return False
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:

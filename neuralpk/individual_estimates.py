@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,29 @@ class IndividualEstimates:
         return pd.DataFrame(frame)
 
 
+@dataclass(frozen=True)
+class PosteriorDraws:
+    """Draws of z of the subjects of a cohort from their posterior.
+
+    Args:
+        batch: the subjects.
+        models: the population model under each draw of its own parameters; one where those are certain or not computed.
+        z: by model, ``[subject, sample, latent]``; NaN for a subject that has density 0 under that model.
+        estimate: z of the individual estimate, ``[subject, latent]``.
+    """
+
+    batch: CohortBatch
+    models: list[PopulationModel]
+    z: list[Tensor]
+    estimate: Tensor
+
+    def flat(self) -> Iterator[tuple[PopulationModel, Tensor, CohortBatch]]:
+        """Each model with its draws, ``[subject · sample, latent]``, and the subjects repeated as many times, for
+        `PopulationModel.trajectory` and `PopulationModel.individual_parameters`."""
+        for model, z in zip(self.models, self.z, strict=True):
+            yield model, z.flatten(0, 1), self.batch.repeat(z.shape[1])
+
+
 def evaluation_batch(model: PopulationModel, cohort: Cohort, context: int | None = None) -> CohortBatch:
     """A cohort as one batch for a model, in its precision and on its device, read as its dynamics states
     (`Decoder.read_cohort`).
@@ -150,23 +173,14 @@ def estimate_individuals(
     batch = evaluation_batch(model, cohort, context)
     wanted = torch.as_tensor(np.stack([_curve_times(s, times) for s in cohort]))
     grid = (wanted - batch.on_data_clock(wanted.new_zeros((len(batch), 1)))).to(batch.time)
-    # what is solved at once is the draws before they are resampled or, in the search, the points that are tried
-    together = max(1, _SOLVED_AT_ONCE // max(draws, TRIED // _DRAWN_PER_KEPT))
-    parts = torch.split(torch.arange(len(batch), device=batch.device), together)
     models = [model] if population_known or not map or not draws else drawn_models(model)
     estimates, intervals = [], []
     status = torch.zeros(len(batch), dtype=torch.long, device=batch.device)
-    for part in progress(parts):
+    for part in progress(_parts(batch, draws)):
         subjects = batch.select(part)
-        q = _posterior(model, encoder, subjects)
-        z, other = _map(model, subjects, q.mean) if map else (q.mean, q.mean)
+        z, drawn = _estimated(model, models, encoder, subjects, draws, seed, map)
         estimates.append(z)
         if draws:
-            count = -(-draws // len(models))
-            drawn = [
-                _draws(one, subjects, q, (z, other), count, seed, Stream.INTERVALS.at(k), map)
-                for k, one in enumerate(models)
-            ]
             ends, of_part = _intervals(models, guide, drawn, subjects, grid[part], seed)
             intervals.append(ends)
             status[part] = of_part
@@ -209,6 +223,61 @@ def estimate_individuals(
         z=_numpy(z),
         unsolved=said,
     )
+
+
+@torch.no_grad()
+def draw_individuals(
+    model: PopulationModel,
+    cohort: Cohort,
+    draws: int = 200,
+    *,
+    encoder: Encoder | None = None,
+    context: int | None = None,
+    seed: int = 0,
+    map: bool = True,
+    population_known: bool = False,
+) -> PosteriorDraws:
+    """Draw the parameters of the patients of a cohort from their posterior, as the intervals of `estimate_individuals`
+    do; arguments as there. A patient without samples is drawn from the population.
+
+    Raises:
+        ValueError: as `estimate_individuals`; fewer than 1 draw; draws that cannot be made.
+    """
+    if draws < 1 or not _possible_draws(model, draws, map, population_known):
+        raise ValueError(f"draws must be 1 or more, of a population whose uncertainty was computed; got {draws}")
+    batch = evaluation_batch(model, bearable(model, cohort), context)
+    models = [model] if population_known or not map else drawn_models(model)
+    found = [_estimated(model, models, encoder, batch.select(part), draws, seed, map) for part in _parts(batch, draws)]
+    by_model = [torch.cat([drawn[k] for _, drawn in found]) for k in range(len(models))]
+    return PosteriorDraws(batch, models, by_model, torch.cat([z for z, _ in found]))
+
+
+def _parts(batch: CohortBatch, draws: int) -> tuple[Tensor, ...]:
+    """Positions of the subjects that are solved together."""
+    # what is solved at once is the draws before they are resampled or, in the search, the points that are tried
+    together = max(1, _SOLVED_AT_ONCE // max(draws, TRIED // _DRAWN_PER_KEPT))
+    return torch.split(torch.arange(len(batch), device=batch.device), together)
+
+
+def _estimated(
+    model: PopulationModel,
+    models: list[PopulationModel],
+    encoder: Encoder | None,
+    batch: CohortBatch,
+    draws: int,
+    seed: int,
+    map: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """Estimate of z, ``[subject, latent]``, and its draws under every model, ``[subject, sample, latent]``; none for 0
+    draws."""
+    q = _posterior(model, encoder, batch)
+    z, other = _map(model, batch, q.mean) if map else (q.mean, q.mean)
+    if not draws:
+        return z, []
+    count = -(-draws // len(models))
+    return z, [
+        _draws(one, batch, q, (z, other), count, seed, Stream.INTERVALS.at(k), map) for k, one in enumerate(models)
+    ]
 
 
 def _possible_draws(model: PopulationModel, draws: int, map: bool, population_known: bool) -> int:

@@ -125,12 +125,15 @@ class Pretrained:
         """The magnitudes in which the networks have learned to read, with the number of subjects of the study.
 
         Raises:
-            ValueError: covariates other than those of the pre-training.
+            ValueError: covariates or units other than those of the pre-training.
         """
         if set(scaling.covariates) != set(self.scaling.covariates):
             raise ValueError(
                 f"pre-trained with covariates {sorted(self.scaling.covariates)}, not {sorted(scaling.covariates)}"
             )
+        if scaling.units != self.scaling.units:
+            asked, own = (", ".join(one) for one in (scaling.units, self.scaling.units))
+            raise ValueError(f"pre-trained with data in {own}, not in {asked}: convert the table")
         magnitudes = self.scaling._replace(subjects=scaling.subjects)
         return magnitudes, provenance._replace(pretraining=self.provenance.data_description)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuralpk.cohort import Cohort
+from neuralpk.cohort import Cohort, Units
 
 _FAR = 5.0
 
@@ -43,6 +43,7 @@ class Scaling(NamedTuple):
         value: median of the positive observed values of each endpoint, ``[endpoint]``.
         covariates: name to `CovariateScale`, or to its first values (centre, spread, positive).
         subjects: number of subjects; it sets the share of the log prior that a batch carries.
+        units: in which all of these are.
     """
 
     time: float = 1.0
@@ -50,6 +51,7 @@ class Scaling(NamedTuple):
     value: tuple[float, ...] = (1.0,)
     covariates: Mapping[str, CovariateScale | tuple[float, float, bool]] = {}
     subjects: int = 1
+    units: Units = Units()
 
     @classmethod
     def of(cls, cohort: Cohort) -> Scaling:
@@ -69,7 +71,7 @@ class Scaling(NamedTuple):
             value.append(float(np.median(seen)) if len(seen) else 1.0)
         covariates = {name: _covariate(cohort, name) for name in cohort.covariate_names}
         amount = float(np.median(amounts)) if amounts else 1.0
-        return cls(_time(cohort), amount, tuple(value), covariates, len(cohort))
+        return cls(_time(cohort), amount, tuple(value), covariates, len(cohort), cohort.units)
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any] | None) -> Scaling:
@@ -78,13 +80,14 @@ class Scaling(NamedTuple):
             return cls()
         covariates = {name: CovariateScale(*row) for name, row in plain.get("covariates", {}).items()}
         value, subjects = tuple(map(float, plain["value"])), int(plain.get("subjects", 1))
-        return cls(float(plain["time"]), float(plain["amount"]), value, covariates, subjects)
+        units = Units(*plain.get("units", ()))
+        return cls(float(plain["time"]), float(plain["amount"]), value, covariates, subjects, units)
 
     def plain(self) -> dict[str, Any]:
         """As a dictionary of numbers and lists."""
         covariates = {name: list(row) for name, row in self.covariates.items()}
         magnitudes = {"time": self.time, "amount": self.amount, "value": list(self.value)}
-        return magnitudes | {"covariates": covariates, "subjects": self.subjects}
+        return magnitudes | {"covariates": covariates, "subjects": self.subjects, "units": list(self.units)}
 
     def covariate(self, name: str) -> CovariateScale:
         """The distribution of one covariate.

@@ -43,7 +43,13 @@ from neuralpk.estimation import (
     PopulationEstimator,
     standard_errors,
 )
-from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals, evaluation_batch
+from neuralpk.individual_estimates import (
+    IndividualEstimates,
+    PosteriorDraws,
+    draw_individuals,
+    estimate_individuals,
+    evaluation_batch,
+)
 from neuralpk.objectives import Loss, MarginalLikelihood, Objective, Step
 from neuralpk.objectives.base import posterior
 from neuralpk.parameters import PopulationParameters
@@ -705,6 +711,7 @@ class LatentTask(L.LightningModule):
         map: bool | None = None,
         population_known: bool = False,
         progress: Callable[[Sequence[Tensor]], Iterable[Tensor]] = iter,
+        seed: int | None = None,
         **table: Any,
     ) -> IndividualEstimates:
         """Estimate every patient's concentration curve and parameters from the data.
@@ -718,6 +725,7 @@ class LatentTask(L.LightningModule):
                 None as the objective does, which is True for `MarginalLikelihood`.
             population_known: intervals given the population as it stands, without its own uncertainty.
             progress: wraps the iterable of parts of the cohort, for example in a progress bar.
+            seed: of the draws; None for that of the training.
             table: further arguments of `neuralpk.tables.read_table`; the covariates are those of the model.
 
         Raises:
@@ -726,12 +734,7 @@ class LatentTask(L.LightningModule):
                 likelihood, or of a dynamics with noise.
             neuralpk.solve.SolveError: a patient that could not be solved.
         """
-        searched = self.objective.searches_map if map is None else map
-        if searched and not self.objective.has_likelihood:
-            raise ValueError(
-                f"a model trained with {type(self.objective).__name__} has no residual error and therefore no "
-                "posterior with a maximum: map must be false"
-            )
+        searched = self._searches(map)
         if isinstance(data, Cohort):
             cohort = data
         else:
@@ -748,11 +751,50 @@ class LatentTask(L.LightningModule):
                 guide=self.guide,
                 draws=draws if self.objective.has_likelihood else 0,
                 context=context,
-                seed=self.seed,
+                seed=self.seed if seed is None else seed,
                 map=searched,
                 population_known=population_known,
                 progress=progress,
             )
+
+    def draw(
+        self,
+        cohort: Cohort,
+        draws: int = 200,
+        context: int | None = None,
+        map: bool | None = None,
+        seed: int | None = None,
+    ) -> PosteriorDraws:
+        """Draw the parameters of the patients of a cohort from their posterior; arguments as of `reconstruct`.
+
+        Raises:
+            ValueError: as `reconstruct`; an objective without a likelihood, which has no posterior.
+        """
+        searched = self._searches(map)
+        if not self.objective.has_likelihood:
+            raise ValueError(
+                f"a model trained with {type(self.objective).__name__} has no residual error and therefore no "
+                "posterior to draw from: train with MarginalLikelihood or ELBO"
+            )
+        used = self.seed if seed is None else seed
+        with self._evaluating():
+            return draw_individuals(
+                self.model, cohort, draws, encoder=self.encoder, context=context, seed=used, map=searched
+            )
+
+    def _searches(self, map: bool | None) -> bool:
+        """Whether the MAP is searched.
+
+        Raises:
+            ValueError: a MAP under an objective without a likelihood.
+        """
+        searched = self.objective.searches_map if map is None else map
+        if searched and not self.objective.has_likelihood:
+            raise ValueError(
+                f"a model trained with {type(self.objective).__name__} has no residual error and therefore no "
+                "posterior with a maximum: map must be false"
+            )
+        return searched
 
     def covariance_step(self, cohort: Cohort, draws: int | None = None) -> PopulationEstimate:
         """Standard errors of the population and its likelihood (`neuralpk.estimation.standard_errors`). Intervals of a

@@ -290,7 +290,7 @@ def hostile_checkpoint(number: int, folder: Path) -> bool:
     sys.path.insert(0, str(folder))
     try:
         data = ["--data.subjects", "4", "--data.test_subjects", "0", "--trainer.logger", "false"]
-        reads = [["reconstruct", "--checkpoint", path, "--table", "t.csv", "--out", "out"]]
+        reads = [["estimate", "--model", path, "--table", "t.csv", "--out", "out"]]
         reads += [[command, "--ckpt_path", path, *data] for command in ("test", "fit")]
         return all(_refuses(words) for words in reads)
     finally:

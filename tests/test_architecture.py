@@ -37,7 +37,7 @@ LAYERS = (
         "pretrained_model",
     },
     {"bootstrap", "datamodules", "evaluate", "task"},
-    {"cohort_figures", "fitting", "table_check"},
+    {"cohort_figures", "fitting", "saved_model", "table_check"},
     {"callbacks"},
     {"cli"},
     {"__main__"},

@@ -134,9 +134,9 @@ def test_an_out_that_cannot_be_written_is_said_first(command: str, prepare, tmp_
     Path("p.yaml").write_text(POPULATION)
     Path("t.csv").write_text(TABLE)
     prepare(Path("out"))
-    for name in ("estimate_individuals", "load", "fit_replicates", "read_table"):
+    for name in ("read_model", "fit_replicates", "read_table"):
         monkeypatch.setattr(table_commands, name, lambda *_, **__: pytest.fail("computed first"))
-    model = ["--population", "p.yaml"] if command == "estimate" else ["--checkpoint", "last.ckpt"]
+    model = ["--model", "p.yaml" if command == "estimate" else "last.ckpt"]
     with pytest.raises(SystemExit) as stopped:
         main([command, *model, "--table", "t.csv", "--out", "out"])
     said = capsys.readouterr().err.strip().splitlines()
@@ -148,7 +148,7 @@ def test_a_folder_in_the_place_of_a_file(command: str, tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     Path("out.csv").mkdir()
     with pytest.raises(SystemExit) as stopped:
-        main([command, *([] if command == "simulate" else ["--checkpoint", "last.ckpt"]), "--out", "out.csv"])
+        main([command, *([] if command == "simulate" else ["--model", "last.ckpt"]), "--out", "out.csv"])
     assert stopped.value.code == 2
     assert "a folder of this name is there" in capsys.readouterr().err
 

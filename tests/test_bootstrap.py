@@ -155,7 +155,7 @@ def test_the_command_writes_replicates_and_their_summary(
 ) -> None:
     fitted.save(tmp_path / "fit.ckpt")
     write_table(cohort, tmp_path / "t.csv")
-    line = f"--checkpoint {tmp_path}/fit.ckpt --table {tmp_path}/t.csv --out {tmp_path}/o --replicates 2 --seed 5"
+    line = f"--model {tmp_path}/fit.ckpt --table {tmp_path}/t.csv --out {tmp_path}/o --replicates 2 --seed 5"
     main(["bootstrap", *line.split(), "--processes", "1", "--strata", "ARM"])
     assert re.search(r"2 replicates: 2 converged: .*bootstrap.csv, .*bootstrap_summary.csv", capsys.readouterr().out)
     found = pd.read_csv(tmp_path / "o" / "bootstrap.csv", keep_default_na=False)

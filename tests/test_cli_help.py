@@ -32,7 +32,7 @@ def test_the_help_of_a_training_fits_on_two_screens(command: str, capsys, wide) 
     assert len(lines) <= 100
     assert max(map(len, lines)) <= 100
     text = "\n".join(lines)
-    for word in ("--preset", "--config", "--import", "--checkpoint", "--data", "--trainer.max_epochs", "--help model"):
+    for word in ("--preset", "--config", "--import", "--model", "--data", "--trainer.max_epochs", "--help model"):
         assert word in text
     assert all(preset in text for preset in PRESETS)
 

@@ -11,8 +11,10 @@ import cli_stub
 import pytest
 import yaml
 
+from neuralpk import saved_model
 from neuralpk.cli import entry, main, table_commands, training
 from neuralpk.cli.presets import MAIN_JOB
+from neuralpk.cohort import Units
 from neuralpk.datamodules import SimulatedPKDataModule as SimulatedData
 
 PRESET = f"""
@@ -35,7 +37,7 @@ def stub(tmp_path: Path, monkeypatch) -> Path:
     path.write_text(PRESET)
     original = entry.preset_path
     monkeypatch.setattr(entry, "preset_path", lambda name: str(path) if name == MAIN_JOB else original(name))
-    for module in (table_commands, training):
+    for module in (saved_model, training):
         monkeypatch.setattr(module, "LatentTask", cli_stub.LatentTask)
     folder = tmp_path / "work"
     folder.mkdir()
@@ -197,8 +199,11 @@ def test_a_text_that_looks_like_a_number_stays_a_text(capsys) -> None:
         ("fit --trainer.logger CSVLoger", "(did you mean 'CSVLogger'?)"),
         ("fit --optimizer AdamW --optimizer.lrr 3", "(did you mean 'lr'?)"),
         ("fit --import nowhere_at_all", "--import nowhere_at_all: ModuleNotFoundError"),
-        ("validate", "--checkpoint FILE"),
-        ("reconstruct", "--checkpoint is required"),
+        ("validate", "--model FILE"),
+        ("validate --checkpoint last.ckpt", "--checkpoint is now --model FILE"),
+        ("estimate --population pop.yaml", "--population is now --model FILE"),
+        ("import --model m.R", "--model is now --function FILE"),
+        ("reconstruct", "--model is required"),
         ("reconstruct --tabel t.csv", "(did you mean 'table'?)"),
         ("simulate", "--out is required"),
         ("simulate --preset theophylline --out c.csv", "measured data"),
@@ -239,10 +244,10 @@ def test_a_configuration_that_cannot_be_used(content: bytes, said: str, capsys) 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("validate --checkpoint none.ckpt", "there is no file 'none.ckpt'"),
+        ("validate --model none.ckpt", "there is no file 'none.ckpt'"),
         ("fit --ckpt_path none.ckpt", "there is no file 'none.ckpt'"),
-        ("reconstruct --checkpoint text.ckpt --table t.csv --out o", "text.ckpt is not a checkpoint"),
-        ("estimate --population none.yaml --table t.csv --out o", "none.yaml"),
+        ("reconstruct --model text.ckpt --table t.csv --out o", "text.ckpt holds no population"),
+        ("estimate --model none.yaml --table t.csv --out o", "none.yaml"),
         ("fit --data TableDataModule --data.table none.csv", "none.csv"),
         ("fit --data TableDataModule --data.table bad.csv", "NPK-D"),
     ],
@@ -268,10 +273,10 @@ def test_fit_test_and_resume(capsys) -> None:
     last = str(run / "checkpoints" / "last.ckpt")
     assert (run / "checkpoints" / "best.ckpt").exists()
     for command in ("validate", "test"):
-        main([command, "--checkpoint", last])
+        main([command, "--model", last])
         assert "_loss" in capsys.readouterr().out
     main(["test", "--ckpt_path", last, "--config", str(run / "config.yaml")])
-    main(["predict", "--checkpoint", last])
+    main(["predict", "--model", last])
     (predictions,) = Path("lightning_logs").glob("*/predictions.csv")
     assert float(predictions.read_text().split()[-1]) != 0.0
     main(["fit", "--ckpt_path", last, "--trainer.max_epochs", "2"])
@@ -308,23 +313,25 @@ def test_reconstruct_hands_over_what_was_asked(capsys, monkeypatch) -> None:
 
     class Task(cli_stub.LatentTask):
         model = SimpleNamespace(
-            scaling=SimpleNamespace(covariates={"WT": (), "AGE": ()}),
+            scaling=SimpleNamespace(covariates={"WT": (), "AGE": ()}, units=Units()),
             dynamics=SimpleNamespace(covariates={"AGE": 40.0}),
         )
+        provenance = SimpleNamespace(description="learned")
 
-        def reconstruct(self, table, **options):
+        def reconstruct(self, table, times, **options):
             asked.append((table, options))
             return SimpleNamespace(unsolved=())
 
     main(["fit"])
     (last,) = Path("lightning_logs").glob("*/checkpoints/last.ckpt")
-    for module in (table_commands, training):
+    for module in (saved_model, training):
         monkeypatch.setattr(module, "LatentTask", Task)
     monkeypatch.setattr(table_commands, "_write", lambda result, out: None)
+    monkeypatch.setattr(table_commands, "save_panels", lambda *_: [])
     header, dose, sample = "ID,TIME,AMT,DV,CONC,SS,WT,AGE", "1,0,9,.,.,99,70,.", "1,1,0,2,5,0,70,."
     Path("t.csv").write_text(f"{header}\n{dose}\n{sample}\n".replace(",99,", ",0,"))
     Path("u.csv").write_text(f"{header}\n{dose}\n{sample}\n")
-    line = ["reconstruct", "--checkpoint", str(last), "--table", "t.csv", "--out", "o", "--draws", "5"]
+    line = ["reconstruct", "--model", str(last), "--table", "t.csv", "--out", "o", "--draws", "5"]
     main(line)
     line[4] = "u.csv"
     main([*line, "--map_estimate", "false", "--columns", "DV=CONC", "--map", "SS:99=0", "--ignore", "DV > 7"])

@@ -59,7 +59,7 @@ def test_every_preset_fits_validates_tests_and_predicts(preset: str) -> None:
     # fast_dev_run saves nothing: save what the preset made
     execute(["fit", *common]).trainer.save_checkpoint("made.ckpt")
     for command in ("validate", "test", "predict"):
-        main([command, *common, "--checkpoint", "made.ckpt"])
+        main([command, *common, "--model", "made.ckpt"])
     assert not Path("lightning_logs").exists()
 
 
@@ -91,7 +91,7 @@ def test_a_saved_configuration_does_not_undo_the_checkpoint(capsys) -> None:
         content["neuralpk"].pop("sha256", None)  # it is that of other numbers
         torch.save(content, name)
         capsys.readouterr()
-        main(["test", "--unverified", "--checkpoint", name, "--config", str(config)])
+        main(["test", "--unverified", "--model", name, "--config", str(config)])
         (row,) = [line for line in capsys.readouterr().out.splitlines() if "test_rmse" in line]
         measured.append(float(row.split("│")[2]))
     assert measured[0] != pytest.approx(measured[1], rel=0.05)
@@ -150,7 +150,7 @@ def test_simulate_takes_a_data_module_by_name() -> None:
 
 def test_reconstruct_writes_curves_and_individuals_of_new_patients(checkpoint: Path) -> None:
     write_table(SimulatedPKDataModule(subjects=3, seed=5).part("train"), Path("mine.csv"))
-    main(["reconstruct", "--checkpoint", str(checkpoint), "--table", "mine.csv", "--out", "a/b", "--draws", "20"])
+    main(["reconstruct", "--model", str(checkpoint), "--table", "mine.csv", "--out", "a/b", "--draws", "20"])
     curves, people = (pd.read_csv(f"a/b/{name}.csv") for name in ("curves", "individuals"))
     assert list(curves) == ["ID", "TIME", "PRED", "IPRED", "LO90", "HI90"]
     assert curves.groupby("ID").size().tolist() == [200] * 3
@@ -167,43 +167,43 @@ def test_reconstruct_maps_on_request(checkpoint: Path, monkeypatch) -> None:
         LatentTask, "reconstruct", lambda self, *a, **k: asked.append(k["map"]) or original(self, *a, **k)
     )
     write_table(SimulatedPKDataModule(subjects=2, seed=5).part("train"), Path("mine.csv"))
-    command = ["reconstruct", "--checkpoint", str(checkpoint), "--table", "mine.csv", "--out", "a", "--draws", "5"]
+    command = ["reconstruct", "--model", str(checkpoint), "--table", "mine.csv", "--out", "a", "--draws", "5"]
     for extra in ([], ["--map_estimate", "false"], ["--map_estimate", "true"]):
         main(command + extra)
     assert asked == [None, False, True]
 
 
 def test_the_population_of_a_fit_estimates_patients_without_the_fit(checkpoint: Path, capsys) -> None:
-    main(["population", "--checkpoint", str(checkpoint), "--out", "pop.yaml"])
+    main(["population", "--model", str(checkpoint), "--out", "pop.yaml"])
     written = yaml.safe_load(Path("pop.yaml").read_text())
     model = LatentTask.load_from_checkpoint(checkpoint, weights_only=True).model
     assert written["typical"] == pytest.approx(model.population.typical_values())
     assert written["omega"] == pytest.approx(model.population.omega_values())
     write_table(SimulatedPKDataModule(subjects=2, seed=5).part("train"), Path("mine.csv"))
-    main(["estimate", "--population", "pop.yaml", "--table", "mine.csv", "--out", "b", "--draws", "20"])
-    main(["reconstruct", "--checkpoint", str(checkpoint), "--table", "mine.csv", "--out", "a", "--draws", "0"])
+    main(["estimate", "--model", "pop.yaml", "--table", "mine.csv", "--out", "b", "--draws", "20"])
+    main(["reconstruct", "--model", str(checkpoint), "--table", "mine.csv", "--out", "a", "--draws", "0"])
     left, right = (pd.read_csv(f"{folder}/individuals.csv")["CL"] for folder in "ab")
     assert left.to_numpy() == pytest.approx(right.to_numpy(), rel=1e-3)  # the checkpoint is in single precision
 
 
 def test_reconstruct_says_what_is_wrong_with_a_table_and_writes_nothing(checkpoint: Path, capsys) -> None:
     Path("bad.csv").write_text("ID,TIME,AMT,DV\n1,0,100,.\n1,2,.,5\n1,1,.,4\n2,0,-5,.\n2,1,.,3\n")
-    said = refusal(capsys, "reconstruct", "--checkpoint", str(checkpoint), "--table", "bad.csv", "--out", "out")
+    said = refusal(capsys, "reconstruct", "--model", str(checkpoint), "--table", "bad.csv", "--out", "out")
     assert "NPK-D16" in said
     assert "line 4" in said
     assert not Path("out").exists()
 
 
 def test_reconstruct_names_a_file_that_is_missing(checkpoint: Path, capsys) -> None:
-    said = refusal(capsys, "reconstruct", "--checkpoint", "none.ckpt", "--table", "t.csv", "--out", "out")
+    said = refusal(capsys, "reconstruct", "--model", "none.ckpt", "--table", "t.csv", "--out", "out")
     assert "none.ckpt" in said
-    said = refusal(capsys, "reconstruct", "--checkpoint", str(checkpoint), "--table", "t.csv", "--out", "out")
+    said = refusal(capsys, "reconstruct", "--model", str(checkpoint), "--table", "t.csv", "--out", "out")
     assert "t.csv" in said
     assert not Path("out").exists()
 
 
 def test_an_error_goes_to_the_error_stream_with_exit_code_1(tmp_path: Path) -> None:
-    command = ["reconstruct", "--checkpoint", "none.ckpt", "--table", "t.csv", "--out", "out"]
+    command = ["reconstruct", "--model", "none.ckpt", "--table", "t.csv", "--out", "out"]
     done = subprocess.run(
         [sys.executable, "-m", "neuralpk", *command], capture_output=True, text=True, cwd=tmp_path, check=False
     )

@@ -9,7 +9,8 @@ import cli_stub
 import pytest
 import yaml
 
-from neuralpk.cli import main, table_commands, training
+from neuralpk import saved_model
+from neuralpk.cli import main, training
 from neuralpk.datamodules import SimulatedPKDataModule as SimulatedData
 
 BENIGN = {
@@ -26,7 +27,7 @@ MARK = "hostile_module_of_this_test"
 @pytest.fixture(autouse=True)
 def _hostile(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for module in (table_commands, training):
+    for module in (saved_model, training):
         monkeypatch.setattr(module, "LatentTask", cli_stub.LatentTask)
     Path(f"{MARK}.py").write_text("raise SystemExit('imported')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -59,7 +60,7 @@ def changed(path: str, value: object) -> dict:
 
 
 def test_an_honest_configuration_is_read(capsys) -> None:
-    main(["test", "--checkpoint", beside(BENIGN)])
+    main(["test", "--model", beside(BENIGN)])
     assert "test_loss" in capsys.readouterr().out
 
 
@@ -105,7 +106,7 @@ def test_a_hostile_configuration_is_refused(path: str, value: object, capsys) ->
     checkpoint = beside(changed(path, value))
     Path("evil.yaml").write_text(f"class_path: {MARK}.Model\n")
     with pytest.raises(SystemExit) as stopped:
-        main(["test", "--checkpoint", checkpoint])
+        main(["test", "--model", checkpoint])
     assert stopped.value.code == 2
     said = capsys.readouterr().err
     assert "config.yaml: " in said
@@ -118,7 +119,7 @@ def test_python_in_the_yaml_is_refused(capsys) -> None:
     checkpoint = beside(BENIGN)
     Path("run", "config.yaml").write_text('data: !!python/object/apply:os.system ["touch owned"]\n')
     with pytest.raises(SystemExit) as stopped:
-        main(["test", "--checkpoint", checkpoint])
+        main(["test", "--model", checkpoint])
     assert stopped.value.code == 2
     assert not Path("owned").exists()
 

@@ -44,7 +44,7 @@ def test_two_processes_with_callbacks_and_report(tmp_path: Path) -> None:
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     last = str(folder / "checkpoints" / "last.ckpt")
     LatentTask.load_from_checkpoint(last)
-    done = run(tmp_path, "predict", "--checkpoint", last)
+    done = run(tmp_path, "predict", "--model", last)
     assert done.returncode == 0, done.stderr[-3000:]
     (table,) = tmp_path.rglob("predictions.csv")
     assert pd.read_csv(table)["ID"].nunique() == 4  # of both processes

@@ -396,7 +396,7 @@ def test_estimate_runs_the_example_of_the_documentation(capsys) -> None:
     (example,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
     Path("pop.yaml").write_text(example)
     with resources.as_file(resources.files("neuralpk.datasets") / "theophylline.csv") as table:
-        main(["estimate", "--population", "pop.yaml", "--table", str(table), "--out", "a/b"])
+        main(["estimate", "--model", "pop.yaml", "--table", str(table), "--out", "a/b"])
     assert "12 subjects" in capsys.readouterr().out
     assert sorted(path.name for path in Path("a/b").iterdir()) == ["curves.csv", "individuals.csv", "individuals.png"]
     curves, people = (pd.read_csv(f"a/b/{name}.csv") for name in ("curves", "individuals"))
@@ -433,10 +433,10 @@ def test_estimate_says_what_is_wrong_with_its_files_and_writes_nothing() -> None
         ("broken.yaml", "broken.yaml: line 1 is not YAML"),
         ("none.yaml", "none.yaml"),
     ):
-        assert said in refusal("estimate", "--population", name, "--table", "t.csv", "--out", "out")
+        assert said in refusal("estimate", "--model", name, "--table", "t.csv", "--out", "out")
     Path("pop.yaml").write_text(yaml.safe_dump(BOLUS))
-    assert "none.csv" in refusal("estimate", "--population", "pop.yaml", "--table", "none.csv", "--out", "out")
-    assert "draws" in refusal("estimate", "--population", "pop.yaml", "--table", "t.csv", "--out", "out", "--draws=-1")
+    assert "none.csv" in refusal("estimate", "--model", "pop.yaml", "--table", "none.csv", "--out", "out")
+    assert "draws" in refusal("estimate", "--model", "pop.yaml", "--table", "t.csv", "--out", "out", "--draws=-1")
     assert not Path("out").exists()
 
 
@@ -445,7 +445,7 @@ def test_estimate_without_draws_has_no_intervals() -> None:
     Path("pop.yaml").write_text(yaml.safe_dump(BOLUS))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        main(["estimate", "--population", "pop.yaml", "--table", "t.csv", "--out", "out", "--draws", "0"])
+        main(["estimate", "--model", "pop.yaml", "--table", "t.csv", "--out", "out", "--draws", "0"])
     people = pd.read_csv("out/individuals.csv")
     assert people["CL"].notna().all()
     assert people["CL_LO90"].isna().all()

@@ -344,7 +344,7 @@ def test_the_status_is_in_the_population_file_and_in_the_table(tmp_path: Any, ca
     folder = tmp_path / "lightning_logs" / "version_0"
     table = pd.read_csv(folder / "population.csv")
     assert set(table["STATUS"]) == {"converged"} and set(table["INTERVAL"]) == {"profile"}
-    main(["population", "--checkpoint", str(folder / "checkpoints" / "last.ckpt"), "--out", str(tmp_path / "pop.yaml")])
+    main(["population", "--model", str(folder / "checkpoints" / "last.ckpt"), "--out", str(tmp_path / "pop.yaml")])
     assert (tmp_path / "pop.yaml").read_text().startswith("# Population fit: converged in")
     assert read_population(tmp_path / "pop.yaml").typical.keys() == {"CL", "V1"}
 

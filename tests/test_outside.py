@@ -168,7 +168,7 @@ def test_on_the_command_line_in_another_process(tmp_path: Path) -> None:
     assert Path("steps.txt").exists() and Path("log.jsonl").exists()
     (last,) = Path().rglob("last.ckpt")
     write_table(SimulatedPKDataModule(**(DATA | {"subjects": 2, "covariates": {}})).part("train"), "mine.csv")
-    use = ["reconstruct", "--checkpoint", str(last), "--table", "mine.csv", "--out", "out", "--draws", "20"]
+    use = ["reconstruct", "--model", str(last), "--table", "mine.csv", "--out", "out", "--draws", "20"]
     refused = subprocess.run([*command, *use], capture_output=True, text=True, check=False)
     assert refused.returncode != 0
     assert "--import outside" in refused.stderr and "Traceback" not in refused.stderr

@@ -311,6 +311,6 @@ def test_the_report_states_the_provenance(pretrained, tmp_path, monkeypatch, cap
     assert pretrained[1].provenance.description.endswith("tuned to no study")
     trainer.save_checkpoint(tmp_path / "tuned.ckpt")
     write_table(data.part("train"), tmp_path / "T.csv")
-    names = ("checkpoint", "tuned.ckpt"), ("table", "T.csv"), ("out", "out")
-    main(["reconstruct", *(f"--{name}={tmp_path / value}" for name, value in names), "--draws=2"])
+    names = ("model", "tuned.ckpt"), ("table", "T.csv"), ("out", "out")
+    main(["estimate", *(f"--{name}={tmp_path / value}" for name, value in names), "--draws=2"])
     assert found["tuned"] in capsys.readouterr().out

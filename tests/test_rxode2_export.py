@@ -242,16 +242,16 @@ def test_an_error_whose_numbers_are_fixed_keeps_them():
 def test_the_commands_write_a_population_file_and_a_function(tmp_path: Path, capsys):
     source, out, back = tmp_path / "m.R", tmp_path / "pop.yaml", tmp_path / "back.R"
     source.write_text(CASES["theophylline_linear_compartments"].text, encoding="utf-8")
-    main(["import", "--model", str(source), "--out", str(out)])
+    main(["import", "--function", str(source), "--out", str(out)])
     assert "CMT): 1 depot, 2 central" in capsys.readouterr().out
     assert out.read_text(encoding="utf-8").startswith("# from m.R")
     assert "    text: |\n      # theo\n      parameters: ka = " in out.read_text(encoding="utf-8")
     assert read_population(out).typical["cl"] == 2.72
-    main(["export", "--population", str(out), "--out", str(back), "--name", "theo"])
+    main(["export", "--model", str(out), "--out", str(back), "--name", "theo"])
     assert import_rxode2(back).typical == read_population(out).typical
     source.write_text("m <- function() {\n  ini({ a ~ 0.1 | occ })\n}", encoding="utf-8")
     with pytest.raises(SystemExit) as stopped:
-        main(["import", "--model", str(source), "--out", str(out)])
+        main(["import", "--function", str(source), "--out", str(out)])
     assert stopped.value.code == 1
     assert "the model has no model({…})" in capsys.readouterr().err
 

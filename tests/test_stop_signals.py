@@ -78,9 +78,9 @@ def test_commands_on_tables_leave_with_143_and_130(monkeypatch, tmp_path, capsys
     with pytest.raises(SystemExit) as stopped, leaving_on_sigterm():
         signal.raise_signal(signal.SIGTERM)
     assert stopped.value.code == 143
-    monkeypatch.setattr(table_commands, "load", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(table_commands, "read_model", lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(SystemExit) as stopped:
-        main(["population", "--checkpoint", "last.ckpt", "--out", str(tmp_path / "pop.yaml")])
+        main(["population", "--model", "last.ckpt", "--out", str(tmp_path / "pop.yaml")])
     assert stopped.value.code == 130
     assert capsys.readouterr().err.strip() == "neuralpk population: stopped"
 

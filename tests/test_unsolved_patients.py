@@ -84,7 +84,7 @@ def test_the_command_writes_the_others_and_says_so_by_its_exit_code(tmp_path: Pa
     Path("p.yaml").write_text(yaml.safe_dump(POPULATION))
     table(4, (2,)).to_csv("t.csv", index=False, na_rep=".")
     with pytest.raises(SystemExit) as stopped:
-        main(["estimate", "--population", "p.yaml", "--table", "t.csv", "--out", "out", "--draws", "20"])
+        main(["estimate", "--model", "p.yaml", "--table", "t.csv", "--out", "out", "--draws", "20"])
     assert stopped.value.code == 1
     assert f"neuralpk estimate: subject S2 {FAULT}" in capsys.readouterr().err
     frame = pd.read_csv("out/individuals.csv").set_index("ID")

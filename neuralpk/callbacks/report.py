@@ -157,8 +157,8 @@ class Report(L.Callback):
                 f"print(LatentTask.load_from_checkpoint('{checkpoint}').model)\"",
             ),
             (
-                "reconstruct your own patients",
-                f"neuralpk reconstruct --checkpoint {checkpoint} --table T.csv --out DIR",
+                "estimate your own patients",
+                f"neuralpk estimate --model {checkpoint} --table T.csv --out DIR",
             ),
         ):
             self._say(f"To {what}:\n  {command}")

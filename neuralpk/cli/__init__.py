@@ -1,4 +1,4 @@
-"""The command line: ``neuralpk fit | validate | test | predict | simulate | reconstruct | estimate | population``."""
+"""The command line: ``neuralpk fit | validate | test | predict | simulate | estimate | population``."""
 
 from neuralpk.cli.entry import main
 from neuralpk.cli.presets import PRESETS, preset_path

@@ -7,7 +7,7 @@ import importlib
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,12 +19,13 @@ from neuralpk.part import did_you_mean
 
 if TYPE_CHECKING:
     from neuralpk.cli.merged_configuration import Configuration
+    from neuralpk.cli.signatures import Option
     from neuralpk.cli.training import NeuralPKCLI
 
 TRAINING = ("fit", "validate", "test", "predict")
 WITHOUT_TORCH = ("check", "nca")
 COMMANDS = (
-    *TRAINING, "check", "nca", "simulate", "reconstruct", "estimate", "population", "bootstrap", "import", "export",
+    *TRAINING, "check", "nca", "simulate", "estimate", "reconstruct", "population", "bootstrap", "import", "export",
 )  # fmt: skip
 
 _USAGE = f"""usage: neuralpk COMMAND [--preset NAME | --config FILE] [options]     (COMMAND --help lists them)
@@ -32,16 +33,18 @@ _USAGE = f"""usage: neuralpk COMMAND [--preset NAME | --config FILE] [options]  
   check         what is in a table, and what is wrong with it      TABLE
   nca           AUC, CMAX, half-life, … of a table, without a model  TABLE --out DIR
   fit           train a model; without options the main job, preset {MAIN_JOB}
-  validate      measure a checkpoint on the validation subjects    --checkpoint FILE
-  test          measure a checkpoint on the test subjects          --checkpoint FILE
-  predict       predictions of a checkpoint                        --checkpoint FILE
+  validate      measure a checkpoint on the validation subjects    --model FILE
+  test          measure a checkpoint on the test subjects          --model FILE
+  predict       predictions of a checkpoint                        --model FILE
   simulate      write a simulated cohort, of any size, as a table  --out FILE
-  reconstruct   curves and parameters of your patients             --checkpoint FILE --table FILE --out DIR
-  estimate      the same by a published population, untrained      --population FILE --table FILE --out DIR
-  population    write the fitted population as such a file         --checkpoint FILE --out FILE
-  bootstrap     fit again to patients drawn with replacement       --checkpoint FILE --table FILE --out DIR
-  import        write an rxode2 function as such a file           --model FILE --out FILE
-  export        write a population as an rxode2 function           --population FILE --out FILE
+  estimate      curves and parameters of your patients             --model FILE --table FILE --out DIR
+  reconstruct   another name of estimate
+  population    write the fitted population as a population file   --model FILE --out FILE
+  bootstrap     fit again to patients drawn with replacement       --model FILE --table FILE --out DIR
+  import        write an rxode2 function as a population file      --function FILE --out FILE
+  export        write a population as an rxode2 function           --model FILE --out FILE
+
+  --model FILE       a checkpoint of a training, or a population file (pop.yaml)
 
   --import PACKAGE   use the classes of your package, in every command
   --help NAME        the options of a part or class: model, data, trainer, CompartmentModel, …
@@ -199,8 +202,7 @@ def _run(command: str, given: list[Argument], presets: list[str]) -> NeuralPKCLI
             return None
     prints = any(argument.name == "print_config" for argument in given)
     given = without(given, "print_config")
-    if trains:
-        given = [Argument("ckpt_path", a.value) if a.name == "checkpoint" else a for a in given]
+    given = [_of_model(command, options, argument) for argument in given]
     given = [Argument("unverified", "true") if a == Argument("unverified", None) else a for a in given]
     configuration = Configuration(options, training.defaults() if trains else {})
     only = () if trains else ("data",)
@@ -217,6 +219,25 @@ def _run(command: str, given: list[Argument], presets: list[str]) -> NeuralPKCLI
         return training.run(command, configuration, prints)
     table_commands.run(command, configuration)
     return None
+
+
+def _of_model(command: str, options: Mapping[str, Option], argument: Argument) -> Argument:
+    """An argument that names the file of a model, as the command takes it.
+
+    Raises:
+        UsageError: an old name of the option.
+    """
+    measures = command in TRAINING and command != "fit"
+    if command == "fit" and argument.name == "checkpoint":
+        return Argument("ckpt_path", argument.value)
+    if measures and argument.name == "model" and not (argument.value or "").strip().startswith("{"):
+        return Argument("ckpt_path", argument.value)
+    if argument.name in ("checkpoint", "population") and argument.name not in options:
+        if measures or "model" in options:
+            raise UsageError(f"--{argument.name} is now --model FILE, a checkpoint of a training or a population file")
+    elif command == "import" and argument.name == "model":
+        raise UsageError("--model is now --function FILE, the file in R")
+    return argument
 
 
 def _read_first(command: str, configuration: Configuration, given: Sequence[Argument], presets: Sequence[str]) -> None:

@@ -67,8 +67,10 @@ def _command(
     if command not in ("check", "nca"):  # they have no classes
         yield from _row("--import PACKAGE", "import your package, so that its classes can be named", width)
     if trains:
-        what = "training to resume" if command == "fit" else "what is measured (required)"
-        yield from _row("--checkpoint FILE", what, width)
+        if command == "fit":
+            yield from _row("--checkpoint FILE", "training to resume", width)
+        else:
+            yield from _row("--model FILE", "checkpoint that is measured (required)", width)
         yield from _row("--seed_everything", _line(options["seed_everything"]), width)
         yield from _row("--print_config", "print the complete configuration instead of running it", width)
         for name in ("data", "model", "trainer", "optimizer", "lr_scheduler"):

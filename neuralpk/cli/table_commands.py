@@ -1,10 +1,10 @@
-"""Commands on tables and on files of models: simulate, reconstruct, estimate, population, bootstrap, import, export."""
+"""Commands on tables and on files of models: simulate, estimate, population, bootstrap, import, export."""
 
 from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,16 @@ from neuralpk.cli.faults import UsageError, sentence
 from neuralpk.cli.merged_configuration import Configuration
 from neuralpk.cli.signatures import GIVEN_TO_READ_TABLE, Option, options_of_reader
 from neuralpk.cli.stop_signals import leaving_on_sigterm
-from neuralpk.cohort import Cohort, Units
+from neuralpk.cohort import Units
 from neuralpk.cohort_figures import save_panels
 from neuralpk.datamodules import SimulatedDataModule
-from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals
-from neuralpk.published_population import PublishedPopulation, equations, read_population, write_population
+from neuralpk.individual_estimates import IndividualEstimates
+from neuralpk.published_population import write_population
 from neuralpk.rxode2 import export_rxode2, import_rxode2
+from neuralpk.saved_model import read_model
 from neuralpk.solve import SolveError
 from neuralpk.tables import read_table
 from neuralpk.tables.batchwise_writing import write_frames
-from neuralpk.task import LatentTask
 
 _PANELS = 15
 
@@ -46,77 +46,59 @@ def simulate(data: SimulatedDataModule, out: Path) -> None:
     print(f"{subjects} subjects written to {out}")
 
 
-def reconstruct(
-    checkpoint: Path,
+def estimate(
+    model: Path,
     table: Path,
     out: Path,
     draws: int = 200,
     map_estimate: bool | None = None,
+    seed: int = 0,
     unverified: bool = False,
+    units: list[str] | None = None,
     **reading: Any,
 ) -> None:
-    """Estimate the patients of an event table with a trained model.
+    """Estimate the patients of an event table by a model: one that was trained, or a published population, which needs
+    no training.
 
     Args:
-        checkpoint: checkpoint of a training.
+        model: checkpoint of a training, or population file.
         table: file with the columns ID, TIME, AMT, DV, … of an event table; by default it is read with the covariates
             of the model.
-        out: folder for curves.csv (ID, TIME, PRED, IPRED, LO90, HI90) and individuals.csv (every parameter with its
-            90 % interval).
+        out: folder for curves.csv (ID, TIME, PRED, IPRED, LO90, HI90), individuals.csv (every parameter with its
+            90 % interval) and the figure individuals.png of the first patients.
         draws: draws from the posterior behind the intervals.
         map_estimate: go on from the encoder to the MAP estimate, through the solver; null for what the model was
             trained with.
+        seed: of the draws.
         unverified: also read a checkpoint without a sha256.
+        units: of time, amount and value of the table; null for those of the model.
         reading: how the table is read.
     """
-    task = load(checkpoint, unverified)
-    print(f"The model was {task.provenance.description}")
-    cohort = _read_for(task, table, reading)
-    result = task.reconstruct(cohort, draws=draws, map=map_estimate, progress=_progress("reconstruct"))
-    _write(result, out)
-    _refuse_unsolved(result)
-
-
-def estimate(population: Path, table: Path, out: Path, draws: int = 200, **reading: Any) -> None:
-    """Estimate the patients of an event table by a published population model, without any training.
-
-    Args:
-        population: YAML file of the model: dynamics, typical, omega or cv, effects, references, error, error_sd.
-        table: file with the columns ID, TIME, AMT, DV, … of an event table; by default it is read with the covariates
-            of the effects.
-        out: folder for curves.csv and individuals.csv, as of ``reconstruct``, and the figure individuals.png of the
-            first patients.
-        draws: draws from the posterior behind the intervals.
-        reading: how the table is read.
-    """
-    published = read_population(population)
-    reading["covariates"] = reading.get("covariates") or published.covariates
-    dynamics = equations(published.dynamics)
-    cohort = read_table(table, units=published.units, needed=dynamics.covariates, **reading)
-    cohort = dynamics.read_cohort(cohort)
-    result = estimate_individuals(published.model(cohort), cohort, draws=draws, progress=_progress("estimate"))
+    saved = read_model(model, unverified)
+    print(saved.description)
+    cohort = saved.read_table(table, units=Units(*units) if units else None, **reading)
+    result = saved.estimate(cohort, draws=draws, map=map_estimate, seed=seed, progress=_progress("estimate"))
     _write(result, out)
     for path in save_panels(cohort[:_PANELS], result, out):
         print(f"Individual panels: {path}")
     _refuse_unsolved(result)
 
 
-def population(checkpoint: Path, out: Path, unverified: bool = False) -> None:
+def population(model: Path, out: Path, unverified: bool = False) -> None:
     """Write the population of a trained model as a file that ``estimate`` reads.
 
     Args:
-        checkpoint: checkpoint of a training.
+        model: checkpoint of a training, or population file.
         out: YAML file to write: dynamics, typical, omega, effects, references, error, error_sd.
         unverified: also read a checkpoint without a sha256.
     """
-    task = load(checkpoint, unverified)
-    note = "" if task.status is None else f"Population fit: {task.status.sentence}"
-    write_population(PublishedPopulation.from_model(task.model), out, note)
-    print(f"Population written to {out}" + (f"\n{note}" if note else ""))
+    saved = read_model(model, unverified)
+    write_population(saved.published(), out, saved.status)
+    print(f"Population written to {out}" + (f"\n{saved.status}" if saved.status else ""))
 
 
 def bootstrap(
-    checkpoint: Path,
+    model: Path,
     table: Path,
     out: Path,
     replicates: int = 200,
@@ -129,7 +111,7 @@ def bootstrap(
     """Fit a trained model again to patients drawn from its table with replacement, for intervals of the population.
 
     Args:
-        checkpoint: checkpoint of a training by maximum likelihood, without network weights.
+        model: checkpoint of a training by maximum likelihood, without network weights.
         table: event table of the training.
         out: folder for bootstrap.csv (a row for each replicate) and bootstrap_summary.csv (median, standard error and
             95 % interval of every number).
@@ -140,8 +122,9 @@ def bootstrap(
         unverified: also read a checkpoint without a sha256.
         reading: how the table is read.
     """
-    task = load(checkpoint, unverified)
-    cohort = _read_for(task, table, reading, [strata] if strata else [])
+    saved = read_model(model, unverified)
+    task = saved.task()
+    cohort = saved.read_table(table, [strata] if strata else [], **reading)
     shown = _progress("bootstrap")
     found = fit_replicates(task.model, task.objective, cohort, replicates, seed, processes, strata, shown)
     _write_csv(found, out / "bootstrap.csv")
@@ -149,29 +132,30 @@ def bootstrap(
     print(f"{outcome(found)}: {out / 'bootstrap.csv'}, {out / 'bootstrap_summary.csv'}")
 
 
-def import_model(model: Path, out: Path) -> None:
+def import_model(function: Path, out: Path) -> None:
     """Write a model that is a function of rxode2 or nlmixr2 as a population file, which ``estimate`` reads.
 
     Args:
-        model: file with the function, in R.
+        function: file with the function, in R.
         out: YAML file to write, with the equations, the population and the residual errors.
     """
-    imported = import_rxode2(model)
-    write_population(imported.population, out, f"from {model.name}")
+    imported = import_rxode2(function)
+    write_population(imported.population, out, f"from {function.name}")
     for note in imported.notes:
         print(f"- {note}")
     print(f"Population written to {out}")
 
 
-def export_model(population: Path, out: Path, name: str = "model") -> None:
-    """Write a population file as a function for rxode2 and nlmixr2.
+def export_model(model: Path, out: Path, name: str = "model", unverified: bool = False) -> None:
+    """Write the population of a model as a function for rxode2 and nlmixr2.
 
     Args:
-        population: YAML file of the model.
+        model: checkpoint of a training, or population file.
         out: file to write, in R.
         name: of the function.
+        unverified: also read a checkpoint without a sha256.
     """
-    text = export_rxode2(read_population(population), name)
+    text = export_rxode2(read_model(model, unverified).published(), name)
     with replacing(out) as part:
         part.write_text(text, encoding="utf-8")
     print(f"Function {name} written to {out}")
@@ -179,8 +163,8 @@ def export_model(population: Path, out: Path, name: str = "model") -> None:
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "simulate": simulate,
-    "reconstruct": reconstruct,
     "estimate": estimate,
+    "reconstruct": estimate,
     "population": population,
     "bootstrap": bootstrap,
     "import": import_model,
@@ -188,22 +172,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 _WRITTEN = {
-    "reconstruct": ("curves.csv", "individuals.csv"),
     "estimate": ("curves.csv", "individuals.csv", "individuals.png"),
+    "reconstruct": ("curves.csv", "individuals.csv", "individuals.png"),
     "bootstrap": ("bootstrap.csv", "bootstrap_summary.csv"),
 }
 """Files of the commands whose ``--out`` is a folder."""
-
-
-def load(checkpoint: Path, unverified: bool = False) -> Any:
-    """The trained task of a checkpoint, on the CPU.
-
-    Raises:
-        FileNotFoundError: no such file.
-        neuralpk.checkpoint_files.CheckpointError: no checkpoint; damaged; without a sha256.
-        ValueError: a part of a class that is not imported.
-    """
-    return LatentTask.load_from_checkpoint(checkpoint, map_location="cpu", unverified=unverified)
 
 
 def options(command: str) -> dict[str, Option]:
@@ -235,14 +208,6 @@ def run(command: str, configuration: Configuration) -> None:
         raise UsageError(f"--out {sentence(error)}") from error
     with leaving_on_sigterm():
         function(**arguments)
-
-
-def _read_for(task: Any, table: Path, reading: dict[str, Any], also: Sequence[str] = ()) -> Cohort:
-    """An event table with the covariates that a trained task needs, unless others are asked for."""
-    needed = task.model.dynamics.covariates
-    used = {*task.model.scaling.covariates, *also} - {*needed}
-    reading["covariates"] = reading.get("covariates") or sorted(used)
-    return read_table(table, units=Units(), needed=needed, **reading)
 
 
 def _progress(what: str) -> Callable[[Iterable[Any]], Iterable[Any]]:

@@ -294,7 +294,7 @@ def run(command: str, configuration: Configuration, print_config: bool = False) 
     if path is not None:
         values["ckpt_path"] = str(path)
     elif command != "fit":
-        raise UsageError("which checkpoint? Give --checkpoint FILE")
+        raise UsageError("which checkpoint? Give --model FILE")
     if command != "fit":
         # the checkpoint has what it took from there
         values.setdefault("model", {}).pop("pretrained", None)

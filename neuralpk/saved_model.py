@@ -1,0 +1,256 @@
+"""Saved models: a checkpoint of a training, or a population file, read into one object that estimates patients."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from neuralpk.checkpoint_files import CheckpointError, is_archive
+from neuralpk.cohort import Cohort, Units
+from neuralpk.individual_estimates import IndividualEstimates, PosteriorDraws, draw_individuals, estimate_individuals
+from neuralpk.population_model import PopulationModel
+from neuralpk.published_population import PublishedPopulation, equations, read_population
+from neuralpk.tables import read_table
+from neuralpk.task import LatentTask
+
+
+class SavedModel(ABC):
+    """A model that was read from a file (`read_model`), whichever kind of file it was.
+
+    Args:
+        path: of the file.
+
+    Attributes:
+        units: of the data that the model is of.
+        covariates: names of the covariates that the population and the networks read.
+        needed: covariates that the equations read, each with its default; None for one that the data must have.
+    """
+
+    units: Units
+    covariates: list[str]
+    needed: Mapping[str, float | None]
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """What the model is and where its numbers come from; a sentence without a full stop."""
+
+    @property
+    @abstractmethod
+    def status(self) -> str:
+        """How its population fit ended; empty where the file does not say."""
+
+    @abstractmethod
+    def population_model(self, cohort: Cohort) -> PopulationModel:
+        """The generative model for some patients.
+
+        Raises:
+            ValueError: a covariate that the patients lack, or that an effect cannot read.
+        """
+
+    @abstractmethod
+    def published(self) -> PublishedPopulation:
+        """The population as plain numbers.
+
+        Raises:
+            ValueError: learned weights, or another part that a population file cannot hold.
+        """
+
+    @abstractmethod
+    def task(self) -> LatentTask:
+        """The trained task.
+
+        Raises:
+            ValueError: a population file, which holds no training.
+        """
+
+    @abstractmethod
+    def estimate(
+        self,
+        cohort: Cohort,
+        times: Sequence[float] | None = None,
+        *,
+        draws: int = 200,
+        context: int | None = None,
+        seed: int = 0,
+        map: bool | None = None,
+        progress: Callable[[Sequence[Tensor]], Iterable[Tensor]] = iter,
+    ) -> IndividualEstimates:
+        """Estimate the patients of a cohort; arguments as of `neuralpk.individual_estimates.estimate_individuals`, with
+        `map` None for what the model was trained with, which is True for a population file."""
+
+    @abstractmethod
+    def draw(
+        self, cohort: Cohort, draws: int = 200, *, context: int | None = None, seed: int = 0, map: bool | None = None
+    ) -> PosteriorDraws:
+        """Draws of the patients' parameters from the posterior, over the draws of the population's parameters; see
+        `neuralpk.individual_estimates.draw_individuals`."""
+
+    def read_table(
+        self, table: pd.DataFrame | str | Path, also: Sequence[str] = (), units: Units | None = None, **reading: Any
+    ) -> Cohort:
+        """An event table with the covariates of the model, in its units.
+
+        Args:
+            table: a pandas frame, or the path of a file.
+            also: further covariates to read.
+            units: of the table; None for those of the model.
+            reading: further arguments of `neuralpk.tables.read_table`.
+
+        Raises:
+            neuralpk.tables.DataError: the table breaks a rule.
+            ValueError: units other than those of the model.
+        """
+        if units is not None and units != self.units:
+            asked, own = (", ".join(one) for one in (units, self.units))
+            raise ValueError(f"units {asked}: the model is in {own}, and nothing is converted; convert the table first")
+        used = sorted({*self.covariates, *also} - {*self.needed})
+        reading["covariates"] = reading.get("covariates") or used
+        return read_table(table, units=self.units, needed=self.needed, **reading)
+
+
+def read_model(path: str | Path, unverified: bool = False) -> SavedModel:
+    """Read a model from a file: a checkpoint of a training or a population file, told apart by their content.
+
+    Args:
+        path: of the file.
+        unverified: also read a checkpoint without a sha256.
+
+    Raises:
+        FileNotFoundError: no such file.
+        neuralpk.checkpoint_files.CheckpointError: a damaged checkpoint, or one without a sha256.
+        ValueError: a file that is neither; a population file with a key or value that is wrong, by name; a part of a
+            class that is not imported.
+    """
+    path = Path(path)
+    if is_archive(path):
+        return SavedTask(path, LatentTask.load_from_checkpoint(path, map_location="cpu", unverified=unverified))
+    if b"\0" in path.read_bytes():
+        raise CheckpointError(
+            f"{path} is neither a checkpoint of a training nor a population file, or it is damaged: cut off or written "
+            "over"
+        )
+    return SavedPopulation(path, read_population(path))
+
+
+class SavedTask(SavedModel):
+    """The model of a checkpoint.
+
+    Args:
+        path: of the checkpoint.
+        task: as it was trained.
+    """
+
+    def __init__(self, path: Path, task: LatentTask) -> None:
+        super().__init__(path)
+        self._task = task
+        assert task.model.scaling is not None
+        self.units, self.needed = task.model.scaling.units, task.model.dynamics.covariates
+        self.covariates = sorted(set(task.model.scaling.covariates) - set(self.needed))
+
+    @property
+    def description(self) -> str:
+        return f"The model was {self._task.provenance.description}"
+
+    @property
+    def status(self) -> str:
+        return "" if self._task.status is None else f"Population fit: {self._task.status.sentence}"
+
+    def population_model(self, cohort: Cohort) -> PopulationModel:
+        return self._task.model
+
+    def published(self) -> PublishedPopulation:
+        return PublishedPopulation.from_model(self._task.model, self.units)
+
+    def task(self) -> LatentTask:
+        return self._task
+
+    def estimate(
+        self,
+        cohort: Cohort,
+        times: Sequence[float] | None = None,
+        *,
+        draws: int = 200,
+        context: int | None = None,
+        seed: int = 0,
+        map: bool | None = None,
+        progress: Callable[[Sequence[Tensor]], Iterable[Tensor]] = iter,
+    ) -> IndividualEstimates:
+        return self._task.reconstruct(
+            cohort, times, draws=draws, context=context, seed=seed, map=map, progress=progress
+        )
+
+    def draw(
+        self, cohort: Cohort, draws: int = 200, *, context: int | None = None, seed: int = 0, map: bool | None = None
+    ) -> PosteriorDraws:
+        return self._task.draw(cohort, draws, context=context, seed=seed, map=map)
+
+
+class SavedPopulation(SavedModel):
+    """The model of a population file.
+
+    Args:
+        path: of the file.
+        population: its content.
+    """
+
+    def __init__(self, path: Path, population: PublishedPopulation) -> None:
+        super().__init__(path)
+        self._population = population
+        self._dynamics = equations(population.dynamics)
+        self.units, self.covariates, self.needed = population.units, population.covariates, self._dynamics.covariates
+
+    @property
+    def description(self) -> str:
+        return f"The model is the population of {self.path}"
+
+    @property
+    def status(self) -> str:
+        return ""
+
+    def population_model(self, cohort: Cohort) -> PopulationModel:
+        return self._population.model(cohort)
+
+    def published(self) -> PublishedPopulation:
+        return self._population
+
+    def task(self) -> LatentTask:
+        raise ValueError(
+            f"{self.path} is a population file, which does not say which of its numbers were learned, and from what: "
+            "give the checkpoint of its training"
+        )
+
+    def estimate(
+        self,
+        cohort: Cohort,
+        times: Sequence[float] | None = None,
+        *,
+        draws: int = 200,
+        context: int | None = None,
+        seed: int = 0,
+        map: bool | None = None,
+        progress: Callable[[Sequence[Tensor]], Iterable[Tensor]] = iter,
+    ) -> IndividualEstimates:
+        self._refuse_no_search(map)
+        cohort = self._dynamics.read_cohort(cohort)
+        model = self.population_model(cohort)
+        return estimate_individuals(model, cohort, times, draws=draws, context=context, seed=seed, progress=progress)
+
+    def draw(
+        self, cohort: Cohort, draws: int = 200, *, context: int | None = None, seed: int = 0, map: bool | None = None
+    ) -> PosteriorDraws:
+        self._refuse_no_search(map)
+        cohort = self._dynamics.read_cohort(cohort)
+        return draw_individuals(self.population_model(cohort), cohort, draws, context=context, seed=seed)
+
+    def _refuse_no_search(self, map: bool | None) -> None:
+        if map is False:
+            raise ValueError(f"{self.path} is a population file: it has no encoder, and map must not be false")
