@@ -38,7 +38,7 @@ LAYERS = (
     },
     {"bootstrap", "datamodules", "evaluate", "task"},
     {"cohort_figures", "fitting", "saved_model", "table_check"},
-    {"callbacks"},
+    {"callbacks", "dosing"},
     {"cli"},
     {"__main__"},
 )

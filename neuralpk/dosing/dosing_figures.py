@@ -1,0 +1,94 @@
+"""Figures of regimens: curves with bands side by side, and their exposure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from neuralpk.dosing.regimen_simulation import RegimenSimulation
+from neuralpk.evaluate import style
+
+_COLOURS = (style.BLUE, style.ORANGE, style.GREEN, style.VERMILLION, style.PURPLE, style.SKY)
+_WIDTH = 4.6
+"""Inches: printed at the width of a journal column (3.4 inches) the texts are still 6.5 points."""
+_MOST_PANELS = 9
+_METRICS = ("AUC", "CMAX", "CTROUGH", "PABOVE")
+_WORDS = {"PABOVE": "Time above the dashed line", "CTROUGH": "Trough"}
+
+
+def regimen_figure(simulation: RegimenSimulation, endpoint: int = 1, log: bool = False) -> Figure:
+    """Median and 90 % band of every regimen, a panel for each patient (the first nine), and below their exposure with
+    90 % intervals, of the first patient where there are several.
+
+    Args:
+        simulation: what is drawn.
+        endpoint: which, counted from 1.
+        log: logarithmic values.
+    """
+    curves = _of(simulation.curves(), endpoint)
+    exposures = _of(simulation.exposures(), endpoint)
+    names, units = list(dict.fromkeys(curves["ID"])), simulation.units
+    shown = names[:_MOST_PANELS]
+    columns = 1 if len(shown) == 1 else min(len(shown), 3)
+    rows = -(-len(shown) // columns)
+    metrics = [name for name in _METRICS if name in set(exposures["METRIC"])] if len(names) == 1 else []
+    width = _WIDTH if columns == 1 else style.WIDTH * columns / 3
+    strip = 0.5 + 0.15 * len(simulation.courses)
+    heights = [2.5] * rows + [strip] * len(metrics)
+    figure, axes = style.new_figure(rows + len(metrics), columns, width=width, height=sum(heights) + 0.5)
+    axes[0, 0].get_gridspec().set_height_ratios(heights)
+    for panel in axes[:rows].flat[len(shown) :]:
+        panel.set_visible(False)
+    for panel, name in zip(axes[:rows].flat, shown, strict=False):
+        own = curves[curves["ID"] == name]
+        for colour, (regimen, line) in zip(_cycle(simulation), own.groupby("REGIMEN", sort=False), strict=False):
+            t = line["TIME"].to_numpy()
+            panel.plot(t, line["MEDIAN"], color=colour, lw=1.3, label=regimen, zorder=3)
+            panel.fill_between(t, line["LO90"], line["HI90"], color=colour, alpha=0.2, lw=0, zorder=2)
+        if simulation.above is not None:
+            panel.axhline(simulation.above, color=style.GREY, lw=0.9, ls="--", zorder=1)
+        ends = [curves[column].to_numpy() for column in ("LO90", "HI90", "MEDIAN")]
+        style.set_range(panel, "y", *ends, log=log)
+        if log:
+            style.log_scale(panel, "y")
+        style.set_range(panel, "x", own["TIME"].to_numpy())
+        style.time_axis(panel, units.time, named=False)
+        panel.set_xlabel(style.with_unit("Time since the start of the regimen", units.time))
+        panel.set_ylabel(style.with_unit("Concentration" if endpoint == 1 else f"Endpoint {endpoint}", units.value))
+        if len(names) > 1:
+            panel.set_title(f"subject {name}", fontsize=style.TEXT)
+    for panel, metric in zip(axes[rows:, 0], metrics, strict=True):
+        _draw_exposure(panel, exposures[exposures["METRIC"] == metric], _cycle(simulation), units.time)
+    style.legend_on_top(figure, list(axes[:rows].flat), columns=2)
+    return figure
+
+
+def _draw_exposure(panel: Any, rows: Any, colours: Sequence[str], time: str) -> None:
+    """A line for each regimen: median and 90 % interval of one metric."""
+    for k, (colour, row) in enumerate(zip(colours, rows.itertuples(), strict=False)):
+        panel.plot([row.LO90, row.HI90], [k, k], color=colour, lw=2.0, solid_capstyle="butt")
+        panel.plot([row.MEDIAN], [k], color=colour, marker="o", ms=4.5)
+    panel.set_ylim(len(rows) - 0.4, -0.6)
+    panel.set_yticks([])
+    panel.spines["left"].set_visible(False)
+    ends = rows[["LO90", "HI90", "MEDIAN"]].to_numpy()
+    high = float(np.nanmax(ends))
+    panel.set_xlim(0.0, 1.05 * high if high > 0 else 1.0)
+    start, end = rows["START"].iloc[0], rows["END"].iloc[0]
+    same = (rows["START"] == start).all() and (rows["END"] == end).all()
+    over = f", {start:g} to {end:g} {time}" if same else ", last interval"
+    words = {"PABOVE": "Time above the dashed line", "CTROUGH": "Trough"}.get(
+        rows["METRIC"].iloc[0], rows["METRIC"].iloc[0]
+    )
+    panel.set_xlabel(style.with_unit(words, rows["UNIT"].iloc[0].replace("*", "·")) + over, fontsize=style.SMALL)
+
+
+def _cycle(simulation: RegimenSimulation) -> list[str]:
+    return [_COLOURS[k % len(_COLOURS)] for k in range(len(simulation.courses))]
+
+
+def _of(frame: Any, endpoint: int) -> Any:
+    return frame[frame["DVID"] == endpoint] if "DVID" in frame else frame

@@ -1,0 +1,154 @@
+"""Patients whose course under a regimen is simulated: a typical one, a population, or given ones by their posterior."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neuralpk import randomness
+from neuralpk.cohort import Cohort, FloatArray, Subject, Units, written_out
+from neuralpk.cohort_batch import CohortBatch
+from neuralpk.dosing.regimen import Regimen
+from neuralpk.individual_estimates import evaluation_batch
+from neuralpk.inference.uncertainty_draws import drawn_models
+from neuralpk.population_model import PopulationModel
+from neuralpk.randomness import Stream
+
+WEIGHT = "WT"
+"""Covariate that amounts per kg read."""
+
+
+@dataclass(frozen=True)
+class SimulatedPatients:
+    """Draws of the parameters of patients.
+
+    Args:
+        cohort: the patients: covariates and, for given ones, doses and samples so far.
+        models: the model under each draw of the population's own parameters; one where these are certain.
+        z: by model, ``[subject, sample, latent]``.
+        kind: ``typical``: the uncertainty of one typical patient; ``population``: the patients are draws of one
+            population; ``patients``: each has draws of its own.
+    """
+
+    cohort: Cohort
+    models: list[PopulationModel]
+    z: list[Tensor]
+    kind: str = "patients"
+
+    def __post_init__(self) -> None:
+        # a sum of several doses keeps its digits
+        models = [copy.deepcopy(model).double().requires_grad_(False) for model in self.models]
+        object.__setattr__(self, "models", models)
+        object.__setattr__(self, "z", [z.detach().double() for z in self.z])
+
+    @classmethod
+    def typical(
+        cls, model: PopulationModel, covariates: Mapping[str, float] | None = None, units: Units | None = None
+    ) -> SimulatedPatients:
+        """The typical patient, with the uncertainty of the population where it was computed.
+
+        Args:
+            model: the population.
+            covariates: of the patient.
+            units: of the model.
+        """
+        nothing = np.empty(0)
+        cohort = Cohort((Subject("typical", nothing, nothing, covariates=dict(covariates or {})),), units or Units())
+        models = drawn_models(model)
+        return cls(cohort, models, [one.typical(1)[:, None] for one in models], "typical")
+
+    @classmethod
+    def population(
+        cls,
+        model: PopulationModel,
+        count: int,
+        covariates: Mapping[str, float] | Cohort | None = None,
+        units: Units | None = None,
+        seed: int = 0,
+    ) -> SimulatedPatients:
+        """Patients drawn from the population as it stands, its own uncertainty left aside.
+
+        Args:
+            model: the population.
+            count: how many.
+            covariates: the same for all, or patients who give theirs in turn.
+            units: of the model; those of the patients where these are given.
+            seed: of the draws.
+
+        Raises:
+            ValueError: no patient.
+        """
+        if count < 1:
+            raise ValueError(f"a population has one patient or more, not {count}")
+        index, nothing = torch.arange(count), np.empty(0)
+        given = isinstance(covariates, Cohort)
+        rows = [_constant(subject) for subject in covariates] if given else [dict(covariates or {})]  # type: ignore[union-attr,arg-type]
+        people = [Subject(str(k + 1), nothing, nothing, covariates=rows[k % len(rows)]) for k in range(count)]
+        units = covariates.units if isinstance(covariates, Cohort) else units or Units()
+        z = randomness.normal(seed, Stream.SIMULATED_COURSES.at(0), index, model.latent_size)
+        return cls(Cohort(tuple(people), units), [model], [z[:, None]], "population")
+
+    @property
+    def latent_draws(self) -> int:
+        """Draws of each patient."""
+        return sum(z.shape[1] for z in self.z)
+
+    def groups(self) -> list[str]:
+        """Names of what is summarised: the patients, or the population as a whole."""
+        return ["population"] if self.kind == "population" else list(self.cohort.ids)
+
+    def last_records(self) -> FloatArray:
+        """Time of the last dose or sample of each patient, ``[subject]``; 0 for one without."""
+        return np.array(
+            [
+                max([*subject.times[-1:], *(dose.time for dose in written_out(subject.doses))], default=0.0)
+                for subject in self.cohort
+            ]
+        )
+
+    def batch(self, regimen: Regimen, starts: FloatArray | None) -> CohortBatch:
+        """The patients under a regimen, ready to be followed; its times count from `origin`.
+
+        Args:
+            regimen: what is given.
+            starts: when it starts on the clock of each patient, after the doses so far, ``[subject]``; None for time
+                0 of an empty body.
+
+        Raises:
+            ValueError: an amount per kg for a patient without WT; a covariate that the model needs.
+        """
+        people = []
+        for k, subject in enumerate(self.cohort):
+            start = 0.0 if starts is None else float(starts[k])
+            weight = _at(subject.covariates.get(WEIGHT), start)
+            given = regimen.doses(start, weight)
+            if starts is None:
+                # a record without a value: the clock begins with the regimen
+                people.append(
+                    Subject(subject.id, np.array([0.0]), np.array([np.nan]), given, covariates=_constant(subject))
+                )
+                continue
+            before = [dose for dose in written_out(subject.doses) if dose.time < start]
+            late = subject.times >= start
+            values = np.where(late, np.nan, subject.values)
+            people.append(dataclasses.replace(subject, doses=(*before, *given), values=values))
+        batch = evaluation_batch(self.models[0], dataclasses.replace(self.cohort, subjects=tuple(people)))
+        return batch.unseen() if starts is None else batch
+
+
+def _constant(subject: Subject) -> dict[str, float]:
+    """The last value of every covariate."""
+    return {name: value[-1][1] if isinstance(value, tuple) else value for name, value in subject.covariates.items()}
+
+
+def _at(value: float | Sequence[tuple[float, float]] | None, time: float) -> float | None:
+    """A covariate at a time, its last value carried forward."""
+    if value is None or isinstance(value, float | int):
+        return value
+    return next((v for t, v in reversed(value) if t <= time), value[0][1])
