@@ -1,10 +1,13 @@
 """The course of patients under regimens, against closed forms and what must hold of any linear system."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from neuralpk.cli import main
 from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.dosing import AdaptiveRule, Regimen, SimulatedPatients, parse_regimens, simulate_regimens
 from neuralpk.dosing.dosing_figures import regimen_figure
@@ -165,3 +168,79 @@ def test_figure_has_a_band_for_each_regimen_and_a_panel_for_each_patient():
     each = SimulatedPatients(Cohort(people.cohort.subjects[:2]), people.models, [people.z[0][:2]])
     assert len(regimen_figure(simulate_regimens(each, [Regimen.parse("100 mg q12h x 3")]), log=True).axes) == 2
     assert isinstance(found.curves(), pd.DataFrame)
+
+
+PLAIN = """
+dynamics: {compartments: 1, absorption: first_order}
+typical: {KA: 1.5, CL: 2.0, V1: 10.0}
+cv: {CL: 30}
+effects: {CL~WT: 0.75}
+references: {WT: 70}
+error: proportional
+error_sd: {b: 0.1}
+"""
+TABLE = "ID,TIME,EVID,AMT,DV,WT\n1,0,1,100,.,70\n1,2,0,0,6.5,70\n2,0,1,100,.,90\n2,2,0,0,5.0,90\n"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pop.yaml").write_text(PLAIN)
+    (tmp_path / "T.csv").write_text(TABLE)
+    return tmp_path
+
+
+def test_the_command_follows_a_typical_patient_a_population_and_given_patients(folder, capsys):
+    line = ["simulate", "--model", "pop.yaml", "--regimen", "100 mg q12h x 3 | 1.5 mg/kg q12h x 3", "--above", "3"]
+    main([*line, "--patient", "{WT: 80}", "--out", "a"])
+    assert "Covariates: WT 80" in capsys.readouterr().out
+    rows = pd.read_csv("a/exposures.csv")
+    area = rows[rows["METRIC"] == "AUC"].set_index("REGIMEN")["MEDIAN"]
+    np.testing.assert_allclose(area.iloc[1], 1.2 * area.iloc[0], rtol=1e-6)
+    assert Path("a/regimens.png").read_bytes()[:4] == b"\x89PNG"
+    main(
+        [
+            *line,
+            "--who",
+            "population",
+            "--subjects",
+            "20",
+            "--table",
+            "T.csv",
+            "--adapt",
+            "trough > 1: skip",
+            "--out",
+            "b",
+        ]
+    )
+    rows = pd.read_csv("b/exposures.csv")
+    assert set(rows["ID"]) == {"population"} and {"DOSE", "CHANGES", "PABOVE"} <= set(rows["METRIC"])
+    assert len(pd.read_csv("b/exposure_draws.csv")) == 40
+    main([*line, "--table", "T.csv", "--draws", "30", "--start", "12", "--out", "c"])
+    assert set(pd.read_csv("c/curves.csv")["ID"]) == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--regimen", "100 mg q12h"], 1, "how often"),
+        (["--regimen", "1 mg", "--patient", "{AGE: 3}"], 1, "does not read the covariate AGE; it reads: WT"),
+        (["--regimen", "1 mg q1h x 2", "--interval", "[3]"], 2, "takes a start and an end"),
+        (["--regimen", "1 mg q1h x 2", "--start", "3"], 2, "--table"),
+        (["--regimen", "1 mg q1h x 2", "--who", "patients"], 2, "needs their --table"),
+        (["--regimen", "1 mg q1h x 2", "--table", "T.csv", "--patient", "{WT: 3}"], 2, "leave out --patient"),
+        ([], 2, "--regimen is required"),
+    ],
+)
+def test_the_command_says_what_is_wrong(folder, capsys, options, code, message):
+    with pytest.raises(SystemExit) as ended:
+        main(["simulate", "--model", "pop.yaml", "--out", "o", *options])
+    assert ended.value.code == code
+    assert message in capsys.readouterr().err
+    assert not Path("o").exists()
+
+
+def test_a_regimen_needs_a_model(folder, capsys):
+    with pytest.raises(SystemExit):
+        main(["simulate", "--regimen", "100 mg", "--out", "o"])
+    assert "--regimen needs --model" in capsys.readouterr().err

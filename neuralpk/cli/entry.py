@@ -37,6 +37,7 @@ _USAGE = f"""usage: neuralpk COMMAND [--preset NAME | --config FILE] [options]  
   test          measure a checkpoint on the test subjects          --model FILE
   predict       predictions of a checkpoint                        --model FILE
   simulate      write a simulated cohort, of any size, as a table  --out FILE
+    --model     courses of patients under regimens                 --model FILE --regimen TEXT --out DIR
   estimate      curves and parameters of your patients             --model FILE --table FILE --out DIR
   reconstruct   another name of estimate
   population    write the fitted population as a population file   --model FILE --out FILE
@@ -194,6 +195,12 @@ def _run(command: str, given: list[Argument], presets: list[str]) -> NeuralPKCLI
     from neuralpk.cli.help import print_help
     from neuralpk.cli.merged_configuration import Configuration
 
+    if command == "simulate":
+        names = [argument.name for argument in given]
+        if "model" in names:
+            command = table_commands.REGIMENS
+        elif "regimen" in names:
+            raise UsageError("--regimen needs --model FILE, a checkpoint of a training or a population file")
     trains = command in TRAINING
     options = training.options(command) if trains else table_commands.options(command)
     for argument in given:

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from neuralpk.atomic_files import refuse_unwritable, replacing
+from neuralpk.atomic_files import refuse_unwritable
+from neuralpk.cli.csv_files import write_csv
 from neuralpk.cohort import Units
 from neuralpk.noncompartmental import nca as analyse
 from neuralpk.noncompartmental import summarise, wide
@@ -71,11 +72,9 @@ def nca(
         )
     if (found["ROUTE"] == "extravascular").any():
         print("Doses without RATE and DUR are analysed as extravascular; --route bolus for injections.")
-    out.mkdir(parents=True, exist_ok=True)
     summary = summarise(found)
     for frame, path in zip((wide(found), found, summary), paths, strict=True):
-        with replacing(path) as part:
-            frame.to_csv(part, index=False)
+        write_csv(frame, path)
     shown = summary[summary["PPTESTCD"].isin(_SHOWN) & summary["DOSE"].isin((1, summary["DOSE"].max()))]
     columns = ["DOSE", "PPTESTCD", "PPSTRESU", "N", "GMEAN", "GCV", "MEDIAN", "MIN", "MAX"]
     print(shown[columns].to_string(index=False, float_format=lambda x: f"{x:.4g}", na_rep="-"))

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import track
@@ -16,6 +15,8 @@ from rich.progress import track
 from neuralpk.atomic_files import refuse_unwritable, replacing
 from neuralpk.bootstrap import bootstrap as fit_replicates
 from neuralpk.bootstrap import outcome, summarise
+from neuralpk.cli.csv_files import write_csv
+from neuralpk.cli.dosing_commands import REGIMEN_FILES, simulate_regimens
 from neuralpk.cli.faults import UsageError, sentence
 from neuralpk.cli.merged_configuration import Configuration
 from neuralpk.cli.signatures import GIVEN_TO_READ_TABLE, Option, options_of_reader
@@ -35,7 +36,8 @@ _PANELS = 15
 
 
 def simulate(data: SimulatedDataModule, out: Path) -> None:
-    """Write a simulated cohort as an event table, part by part: it may be larger than the memory.
+    """Write a simulated cohort as an event table, part by part: it may be larger than the memory. The course of
+    patients under regimens, by a model: neuralpk simulate --model --help.
 
     Args:
         data: what to simulate.
@@ -127,8 +129,8 @@ def bootstrap(
     cohort = saved.read_table(table, [strata] if strata else [], **reading)
     shown = _progress("bootstrap")
     found = fit_replicates(task.model, task.objective, cohort, replicates, seed, processes, strata, shown)
-    _write_csv(found, out / "bootstrap.csv")
-    _write_csv(summarise(found, task.model), out / "bootstrap_summary.csv")
+    write_csv(found, out / "bootstrap.csv")
+    write_csv(summarise(found, task.model), out / "bootstrap_summary.csv")
     print(f"{outcome(found)}: {out / 'bootstrap.csv'}, {out / 'bootstrap_summary.csv'}")
 
 
@@ -161,8 +163,12 @@ def export_model(model: Path, out: Path, name: str = "model", unverified: bool =
     print(f"Function {name} written to {out}")
 
 
+REGIMENS = "simulate --model"
+"""The command ``simulate`` where it is given a model."""
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "simulate": simulate,
+    REGIMENS: simulate_regimens,
     "estimate": estimate,
     "reconstruct": estimate,
     "population": population,
@@ -172,6 +178,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 _WRITTEN = {
+    REGIMENS: REGIMEN_FILES,
     "estimate": ("curves.csv", "individuals.csv", "individuals.png"),
     "reconstruct": ("curves.csv", "individuals.csv", "individuals.png"),
     "bootstrap": ("bootstrap.csv", "bootstrap_summary.csv"),
@@ -216,15 +223,9 @@ def _progress(what: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
 
 
 def _write(result: IndividualEstimates, out: Path) -> None:
-    _write_csv(result.curves(), out / "curves.csv")
-    _write_csv(result.individuals(), out / "individuals.csv")
+    write_csv(result.curves(), out / "curves.csv")
+    write_csv(result.individuals(), out / "individuals.csv")
     print(f"{len(result.ids)} subjects: {out / 'curves.csv'}, {out / 'individuals.csv'}")
-
-
-def _write_csv(frame: pd.DataFrame, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
-        frame.to_csv(part, index=False)
 
 
 def _refuse_unsolved(result: IndividualEstimates) -> None:

@@ -1,8 +1,8 @@
 """From a model to a decision: regimens, the course of patients under them, exposure.
 
 ``regimen`` the text and the class; ``simulated_patients`` a typical patient, a population, given patients;
-``regimen_simulation`` curves with bands and exposure; ``adaptive_rule`` doses that follow troughs; ``exposure`` areas,
-peaks, troughs; ``dosing_figures`` figures.
+``model_patients`` those of a saved model; ``regimen_simulation`` curves with bands and exposure; ``adaptive_rule``
+doses that follow troughs; ``exposure`` areas, peaks, troughs; ``dosing_figures`` figures.
 """
 
 from neuralpk.dosing.adaptive_rule import AdaptiveRule

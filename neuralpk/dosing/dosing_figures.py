@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from neuralpk.dosing.regimen_simulation import RegimenSimulation
 from neuralpk.evaluate import style
@@ -14,13 +15,14 @@ from neuralpk.evaluate import style
 _COLOURS = (style.BLUE, style.ORANGE, style.GREEN, style.VERMILLION, style.PURPLE, style.SKY)
 _WIDTH = 4.6
 """Inches: printed at the width of a journal column (3.4 inches) the texts are still 6.5 points."""
-_MOST_PANELS = 9
+_MOST_PANELS = 8
 _METRICS = ("AUC", "CMAX", "CTROUGH", "PABOVE")
+_SINCE = "Time since the start of the regimen"
 _WORDS = {"PABOVE": "Time above the dashed line", "CTROUGH": "Trough"}
 
 
 def regimen_figure(simulation: RegimenSimulation, endpoint: int = 1, log: bool = False) -> Figure:
-    """Median and 90 % band of every regimen, a panel for each patient (the first nine), and below their exposure with
+    """Median and 90 % band of every regimen, a panel for each patient (the first eight), and below their exposure with
     90 % intervals, of the first patient where there are several.
 
     Args:
@@ -32,13 +34,12 @@ def regimen_figure(simulation: RegimenSimulation, endpoint: int = 1, log: bool =
     exposures = _of(simulation.exposures(), endpoint)
     names, units = list(dict.fromkeys(curves["ID"])), simulation.units
     shown = names[:_MOST_PANELS]
-    columns = 1 if len(shown) == 1 else min(len(shown), 3)
+    columns = min(len(shown), 2)
     rows = -(-len(shown) // columns)
     metrics = [name for name in _METRICS if name in set(exposures["METRIC"])] if len(names) == 1 else []
-    width = _WIDTH if columns == 1 else style.WIDTH * columns / 3
     strip = 0.5 + 0.15 * len(simulation.courses)
-    heights = [2.5] * rows + [strip] * len(metrics)
-    figure, axes = style.new_figure(rows + len(metrics), columns, width=width, height=sum(heights) + 0.5)
+    heights = [2.5 if columns == 1 else 1.7] * rows + [strip] * len(metrics)
+    figure, axes = style.new_figure(rows + len(metrics), columns, width=_WIDTH, height=sum(heights) + 0.5)
     axes[0, 0].get_gridspec().set_height_ratios(heights)
     for panel in axes[:rows].flat[len(shown) :]:
         panel.set_visible(False)
@@ -55,11 +56,18 @@ def regimen_figure(simulation: RegimenSimulation, endpoint: int = 1, log: bool =
         if log:
             style.log_scale(panel, "y")
         style.set_range(panel, "x", own["TIME"].to_numpy())
-        style.time_axis(panel, units.time, named=False)
-        panel.set_xlabel(style.with_unit("Time since the start of the regimen", units.time))
-        panel.set_ylabel(style.with_unit("Concentration" if endpoint == 1 else f"Endpoint {endpoint}", units.value))
+        if units.time == "h":
+            panel.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 1.2, 2.4, 4.8, 6, 10]))
+        else:
+            style.time_axis(panel, units.time, named=False)
         if len(names) > 1:
             panel.set_title(f"subject {name}", fontsize=style.TEXT)
+    quantity = "Concentration" if endpoint == 1 else f"Endpoint {endpoint}"
+    for k, panel in enumerate(axes[:rows].flat[: len(shown)]):
+        if k + columns >= len(shown):
+            panel.set_xlabel(style.with_unit("Time since start" if columns > 1 else _SINCE, units.time))
+        if k % columns == 0:
+            panel.set_ylabel(style.with_unit(quantity, units.value))
     for panel, metric in zip(axes[rows:, 0], metrics, strict=True):
         _draw_exposure(panel, exposures[exposures["METRIC"] == metric], _cycle(simulation), units.time)
     style.legend_on_top(figure, list(axes[:rows].flat), columns=2)

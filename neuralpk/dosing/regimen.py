@@ -244,11 +244,11 @@ def _course(text: str, units: Units) -> tuple[Course, bool]:
         at = piece.end()
 
     def time(name: str) -> float:
-        return _time(float(found[name][1]), found[name][2], units) if name in found else 0.0
+        return time_in(float(found[name][1]), found[name][2], units) if name in found else 0.0
 
     interval = time("interval")
     if "daily" in found:
-        interval = _time(24 / _DAILY[found["daily"][1].lower()], "h", units)
+        interval = time_in(24 / _DAILY[found["daily"][1].lower()], "h", units)
     steady = "steady" in found
     if interval and not ({"count", "length", "steady"} & set(found)):
         raise ValueError(f"regimen: how often is {text!r} given? Add x 6, or for 3 d, or steady state")
@@ -278,8 +278,12 @@ def _amount(value: float, unit: str, units: Units) -> tuple[float, bool]:
     raise ValueError(f"regimen: the amounts of this model are in {units.amount}; {unit} cannot be converted")
 
 
-def _time(value: float, unit: str, units: Units) -> float:
-    """A time in the unit of the model."""
+def time_in(value: float, unit: str, units: Units) -> float:
+    """A time in the unit of the model.
+
+    Raises:
+        ValueError: a unit that cannot be converted.
+    """
     if unit == units.time:
         return value
     own, given = _TIME_NAMES.get(units.time.lower()), _TIME_NAMES.get(unit.lower())
