@@ -270,11 +270,11 @@ def logistic_growth(t, y, p):
 
 CASES = {
     "one_compartment": Case(one_compartment, schedule(100)),
-    "one_compartment_oral": Case(one_compartment_oral, schedule(100), lag=delayed),
+    "one_compartment_oral_lag": Case(one_compartment_oral, schedule(100), lag=delayed),
     "two_compartments": Case(two_compartments, schedule(100)),
-    "two_compartments_oral": Case(after_depot(two_compartments), schedule(100), lag=delayed),
+    "two_compartments_oral_lag": Case(after_depot(two_compartments), schedule(100), lag=delayed),
     "three_compartments": Case(three_compartments, schedule(100)),
-    "three_compartments_oral": Case(after_depot(three_compartments), [*schedule(100), Dose(6, 20, 2)], lag=delayed),
+    "three_compartments_oral_lag": Case(after_depot(three_compartments), [*schedule(100), Dose(6, 20, 2)], lag=delayed),
     "parallel_absorption": Case(
         parallel_absorption,
         [*schedule(100), *schedule(100, 2)],

@@ -26,6 +26,7 @@ from neuralpk.cohort_figures import (
 from neuralpk.datamodules import CohortDataModule
 from neuralpk.estimation.standard_errors import PopulationEstimate
 from neuralpk.evaluate.simulation_checks import calibration
+from neuralpk.published_population import PublishedPopulation, write_population
 from neuralpk.task import LatentTask
 
 
@@ -58,6 +59,7 @@ class Report(L.Callback):
             self._checks(trainer, data, task, folder)
         self._errors(data, task)
         self._panels(data, task, folder)
+        self._population_file(task, folder)
         if last:
             self._next(folder, last)
 
@@ -98,6 +100,18 @@ class Report(L.Callback):
             self._say(f"A prior holds {', '.join(task.model.with_prior())} near the starting value")
         if estimate.status is not None:
             self._say(f"Population fit: {estimate.status.sentence}")
+
+    def _population_file(self, task: LatentTask, folder: Path) -> None:
+        """The population as plain numbers, where they say all of it."""
+        assert task.model.scaling is not None
+        try:
+            population = PublishedPopulation.from_model(task.model, task.model.scaling.units)
+        except ValueError as error:
+            self._say(f"No population file: {error}")
+            return
+        note = "" if task.status is None else f"Population fit: {task.status.sentence}"
+        write_population(population, folder / "pop.yaml", note)
+        self._say(f"Population file: {folder / 'pop.yaml'}")
 
     def _checks(self, trainer: L.Trainer, data: CohortDataModule, task: LatentTask, folder: Path) -> None:
         """Calibration of the population, visual predictive check, npde and random effects of the training subjects,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -26,7 +28,7 @@ class Argument:
 
 
 def split(arguments: Sequence[str]) -> list[Argument]:
-    """Names and values: ``--name value`` and ``--name=value``.
+    """Names and values: ``--name value``, ``--name=value`` and ``--name first second …``, which is a list.
 
     Raises:
         UsageError: a value without a name.
@@ -40,10 +42,19 @@ def split(arguments: Sequence[str]) -> list[Argument]:
             raise UsageError(f"unexpected {word!r}: options are written --name value")
         name, equals, joined = word[2:].partition("=")
         value: str | None = joined if equals else None
-        if not equals and rest and not rest[0].startswith("--") and rest[0] not in _SHORT:
-            value = rest.pop(0)
+        words = []
+        while not equals and rest and not rest[0].startswith("--") and rest[0] not in _SHORT:
+            words.append(rest.pop(0))
+        if words:
+            value = words[0] if len(words) == 1 else _as_list(words)
         found.append(Argument(name.removesuffix("+"), value, name.endswith("+")))
     return found
+
+
+def _as_list(words: Sequence[str]) -> str:
+    """A list in YAML."""
+    plain = re.compile(r"[\w.=/~^-][\w.=/~^:-]*(?<!:)")
+    return f"[{', '.join(word if plain.fullmatch(word) else json.dumps(word) for word in words)}]"
 
 
 def value_of(argument: Argument) -> str:

@@ -191,9 +191,9 @@ def _import(given: Sequence[Argument]) -> None:
 
 
 def _run(command: str, given: list[Argument], presets: list[str]) -> NeuralPKCLI | None:
-    from neuralpk.cli import table_commands, training
+    from neuralpk.cli import study_options, table_commands, training
     from neuralpk.cli.help import print_help
-    from neuralpk.cli.merged_configuration import Configuration
+    from neuralpk.cli.merged_configuration import Configuration, Source
 
     if command == "simulate":
         names = [argument.name for argument in given]
@@ -203,18 +203,26 @@ def _run(command: str, given: list[Argument], presets: list[str]) -> NeuralPKCLI
             raise UsageError("--regimen needs --model FILE, a checkpoint of a training or a population file")
     trains = command in TRAINING
     options = training.options(command) if trains else table_commands.options(command)
+    short = study_options.options(command) if trains else {}
     for argument in given:
         if argument.name == "help":
-            print_help(command, options, argument.value, table_commands.COMMANDS.get(command))
+            print_help(command, options, argument.value, table_commands.COMMANDS.get(command), short)
             return None
+    if command == "fit" and Argument("structure", "help") in given:
+        print(study_options.structures_help())
+        return None
     prints = any(argument.name == "print_config" for argument in given)
     given = without(given, "print_config")
     given = [_of_model(command, options, argument) for argument in given]
-    given = [Argument("unverified", "true") if a == Argument("unverified", None) else a for a in given]
+    bare = {name for name, option in options.items() if option.hint is bool}
+    given = [Argument(a.name, "true") if a.value is None and a.name in bare else a for a in given]
     configuration = Configuration(options, training.defaults() if trains else {})
     only = () if trains else ("data",)
     if trains or command == "simulate":
         _read_first(command, configuration, given, presets)
+    if trains:
+        node, given = study_options.expanded(command, given)
+        configuration.take(node, Source())
     for argument in given:
         if argument.name != "config":
             configuration.give(argument)
@@ -259,13 +267,15 @@ def _read_first(command: str, configuration: Configuration, given: Sequence[Argu
         if saved is not None:
             configuration.read(saved)
             return
-        if command != "simulate" or "data" not in names:
+        if not ("table" in names and command == "fit") and (command != "simulate" or "data" not in names):
             presets = [preset_path(MAIN_JOB)]
     for path in presets:
         if command == "simulate" and "table" in (read_yaml(path)["data"].get("init_args") or {}):
             raise UsageError(f"preset {Path(path).stem!r} holds measured data; there is nothing to simulate")
         configuration.read(path, only=only)
-    other_dynamics = "model.dynamics" in names and not any(name.startswith("model.error") for name in names)
+    other_dynamics = {"model.dynamics", "structure"} & {*names} and not any(
+        name.startswith("model.error") for name in names
+    )
     if presets == [preset_path(MAIN_JOB)] and other_dynamics:
         configuration.values.get("model", {}).pop("error", None)
 

@@ -6,6 +6,7 @@ import inspect
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from neuralpk.cli.faults import UsageError
@@ -13,6 +14,7 @@ from neuralpk.cli.merged_configuration import shown
 from neuralpk.cli.presets import MAIN_JOB, PRESETS
 from neuralpk.cli.signatures import REQUIRED, Option, bases, concrete, entry, item, names_for, options_of, words
 from neuralpk.part import Part, did_you_mean
+from neuralpk.tables import read_table
 
 # Lightning's first sentences do not fit into one line, and some of the defaults are ours
 _TRAINER = {
@@ -28,10 +30,15 @@ _TRAINER = {
     "default_root_dir": "folder in which lightning_logs is made (default the current one)",
 }
 _LEFT = 37
+_READING = set(options_of(read_table)) - {"covariates", "units"}
 
 
 def print_help(
-    command: str, options: Mapping[str, Option], about: str | None, function: Callable[..., Any] | None = None
+    command: str,
+    options: Mapping[str, Option],
+    about: str | None,
+    function: Callable[..., Any] | None = None,
+    short: Mapping[str, Option] = MappingProxyType({}),
 ) -> None:
     """Print the help of a command, or of one part or class.
 
@@ -40,17 +47,26 @@ def print_help(
         options: its options.
         about: name of a group (``model``), an option (``model.dynamics``) or a class; None for the command.
         function: what the command runs; None for those of the training.
+        short: short options of a training (`neuralpk.cli.study_options`).
 
     Raises:
         UsageError: no such part or class.
     """
     width = max(60, min(100, shutil.get_terminal_size().columns))
-    lines = _command(command, options, function, width) if about is None else _about(about, options, width)
+    lines = (
+        _command(command, options, function, width, short)
+        if about is None
+        else _about(about, {**short, **options}, width)
+    )
     print("\n".join(line.rstrip() for line in lines))
 
 
 def _command(
-    command: str, options: Mapping[str, Option], function: Callable[..., Any] | None, width: int
+    command: str,
+    options: Mapping[str, Option],
+    function: Callable[..., Any] | None,
+    width: int,
+    short: Mapping[str, Option],
 ) -> Iterator[str]:
     trains = function is None
     configured = "[--preset NAME | --config FILE] " if "data" in options else ""
@@ -73,6 +89,15 @@ def _command(
             yield from _row("--model FILE", "checkpoint that is measured (required)", width)
         yield from _row("--seed_everything", _line(options["seed_everything"]), width)
         yield from _row("--print_config", "print the complete configuration instead of running it", width)
+        if "table" in short:
+            yield ""
+            yield "A study of your own, without a preset:"
+        reading = [name for name in short if name in _READING]
+        for name, option in short.items():
+            if name not in reading:
+                yield from _row(f"--{name}", _line(option), width)
+        if reading:
+            yield from _row(f"--{reading[0]}, …", f"how the table is read: {', '.join(reading)}", width)
         for name in ("data", "model", "trainer", "optimizer", "lr_scheduler"):
             yield ""
             yield from _group(name, options[name], width)

@@ -199,7 +199,7 @@ class _Setter:
         value = self._plain(value) if not (isinstance(value, str) and _is_word(value)) else value
         if isinstance(value, str) and value in ("null", "true", "false"):
             value = read_yaml_text(value)
-        if value is None or isinstance(value, bool):
+        if value is None or isinstance(value, bool | int | float):
             return self._leaf(option, current, value, where)
         inner = Option(where[-1], items, skipped=option.skipped)
         if items is not None and (self.append or isinstance(value, list)):

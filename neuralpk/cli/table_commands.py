@@ -19,6 +19,7 @@ from neuralpk.cli.csv_files import write_csv
 from neuralpk.cli.dosing_commands import REGIMEN_FILES, simulate_regimens
 from neuralpk.cli.faults import UsageError, sentence
 from neuralpk.cli.merged_configuration import Configuration
+from neuralpk.cli.outputs import OVERWRITE, refuse_results
 from neuralpk.cli.signatures import GIVEN_TO_READ_TABLE, Option, options_of_reader
 from neuralpk.cli.stop_signals import leaving_on_sigterm
 from neuralpk.cohort import Units
@@ -35,14 +36,16 @@ from neuralpk.tables.batchwise_writing import write_frames
 _PANELS = 15
 
 
-def simulate(data: SimulatedDataModule, out: Path) -> None:
+def simulate(data: SimulatedDataModule, out: Path, seed: int | None = None) -> None:
     """Write a simulated cohort as an event table, part by part: it may be larger than the memory. The course of
     patients under regimens, by a model: neuralpk simulate --model --help.
 
     Args:
         data: what to simulate.
         out: CSV or Parquet file to write.
+        seed: of the patients; null for that of the data.
     """
+    data.seed = data.seed if seed is None else seed
     subjects, size = data.subjects + data.test_subjects, 10_000
     write_frames(track(data.frames(size), "simulate", total=-(-subjects // size), disable=subjects <= size), out)
     print(f"{subjects} subjects written to {out}")
@@ -188,7 +191,7 @@ _WRITTEN = {
 
 def options(command: str) -> dict[str, Option]:
     """Options of a command."""
-    return options_of_reader(COMMANDS[command])
+    return options_of_reader(COMMANDS[command]) | {OVERWRITE.name: OVERWRITE}
 
 
 def run(command: str, configuration: Configuration) -> None:
@@ -198,6 +201,7 @@ def run(command: str, configuration: Configuration) -> None:
         UsageError: an option that is missing or does not fit; an ``--out`` that cannot be written.
     """
     function, values = COMMANDS[command], configuration.finish()
+    overwrite = bool(values.pop(OVERWRITE.name, False))
     parser = ArgumentParser(exit_on_error=False)
     own = inspect.signature(function).parameters
     parser.add_function_arguments(function, skip={name for name in options(command) if name not in own})
@@ -209,10 +213,12 @@ def run(command: str, configuration: Configuration) -> None:
         raise UsageError(sentence(error)) from error
     out = arguments["out"]
     try:
-        for path in [out / name for name in _WRITTEN[command]] if command in _WRITTEN else [out]:
+        paths = [out / name for name in _WRITTEN[command]] if command in _WRITTEN else [out]
+        for path in paths:
             refuse_unwritable(path)
     except OSError as error:
         raise UsageError(f"--out {sentence(error)}") from error
+    refuse_results(out, paths, overwrite)
     with leaving_on_sigterm():
         function(**arguments)
 

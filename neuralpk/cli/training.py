@@ -24,6 +24,7 @@ from neuralpk.checkpoint_files import read_checkpoint
 from neuralpk.checkpoint_io import verify_checkpoints
 from neuralpk.cli.faults import UsageError, sentence
 from neuralpk.cli.merged_configuration import Configuration, Node, Source
+from neuralpk.cli.outputs import OVERWRITE, refuse_results, results_of_a_run
 from neuralpk.cli.signatures import REQUIRED, Option, find, options_of, path_of
 from neuralpk.cli.stop_signals import exit_codes
 from neuralpk.datamodules import CohortDataModule
@@ -49,6 +50,8 @@ def options(command: str) -> dict[str, Option]:
             "lr_scheduler", LRSchedulerTypeUnion | None, None, "schedule of that optimizer", skipped=("optimizer",)
         ),
     }
+    if command == "fit":
+        found[OVERWRITE.name] = OVERWRITE
     found["unverified"] = Option("unverified", bool, False, "also read a checkpoint without a sha256")
     # numbers and texts only, always: no option
     return found | options_of(L.Trainer, (*_GIVEN_BY_LIGHTNING, "weights_only"), command)
@@ -85,6 +88,13 @@ def complete(configuration: Configuration) -> None:
                 inner["save_dir"] = str(Path(*parts, *([] if named == _LOGS else [_LOGS])))
 
 
+def _chosen_folder(values: Mapping[str, Any]) -> Path | None:
+    """The folder of a run that was named by ``--out``."""
+    logger = values["trainer"].get("logger")
+    inner = logger.get("init_args", {}) if isinstance(logger, Mapping) else {}
+    return Path(inner["save_dir"]) if inner.get("version") == "" else None
+
+
 def _logger(node: Mapping[str, Any]) -> type:
     return find(node["class_path"], [Logger], "trainer.logger", False)
 
@@ -117,10 +127,18 @@ class NeuralPKCLI(LightningCLI):
         values: the finished configuration.
         print_config: print what would be run instead of running it.
         unverified: also read a checkpoint without a sha256.
+        replaced: folder whose results are removed before the training; None for none.
     """
 
-    def __init__(self, command: str, values: Node, print_config: bool = False, unverified: bool = False) -> None:
-        self.command, self.print_config, self.unverified = command, print_config, unverified
+    def __init__(
+        self,
+        command: str,
+        values: Node,
+        print_config: bool = False,
+        unverified: bool = False,
+        replaced: Path | None = None,
+    ) -> None:
+        self.command, self.print_config, self.unverified, self.replaced = command, print_config, unverified, replaced
         super().__init__(
             LatentTask,
             CohortDataModule,
@@ -168,9 +186,17 @@ class NeuralPKCLI(LightningCLI):
         fast: int = self.trainer.fast_dev_run  # type: ignore[attr-defined]
         if not fast and getattr(rank_zero_only, "rank", 0) == 0:
             try:
+                self._remove_results()
                 own_folders(self.trainer)
             except OSError as error:
                 raise UsageError(f"the folder of the run: {sentence(error)}") from error
+
+    def _remove_results(self) -> None:
+        """Remove the results that are to be replaced, except the checkpoint that the training goes on from."""
+        resumed = self.config[self.command].get("ckpt_path")
+        for path in [] if self.replaced is None else results_of_a_run(self.replaced):
+            if resumed is None or not path.samefile(str(resumed)):
+                path.unlink()
 
     def _run_subcommand(self, subcommand: str) -> None:
         with exit_codes(self.trainer):
@@ -286,6 +312,10 @@ def run(command: str, configuration: Configuration, print_config: bool = False) 
         CheckpointError: a file that is none, is damaged or has no sha256.
     """
     complete(configuration)
+    overwrite = bool(configuration.values.pop(OVERWRITE.name, False))
+    folder = _chosen_folder(configuration.values)
+    if command == "fit" and folder is not None and not print_config:
+        refuse_results(folder, results_of_a_run(folder), overwrite)
     path, unverified = configuration.values.get("ckpt_path"), bool(configuration.values.pop("unverified", False))
     if path is not None and str(path) not in _NAMED_BY_LIGHTNING:
         parts = read_checkpoint(str(path), unverified=unverified, keys=("state_dict", "hyper_parameters"))
@@ -295,6 +325,11 @@ def run(command: str, configuration: Configuration, print_config: bool = False) 
         values["ckpt_path"] = str(path)
     elif command != "fit":
         raise UsageError("which checkpoint? Give --model FILE")
+    model = values.get("model", {})
+    if command == "fit" and path is None and model.get("dynamics") is None and model.get("pretrained") is None:
+        raise UsageError(
+            "which dynamics? Give --structure NAME (--structure help lists them) or --model.dynamics CLASS"
+        )
     if command != "fit":
         # the checkpoint has what it took from there
         values.setdefault("model", {}).pop("pretrained", None)
@@ -302,7 +337,7 @@ def run(command: str, configuration: Configuration, print_config: bool = False) 
         values["model"]["unverified"] = True
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
     try:
-        return NeuralPKCLI(command, values, print_config, unverified)
+        return NeuralPKCLI(command, values, print_config, unverified, folder if overwrite else None)
     except MisconfigurationException as error:
         raise UsageError(sentence(error)) from error
 

@@ -47,7 +47,7 @@ class TableDataModule(CohortDataModule):
     def __init__(
         self,
         table: str,
-        columns: dict[str, str] | str | None = None,
+        columns: dict[str, str] | str | list[str] | None = None,
         covariates: list[str] | str | None = None,
         endpoint: str | None = None,
         occasion: str | None = None,

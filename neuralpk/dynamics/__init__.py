@@ -28,6 +28,7 @@ from neuralpk.dynamics.stochastic import (
     StochasticDynamics,
     StochasticLotkaVolterra,
 )
+from neuralpk.dynamics.structures import structure, structures
 from neuralpk.dynamics.symbols import FunctionError, Symbol
 from neuralpk.dynamics.wrapper import Wrapper
 
@@ -65,4 +66,6 @@ __all__ = [
     "Symbol",
     "Wrapper",
     "library",
+    "structure",
+    "structures",
 ]

@@ -18,7 +18,10 @@ from neuralpk.part import Part
 from neuralpk.scaling import CovariateScale, Scaling
 
 Effects = (
-    Literal["all"] | dict[str, list[str | CovariateEffect] | dict[str, float]] | dict[str, list[str]] | dict[str, float]
+    Literal["all"]
+    | dict[str, list[str | CovariateEffect] | dict[str, float] | float]
+    | dict[str, list[str]]
+    | dict[str, float]
 )
 _OMEGA = 0.3
 _HOW = (

@@ -111,7 +111,7 @@ class RxodeModel:
     @property
     def parameters(self) -> PopulationParameters:
         """The population, with the numbers as starting values of a fit."""
-        effects: dict[str, list[str | CovariateEffect] | dict[str, float]] = {
+        effects: dict[str, list[str | CovariateEffect] | dict[str, float] | float] = {
             name: list(effects) for name, effects in self.effects.items()
         }
         return PopulationParameters(

@@ -40,7 +40,7 @@ NAMED_LAYOUTS: dict[str, dict[str, str]] = {
 ALL = "all"
 """Asks for every column that has no other meaning as a covariate."""
 
-Columns = Mapping[str, str] | str | None
+Columns = Mapping[str, str] | str | Sequence[str] | None
 Codes = Mapping[str, Mapping[str, str]] | str | Sequence[str] | None
 
 
@@ -142,8 +142,11 @@ def _columns(columns: Columns) -> dict[str, str]:
     if isinstance(columns, str):
         if columns.lower() in NAMED_LAYOUTS:
             return NAMED_LAYOUTS[columns.lower()]
-        columns = dict(_pairs(columns, "columns", "OURS=THEIRS, such as DV=LIDV"))
-    ours = {str(k): str(v) for k, v in (columns or {}).items()}
+        columns = [columns]
+    if not isinstance(columns, Mapping):
+        pairs = [_pairs(text, "columns", "OURS=THEIRS, such as DV=LIDV") for text in columns or ()]
+        columns = dict(pair for found in pairs for pair in found)
+    ours = {str(k): str(v) for k, v in columns.items()}
     return {_reserved(name): theirs for name, theirs in ours.items()}
 
 

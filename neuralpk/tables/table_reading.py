@@ -50,7 +50,7 @@ def read_records(source: str | Path | pd.DataFrame, layout: Layout, units: Units
 def read_table(
     path_or_frame: str | Path | pd.DataFrame,
     *,
-    columns: dict[str, str] | str | None = None,
+    columns: dict[str, str] | str | list[str] | None = None,
     covariates: list[str] | str | None = None,
     endpoint: str | None = None,
     occasion: str | None = None,

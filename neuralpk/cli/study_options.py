@@ -1,0 +1,182 @@
+"""``neuralpk fit --table T.csv --structure NAME``: the short options of a fit, as the configuration they stand for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from neuralpk.cli.argument_tokens import Argument
+from neuralpk.cli.faults import UsageError
+from neuralpk.cli.merged_configuration import Configuration, Node
+from neuralpk.cli.signatures import Option, options_of, options_of_reader, path_of
+from neuralpk.datamodules import TableDataModule
+from neuralpk.dynamics import structure, structures
+from neuralpk.objectives import MarginalLikelihood
+from neuralpk.part import describe
+from neuralpk.residual_error import CombinedError, ErrorByEndpoint, error_class
+
+_EFFECT = re.compile(r"([^:~=\s]+)\s*[:~]\s*([^:~=\s]+)(?:\s*=\s*([-+.\deE]+))?")
+_CLEARANCES, _VOLUMES = ("CL", "VMAX"), ("V1", "V")
+_EPOCHS = 200  # a bound: the fit ends when it has converged
+
+
+def study(
+    table: str | None = None,
+    structure: str | None = None,
+    covariates: list[str] | str | None = None,
+    effects: list[str] | str | None = None,
+    error: list[str] | str | None = None,
+    units: list[str] | None = None,
+    out: str | None = None,
+    **reading: Any,
+) -> Node:
+    """Configuration of a population fit to one's own table.
+
+    Args:
+        table: event table of the patients; needs no preset and no configuration then.
+        structure: structural model, such as two_compartment_oral; help lists them.
+        covariates: columns that are covariates, as in WT AGE; default those of the effects.
+        effects: covariate effects, as in CL:WT V1:WT=1 (=1 fixes the coefficient); all or none. Default each covariate
+            on clearance and central volume.
+        error: residual error: additive, proportional, combined (default), log_normal or student; of several endpoints
+            one by DVID.
+        units: of time, amount and value, as in h mg mg/L; kept with the model.
+        out: folder of the results; default lightning_logs/version_N.
+        reading: how the table is read.
+
+    Raises:
+        UsageError: a value that cannot be, by option.
+    """
+    node: Node = {"data": {}, "model": {}, "trainer": {}}
+    if structure is not None:
+        node["model"]["dynamics"] = _dynamics(structure)
+    if table is not None:
+        given = {name: value for name, value in reading.items() if value is not None}
+        asked = _effects(effects, covariates, structure)
+        if asked:
+            node["model"]["parameters"] = {"class_path": "PopulationParameters", "init_args": {"effects": asked}}
+        own = {"table": table, "covariates": _covariates(covariates, asked), "units": units} | given
+        node["data"] = {"class_path": path_of(TableDataModule), "init_args": own}
+        node["model"]["objective"] = path_of(MarginalLikelihood)
+        mechanism = structure is None or "CompartmentModel" in node["model"]["dynamics"]["class_path"]
+        if error is None and mechanism:
+            node["model"]["error"] = path_of(CombinedError)
+        node["trainer"] |= {"max_epochs": _EPOCHS, "check_val_every_n_epoch": 5, "log_every_n_steps": 1}
+    elif effects is not None or covariates is not None or units is not None or reading:
+        named = ("effects", effects), ("covariates", covariates), ("units", units), *reading.items()
+        first = next(name for name, value in named if value is not None)
+        raise UsageError(f"--{first} is of a --table, which is not given; of another data module it is --data.{first}")
+    if error is not None:
+        node["model"]["error"] = _error([error] if isinstance(error, str) else error)
+    if out is not None:
+        where = {"save_dir": out, "name": None, "version": "", "default_hp_metric": False}
+        node["trainer"]["logger"] = {"class_path": path_of(TensorBoardLogger), "init_args": where}
+    return {name: inside for name, inside in node.items() if inside}
+
+
+_SEED = Option("seed", int | None, None, "of everything that is drawn: patients, split, starting weights, posterior")
+
+
+def options(command: str) -> dict[str, Option]:
+    """Short options of one of the commands of a training."""
+    own = options_of(study)
+    return ({**own, **options_of_reader(study), **own} if command == "fit" else {}) | {_SEED.name: _SEED}
+
+
+def expanded(command: str, given: Sequence[Argument]) -> tuple[Node, list[Argument]]:
+    """The configuration of the short options among the arguments, and the other arguments.
+
+    Raises:
+        UsageError: a value that does not fit.
+    """
+    known = options(command)
+    short = Configuration(known)
+    others = []
+    for argument in given:
+        if argument.name not in known:
+            others.append(argument)
+            continue
+        bare = argument.value is None and known[argument.name].hint is bool
+        short.give(Argument(argument.name, "true") if bare else argument)
+    seed = short.values.pop("seed", None)
+    if seed is not None:  # after a class that is named, whose options it is
+        seeded = ("seed_everything", "model.seed", *(("data.seed",) if command == "fit" else ()))
+        others += [Argument(name, str(seed)) for name in seeded]
+    return (study(**short.values) if short.values else {}), others
+
+
+def structures_help() -> str:
+    """The structural models, one a line."""
+    return "\n".join(["Structural models, for --structure:", *(f"  {name}" for name in structures())])
+
+
+def _dynamics(name: str) -> dict[str, Any]:
+    try:
+        described: dict[str, Any] = describe(structure(name))
+    except ValueError as error:
+        raise UsageError(f"--structure: {error}") from error
+    return described
+
+
+def _error(names: Sequence[str]) -> Any:
+    try:
+        classes = [path_of(error_class(name)) for name in names]
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error
+    return (
+        classes[0] if len(classes) == 1 else {"class_path": path_of(ErrorByEndpoint), "init_args": {"errors": classes}}
+    )
+
+
+def _words(given: list[str] | str | None) -> list[str]:
+    parts = given.split(",") if isinstance(given, str) else given or []
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _covariates(given: list[str] | str | None, effects: Any) -> Any:
+    """Covariates to read: those that are named, else those of the effects."""
+    if given is not None or not isinstance(effects, dict):
+        return given
+    named = [key.split("~")[1:] or value for key, value in effects.items()]
+    return sorted({name for names in named for name in names})
+
+
+def _effects(given: list[str] | str | None, covariates: list[str] | str | None, name: str | None) -> Any:
+    """Effects as `PopulationParameters` takes them."""
+    words = _words(given)
+    if words in (["none"], ["all"]):
+        return {} if words == ["none"] else "all"
+    if given is None:
+        return _default_effects(_words(covariates), name)
+    found: dict[str, Any] = {}
+    for word in words:
+        parts = _EFFECT.fullmatch(word)
+        if parts is None:
+            raise UsageError(
+                f"--effects {word!r} is not PARAMETER:COVARIATE for an effect that is learned, or "
+                "PARAMETER:COVARIATE=NUMBER for one that is fixed, as in CL:WT V1:WT=1"
+            )
+        parameter, covariate, fixed = parts.groups()
+        if fixed is not None:
+            found[f"{parameter}~{covariate}"] = float(fixed)
+        else:
+            found.setdefault(parameter, []).append(covariate)
+    return found
+
+
+def _default_effects(covariates: list[str], name: str | None) -> Any:
+    """Every covariate that is named on clearance and central volume."""
+    if not covariates or name is None:
+        return {}
+    parameters = structure(name).population_names
+    kinds = (_CLEARANCES, _VOLUMES)
+    chosen = [next((one for one in kind if one in parameters), None) for kind in kinds]
+    if covariates == ["all"]:
+        raise UsageError("--covariates all needs --effects: which of them act on what, or all or none")
+    found = {parameter: list(covariates) for parameter in chosen if parameter is not None}
+    said = ", ".join(f"{parameter}:{c}" for parameter in found for c in covariates)
+    print(f"Covariate effects: {said or 'none'} (default; --effects for others)")
+    return found

@@ -1,0 +1,116 @@
+"""``neuralpk fit --table T.csv --structure NAME``: a fit without a preset, its results and what may replace them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from neuralpk import CompartmentModel, datasets, read_model, write_table
+from neuralpk.cli import main
+from neuralpk.cohort import Units
+from neuralpk.dynamics import Equations, library, structure, structures
+from neuralpk.published_population import read_population
+from neuralpk.tables import read_table
+
+QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+
+
+@pytest.fixture(autouse=True)
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_table(datasets.theophylline(), Path("t.csv"))
+    return Path("t.csv")
+
+
+def configured(capsys, *arguments: str) -> dict:
+    with pytest.raises(SystemExit) as printed:
+        main(["fit", *arguments, "--print_config"])
+    said = capsys.readouterr()
+    assert printed.value.code == 0, said.err
+    return yaml.safe_load(said.out.split("\n", said.out.startswith("Covariate"))[-1])
+
+
+def refused(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_every_structure_has_a_name() -> None:
+    made = {name: structure(name) for name in structures()}
+    assert isinstance(made["tmdd_qss"], Equations)
+    assert all("compartment" in name for name in library() if name not in made)
+    oral = made["two_compartment_oral_lag_michaelis_menten"]
+    assert isinstance(oral, CompartmentModel)
+    assert oral.population_names == ("VMAX", "KM", "V1", "Q", "V2", "KA", "LAG")
+    assert structure("three_compartments").population_names == ("CL", "V1", "Q", "V2", "Q3", "V3")
+    assert structure("one_compartment_bolus_lag").lag_compartment == "central"
+    with pytest.raises(ValueError, match="did you mean 'one_compartment_oral'"):
+        structure("one_compartment_orl")
+
+
+def test_short_options_are_the_configuration_they_stand_for(capsys) -> None:
+    line = ["--table", "t.csv", "--structure", "one_compartment_oral", "--effects", "CL:WT=0.75", "V1:WT", "KA:AGE"]
+    more = ["--error", "additive", "--units", "h", "mg", "mg/L", "--seed", "7", "--columns", "DV=CONC", "ID=SUBJ"]
+    found = configured(capsys, *line, *more)
+    data, model = found["data"]["init_args"], found["model"]
+    assert (data["table"], data["covariates"], data["units"]) == ("t.csv", ["AGE", "WT"], ["h", "mg", "mg/L"])
+    assert data["columns"] == ["DV=CONC", "ID=SUBJ"]
+    assert (found["seed_everything"], model["seed"], data["seed"]) == (7, 7, 7)
+    assert model["parameters"]["init_args"]["effects"] == {"CL~WT": 0.75, "V1": ["WT"], "KA": ["AGE"]}
+    assert model["error"]["class_path"].endswith("AdditiveError")
+    assert model["dynamics"]["init_args"]["absorption"] == "first_order"
+
+
+def test_named_covariates_act_on_clearance_and_volume(capsys) -> None:
+    line = ["--table", "t.csv", "--structure", "two_compartment_infusion_michaelis_menten", "--covariates", "WT", "AGE"]
+    effects = configured(capsys, *line)["model"]["parameters"]["init_args"]["effects"]
+    assert effects == {"VMAX": ["WT", "AGE"], "V1": ["WT", "AGE"]}
+    main(["fit", "--structure", "help"])
+    assert "\n  three_compartment_oral\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--table t.csv", "which dynamics? Give --structure NAME"),
+        ("--table t.csv --structure one_compartmnt_oral", "(did you mean 'one_compartment_oral'?)"),
+        ("--table t.csv --structure one_compartment_oral --effects CL", "'CL' is not PARAMETER:COVARIATE"),
+        ("--table t.csv --structure one_compartment_oral --error combine", "error is one of additive"),
+        ("--table t.csv --structure one_compartment_oral --covariates all", "needs --effects"),
+        ("--effects CL:WT", "--effects is of a --table"),
+    ],
+)
+def test_what_is_refused(line: str, said: str, capsys) -> None:
+    assert said in refused(capsys, "fit", *line.split())
+
+
+def test_a_fit_writes_a_population_file_and_replaces_nothing_unasked(capsys) -> None:
+    line = ["fit", "--table", "t.csv", "--structure", "one_compartment_oral", "--covariates", "WT", "--out", "run/1"]
+    main([*line, "--units", "h", "mg", "mg/l", *QUIET])
+    said = capsys.readouterr().out
+    assert "Covariate effects: CL:WT, V1:WT (default" in said and "Population file: run/1/pop.yaml" in said
+    fitted = read_population(Path("run/1/pop.yaml"))
+    assert fitted.units == Units("h", "mg", "mg/l")
+    assert fitted.typical["CL"] == pytest.approx(2.8, rel=0.05)
+    assert set(fitted.effects) == {("CL", "WT"), ("V1", "WT")}
+    assert read_model("run/1/checkpoints/last.ckpt").units == fitted.units
+    assert "run/1 holds results already" in refused(capsys, *line)
+    mine = Path("run/1/mine.csv")
+    mine.write_text("kept")
+    main([*line, "--overwrite", "--trainer.max_epochs", "1", *QUIET])
+    assert mine.exists() and [path.name for path in Path("run/1/checkpoints").iterdir()] == ["last.ckpt"]
+    estimate = ["estimate", "--model", "run/1/pop.yaml", "--table", "t.csv", "--out", "e", "--draws", "0"]
+    main(estimate)
+    assert "e holds results already" in refused(capsys, *estimate)
+    main([*estimate, "--overwrite"])
+    assert len(pd.read_csv("e/individuals.csv")) == 12
+
+
+def test_several_columns_may_be_a_list() -> None:
+    frame = pd.read_csv("t.csv").rename(columns={"DV": "CONC", "ID": "SUBJ"})
+    assert len(read_table(frame, columns=["DV=CONC", "ID=SUBJ"])) == 12
