@@ -60,8 +60,8 @@ class PopulationModel(nn.Module):
         population: the distribution of the individual parameters.
         scaling: magnitudes of the data that the model was built for; None before `build`.
         parameter_draws: draws of the population's parameters and of the uncertain weights from their approximate
-            posterior, as differences from the estimate, ``[draw, coordinate + weight]``; NaN until they are computed
-            (`neuralpk.estimation.standard_errors`).
+            posterior, as differences from the estimate, ``[draw, coordinate + weight]``, those of covariate networks
+            first; NaN until they are computed (`neuralpk.estimation.standard_errors`).
     """
 
     parameter_draws: Tensor
@@ -119,7 +119,8 @@ class PopulationModel(nn.Module):
         self.population.build(guess, len(names) - len(guess), scaling, dtype, self.dynamics.ranges, self.dynamics.fixed)
         self.error.build(scaling)
         self.register_buffer("value_scale", torch.tensor(scaling.value), persistent=False)
-        size = len(self.coordinates()) + sum(weight.numel() for weight in self.uncertain_weights())
+        weights = [*self.covariate_weights(), *self.uncertain_weights()]
+        size = len(self.coordinates()) + sum(weight.numel() for weight in weights)
         self.register_buffer("parameter_draws", torch.full((_PARAMETER_DRAWS, size), torch.nan))
         return self if dtype is None else self.to(dtype)
 
@@ -182,6 +183,10 @@ class PopulationModel(nn.Module):
         pairs = zip(population.pairs(), population.correlations().tolist(), strict=True)
         correlations = {f"corr {a}~{b}": value for (a, b), value in pairs}
         return values | {name: value for name, value in correlations.items() if name in values}
+
+    def covariate_weights(self) -> list[nn.Parameter]:
+        """Weights of the networks among the covariate effects, which have a prior density."""
+        return [effect.weight for effect in self.population.network_effects()]
 
     def uncertain_weights(self) -> list[nn.Parameter]:
         """Weights of the dynamics, where they have a prior density (`Decoder.log_prior`)."""

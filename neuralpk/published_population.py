@@ -16,6 +16,7 @@ from neuralpk.cohort_simulation import omega_from_cv
 from neuralpk.dynamics import Absorption, CompartmentModel, Decoder, Elimination
 from neuralpk.parameters import (
     CovariateEffect,
+    ExponentialEffect,
     FactorEffect,
     LinearEffect,
     LogNormal,
@@ -23,8 +24,11 @@ from neuralpk.parameters import (
     ParameterDistribution,
     PopulationParameters,
     PowerEffect,
+    effect_of,
+    plain_effect,
+    power_or_factor,
 )
-from neuralpk.parameters.covariates import number, power_or_factor
+from neuralpk.parameters.covariates import number
 from neuralpk.part import describe, make
 from neuralpk.plain_yaml import plain_yaml_text, read_yaml_text
 from neuralpk.population_model import PopulationModel
@@ -129,7 +133,7 @@ class PublishedPopulation:
             covariate = "+".join(effect.covariates)
             if isinstance(effect, PowerEffect) and references[covariate] == number(effect.reference):
                 effects[parameter, covariate] = number(effect.exponent)
-            elif isinstance(effect, FactorEffect) and covariate not in references:
+            elif isinstance(effect, FactorEffect) and covariate not in references and effect.level is None:
                 effects[parameter, covariate] = number(effect.log_factor)
             else:
                 effects[parameter, covariate] = effect
@@ -222,7 +226,14 @@ class PublishedPopulation:
     @property
     def covariates(self) -> list[str]:
         """Names of the covariates that the effects read."""
-        return sorted({name for key in self.effects for name in self.effect(*key).covariates})
+        effects = [self.effect(*key) for key in self.effects]
+        # whoever reads a table has to know the level that the others are compared with
+        levels = {
+            f"{one.covariate.split('=')[0]}={one.level}"
+            for one in effects
+            if isinstance(one, FactorEffect) and one.level is not None
+        }
+        return sorted({name for effect in effects for name in effect.covariates} | levels)
 
     def residual_error(self) -> ResidualError:
         """The residual error, with its numbers fixed."""
@@ -419,7 +430,7 @@ def _effects(
         ((own, _),) = _of_parameters("effects", {parameter: 0.0}, parameters).items()
         if (own, covariates[0]) in effects:
             raise ValueError(f"effects name {own}~{covariates[0]} twice")
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping | str):
             effects[own, covariates[0]] = _effect(str(name), value, covariates[0], references)
             continue
         (effects[own, covariates[0]],) = _numbers("effects", {name: value}).values()
@@ -428,34 +439,24 @@ def _effects(
     return effects
 
 
-def _effect(name: str, value: Mapping[Any, Any], covariate: str, references: Mapping[str, float]) -> CovariateEffect:
-    """An effect that is written as {slope: number}, {log_factor: number}, {exponent: number}, or as a class."""
-    if "class_path" in value:
-        return make(dict(value), CovariateEffect, f"effects.{name}")  # type: ignore[type-abstract]
-    _refuse_unknown(f"effects.{name}", value, ("exponent", "log_factor", "slope", "reference"))
-    numbers = _numbers(f"effects.{name}", value)
-    reference = numbers.pop("reference", references.get(covariate))
-    if len(numbers) != 1:
-        raise ValueError(f"effects.{name} holds one of exponent, log_factor and slope; got {dict(value)!r}")
-    ((kind, coefficient),) = numbers.items()
-    if kind == "log_factor":
-        return FactorEffect(covariate, coefficient, fixed=True)
-    if reference is None:
-        raise ValueError(f"effects.{name}: {kind} needs a reference: references.{covariate}, or reference beside it")
-    made = PowerEffect if kind == "exponent" else LinearEffect
-    return made(covariate, reference, coefficient, True)
+def _effect(
+    name: str, value: str | Mapping[Any, Any], covariate: str, references: Mapping[str, float]
+) -> CovariateEffect:
+    """An effect of a population file, with all its numbers."""
+    given = dict(value) if isinstance(value, Mapping) else {"kind": value}
+    if "class_path" in given or "weights" in given:
+        return effect_of(name, covariate, given)
+    if covariate in references and not {"half", "log_factor"} & set(given):
+        given.setdefault("reference", references[covariate])
+    made = effect_of(name, covariate, given | {"fixed": True})
+    if isinstance(made, PowerEffect | ExponentialEffect | LinearEffect) and made.from_data:
+        raise ValueError(f"effects.{name} needs a reference: references.{covariate}, or reference beside its number")
+    return made
 
 
 def _plain(effect: float | CovariateEffect) -> Any:
     """An effect as a population file holds it."""
-    if isinstance(effect, PowerEffect):
-        return {"exponent": number(effect.exponent), "reference": number(effect.reference)}
-    if isinstance(effect, FactorEffect):
-        return {"log_factor": number(effect.log_factor)}
-    if isinstance(effect, LinearEffect):
-        slope = number(effect.reported("slope", effect.scaled_slope))
-        return {"slope": slope, "reference": number(effect.reference)}
-    return describe(effect)
+    return plain_effect(effect) if isinstance(effect, CovariateEffect) else effect
 
 
 def _distributions(given: object, parameters: tuple[str, ...]) -> dict[str, ParameterDistribution]:

@@ -20,8 +20,8 @@ from neuralpk.dynamics import CompartmentModel, LotkaVolterra, NeuralCompartment
 from neuralpk.estimation.standard_errors import _rows, standard_errors
 from neuralpk.parameters import (
     CovariateEffect,
+    ExponentialEffect,
     FactorEffect,
-    LinearEffect,
     LogitNormal,
     LogNormal,
     NetworkEffect,
@@ -114,8 +114,8 @@ def test_simulation_publication_and_learned_population_agree():
         (PowerEffect("WT", 70.0, 0.75), 2**0.75, 70.0),
         (PowerEffect("WT", None, 0.75), 2**0.75, 70.0),  # the median
         (FactorEffect("SEX", -0.3), math.exp(-0.3), 0.0),
-        (LinearEffect("TEMP", 36.0, 0.1), math.exp(0.2), 36.0),
-        (LinearEffect("WT", None, 0.01), math.exp(0.68), 72.0),  # the mean
+        (ExponentialEffect("TEMP", 36.0, 0.1), math.exp(0.2), 36.0),
+        (ExponentialEffect("WT", None, 0.01), math.exp(0.68), 72.0),  # the mean
     ],
 )
 def test_an_effect_has_its_coefficient_per_unit_and_its_reference(effect, factor, reference):
@@ -131,7 +131,7 @@ def test_an_effect_has_its_coefficient_per_unit_and_its_reference(effect, factor
 
 def test_the_kind_of_an_effect_follows_the_values_of_its_covariate():
     made = built(effects={"CL": ["WT", "SEX", "TEMP"]})
-    assert [type(one) for one in made.effects["CL"]] == [PowerEffect, FactorEffect, LinearEffect]
+    assert [type(one) for one in made.effects["CL"]] == [PowerEffect, FactorEffect, ExponentialEffect]
     assert typical(made) == [pytest.approx(5.0), pytest.approx(20.0)]
     everything = built(effects="all")
     assert len([one for one in everything.coordinates() if one.kind == "effect"]) == 6
@@ -152,7 +152,7 @@ def test_an_exponent_that_is_given_stays(effects):
     [
         ({"effects": {"CL": "WT"}}, "effects.CL is 'WT'"),
         ({"effects": {"CL": 0.75}}, "effects.CL is 0.75"),
-        ({"effects": ["WT"]}, "effects are"),
+        ({"effects": ["WT"]}, "effects is"),
         ({"effects": {"CL~WT": [0.75]}}, "effects.CL~WT must be a finite number"),
         ({"effects": {"CL": {"WT": True}}}, "effects.CL~WT must be a finite number"),
         ({"effects": {"CL~": 0.75}}, "'CL~' is no PARAMETER~COVARIATE"),
@@ -186,23 +186,116 @@ def test_an_option_that_makes_no_sense_is_refused(options, said):
         built(**options)
 
 
-@pytest.mark.parametrize("kind", [PowerEffect, FactorEffect, LinearEffect])
+@pytest.mark.parametrize("kind", [PowerEffect, FactorEffect, ExponentialEffect])
 def test_a_fixed_effect_needs_its_coefficient(kind):
     with pytest.raises(ValueError, match="fixed needs a value of"):
         kind("WT", fixed=True)
 
 
 def test_a_network_of_covariates_is_nothing_at_its_reference_and_at_the_start():
-    made = built(effects={"CL": [NetworkEffect(["WT", "TEMP"], 4)]})
+    made = built(effects={"CL": {"WT+TEMP": {"kind": "network", "hidden": 4}}})
     assert typical(made) == pytest.approx([5.0, 20.0])
-    nn.init.constant_(made.effects["CL"][0].outer.weight, 1.0)
+    (network,) = made.network_effects()
+    nn.init.constant_(network.weight, 1.0)
     reference = torch.tensor([[[1.0, 37.0, 70.0]]], dtype=torch.float64)
     assert typical(made, reference) == pytest.approx([5.0, 20.0])
     assert abs(typical(made)[0] - 5.0) > 1e-3
     assert [one.kind for one in made.coordinates()] == ["typical"] * 2 + ["omega"] * 2
-    assert made.unreported() == 2 * 4 + 4 + 4
-    with pytest.raises(ValueError, match="NetworkEffect of WT, TEMP cannot be written"):
-        made.effects["CL"][0].fitted()
+    assert made.unreported() == 2 + 2 * 4 + 4 and network.references() == {"WT": 70.0, "TEMP": 37.0}
+    # v ~ N(0, sd²) makes a shift of that size one standard deviation from the reference
+    x = torch.tensor([70.0 * math.exp(0.2), 37.0], dtype=torch.float64)
+    shares = network.features(x).square() * network.prior_sd[network.part].square()
+    assert math.sqrt(shares[network.part == 2].sum()) == pytest.approx(float(network.prior_sd[2]))
+    assert math.sqrt(shares[network.part == 0].sum()) == pytest.approx(float(network.prior_sd[0]))
+
+
+def test_a_fitted_network_is_written_out_and_is_the_same_function(tmp_path: Path):
+    made = built(effects={"CL": {"WT+TEMP": "network"}})
+    (network,) = made.network_effects()
+    nn.init.normal_(network.weight, std=0.1)
+    published = PublishedPopulation.from_parts(CompartmentModel(1), made, ProportionalError.from_values(b=0.1))
+    write_population(published, tmp_path / "pop.yaml")
+    again = read_population(tmp_path / "pop.yaml")
+    (effect,) = again.effects.values()
+    assert isinstance(effect, NetworkEffect) and effect.fixed and again.covariates == ["TEMP", "WT"]
+    given = torch.tensor([[50.0, 36.0], [90.0, 39.0]], dtype=torch.float64)
+    torch.testing.assert_close(effect(given), network(given).detach())
+    with pytest.raises(ValueError, match="has 26 weights, not 3"):
+        NetworkEffect(["WT", "TEMP"], 8, [0.1] * 3, [70.0, 37.0], [0.2, 0.5], [True, False])
+
+
+@pytest.mark.parametrize(
+    ("spelled", "factor", "learned"),
+    [
+        ("power", 1.0, ["CL~WT"]),
+        ({"exponent": 0.75}, 2**0.75, ["CL~WT"]),
+        ({"exponent": 0.75, "reference": 35.0}, 4**0.75, ["CL~WT"]),
+        ({"exponent": 0.75, "fixed": True}, 2**0.75, []),
+        ({"slope": 0.01, "reference": 70}, math.exp(0.7), ["CL~WT"]),
+        ({"change": 0.01, "reference": 70}, 1.7, ["CL~WT"]),
+        ({"change": 0.01, "fixed": True}, 1.68, []),  # the mean is 72
+        ({"half": 35.0}, 0.8, ["CL~WT.half"]),
+        ({"half": 35.0, "hill": 2.0}, 16 / 17, ["CL~WT.half", "CL~WT.hill"]),
+        ({"half": 35.0, "hill": 2.0, "reference": 70.0, "fixed": True}, 16 / 17 / 0.8, []),
+        ({"class_path": "PowerEffect", "init_args": {"covariate": "WT", "exponent": 1.0}}, 2.0, ["CL~WT"]),
+    ],
+)
+def test_an_effect_is_spelled_in_a_fit_and_read_from_a_population_file(spelled, factor, learned, tmp_path: Path):
+    made = built(effects={"CL": {"WT": spelled}})
+    assert typical(made)[0] == pytest.approx(5.0 * factor)
+    assert [one.name for one in made.coordinates() if one.kind == "effect"] == learned
+    reported = [one for one in made.coordinates(fixed=True) if one.kind == "effect"]
+    assert {one.fixed for one in reported if one.name not in learned} <= {True} and reported
+    published = PublishedPopulation.from_parts(CompartmentModel(1), made, ProportionalError.from_values(b=0.1))
+    write_population(published, tmp_path / "pop.yaml")
+    again = read_population(tmp_path / "pop.yaml")
+    people = [Subject("1", [1.0], [1.0], (Dose(0.0, 1.0),), covariates={"WT": 140.0})]
+    model = again.model(Cohort(tuple(people)))
+    with torch.no_grad():
+        theta = model.population(model.typical(1), torch.tensor([[[140.0]]], dtype=torch.float64))
+    assert float(theta[0, 0, 0]) == pytest.approx(5.0 * factor)
+
+
+@pytest.mark.parametrize(
+    ("spelled", "said"),
+    [
+        ("powr", "no kind follows .did you mean 'power'"),
+        ({"exponent": 0.75, "half": 3.0}, "no kind follows"),
+        ({"exponent": "x"}, "effects.CL~WT.exponent must be a number"),
+        ({"exponent": 0.75, "fixed": 1}, "effects.CL~WT.fixed must be true or false"),
+        ({"exponent": 0.75, "refrence": 70}, "no option 'refrence' .did you mean 'reference'"),
+        ({"half": -1.0}, "half must be above 0"),
+        ("categorical", "WT has numbers: give its codes names"),
+        ({"kind": "categorical", "level": "a"}, "no option 'level'"),
+    ],
+)
+def test_an_effect_that_is_misspelled_is_refused(spelled, said):
+    with pytest.raises(ValueError, match=said):
+        built(effects={"CL~WT": spelled})
+
+
+def test_each_level_of_a_text_has_a_factor_beside_its_reference():
+    shares = {"RACE=Asian": 0.2, "RACE=Black": 0.3, "RACE=White": 0.5}
+    scaling = Scaling(covariates={name: CovariateScale(one, 0.4, False, True, one) for name, one in shares.items()})
+    made = PopulationParameters(effects={"CL": ["RACE"], "V1": {"RACE": {"kind": "categorical", "reference": "Asian"}}})
+    made.build(GUESS, 0, scaling, torch.float64)
+    effects = [one for one in made.coordinates() if one.kind == "effect"]
+    assert [(one.name, one.reference) for one in effects] == [
+        ("CL~RACE=Asian", "White"),
+        ("CL~RACE=Black", "White"),
+        ("V1~RACE=Black", "Asian"),
+        ("V1~RACE=White", "Asian"),
+    ]
+    published = PublishedPopulation.from_parts(CompartmentModel(1), made, ProportionalError.from_values(b=0.1))
+    again = PublishedPopulation.from_plain(published.to_plain())
+    assert (
+        again.covariates == ["RACE=Asian", "RACE=Black", "RACE=White"]
+        and again.effects.keys() == published.effects.keys()
+    )
+    with pytest.raises(ValueError, match=r"RACE has no level 'Whte' .did you mean 'White'"):
+        PopulationParameters(effects={"CL~RACE": {"kind": "categorical", "reference": "Whte"}}).build(
+            GUESS, 0, scaling, torch.float64
+        )
 
 
 class Maturation(CovariateEffect):
@@ -291,7 +384,7 @@ def mixed() -> PopulationParameters:
         omega={"CL": 0.3, "F": 0.5, "E0": 1.5, "LAG": 0.0},
         correlated=True,
         distributions={"F": LogitNormal(), "E0": Normal()},
-        effects={"CL": ["WT"], "F": [LinearEffect("TEMP", slope=0.3)], "LAG": [FactorEffect("SEX", 0.2)]},
+        effects={"CL": ["WT"], "F": [ExponentialEffect("TEMP", slope=0.3)], "LAG": [FactorEffect("SEX", 0.2)]},
     )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -560,16 +653,16 @@ def test_slopes_and_other_distributions_are_read_from_a_population_file():
         "error_sd": {"b": 0.2},
     }
     read = PublishedPopulation.from_plain(plain)
-    assert isinstance(read.effects["CL", "TEMP"], LinearEffect)
+    assert isinstance(read.effects["CL", "TEMP"], ExponentialEffect)
     assert PublishedPopulation.from_plain(read.to_plain()).to_plain() == read.to_plain()
     person = Subject("1", [1.0], [1.0], (Dose(0.0, 1.0),), covariates={"SEX": 1.0, "TEMP": 39.0})
     model = read.model(Cohort((person,)))
     theta = model.population(model.typical(1), collate([person], dtype=torch.float64).covariates)[0]
     assert theta[0].tolist() == pytest.approx([5.0 * math.exp(0.2), 1 / (1 + math.exp(-0.2))], rel=1e-12)
     for effects, said in (
-        ({"CL~TEMP": {"slope": 0.1}}, "slope needs a reference"),
-        ({"CL~TEMP": {"slope": 0.1, "exponent": 1.0}}, "one of exponent, log_factor and slope"),
-        ({"CL~TEMP": {"slop": 0.1}}, "no key slop"),
+        ({"CL~TEMP": {"slope": 0.1}}, "CL~TEMP needs a reference: references.TEMP"),
+        ({"CL~TEMP": {"slope": 0.1, "exponent": 1.0}}, "no kind follows"),
+        ({"CL~TEMP": {"slop": 0.1}}, "no kind follows"),
     ):
         with pytest.raises(ValueError, match=said):
             PublishedPopulation.from_plain(plain | {"effects": effects, "references": {}})

@@ -13,8 +13,8 @@ from neuralpk.cli import main
 from neuralpk.cohort import Units
 from neuralpk.dynamics import CompartmentModel, Equations, library
 from neuralpk.parameters import (
+    ExponentialEffect,
     FactorEffect,
-    LinearEffect,
     LogitNormal,
     NetworkEffect,
     Normal,
@@ -153,7 +153,9 @@ def test_a_fitted_model_keeps_what_is_fixed_and_what_is_estimated():
         {"CL": 4.0, "V1": 40.0},
         {"CL": 0.3, "V1": 0.2},
         fixed=["V1", "omega V1"],
-        effects={"CL": [PowerEffect("WT", 70.0, 0.6), LinearEffect("AGE", 50.0, 0.02), FactorEffect("SEX", 0.1, True)]},
+        effects={
+            "CL": [PowerEffect("WT", 70.0, 0.6), ExponentialEffect("AGE", 50.0, 0.02), FactorEffect("SEX", 0.1, True)]
+        },
         distributions={"V1": Normal()},
     )
     model = PopulationModel(CompartmentModel(1), parameters, LogNormalError(b=0.15))
@@ -162,7 +164,7 @@ def test_a_fitted_model_keeps_what_is_fixed_and_what_is_estimated():
     again = import_rxode2(export_rxode2(model))
     assert set(again.fixed) == {"V1", "omega V1"}
     assert [effect.fixed for effect in again.effects["CL"]] == [False, False, True]
-    assert [type(effect) for effect in again.effects["CL"]] == [PowerEffect, LinearEffect, LinearEffect]
+    assert [type(effect) for effect in again.effects["CL"]] == [PowerEffect, ExponentialEffect, ExponentialEffect]
     assert again.effects["CL"][1].arguments["slope"] == pytest.approx(0.02)
     assert type(again.distributions["V1"]) is Normal
     assert again.errors[0].error == "log_normal" and again.errors[0].values["b"] == pytest.approx(0.15)

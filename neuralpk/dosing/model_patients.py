@@ -8,8 +8,6 @@ import numpy as np
 
 from neuralpk.cohort import Cohort, Subject
 from neuralpk.dosing.simulated_patients import SimulatedPatients
-from neuralpk.parameters import FactorEffect, LinearEffect, PowerEffect
-from neuralpk.parameters.covariates import number
 from neuralpk.population_model import PopulationModel
 from neuralpk.saved_model import SavedModel, SavedTask
 
@@ -95,12 +93,11 @@ def _reference(saved: SavedModel, name: str) -> float:
     for parameter, covariate in published.effects:
         effect = published.effect(parameter, covariate)
         if name in effect.covariates:
-            if isinstance(effect, FactorEffect):
-                return 0.0
             if name in published.references:
                 return published.references[name]
-            if isinstance(effect, PowerEffect | LinearEffect):
-                return number(effect.reference)
+            reference = effect.references().get(name)
+            if reference is not None:  # of a level of a text its indicator is 0
+                return reference if isinstance(reference, float) else 0.0
     raise ValueError(f"the covariate {name} has no reference value in the model: give one, as in {{{name}: 70}}")
 
 

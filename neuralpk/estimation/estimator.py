@@ -14,6 +14,7 @@ from neuralpk.cohort_batch import CohortBatch
 from neuralpk.estimation.fit_status import FitStatus
 from neuralpk.estimation.held_draws import HeldDraws, HeldLikelihood, PosteriorDraws
 from neuralpk.estimation.learned_numbers import SMALLEST_OMEGA, LearnedNumbers
+from neuralpk.estimation.network_effect_prior import tune_network_effects
 from neuralpk.estimation.population_newton import Ascent, ascend
 from neuralpk.estimation.proposals import Centre, Proposal
 from neuralpk.estimation.starting_values import starting_values
@@ -303,6 +304,10 @@ class PopulationEstimator:
         # in the end proposals stay: the likelihood given the draws is then one smooth function of the population
         if self.stage < len(self.stages) - 1 or self.in_stage <= _LAST_RENEWALS:
             self.renew_proposals(self._draws)
+        if self.stage < len(self.stages) - 1 and tune_network_effects(
+            self.model, self.target, likelihood, ascent.bound
+        ):
+            self._before = None
         self._advance(ascent)
         self._draws, self._drawn = [], {}
         with torch.no_grad():

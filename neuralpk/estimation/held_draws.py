@@ -170,14 +170,14 @@ class HeldDraws:
         direct = numbers.of_error() + self.movers
         value, slope, curvature = self._expansion(numbers, vector, direct)
         numbers.set(vector)
-        with torch.enable_grad():
+        shifts = _Shifts(numbers, self.batch.covariates[:, :1], self.movers)
+        with torch.enable_grad(), shifts:
             by = numbers.flat(numbers.tensors)[direct]
             by = by - by.detach()  # 0, with a derivative
             weight = value + slope @ by + 0.5 * ((curvature @ by) @ by) + self._density(numbers, vector)
             total = log_mean_weight(weight).sum()
-            first = numbers.flat(_gradient(total, numbers, create_graph=True))
-            rows = [numbers.flat(_gradient(one, numbers)) for one in first.unbind()]
-        return total.detach(), first.detach(), torch.stack(rows).detach()
+            first, second = shifts.derivatives(total)
+        return total.detach(), first, second
 
     def gradient(self, numbers: LearnedNumbers, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The value and the first derivatives of `derivatives`, at a third of the time, and the effective draws.
@@ -221,6 +221,66 @@ class HeldDraws:
                 alone = above + below + ends[m][0] + ends[m][1]
                 curvature[..., k, m] = curvature[..., m, k] = (both - alone + 2 * centre) / (2 * _STEP**2)
         return centre, slope.nan_to_num(0.0, 0.0, 0.0), curvature.nan_to_num(0.0, 0.0, 0.0)
+
+
+class _Shifts:
+    """First and second derivatives of a sum over subjects in all learned numbers, where the shifts by networks of
+    covariates take the place of their many weights: the shift of a subject is linear in them.
+
+    Args:
+        numbers: the learned numbers, of which a function is differentiated.
+        covariates: of the subjects, at the first record, ``[subject, 1, covariate]``.
+        movers: positions of the numbers that change predictions; a network among them is differentiated as it is.
+    """
+
+    def __init__(self, numbers: LearnedNumbers, covariates: Tensor, movers: Sequence[int]) -> None:
+        self.numbers = numbers
+        population = numbers.model.population
+        self.effects, self.features, self.shifts = [], [], []
+        for effect in population.network_effects():
+            if not set(numbers.of(effect.weight)) & set(movers):
+                features = effect.features(covariates[..., population.columns_of(effect)]).detach()
+                self.effects.append(effect)
+                self.features.append(features[:, 0].double())
+                self.shifts.append((features @ effect.weight).detach().requires_grad_())
+        self.places = [numbers.of(effect.weight) for effect in self.effects]
+        inside = {k for places in self.places for k in places}
+        self.others = [k for k in range(numbers.size) if k not in inside]
+
+    def __enter__(self) -> None:
+        for effect, shift in zip(self.effects, self.shifts, strict=True):
+            effect.held_shift = shift
+
+    def __exit__(self, *_: object) -> None:
+        for effect in self.effects:
+            effect.held_shift = None
+
+    def derivatives(self, total: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a scalar: ``[number]`` and ``[number, number]``."""
+        numbers, size = self.numbers, len(self.numbers.tensors)
+
+        def slopes(value: Tensor, create_graph: bool = False) -> tuple[Tensor, list[Tensor]]:
+            inputs = [*numbers.tensors, *self.shifts]
+            found = torch.autograd.grad(
+                value, inputs, retain_graph=True, create_graph=create_graph, materialize_grads=True
+            )
+            return numbers.flat(found[:size]), [one[:, 0] for one in found[size:]]
+
+        first, by_shift = slopes(total, create_graph=True)
+        second = torch.zeros(numbers.size, numbers.size, dtype=torch.float64, device=numbers.device)
+        for k in self.others:
+            row, of_shifts = slopes(first[k])
+            second[k, self.others] = row[self.others]
+            for places, features, mixed in zip(self.places, self.features, of_shifts, strict=True):
+                second[k, places] = second[places, k] = mixed @ features
+        for places, features, one in zip(self.places, self.features, by_shift, strict=True):
+            _, of_shifts = slopes(one.sum())  # a subject has no part in the sum of another
+            for others, other_features, curvature in zip(self.places, self.features, of_shifts, strict=True):
+                second[torch.tensor(places)[:, None], others] = (features.T * curvature) @ other_features
+        whole = first.detach().clone()
+        for places, features, one in zip(self.places, self.features, by_shift, strict=True):
+            whole[places] = one.detach() @ features
+        return whole, second.detach()
 
 
 @dataclass(frozen=True)
@@ -302,9 +362,16 @@ class HeldLikelihood:
             if not prior.requires_grad:
                 return float(prior), torch.zeros_like(vector), torch.zeros_like(vector).diag()
             first = numbers.flat(_gradient(prior, numbers, create_graph=True))
-            zero = torch.zeros_like(first)
-            rows = [numbers.flat(_gradient(one, numbers)) if one.requires_grad else zero for one in first.unbind()]
-        return float(prior.detach()), first.detach(), torch.stack(rows).detach()
+            second = torch.zeros_like(first).diag()
+            networks = numbers.model.population.network_effects()
+            for effect in networks:
+                places = numbers.of(effect.weight)
+                second[places, places] = -effect.precision().double()
+            inside = {k for effect in networks for k in numbers.of(effect.weight)}
+            for k, one in enumerate(first.unbind()):
+                if k not in inside and one.requires_grad:
+                    second[k] = numbers.flat(_gradient(one, numbers))
+        return float(prior.detach()), first.detach(), second.detach()
 
 
 def _gradient(value: Tensor, numbers: LearnedNumbers, create_graph: bool = False) -> list[Tensor]:

@@ -99,13 +99,15 @@ def standard_errors(
         seed: of the draws.
         status: how the search for the maximum ended.
     """
-    network = model.has_network
-    estimator = PopulationEstimator(model, seed, (*_ADAPTATIONS, draws or (_NETWORK_DRAWS if network else _DRAWS)))
+    network = model.has_network or bool(model.covariate_weights())
+    estimator = PopulationEstimator(
+        model, seed, (*_ADAPTATIONS, draws or (_NETWORK_DRAWS if model.has_network else _DRAWS))
+    )
     batch, single = batch.to(torch.float64).scored_on_context(), batch.scored_on_context()
     estimator.begin_at(batch.index, start)
     with torch.no_grad():
         held = _adapted(estimator, batch, curved=True)
-        total, error = _log_likelihood(estimator, held, _NETWORK_SETS if network else _MOST_SETS)
+        total, error = _log_likelihood(estimator, held, _NETWORK_SETS if model.has_network else _MOST_SETS)
     numbers = estimator.numbers
     vector = numbers.get()
     _, slope, second = held.derivatives(numbers, vector)
@@ -114,10 +116,12 @@ def standard_errors(
     bound = ((vector <= numbers.low + 1e-6) & (total_slope < 0)) | ((vector >= numbers.high - 1e-6) & (total_slope > 0))
     coordinates = model.coordinates()
     where = [numbers.of(own.tensor)[own.index] for own in estimator.model.coordinates() if numbers.of(own.tensor)]
+    where += [place for weight in estimator.model.covariate_weights() for place in numbers.of(weight)]
     covariance = _inverse(-(second + second.T) / 2, -prior[2], bound | ~numbers.free)[where][:, where]
     with torch.no_grad():
         drawn = _of_z(model, single, held, estimator)
     parameter_draws, covariance = draw_parameters(model, single, drawn, covariance, seed)
+    covariance = covariance[: len(coordinates), : len(coordinates)]
     z = (drawn.weight[..., None] * drawn.z).sum(1)
     mode = map_estimate(model, single, z).z
     profiles: Ends = {}

@@ -24,7 +24,8 @@ def drawn_models(model: PopulationModel) -> list[PopulationModel]:
     found = []
     for steps in model.parameter_draws:
         another = copy.deepcopy(model, {id(model.parameter_draws): model.parameter_draws})
-        coordinates, weights = another.coordinates(), another.uncertain_weights()
+        coordinates = another.coordinates()
+        weights = [*another.covariate_weights(), *another.uncertain_weights()]
         with torch.no_grad():
             for one, step in zip(coordinates, steps, strict=False):
                 one.tensor.view(-1)[one.index].add_(step)
@@ -50,27 +51,28 @@ def draw_parameters(
         model: at its estimate.
         batch: the training subjects; ``target`` says which records count.
         drawn: weighted draws of their posterior.
-        covariance: of the coordinates with the weights held fixed, ``[coordinate, coordinate]``.
+        covariance: of the coordinates and the weights of covariate networks, which are known as well as they are, with
+            the weights of the dynamics held fixed, ``[coordinate, coordinate]``.
         seed: of the draws.
 
     Returns:
         The draws, as distances from the estimate, ``[draw, coordinate + weight]``, and the covariance of the
         coordinates that includes the uncertainty of the weights.
     """
-    coordinates = model.coordinates()
+    known = len(covariance)
     root = torch.linalg.cholesky(covariance)
     count, size = len(model.parameter_draws), model.parameter_draws.shape[1]
     normal = randomness.normal(seed, Stream.PARAMETER_DRAWS.at(0), torch.tensor([0]), count * size).reshape(count, size)
     normal = normal.to(covariance.device)
-    moved = normal[:, : len(coordinates)] @ root.T
+    moved = normal[:, :known] @ root.T
     if not model.uncertain_weights():
         return moved, covariance
     scores = _scores(model, batch, drawn)
-    of_coordinates, of_weights = scores[:, : len(coordinates)], scores[:, len(coordinates) :]
+    of_coordinates, of_weights = scores[:, :known], scores[:, known:]
     regression = torch.linalg.pinv(of_coordinates, rtol=1e-6) @ of_weights
     sd = _prior_precision(model).rsqrt()
     _, values, axes = torch.linalg.svd((of_weights - of_coordinates @ regression) * sd, full_matrices=False)
-    free = normal[:, len(coordinates) :]
+    free = normal[:, known:]
     free = free + (free @ axes.T * ((1 + values.square()).rsqrt() - 1)) @ axes
     weights, regression = free * sd, regression * sd
     explained = regression @ axes.T * (values.square() / (1 + values.square())).sqrt()
@@ -83,7 +85,7 @@ def draw_parameters(
 def _scores(model: PopulationModel, batch: CohortBatch, drawn: Draws) -> Tensor:
     """Gradient of log p(y) of every subject in the coordinates and the weights, ``[subject, coordinate + weight]``: the
     posterior mean of the gradient of log p(y, z) (Fisher's identity)."""
-    coordinates, weights = model.coordinates(), model.uncertain_weights()
+    coordinates, weights = model.coordinates(), [*model.covariate_weights(), *model.uncertain_weights()]
     tensors = [*dict.fromkeys(one.tensor for one in coordinates), *weights]
     rows = []
     for k in range(len(batch)):

@@ -2,30 +2,35 @@
 
 from neuralpk.parameters.covariates import (
     CovariateEffect,
+    ExponentialEffect,
     FactorEffect,
     LinearEffect,
-    NetworkEffect,
+    MaturationEffect,
     PowerEffect,
-    chosen_effect,
-    power_or_factor,
 )
 from neuralpk.parameters.distributions import LogitNormal, LogNormal, Normal, NoVariability, ParameterDistribution
+from neuralpk.parameters.effect_spelling import Effects, effect_of, plain_effect, power_or_factor
+from neuralpk.parameters.network_effect import NetworkEffect
 from neuralpk.parameters.population import PopulationParameters
 from neuralpk.parameters.reported_numbers import Coordinate
 
 __all__ = [
     "Coordinate",
     "CovariateEffect",
+    "Effects",
+    "ExponentialEffect",
     "FactorEffect",
     "LinearEffect",
     "LogNormal",
     "LogitNormal",
+    "MaturationEffect",
     "NetworkEffect",
     "NoVariability",
     "Normal",
     "ParameterDistribution",
     "PopulationParameters",
     "PowerEffect",
-    "chosen_effect",
+    "effect_of",
+    "plain_effect",
     "power_or_factor",
 ]

@@ -6,28 +6,20 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from neuralpk.parameters.covariates import CovariateEffect, chosen_effect, number, power_or_factor
+from neuralpk.parameters.covariates import CovariateEffect, number
 from neuralpk.parameters.distributions import NoVariability, ParameterDistribution, of_range
+from neuralpk.parameters.effect_spelling import ChosenEffect, Effects, effects_by_parameter, power_or_factor
+from neuralpk.parameters.network_effect import NetworkEffect
 from neuralpk.parameters.reported_numbers import Coordinate
 from neuralpk.part import Part
 from neuralpk.scaling import CovariateScale, Scaling
 
-Effects = (
-    Literal["all"]
-    | dict[str, list[str | CovariateEffect] | dict[str, float] | float]
-    | dict[str, list[str]]
-    | dict[str, float]
-)
 _OMEGA = 0.3
-_HOW = (
-    "effects are {PARAMETER: [COVARIATE, …]} for effects that are learned, {PARAMETER: {COVARIATE: number}} or "
-    "{'PARAMETER~COVARIATE': number} for coefficients that are fixed, or 'all'"
-)
 
 
 class PopulationParameters(Part, nn.Module):
@@ -58,8 +50,10 @@ class PopulationParameters(Part, nn.Module):
         fixed: names of single numbers that keep their starting value, as tables have them: ``["KA", "omega KA"]``.
         distributions: by parameter; those left out are log-normal.
         effects: covariate effects by parameter: ``{CL: [WT, SEX]}`` chooses each by the values of the covariate
-            (`chosen_effect`), ``{CL: [PowerEffect("WT", reference=70)]}`` says which, ``{CL: {WT: 0.75}}`` and
-            ``{"CL~WT": 0.75}`` fix the coefficient; ``"all"`` for every covariate on every parameter.
+            (`neuralpk.parameters.effect_spelling.ChosenEffect`), ``{CL: {WT: power, AGE: linear}}`` says which,
+            ``{CL: {WT: {exponent: 0.75}}}`` gives a starting value, ``{CL: {WT: 0.75}}`` and ``{"CL~WT": 0.75}`` fix
+            the coefficient, ``{CL: [PowerEffect("WT", reference=70)]}`` is an object; ``"all"`` for every covariate on
+            every parameter.
 
     Raises:
         ValueError: an option that is out of its range, by name.
@@ -111,7 +105,7 @@ class PopulationParameters(Part, nn.Module):
         self.omega_prior_sd, self.typical_prior_sd = omega_prior_sd, dict(typical_prior_sd or {})
         self.asked_fixed = self.fixed = tuple(fixed or ())
         self.distributions = dict(distributions or {})
-        self.asked_effects = _Held(_by_parameter(effects))
+        self.asked_effects = _Held(effects_by_parameter(effects))
 
     def build(
         self,
@@ -221,22 +215,17 @@ class PopulationParameters(Part, nn.Module):
         asked = self.asked_effects.value
         if asked == "all":
             return None
-        named = [item for items in asked.values() for item in items]
-        of_each = [
-            item.covariates if isinstance(item, CovariateEffect) else (item[0] if isinstance(item, tuple) else item,)
-            for item in named
-        ]
-        return sorted({name for names in of_each for name in names})
+        return sorted({name for items in asked.values() for item in items for name in item.covariates})
 
     def _build_effects(self, dtype: torch.dtype) -> None:
         asked, covariates = self.asked_effects.value, sorted(self.scaling.covariates)
         if asked == "all":
-            asked = {name: list(covariates) for name in self.names}
+            asked = {name: [ChosenEffect(covariate) for covariate in covariates] for name in self.names}
         self._refuse_unknown("effects", set(asked))
         self.effects = nn.ModuleDict()
         self._columns: dict[str, list[list[int]]] = {}
         for parameter, items in asked.items():
-            effects = [self._effect(parameter, item) for item in items]
+            effects = [effect for item in items for effect in self._built(parameter, item)]
             read = [effect.covariates for effect in effects]
             twice = next((one for one in read if read.count(one) > 1), None)
             if twice:
@@ -246,19 +235,19 @@ class PopulationParameters(Part, nn.Module):
                 self._columns[parameter] = [[covariates.index(name) for name in one] for one in read]
         self._hold("latent_effects", torch.zeros(self.latent, len(covariates), dtype=dtype), True)
 
-    def _effect(self, parameter: str, asked: str | CovariateEffect | tuple[str, float]) -> CovariateEffect:
+    def _built(self, parameter: str, asked: ChosenEffect | CovariateEffect) -> list[CovariateEffect]:
         try:
             if isinstance(asked, CovariateEffect):
-                effect = copy.deepcopy(asked)
-                for name in effect.covariates:
+                for name in asked.covariates:
                     self.scaling.covariate(name)
+                effects = [copy.deepcopy(asked)]
             else:
-                covariate, coefficient = asked if isinstance(asked, tuple) else (asked, None)
-                effect = chosen_effect(covariate, self.scaling, coefficient)
-            effect.build(self.scaling)
+                effects = asked.effects(self.scaling)
+            for effect in effects:
+                effect.build(self.scaling)
         except ValueError as error:
             raise ValueError(f"effects of {parameter}: {error}") from error
-        return effect
+        return effects
 
     def _hold(self, name: str, tensor: Tensor, learned: bool) -> None:
         """A learned tensor; empty ones are no parameters, because several devices would wait for their gradients."""
@@ -297,14 +286,12 @@ class PopulationParameters(Part, nn.Module):
             ValueError: effects or correlations of a parameter that does not exist or vary; correlations that no random
                 effects can have.
         """
-        asked: dict[str, list[str | CovariateEffect]] = {}
+        asked: dict[str, list[CovariateEffect]] = {}
         for (parameter, covariate), effect in (effects or {}).items():
             if not isinstance(effect, CovariateEffect):
                 effect = power_or_factor(covariate, effect, (references or {}).get(covariate))
             asked.setdefault(parameter, []).append(effect)
-        read = {
-            name for items in asked.values() for e in items if isinstance(e, CovariateEffect) for name in e.covariates
-        }
+        read = {name for items in asked.values() for effect in items for name in effect.covariates}
         # given references and coefficients need no data: positive, so that every kind of effect can be built
         covariates = {name: CovariateScale((references or {}).get(name, 1.0), 1.0, True) for name in read}
         made = cls(
@@ -312,7 +299,7 @@ class PopulationParameters(Part, nn.Module):
             {name: omega.get(name, 0.0) for name in typical},
             learned=False,
             distributions=dict(distributions or {}),
-            effects=cast(Effects, asked),
+            effects=dict(asked),
             correlation={f"{a}~{b}": value for (a, b), value in (correlation or {}).items()},
         )
         made.build(typical, 0, scaling or Scaling(covariates=covariates), torch.float64)
@@ -392,8 +379,13 @@ class PopulationParameters(Part, nn.Module):
         return z, log_volume - factor.diagonal().log().sum()
 
     def log_prior(self) -> Tensor:
-        """log p(typical, Omega) up to a constant, a scalar; 0 where the prior is flat."""
+        """log p(typical, Omega, weights of covariate networks) up to a constant, a scalar; 0 where it is flat."""
         total = self.location.new_zeros(())
+        log_omega = self._log_omega()
+        for name, effect in self.networks_by_parameter():
+            total = total + effect.log_prior()
+            if name in self.varying:
+                total = total + effect.log_volume(log_omega[self.varying.index(name)])
         if not self.learned:
             return total
         for name, sd in self.typical_prior_sd.items():
@@ -489,6 +481,20 @@ class PopulationParameters(Part, nn.Module):
             for effect, _ in self._effects_on(name):
                 yield name, effect
 
+    def networks_by_parameter(self) -> list[tuple[str, NetworkEffect]]:
+        """The learned networks among the covariate effects, with the parameters that they act on."""
+        found = self.effects_by_parameter()
+        return [(name, one) for name, one in found if isinstance(one, NetworkEffect) and not one.fixed]
+
+    def network_effects(self) -> list[NetworkEffect]:
+        """The same without the parameters."""
+        return [effect for _, effect in self.networks_by_parameter()]
+
+    def columns_of(self, effect: CovariateEffect) -> list[int]:
+        """Places of the covariates of an effect among all."""
+        names = sorted(self.scaling.covariates)
+        return [names.index(name) for name in effect.covariates]
+
     def take_effects(self, other: PopulationParameters) -> None:
         """Copy covariate effects and correlations of another population with the same parameters and covariates."""
         self.effects.load_state_dict(other.effects.state_dict())
@@ -532,7 +538,9 @@ class PopulationParameters(Part, nn.Module):
                 Coordinate("correlation", a, self.factor_entries, k, other=b) for k, (a, b) in enumerate(self.pairs())
             ]
         for parameter, effect in self.effects_by_parameter():
-            coefficients, references = effect.coefficients(), effect.references()
+            coefficients: dict[str, Tensor] = dict(effect.coefficients())
+            held = effect.fixed_coefficients()
+            coefficients, references = coefficients | held, effect.references()
             other = "+".join(effect.covariates)
             found += [
                 Coordinate(
@@ -544,6 +552,7 @@ class PopulationParameters(Part, nn.Module):
                     coefficient=name if len(coefficients) > 1 else "",
                     reference=references.get(other),
                     reported=partial(effect.reported, name),
+                    fixed=name in held,
                 )
                 for name, tensor in coefficients.items()
             ]
@@ -577,33 +586,3 @@ class _Held:
 
     def __init__(self, value: Any) -> None:
         self.value = value
-
-
-def _by_parameter(effects: object) -> Any:
-    """Effects in all their spellings as {parameter: [covariate, (covariate, coefficient) or CovariateEffect]}; "all"
-    stays."""
-    if effects is None or effects == "all":
-        return effects or {}
-    if not isinstance(effects, Mapping):
-        raise ValueError(f"{_HOW}; got {effects!r}")
-    found: dict[str, list[Any]] = {}
-    for key, value in effects.items():
-        parameter, *covariates = (part.strip() for part in str(key).split("~"))
-        if not parameter or len(covariates) > 1 or "" in covariates:
-            raise ValueError(f"effects: {key!r} is no PARAMETER~COVARIATE; {_HOW}")
-        if covariates:
-            items: list[Any] = [(covariates[0], _coefficient(str(key), value))]
-        elif isinstance(value, Mapping):
-            items = [(str(name), _coefficient(f"{parameter}~{name}", one)) for name, one in value.items()]
-        elif isinstance(value, list | tuple) and all(isinstance(one, str | CovariateEffect) for one in value):
-            items = list(value)
-        else:
-            raise ValueError(f"effects.{key} is {value!r}; {_HOW}")
-        found.setdefault(parameter, []).extend(items)
-    return found
-
-
-def _coefficient(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"effects.{name} must be a finite number, not {value!r}; {_HOW}")
-    return float(value)

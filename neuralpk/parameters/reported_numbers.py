@@ -29,7 +29,7 @@ class Coordinate:
         index: of the number in the flattened tensor.
         other: the second parameter of a correlation; the covariate of an effect.
         coefficient: name of the number within its effect, where the effect has several; empty otherwise.
-        reference: reference value of the covariate of an effect.
+        reference: value, or level of a text, of the covariate to which the effect is relative.
         reported: map from the learned to the reported scale: exp of a standard deviation, identity of an exponent. Of a
             correlation `PopulationParameters.correlations`, because it depends on several numbers.
         distribution: of the parameter, where the number is a typical value or an omega.
@@ -42,7 +42,7 @@ class Coordinate:
     index: int
     other: str | None = None
     coefficient: str = ""
-    reference: float | None = None
+    reference: float | str | None = None
     reported: Callable[[Tensor], Tensor] = identity
     distribution: ParameterDistribution | None = None
     fixed: bool = False

@@ -11,7 +11,15 @@ from itertools import chain, count
 from neuralpk.dynamics.equation_text import TIME
 from neuralpk.dynamics.model_text import ModelText, read_model
 from neuralpk.dynamics.symbols import as_text
-from neuralpk.parameters import CovariateEffect, FactorEffect, LinearEffect, LogitNormal, LogNormal, Normal, PowerEffect
+from neuralpk.parameters import (
+    CovariateEffect,
+    ExponentialEffect,
+    FactorEffect,
+    LogitNormal,
+    LogNormal,
+    Normal,
+    PowerEffect,
+)
 from neuralpk.parameters.covariates import number
 from neuralpk.population_model import PopulationModel
 from neuralpk.published_population import PublishedPopulation
@@ -145,7 +153,7 @@ class _Function:
             value, of = number(effect.exponent), f"log({effect.covariate}/{_digits(reference)})"
         elif isinstance(effect, FactorEffect):
             value, of = number(effect.log_factor), effect.covariate
-        elif isinstance(effect, LinearEffect):
+        elif isinstance(effect, ExponentialEffect):
             reference = number(effect.reference)
             of = effect.covariate if reference == 0 else f"({effect.covariate} - {_digits(reference)})"
             value = number(effect.reported("slope", effect.scaled_slope))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from neuralpk.dynamics.expression import Token
 from neuralpk.parameters import (
     CovariateEffect,
-    LinearEffect,
+    ExponentialEffect,
     LogitNormal,
     LogNormal,
     Normal,
@@ -183,7 +183,7 @@ class _Search:
         fixed = theta is None or theta.fixed
         if effect.kind == "power":
             return PowerEffect(effect.covariate, effect.reference, coefficient, fixed)
-        return LinearEffect(effect.covariate, effect.reference, coefficient / effect.divisor, fixed)
+        return ExponentialEffect(effect.covariate, effect.reference, coefficient / effect.divisor, fixed)
 
 
 def _note_bounds(theta: Theta, numbers: InitialValues) -> None:

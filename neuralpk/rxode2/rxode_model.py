@@ -111,15 +111,12 @@ class RxodeModel:
     @property
     def parameters(self) -> PopulationParameters:
         """The population, with the numbers as starting values of a fit."""
-        effects: dict[str, list[str | CovariateEffect] | dict[str, float] | float] = {
-            name: list(effects) for name, effects in self.effects.items()
-        }
         return PopulationParameters(
             dict(self.typical),
             {name: self.omega.get(name, 0.0) for name in self.typical},
             list(self.correlated) or False,
             distributions=dict(self.distributions),
-            effects=effects,
+            effects={name: list(effects) for name, effects in self.effects.items()},
             correlation={f"{a}~{b}": value for (a, b), value in self.correlation.items()},
             fixed=list(self.fixed),
         )
