@@ -144,7 +144,7 @@ def test_given_patients_keep_what_is_in_them():
     # the two doses of the table before 24 h count, those that it plans later do not
     nothing = simulate_regimens(people, [Regimen.parse("none")], until=10.0, starts=24.0)
     np.testing.assert_allclose(nothing.courses[0].curve[0, 0, 0, 0], estimates.ipred[0, 0, 0], rtol=0.03)
-    assert people.last_records().tolist() == [60.0]
+    assert people.next_doses().tolist() == [12.0]
     given = simulate_regimens(people, [Regimen.parse("100 mg q12h x 1")], starts=24.0).courses[0]
     alone = simulate_regimens(people, [Regimen.parse("100 mg q12h x 1")]).courses[0]
     rest = np.interp(0.0, nothing.times, nothing.courses[0].curve[0, 0, :, 0])
@@ -165,7 +165,8 @@ def test_figure_has_a_band_for_each_regimen_and_a_panel_for_each_patient():
     found = simulate_regimens(people, parse_regimens("100 mg q12h x 3 | 200 mg q24h x 2"), above=2.0)
     figure = regimen_figure(found)
     assert len(figure.axes) == 5 and len(figure.axes[0].collections) == 2
-    each = SimulatedPatients(Cohort(people.cohort.subjects[:2]), people.models, [people.z[0][:2]])
+    two = Cohort((Subject("1", NOTHING, NOTHING), Subject("2", NOTHING, NOTHING)))
+    each = SimulatedPatients(two, people.models, [people.z[0][0, :2, None]])
     assert len(regimen_figure(simulate_regimens(each, [Regimen.parse("100 mg q12h x 3")]), log=True).axes) == 2
     assert isinstance(found.curves(), pd.DataFrame)
 

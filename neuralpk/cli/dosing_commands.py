@@ -1,7 +1,9 @@
-"""Commands from a model to a decision: the course of patients under regimens."""
+"""Commands from a model to a decision: the course of patients under regimens, and the dose that reaches a target."""
 
 from __future__ import annotations
 
+import sys
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,13 +12,18 @@ from neuralpk.cli.csv_files import write_csv
 from neuralpk.cli.faults import UsageError
 from neuralpk.dosing import AdaptiveRule, SimulatedPatients, parse_regimens
 from neuralpk.dosing import simulate_regimens as follow
-from neuralpk.dosing.dosing_figures import regimen_figure
+from neuralpk.dosing.dose_selection import NOTE, select_doses
+from neuralpk.dosing.dosing_figures import dose_figure, regimen_figure
 from neuralpk.dosing.model_patients import given_patients, simulated_population, typical_patient
+from neuralpk.dosing.prior_predictive import data_p_values, unlike_population
+from neuralpk.dosing.target import Target
 from neuralpk.saved_model import SavedModel, read_model
 
 _SHOWN = 5
+_SENTENCES = 20
 _METRICS = ("AUC", "CMAX", "CTROUGH", "PABOVE", "DOSE", "CHANGES")
 REGIMEN_FILES = ("curves.csv", "exposures.csv", "exposure_draws.csv", "regimens.png")
+DOSE_FILES = ("doses.csv", "candidates.csv", "doses.png")
 
 
 def simulate_regimens(
@@ -80,6 +87,111 @@ def simulate_regimens(
     shown = exposures[exposures["ID"].isin(first) & exposures["METRIC"].isin(_METRICS)].sort_values("ID", kind="stable")
     print(shown.drop(columns="MEAN").to_string(index=False, float_format=lambda x: f"{x:.4g}"))
     print(f"{', '.join(str(out / name) for name in REGIMEN_FILES)}")
+
+
+def dose(
+    model: Path,
+    target: str,
+    doses: str,
+    every: str,
+    out: Path,
+    table: Path | None = None,
+    limit: str | None = None,
+    when: Literal["steady", "next"] | int = "steady",
+    infusion: float = 0.0,
+    compartment: int = 1,
+    loading: str | None = None,
+    at_least: float = 50.0,
+    greatest_daily: float | None = None,
+    start: float | None = None,
+    patient: dict[str, float] | None = None,
+    subjects: int = 1000,
+    draws: int = 500,
+    seed: int = 0,
+    unverified: bool = False,
+    **reading: Any,
+) -> None:
+    """Find the dose and interval that reach a target most probably, among those that can be given and under limits;
+    for research.
+
+    Args:
+        model: checkpoint of a training, or population file.
+        target: "AUC24 400-600", "trough > 10", "Cmax 20-30", "time above 4 > 50 %", "DVID 2 trough > 30".
+        doses: that can be given, 500:2000:250 (first, last, step) or 500,750,1000.
+        every: intervals between doses, 8,12,24.
+        out: folder for doses.csv (the choice of each patient), candidates.csv (every dose and interval with its
+            probabilities) and the figure doses.png.
+        table: event table of the patients with their doses and samples so far; null for the population.
+        limit: what must hold with a probability, "trough < 20 with 95%"; several with ; between them.
+        when: steady for steady state, next for the interval after the next dose, or a number of doses from now.
+        infusion: duration of each dose; 0 for none.
+        compartment: where doses go, counted from 1.
+        loading: loading doses, as doses; the target is to be reached in the first interval.
+        at_least: probability in percent below which no dose reaches the target.
+        greatest_daily: most amount in a day; null for no bound.
+        start: time of the table at which the next dose is given; null for when it is due.
+        patient: covariates where there is no table, {WT: 80}; those left out have their reference values.
+        subjects: drawn from the population where there is no table.
+        draws: of each patient of the table.
+        seed: of the draws.
+        unverified: also read a checkpoint without a sha256.
+        reading: how the table is read.
+    """
+    saved = read_model(model, unverified)
+    print(saved.description)
+    wanted = Target.parse(target, saved.units)
+    limits = [Target.parse(one, saved.units, limit=True) for one in (limit or "").split(";") if one.strip()]
+    who = "population" if table is None else "patients"
+    people = _patients(saved, who, table, subjects, patient, draws, seed, False, reading)
+    if start is not None and table is None:
+        raise UsageError("--start is a time of the patients of a --table")
+    found = select_doses(
+        people,
+        wanted,
+        _numbers("doses", doses),
+        _numbers("every", every),
+        limits=limits,
+        when=when,
+        infusion=infusion,
+        compartment=compartment,
+        starts=start,
+        loading=_numbers("loading", loading) if loading else (),
+        at_least=at_least / 100,
+        greatest_daily=greatest_daily,
+        seed=seed,
+    )
+    chosen = found.chosen()
+    if table is not None:
+        chosen["P_DATA"] = data_p_values(saved.population_model(people.cohort), people.cohort, seed=seed)
+        said = unlike_population(people.cohort.ids, chosen["P_DATA"].to_numpy())
+        if said:
+            warnings.warn(said, stacklevel=2)
+    write_csv(chosen, out / DOSE_FILES[0])
+    write_csv(found.candidates, out / DOSE_FILES[1])
+    with replacing(out / DOSE_FILES[2]) as part:
+        dose_figure(found).savefig(part, dpi=200, format="png")
+    sentences = found.sentences()
+    print("\n".join(sentences[:_SENTENCES]))
+    if len(sentences) > _SENTENCES:
+        print(f"… {len(sentences) - _SENTENCES} more in {out / DOSE_FILES[0]}")
+    print(", ".join(str(out / name) for name in DOSE_FILES))
+    print(NOTE, file=sys.stderr)
+
+
+def _numbers(name: str, text: str) -> list[float]:
+    """``500:2000:250`` or ``8,12,24``."""
+    try:
+        if ":" in text:
+            first, last, step = (float(part) for part in text.split(":"))
+            count = round((last - first) / step)
+            if step <= 0 or count < 0 or abs(first + count * step - last) > 1e-6 * step:
+                raise ValueError
+            return [first + k * step for k in range(count + 1)]
+        return [float(part) for part in text.strip("[] ").replace(",", " ").split()]
+    except (ValueError, ZeroDivisionError) as error:
+        raise UsageError(
+            f"--{name} takes 500:2000:250 (first, last, and a step that leads there) or 500,750,1000; got {text!r}"
+        ) from error
 
 
 def _pair(interval: list[float] | None) -> tuple[float, float] | None:

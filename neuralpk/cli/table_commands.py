@@ -16,7 +16,7 @@ from neuralpk.atomic_files import refuse_unwritable, replacing
 from neuralpk.bootstrap import bootstrap as fit_replicates
 from neuralpk.bootstrap import outcome, summarise
 from neuralpk.cli.csv_files import write_csv
-from neuralpk.cli.dosing_commands import REGIMEN_FILES, simulate_regimens
+from neuralpk.cli.dosing_commands import DOSE_FILES, REGIMEN_FILES, dose, simulate_regimens
 from neuralpk.cli.faults import UsageError, sentence
 from neuralpk.cli.merged_configuration import Configuration
 from neuralpk.cli.outputs import OVERWRITE, refuse_results
@@ -172,6 +172,7 @@ REGIMENS = "simulate --model"
 COMMANDS: dict[str, Callable[..., None]] = {
     "simulate": simulate,
     REGIMENS: simulate_regimens,
+    "dose": dose,
     "estimate": estimate,
     "reconstruct": estimate,
     "population": population,
@@ -182,6 +183,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 _WRITTEN = {
     REGIMENS: REGIMEN_FILES,
+    "dose": DOSE_FILES,
     "estimate": ("curves.csv", "individuals.csv", "individuals.png"),
     "reconstruct": ("curves.csv", "individuals.csv", "individuals.png"),
     "bootstrap": ("bootstrap.csv", "bootstrap_summary.csv"),

@@ -1,14 +1,15 @@
-"""Figures of regimens: curves with bands side by side, and their exposure."""
+"""Figures of regimens: curves with bands side by side, their exposure, and the candidates of a dose."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from neuralpk.dosing.dose_selection import DoseSelection
 from neuralpk.dosing.regimen_simulation import RegimenSimulation
 from neuralpk.evaluate import style
 
@@ -72,6 +73,74 @@ def regimen_figure(simulation: RegimenSimulation, endpoint: int = 1, log: bool =
         _draw_exposure(panel, exposures[exposures["METRIC"] == metric], _cycle(simulation), units.time)
     style.legend_on_top(figure, list(axes[:rows].flat), columns=2)
     return figure
+
+
+def dose_figure(selection: DoseSelection) -> Figure:
+    """Probability of the target of every candidate against the dose, a line for each interval, hollow where a limit is
+    not kept, a ring around the choice; a panel for each patient (the first eight). Of one patient also the quantity of
+    the target with its 90 % interval, and the range of the target."""
+    frame, units = selection.candidates, selection.patients.cohort.units
+    names = list(dict.fromkeys(frame["ID"]))
+    shown = names[:_MOST_PANELS]
+    columns = min(len(shown), 2)
+    rows = -(-len(shown) // columns)
+    extra = int(len(names) == 1)
+    height = (2.2 if columns == 1 else 1.7) * (rows + extra) + 0.6
+    figure, axes = style.new_figure(rows + extra, columns, width=_WIDTH, height=height)
+    every = list(dict.fromkeys(frame["EVERY"]))
+    colours = {tau: _COLOURS[k % len(_COLOURS)] for k, tau in enumerate(every)}
+    panels = list(axes[:rows].flat)
+    for panel in panels[len(shown) :]:
+        panel.set_visible(False)
+    for k, (panel, name) in enumerate(zip(panels, shown, strict=False)):
+        own = frame[frame["ID"] == name]
+        for tau, line in own.groupby("EVERY"):
+            _draw_candidates(panel, line, line["PROB"].to_numpy(), colours[tau], f"every {tau:g} {units.time}")
+        best = own[own["CHOSEN"]]
+        panel.plot(best["DOSE"], best["PROB"], lw=0, marker="o", ms=10, mfc="none", mec=style.BLACK, label="chosen")
+        panel.set_ylim(-0.05, 1.1)
+        style.set_range(panel, "x", own["DOSE"].to_numpy())
+        if k % columns == 0:
+            panel.set_ylabel("Probability")
+        if k + columns >= len(shown) and not extra:
+            panel.set_xlabel(style.with_unit("Dose", units.amount))
+        if len(names) > 1:
+            panel.set_title(f"subject {name}", fontsize=style.TEXT)
+    if selection.limits:
+        panels[0].plot([], [], lw=0, marker="o", ms=4, mfc="white", mec=style.GREY, label="limit not kept")
+    if extra:
+        _draw_quantity(axes[-1, 0], selection, colours)
+    style.legend_on_top(figure, panels, columns=3)
+    return figure
+
+
+def _draw_candidates(panel: Any, line: Any, values: np.ndarray, colour: str, label: str) -> None:
+    dose, kept = line["DOSE"].to_numpy(), line["KEPT"].to_numpy(bool)
+    panel.plot(dose, values, color=colour, lw=1.2, label=label, zorder=2)
+    panel.plot(dose[kept], values[kept], color=colour, lw=0, marker="o", ms=4, zorder=3)
+    panel.plot(dose[~kept], values[~kept], lw=0, marker="o", ms=4, mfc="white", mec=colour, zorder=3)
+
+
+def _draw_quantity(panel: Any, selection: DoseSelection, colours: Mapping[float, str]) -> None:
+    frame, target, units = selection.candidates, selection.target, selection.patients.cohort.units
+    spread = np.ptp(frame["DOSE"].to_numpy()) / 150
+    for k, tau in enumerate(colours):
+        line = frame[frame["EVERY"] == tau]
+        dose = line["DOSE"].to_numpy() + (k - (len(colours) - 1) / 2) * spread
+        panel.vlines(dose, line["LO90"], line["HI90"], color=colours[tau], lw=1.2, zorder=2)
+        panel.plot(dose, line["MEDIAN"], color=colours[tau], lw=0, marker="o", ms=3.5, zorder=3)
+    highest = 1.05 * float(frame["HI90"].max())
+    if np.isfinite(target.high):
+        highest = min(highest, 4 * target.high)
+    panel.axhspan(max(target.low, 0.0), min(target.high, highest), color=style.LIGHT, alpha=0.5, lw=0, zorder=1)
+    panel.set_ylim(0.0, highest if highest > 0 else 1.0)
+    style.set_range(panel, "x", frame["DOSE"].to_numpy())
+    unit = {"AUC": f"{units.time}·{units.value}", "TABOVE": units.time, "PABOVE": "%"}.get(target.quantity, units.value)
+    word = {"CTROUGH": "Trough", "PABOVE": "Time above", "TABOVE": "Time above"}.get(target.quantity, target.quantity)
+    if target.per is not None:
+        word = f"AUC in {target.per:g} {units.time}"
+    panel.set_ylabel(style.with_unit(word, unit))
+    panel.set_xlabel(style.with_unit("Dose", units.amount))
 
 
 def _draw_exposure(panel: Any, rows: Any, colours: Sequence[str], time: str) -> None:

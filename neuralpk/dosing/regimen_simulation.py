@@ -184,9 +184,10 @@ def simulate_regimens(
     for regimen in regimens:
         over = interval or regimen.last_interval or (0.0, horizon)
         grid = ExposureGrid.of(over, regimen.events())
-        curve, exposed, more = _follow(patients, regimen, times, grid, starts, rule, seed)
-        metrics = grid.metrics(np.moveaxis(exposed, -2, -1), above)
-        courses.append(Course(regimen, over, curve, metrics | more))
+        wanted = np.concatenate([times, grid.times])
+        values, more = course_values(patients, regimen, wanted, starts, rule, seed)
+        metrics = grid.metrics(np.moveaxis(values[:, :, len(times) :], -2, -1), above)
+        courses.append(Course(regimen, over, values[:, :, : len(times)], metrics | more))
     return RegimenSimulation(patients, times, courses, above)
 
 
@@ -197,22 +198,35 @@ def _curve_times(regimens: Sequence[Regimen], horizon: float) -> FloatArray:
     return np.unique(np.concatenate([np.linspace(0.0, horizon, _CURVE_POINTS), [*events], before]))
 
 
-def _follow(
+def course_values(
     patients: SimulatedPatients,
     regimen: Regimen,
     times: FloatArray,
-    grid: ExposureGrid,
-    starts: FloatArray | None,
-    rule: AdaptiveRule | None,
-    seed: int,
-) -> tuple[FloatArray, FloatArray, dict[str, FloatArray]]:
-    """Values at the times of the curves and of the exposure, ``[subject, draw, time, endpoint]``, and what an adaptive
-    rule did."""
+    starts: FloatArray | None = None,
+    rule: AdaptiveRule | None = None,
+    seed: int = 0,
+) -> tuple[FloatArray, dict[str, FloatArray]]:
+    """Noise-free values of the patients under one regimen; arguments as of `simulate_regimens`.
+
+    Args:
+        patients: who.
+        regimen: what is given.
+        times: since the start of the regimen, ``[time]``.
+        starts: when it starts on the clock of each patient, ``[subject]``; None for an empty body.
+        rule: changes the doses of each patient.
+        seed: of the paths of a stochastic dynamics.
+
+    Returns:
+        Values ``[subject, draw, time, endpoint]``, NaN where a course could not be solved, which a warning counts; and
+        with a rule DOSE and CHANGES, ``[subject, draw, endpoint]``.
+
+    Raises:
+        neuralpk.solve.SolveError: no course could be solved.
+    """
     batch = patients.batch(regimen, starts)
     begin = torch.zeros(len(batch), dtype=torch.float64) if starts is None else torch.as_tensor(starts)
     origin = torch.tensor(batch.origin, dtype=torch.float64) if batch.origin else torch.zeros(len(batch)).double()
-    wanted = torch.as_tensor(np.concatenate([times, grid.times]))
-    at = (begin - origin)[:, None] + wanted
+    at = (begin - origin)[:, None] + torch.as_tensor(times)
     values, given, failed = [], [], 0
     for model, z in zip(patients.models, patients.z, strict=True):
         samples = z.shape[1]
@@ -236,11 +250,10 @@ def _follow(
         if failed == total:
             raise SolveError(f"regimen {regimen.name!r}: none of {total} courses could be solved")
         warnings.warn(f"regimen {regimen.name!r}: {failed} of {total} courses could not be solved", stacklevel=3)
-    more: dict[str, FloatArray] = {}
-    if rule is not None:
-        done = torch.cat(given, dim=1).numpy()[:, :, None].repeat(found.shape[-1], axis=2)
-        more = {"DOSE": done[..., 0], "CHANGES": done[..., 1]}
-    return found[:, :, : len(times)], found[:, :, len(times) :], more
+    if rule is None:
+        return found, {}
+    done = torch.cat(given, dim=1).numpy()[:, :, None].repeat(found.shape[-1], axis=2)
+    return found, {"DOSE": done[..., 0], "CHANGES": done[..., 1]}
 
 
 def _values(model: PopulationModel, z: Tensor, batch: CohortBatch, times: Tensor, seed: int) -> tuple[Tensor, Tensor]:

@@ -32,8 +32,8 @@ class SimulatedPatients:
         cohort: the patients: covariates and, for given ones, doses and samples so far.
         models: the model under each draw of the population's own parameters; one where these are certain.
         z: by model, ``[subject, sample, latent]``.
-        kind: ``typical``: the uncertainty of one typical patient; ``population``: the patients are draws of one
-            population; ``patients``: each has draws of its own.
+        kind: ``typical``: the uncertainty of one typical patient; ``population``: all draws together are patients of
+            one population; ``patients``: each has draws of its own.
     """
 
     cohort: Cohort
@@ -86,31 +86,38 @@ class SimulatedPatients:
         """
         if count < 1:
             raise ValueError(f"a population has one patient or more, not {count}")
-        index, nothing = torch.arange(count), np.empty(0)
-        given = isinstance(covariates, Cohort)
-        rows = [_constant(subject) for subject in covariates] if given else [dict(covariates or {})]  # type: ignore[union-attr,arg-type]
-        people = [Subject(str(k + 1), nothing, nothing, covariates=rows[k % len(rows)]) for k in range(count)]
-        units = covariates.units if isinstance(covariates, Cohort) else units or Units()
-        z = randomness.normal(seed, Stream.SIMULATED_COURSES.at(0), index, model.latent_size)
-        return cls(Cohort(tuple(people), units), [model], [z[:, None]], "population")
-
-    @property
-    def latent_draws(self) -> int:
-        """Draws of each patient."""
-        return sum(z.shape[1] for z in self.z)
+        z = randomness.normal(seed, Stream.SIMULATED_COURSES.at(0), torch.arange(count), model.latent_size)
+        nothing = np.empty(0)
+        if isinstance(covariates, Cohort):
+            rows = [_constant(subject) for subject in covariates]
+            people = [Subject(str(k + 1), nothing, nothing, covariates=rows[k % len(rows)]) for k in range(count)]
+            return cls(Cohort(tuple(people), covariates.units), [model], [z[:, None]], "population")
+        alike = Subject("population", nothing, nothing, covariates=dict(covariates or {}))
+        return cls(Cohort((alike,), units or Units()), [model], [z[None]], "population")
 
     def groups(self) -> list[str]:
         """Names of what is summarised: the patients, or the population as a whole."""
         return ["population"] if self.kind == "population" else list(self.cohort.ids)
 
-    def last_records(self) -> FloatArray:
-        """Time of the last dose or sample of each patient, ``[subject]``; 0 for one without."""
-        return np.array(
-            [
-                max([*subject.times[-1:], *(dose.time for dose in written_out(subject.doses))], default=0.0)
-                for subject in self.cohort
-            ]
-        )
+    def next_doses(self) -> FloatArray:
+        """When the next dose of each patient is due, ``[subject]``: the first that is planned after its last sample,
+        else one interval after its last dose; 0 for a patient without doses and samples.
+
+        Raises:
+            ValueError: a patient whose interval is not known.
+        """
+        found = []
+        for subject in self.cohort:
+            doses, last = written_out(subject.doses), float(max(subject.times[-1:], default=-np.inf))
+            planned = [dose.time for dose in doses if dose.time > last and len(subject.times)]
+            gap = doses[-1].interval or (doses[-1].time - doses[-2].time if len(doses) > 1 else 0.0) if doses else 0.0
+            if planned:
+                found.append(planned[0])
+            elif doses and not gap:
+                raise ValueError(f"subject {subject.id}: one dose does not say when the next is due; give its time")
+            else:
+                found.append(doses[-1].time + gap if doses else max(last, 0.0))
+        return np.array(found)
 
     def batch(self, regimen: Regimen, starts: FloatArray | None) -> CohortBatch:
         """The patients under a regimen, ready to be followed; its times count from `origin`.

@@ -1,0 +1,77 @@
+"""Whether patients are like the population of a model: the probability of data at least as unlikely as theirs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from neuralpk import randomness
+from neuralpk.cohort import Cohort, FloatArray
+from neuralpk.individual_estimates import evaluation_batch
+from neuralpk.inference.importance import log_mean_weight
+from neuralpk.population_model import PopulationModel
+from neuralpk.randomness import Stream
+from neuralpk.value_checks import bearable
+
+UNLIKE = 0.01
+"""Patients with a smaller p are named in a warning."""
+
+
+@torch.no_grad()
+def data_p_values(
+    model: PopulationModel, cohort: Cohort, simulated: int = 199, draws: int = 200, seed: int = 0
+) -> FloatArray:
+    """Prior predictive p of the samples of each patient::
+
+        p = (1 + #{−log p(y_s) >= −log p(y)}) / (1 + simulated)        y_s ~ p(y), the same times and doses
+
+    log p(y) is the logarithm of the mean likelihood over draws of the population, the same for y and for all y_s, so
+    that p is uniform for a patient of the population, however few the draws are. Values below the limit of
+    quantification are left out.
+
+    Args:
+        model: the population.
+        cohort: the patients.
+        simulated: data sets of each patient.
+        draws: of the population, for the likelihood.
+        seed: of both.
+
+    Returns:
+        ``[subject]``; NaN for a patient without samples and under a dynamics with noise.
+    """
+    found = np.full(len(cohort), np.nan)
+    if not model.has_likelihood:
+        return found
+    batch = evaluation_batch(model, bearable(model, cohort)).unseen()
+    count = simulated + draws
+    z = randomness.normal(seed, Stream.SIMULATED_COURSES.at(2), torch.arange(count), model.latent_size)
+    for k in range(len(batch)):
+        subject = batch.select(torch.tensor([k], device=batch.device)).trimmed()
+        measured = subject.observed & (subject.censored == 0)
+        if not bool(measured.any()):
+            continue
+        subject = subject.scored_on(measured)
+        predicted = model.predict(z.to(batch.time), subject.repeat(count)).value
+        noise = randomness.normal(seed, Stream.SIMULATED_COURSES.at(3), torch.arange(simulated), predicted.shape[1])
+        drawn = model.error.simulate(predicted[:simulated], subject.endpoint.expand(simulated, -1), noise.to(predicted))
+        values = torch.cat([subject.value, torch.where(measured, drawn, 0.0)])
+        rows = subject.repeat((simulated + 1) * draws)
+        rows = dataclasses.replace(rows, value=values.repeat_interleave(draws, dim=0))
+        likelihood = model.error.log_likelihood(rows, predicted[simulated:].repeat(simulated + 1, 1)).sum(1)
+        likelihood = torch.where(likelihood.isnan(), -torch.inf, likelihood).reshape(simulated + 1, draws)
+        unlikely = -log_mean_weight(likelihood)
+        found[k] = (1 + int((unlikely[1:] >= unlikely[0]).sum())) / (1 + simulated)
+    return found
+
+
+def unlike_population(ids: tuple[str, ...], p: FloatArray) -> str:
+    """A warning that names the patients with p below `UNLIKE`; empty for none."""
+    named = [f"{name} (p = {one:.3f})" for name, one in zip(ids, p, strict=True) if one < UNLIKE]
+    if not named:
+        return ""
+    return (
+        f"subject {', '.join(named[:10])}: the data are unlike the population of the model, and what follows from them "
+        "may be wrong; look at their doses, samples, units and covariates"
+    )
