@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,16 +16,20 @@ import torch
 from torch import Tensor
 
 from neuralpk import randomness
+from neuralpk.atomic_files import replacing
 from neuralpk.cohort import Cohort, FloatArray, Subject, written_out
 from neuralpk.cohort_batch import CohortBatch, collate
 from neuralpk.dataclass_rows import put
+from neuralpk.dynamics import Dynamics
 from neuralpk.encoders import Encoder, Posterior
+from neuralpk.individual_exposure import end_of, exposure
 from neuralpk.inference import importance
 from neuralpk.inference.map import TRIED, maxima, maximise
 from neuralpk.inference.quantiles import interval
 from neuralpk.inference.uncertainty_draws import drawn_models
 from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
+from neuralpk.record_predictions import records
 from neuralpk.solve import Noise, SolveError, Status
 from neuralpk.value_checks import bearable, warn_of_far_values
 
@@ -30,9 +37,37 @@ if TYPE_CHECKING:
     from neuralpk.path_guide import PathGuide
 
 _SOLVED_AT_ONCE = 20_000  # subjects × draws: bounds the memory
+_POINTS = 200  # of a curve, evenly
+_JUST_BEFORE = 1e-5  # of the length of a curve
+_USUAL_TIMES = 300  # of a curve; with more, fewer subjects are solved at once
 _DRAWN_PER_KEPT = 5  # weighted draws for each one that is kept
 _NEARBY_STEPS = 2  # from the maximum under one draw of the population to that under another
 _MOST_FAILED = 0.1  # of the draws of the population, which may fail to give a subject's curves
+
+
+TABLES = ("curves.csv", "individuals.csv", "records.csv", "exposure.csv")
+"""Files of `IndividualEstimates.write`."""
+
+
+@dataclass(frozen=True)
+class EstimateSource:
+    """What individual estimates were made by.
+
+    Args:
+        model: the population model.
+        batch: the subjects, as the model reads them.
+        cohort: the same.
+        z: estimate of z, ``[subject, latent]``; NaN for a subject that could not be solved.
+        guide: of a stochastic dynamics.
+        has_error: whether the model has a residual error.
+    """
+
+    model: PopulationModel
+    batch: CohortBatch
+    cohort: Cohort
+    z: Tensor
+    guide: PathGuide | None
+    has_error: bool
 
 
 @dataclass(frozen=True)
@@ -49,6 +84,7 @@ class IndividualEstimates:
         parameters: name to (estimate, lower end, upper end), each ``[subject]``. The most probable value of a very
             skewed distribution can lie outside the middle 90 %; the interval then reaches as far as the estimate.
         z: estimate of z, ``[subject, latent]``.
+        source: what they were estimated by, for `records` and `exposure`.
         unsolved: why some subjects have NaN instead of estimates, one sentence each with the name; empty for none.
     """
 
@@ -60,6 +96,7 @@ class IndividualEstimates:
     upper: FloatArray
     parameters: dict[str, tuple[FloatArray, FloatArray, FloatArray]]
     z: FloatArray
+    source: EstimateSource = field(repr=False)
     unsolved: tuple[str, ...] = ()
 
     def curves(self) -> pd.DataFrame:
@@ -75,8 +112,40 @@ class IndividualEstimates:
             frame[{"lower": "LO90", "upper": "HI90"}.get(name, name.upper())] = getattr(self, name)[where]
         return frame
 
+    def records(self) -> pd.DataFrame:
+        """The table of records: ID, TIME, DVID, DV, PRED, IPRED, IRES, IWRES, TAD, … and the covariates
+        (`neuralpk.record_predictions.records`)."""
+        model, batch, z = self.source.model, self.source.batch, self.source.z
+        solved = ~z.isnan().any(1)
+        ipred = model.predict(torch.where(solved[:, None], z, 0.0), batch, self.source.guide).value.detach()
+        ipred = ipred.masked_fill(~solved[:, None], torch.nan)
+        return records(model, batch, ipred, self.source.has_error)
+
+    def exposure(self) -> pd.DataFrame:
+        """AUC, CMAX, TMAX and CMIN of each patient, from the first to the last record and by dosing interval
+        (`neuralpk.individual_exposure.exposure`)."""
+        # in double precision the value just before a dose is not that after it
+        model, cohort = copy.deepcopy(self.source.model).double(), self.source.cohort
+        guide = None if self.source.guide is None else copy.deepcopy(self.source.guide).double()
+        return exposure(model, evaluation_batch(model, cohort), cohort, self.source.z.double(), guide)
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write `TABLES` into a folder.
+
+        Returns:
+            Their paths.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / name for name in TABLES]
+        for path, make in zip(paths, (self.curves, self.individuals, self.records, self.exposure), strict=True):
+            frame = make()
+            with replacing(path) as part:
+                frame.to_csv(part, index=False)
+        return paths
+
     def individuals(self) -> pd.DataFrame:
-        """ID, then every parameter with its 90 % interval (``CL, CL_LO90, CL_HI90``)."""
+        """ID, then every parameter with its 90 % interval (``CL, CL_LO90, CL_HI90``): those of the dynamics, those
+        derived from them, THALF (terminal half-life, of a linear dynamics) and the random effects ETA_CL, …"""
         frame: dict[str, Any] = {"ID": np.asarray(self.ids)}
         for name, (estimate, lower, upper) in self.parameters.items():
             frame |= {name: estimate, f"{name}_LO90": lower, f"{name}_HI90": upper}
@@ -139,6 +208,7 @@ def estimate_individuals(
     seed: int = 0,
     map: bool = True,
     population_known: bool = False,
+    has_error: bool = True,
     progress: Callable[[Sequence[Tensor]], Iterable[Tensor]] = iter,
 ) -> IndividualEstimates:
     """Estimate the patients of a cohort.
@@ -151,7 +221,8 @@ def estimate_individuals(
     Args:
         model: the population model.
         cohort: the patients; their true curves, where there are any, are not read.
-        times: times of the curves, on the clock of the data; default 200 times over each patient's records.
+        times: times of the curves, on the clock of the data; default 200 times over each patient's records, and the
+            records themselves, the doses, the ends of infusions and the moments before each dose.
         encoder: of a trained task; None for none.
         guide: of a stochastic dynamics.
         draws: draws of z for the 90 % intervals; 0 for no intervals.
@@ -159,6 +230,7 @@ def estimate_individuals(
         seed: of the draws.
         map: whether the MAP is searched.
         population_known: intervals given the population as it stands, without its own uncertainty.
+        has_error: whether the model has a residual error; without one there are no weighted residuals.
         progress: wraps the iterable of parts of the cohort, for example in a progress bar.
 
     Raises:
@@ -171,12 +243,12 @@ def estimate_individuals(
     if map or draws:
         cohort = bearable(model, cohort)
     batch = evaluation_batch(model, cohort, context)
-    wanted = torch.as_tensor(np.stack([_curve_times(s, times) for s in cohort]))
+    wanted = torch.as_tensor(_stacked([_curve_times(s, times) for s in cohort]))
     grid = (wanted - batch.on_data_clock(wanted.new_zeros((len(batch), 1)))).to(batch.time)
     models = [model] if population_known or not map or not draws else drawn_models(model)
     estimates, intervals = [], []
     status = torch.zeros(len(batch), dtype=torch.long, device=batch.device)
-    for part in progress(_parts(batch, draws)):
+    for part in progress(_parts(batch, draws, wanted.shape[1])):
         subjects = batch.select(part)
         z, drawn = _estimated(model, models, encoder, subjects, draws, seed, map)
         estimates.append(z)
@@ -199,9 +271,7 @@ def estimate_individuals(
         raise SolveError(f"{len(batch)} of {len(batch)} subjects not solved: {'; '.join(said[:10])}")
     pred, ipred = (curve.masked_fill(unsolved[:, None, None], torch.nan) for curve in curves)
     z = z.masked_fill(unsolved[:, None], torch.nan)
-    parameters = {
-        name: value.masked_fill(unsolved, torch.nan) for name, value in model.individual_parameters(z, batch).items()
-    }
+    parameters = {name: value.masked_fill(unsolved, torch.nan) for name, value in _quantities(model, z, batch).items()}
     if said:
         more = f" (+{len(said) - 10} more)" if len(said) > 10 else ""
         warnings.warn("; ".join(said[:10]) + more, stacklevel=2)
@@ -221,6 +291,7 @@ def estimate_individuals(
         upper=_numpy(upper),
         parameters={k: (_numpy(v), _numpy(between[k][0]), _numpy(between[k][1])) for k, v in parameters.items()},
         z=_numpy(z),
+        source=EstimateSource(model, batch, cohort, z, guide, has_error),
         unsolved=said,
     )
 
@@ -252,10 +323,11 @@ def draw_individuals(
     return PosteriorDraws(batch, models, by_model, torch.cat([z for z, _ in found]))
 
 
-def _parts(batch: CohortBatch, draws: int) -> tuple[Tensor, ...]:
-    """Positions of the subjects that are solved together."""
+def _parts(batch: CohortBatch, draws: int, times: int = 0) -> tuple[Tensor, ...]:
+    """Positions of the subjects that are solved together, at so many times."""
     # what is solved at once is the draws before they are resampled or, in the search, the points that are tried
-    together = max(1, _SOLVED_AT_ONCE // max(draws, TRIED // _DRAWN_PER_KEPT))
+    count = max(draws, TRIED // _DRAWN_PER_KEPT) * max(1, times // _USUAL_TIMES)
+    together = max(1, _SOLVED_AT_ONCE // count)
     return torch.split(torch.arange(len(batch), device=batch.device), together)
 
 
@@ -386,7 +458,7 @@ def _intervals(
         worst = trajectory.status.reshape(len(kept), z.shape[1]).amax(1).to(status)
         status[kept[lost]] = torch.maximum(status[kept], worst)[lost]
         rows = solved.repeat_interleave(z.shape[1])
-        curve, values = model.observe(trajectory)[rows], model.individual_parameters(flat, repeated)
+        curve, values = model.observe(trajectory)[rows], _quantities(model, flat, repeated)
         curves.append(_rows(curve, kept[solved], z.shape[:2]))
         parameters.append({name: _rows(value[rows], kept[solved], z.shape[:2]) for name, value in values.items()})
     ends = {name: interval(torch.cat([values[name] for values in parameters], dim=1)) for name in parameters[0]}
@@ -419,9 +491,33 @@ def _numpy(values: Tensor) -> FloatArray:
     return np.asarray(values.detach().cpu().double().numpy(), np.float64)
 
 
+def _quantities(model: PopulationModel, z: Tensor, batch: CohortBatch) -> dict[str, Tensor]:
+    """Individual parameters with all that follows from them, by name, each ``[subject]``: of a linear dynamics with
+    doses the terminal half-life, log 2 over the slowest rate; and the random effects."""
+    values, dynamics = model.individual_parameters(z, batch), model.dynamics
+    if isinstance(dynamics, Dynamics) and dynamics.dosed and dynamics.linear:
+        rates = torch.linalg.eigvals(dynamics.rate_matrix(model.theta(z, batch)[:, 0]).double()).real.abs()
+        values["THALF"] = (math.log(2) / rates.amin(-1)).to(z)
+    eta = model.population.eta(z).unbind(-1)
+    return values | {f"ETA_{name}": one for name, one in zip(model.population.varying, eta, strict=True)}
+
+
+def _stacked(rows: Sequence[FloatArray]) -> FloatArray:
+    """Rows of different lengths, each padded by its last."""
+    width = max(len(row) for row in rows)
+    return np.stack([np.concatenate([row, np.full(width - len(row), row[-1])]) for row in rows])
+
+
 def _curve_times(subject: Subject, times: Sequence[float] | None) -> FloatArray:
-    """200 times over a subject's records, or the wanted ones from its first record on."""
+    """200 times over a subject's records with the records, the doses, the ends of infusions and the moments before each
+    dose; or the wanted times from its first record on."""
     if times is not None:
         return np.asarray(np.maximum(np.sort(np.asarray(times, float)), subject.start), np.float64)
-    ends = [subject.start, *subject.times[-1:], *(dose.time for dose in written_out(subject.doses))]
-    return np.asarray(np.linspace(subject.start, max(ends), 200))
+    doses = written_out(subject.doses)
+    given = np.array([dose.time for dose in doses if dose.amount > 0 or dose.rate > 0])
+    last = max([subject.start, *subject.times[-1:], *(dose.time for dose in doses)])
+    even = np.linspace(subject.start, last, _POINTS)
+    # far enough that single precision keeps the two apart
+    before = given - _JUST_BEFORE * max(last - subject.start, 1e-300)
+    every = np.concatenate([even, subject.times, given, before, [end_of(dose) for dose in doses]])
+    return np.unique(every[(every >= subject.start) & (every <= last)])

@@ -1,4 +1,4 @@
-"""Diagnostics of the records of a cohort: DV, PRED, IPRED, IWRES, and replicates of the study."""
+"""The table of the records of a cohort (DV, PRED, IPRED, IWRES, …), and replicates of the study."""
 
 from __future__ import annotations
 
@@ -23,44 +23,57 @@ _SOLVED_AT_ONCE = 20_000  # subjects × studies: bounds the memory
 
 
 @torch.no_grad()
-def predictions(model: PopulationModel, batch: CohortBatch, ipred: Tensor) -> pd.DataFrame:
-    """ID, TIME, DVID, DV, PRED and IPRED of every record.
+def records(model: PopulationModel, batch: CohortBatch, ipred: Tensor, has_error: bool = True) -> pd.DataFrame:
+    """One row for each record: ID, TIME, DVID, DV, PRED, IPRED, IRES, IWRES, TAD; of data with censored values CENS and
+    LLOQ; and the covariates of the model at the record.
+
+    DV is NaN where only a prediction is wanted. Of a censored value DV is the limit, and IRES and IWRES are NaN. TAD is
+    the time since the last dose before the record, NaN before the first.
 
     Args:
         model: predicts the typical patient.
         batch: the records.
         ipred: individual prediction of each of them, ``[subject, observation]``.
+        has_error: whether the residual error was learned; without one IWRES is NaN.
     """
     pred = model.predict(model.typical(len(batch)), batch.unseen()).value
     row, column = batch.mask.nonzero(as_tuple=True)
     observed = torch.where(batch.observed, batch.value, torch.nan)
+    measured = torch.where(batch.censored == 0, observed, torch.nan)
+    iwres = model.error.standardise(batch.value, ipred, batch.endpoint)
     columns = {
         "TIME": batch.on_data_clock(batch.time),
         "DVID": batch.endpoint + 1,
         "DV": observed,
         "PRED": pred,
         "IPRED": ipred,
+        "IRES": measured - ipred,
+        "IWRES": torch.where(measured.isnan() | (not has_error), torch.nan, iwres),
+        "TAD": _time_after_dose(batch),
     }
+    if bool((batch.censored[batch.observed] != 0).any()):
+        columns |= {"CENS": batch.censored, "LLOQ": torch.where(batch.censored > 0, observed, torch.nan)}
+    columns |= _covariates(model, batch)
     frame = {"ID": np.asarray(batch.ids)[row.cpu().numpy()]}
     return pd.DataFrame(frame | {name: values[row, column].cpu().numpy() for name, values in columns.items()})
 
 
-@torch.no_grad()
-def residuals(model: PopulationModel, batch: CohortBatch, ipred: Tensor, has_error: bool) -> pd.DataFrame:
-    """`predictions` with IWRES, of every measured value.
+def _time_after_dose(batch: CohortBatch) -> Tensor:
+    """Time of each record since the last dose before it, ``[subject, observation]``; NaN before the first."""
+    doses, time = batch.doses, batch.time[:, :, None]
+    at = doses.time[:, None]
+    before = (at < time) | ((at == time) & (doses.row[:, None] < batch.row[:, :, None]))
+    given = doses.mask & ((doses.amount > 0) | (doses.rate > 0))
+    since = torch.where(before & given[:, None], time - at, torch.inf)
+    least = torch.cat([since, torch.full_like(time, torch.inf)], dim=2).amin(2)
+    return torch.where(least.isinf(), torch.nan, least)
 
-    Args:
-        model: as for `predictions`.
-        batch: as for `predictions`.
-        ipred: as for `predictions`.
-        has_error: whether the residual error was learned; without one IWRES is NaN.
-    """
-    table = predictions(model, batch, ipred)
-    iwres = model.error.standardise(batch.value, ipred, batch.endpoint)
-    # a censored record holds a limit, not a value
-    iwres = torch.where((batch.censored == 0) & has_error, iwres, torch.nan)
-    table["IWRES"] = iwres[batch.mask].cpu().numpy()
-    return table[table["DV"].notna()]
+
+def _covariates(model: PopulationModel, batch: CohortBatch) -> dict[str, Tensor]:
+    """The covariates of the model at each record, by name, ``[subject, observation]``."""
+    assert model.scaling is not None
+    period, each = batch.period_at(batch.time), batch.covariates.unbind(-1)
+    return {name: each[k].gather(1, period) for k, name in enumerate(sorted(model.scaling.covariates))}
 
 
 @torch.no_grad()

@@ -642,9 +642,9 @@ class LatentTask(L.LightningModule):
         self._finish("test")
 
     def predict_step(self, batch: CohortBatch, batch_idx: int) -> pd.DataFrame:
-        """ID, TIME, DVID, DV, PRED and IPRED of every record."""
+        """The table of records (`neuralpk.record_predictions.records`)."""
         with self._all_digits():
-            return record_predictions.predictions(self.model, batch, self(batch))
+            return record_predictions.records(self.model, batch, self(batch), self.objective.has_likelihood)
 
     def configure_optimizers(self) -> Any:
         """The estimator of the population where the objective has one; otherwise Adam, with a one-cycle schedule where
@@ -754,6 +754,7 @@ class LatentTask(L.LightningModule):
                 seed=self.seed if seed is None else seed,
                 map=searched,
                 population_known=population_known,
+                has_error=self.objective.has_likelihood,
                 progress=progress,
             )
 
@@ -825,9 +826,11 @@ class LatentTask(L.LightningModule):
 
     @torch.no_grad()
     def residuals(self, cohort: Cohort, context: int | None = None) -> pd.DataFrame:
-        """ID, TIME, DVID, DV, PRED, IPRED and IWRES of every measured value, with `context` as for `reconstruct`."""
+        """The table of records (`neuralpk.record_predictions.records`) of every measured value, with `context` as for
+        `reconstruct`."""
         batch = evaluation_batch(self.model, cohort, context)
-        return record_predictions.residuals(self.model, batch, self(batch), self.objective.has_likelihood)
+        table = record_predictions.records(self.model, batch, self(batch), self.objective.has_likelihood)
+        return table[table["DV"].notna()]
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:

@@ -21,16 +21,15 @@ LAYERS = (
         "randomness",
         "dataclass_rows",
     },
-    {"checkpoint_files", "cohort_batch", "scaling"},
+    {"checkpoint_files", "cohort_batch", "exposure", "scaling"},
     {"residual_error"},
     {"dynamics", "encoders", "parameters", "tables"},
     {"datasets", "solve"},
     {"decoders", "population_model", "cohort_simulation", "symbolic"},
     {"inference", "path_guide", "published_population", "value_checks"},
-    {"estimation", "rxode2"},
+    {"estimation", "individual_exposure", "record_predictions", "rxode2"},
     {
         "checkpoint_io",
-        "record_predictions",
         "individual_estimates",
         "noncompartmental",
         "objectives",
@@ -130,7 +129,7 @@ def test_only_the_solver_knows_the_libraries_that_integrate(library):
 
 def test_only_the_tables_know_pandas():
     users = {importing_file(path)[0] for path in FILES if "pandas" in {n.split(".")[0] for n in imports(path)}}
-    lower = {unit for unit in users if LAYER[unit] < LAYER["individual_estimates"]}
+    lower = {unit for unit in users if LAYER[unit] < LAYER["record_predictions"]}
     assert lower <= {"tables"}
 
 

@@ -277,7 +277,7 @@ def test_fit_test_and_resume(capsys) -> None:
         assert "_loss" in capsys.readouterr().out
     main(["test", "--ckpt_path", last, "--config", str(run / "config.yaml")])
     main(["predict", "--model", last])
-    (predictions,) = Path("lightning_logs").glob("*/predictions.csv")
+    (predictions,) = Path("lightning_logs").glob("*/records.csv")
     assert float(predictions.read_text().split()[-1]) != 0.0
     main(["fit", "--ckpt_path", last, "--trainer.max_epochs", "2"])
 

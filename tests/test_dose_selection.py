@@ -12,8 +12,8 @@ from neuralpk.cli import main
 from neuralpk.cohort import Cohort, Dose, Subject, Units
 from neuralpk.dosing import SimulatedPatients, Target, select_doses
 from neuralpk.dosing.dosing_figures import dose_figure
-from neuralpk.dosing.exposure import ExposureGrid
 from neuralpk.dosing.prior_predictive import UNLIKE, data_p_values, unlike_population
+from neuralpk.exposure import ExposureGrid
 from neuralpk.individual_estimates import draw_individuals
 from neuralpk.published_population import PublishedPopulation
 

@@ -398,10 +398,12 @@ def test_estimate_runs_the_example_of_the_documentation(capsys) -> None:
     with resources.as_file(resources.files("neuralpk.datasets") / "theophylline.csv") as table:
         main(["estimate", "--model", "pop.yaml", "--table", str(table), "--out", "a/b"])
     assert "12 subjects" in capsys.readouterr().out
-    assert sorted(path.name for path in Path("a/b").iterdir()) == ["curves.csv", "individuals.csv", "individuals.png"]
+    written = ["curves.csv", "exposure.csv", "individuals.csv", "individuals.png", "records.csv"]
+    assert sorted(path.name for path in Path("a/b").iterdir()) == written
     curves, people = (pd.read_csv(f"a/b/{name}.csv") for name in ("curves", "individuals"))
     assert list(curves) == ["ID", "TIME", "PRED", "IPRED", "LO90", "HI90"]
-    assert list(people) == ["ID", *(f"{n}{end}" for n in ("CL", "V1", "KA", "k10") for end in ("", "_LO90", "_HI90"))]
+    names = ("CL", "V1", "KA", "k10", "THALF", "ETA_CL", "ETA_V1", "ETA_KA")
+    assert list(people) == ["ID", *(f"{n}{end}" for n in names for end in ("", "_LO90", "_HI90"))]
     assert people["CL"].between(1.3, 4.5).all()
     assert people["V1"].between(24, 42).all()
     assert people["KA"].between(0.3, 10).all()

@@ -11,7 +11,7 @@ from neuralpk.cli import main
 from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.dosing import AdaptiveRule, Regimen, SimulatedPatients, parse_regimens, simulate_regimens
 from neuralpk.dosing.dosing_figures import regimen_figure
-from neuralpk.dosing.exposure import ExposureGrid
+from neuralpk.exposure import ExposureGrid
 from neuralpk.individual_estimates import estimate_individuals
 from neuralpk.published_population import PublishedPopulation
 

@@ -429,8 +429,8 @@ def test_the_tables_of_a_reconstruction(trained) -> None:
     result = task.reconstruct(data.part("test"), draws=100)
     curves, people = result.curves(), result.individuals()
     assert list(curves) == ["ID", "TIME", "PRED", "IPRED", "LO90", "HI90"]
-    assert len(curves) == 5 * 200
-    names = ["CL", "V1", "Q", "V2", "k10", "k12", "k21"]
+    assert len(curves) >= 5 * 200
+    names = ["CL", "V1", "Q", "V2", "k10", "k12", "k21", "THALF", "ETA_CL", "ETA_V1", "ETA_Q", "ETA_V2"]
     assert list(people) == ["ID", *(f"{n}{end}" for n in names for end in ("", "_LO90", "_HI90"))]
     assert people["ID"].tolist() == list(data.part("test").ids)
     np.testing.assert_allclose(people["k10"], people["CL"] / people["V1"], rtol=1e-6)
@@ -526,7 +526,7 @@ def test_predictions_are_a_table_of_the_records(trained) -> None:
     task, data = trained
     (table,) = quiet().predict(task, data)
     cohort = data.part("test")
-    assert list(table) == ["ID", "TIME", "DVID", "DV", "PRED", "IPRED"]
+    assert list(table) == ["ID", "TIME", "DVID", "DV", "PRED", "IPRED", "IRES", "IWRES", "TAD"]
     assert len(table) == sum(len(subject.times) for subject in cohort)
     np.testing.assert_allclose(table["DV"], np.concatenate([subject.values for subject in cohort]), rtol=1e-6)
     residuals = task.residuals(cohort)

@@ -29,6 +29,8 @@ from neuralpk.evaluate.simulation_checks import calibration
 from neuralpk.published_population import PublishedPopulation, write_population
 from neuralpk.task import LatentTask
 
+_WITH_INTERVALS = 200  # patients
+
 
 class Report(L.Callback):
     """Report at the end of a training: the population and its checks (of an objective that maximises the likelihood), a
@@ -60,6 +62,7 @@ class Report(L.Callback):
         self._errors(data, task)
         self._panels(data, task, folder)
         self._population_file(task, folder)
+        self._estimates(data, task, folder)
         if last:
             self._next(folder, last)
 
@@ -161,6 +164,14 @@ class Report(L.Callback):
         result = task.reconstruct(cohort, context=first_seen(data))
         for path in save_panels(cohort, result, folder, first_seen(data)):
             self._say(f"Individual panels: {path}")
+
+    def _estimates(self, data: CohortDataModule, task: LatentTask, folder: Path) -> None:
+        """Tables of the training patients; of many patients without intervals."""
+        cohort = data.part("train")
+        many = len(cohort) > _WITH_INTERVALS
+        paths = task.reconstruct(cohort, draws=0 if many else 200).write(folder)
+        without = ", without intervals (neuralpk estimate computes them)" if many else ""
+        self._say(f"Tables of the training patients: {', '.join(map(str, paths))}{without}")
 
     def _next(self, folder: Path, checkpoint: str) -> None:
         for what, command in (

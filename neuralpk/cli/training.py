@@ -242,16 +242,16 @@ class NeuralPKCLI(LightningCLI):
         self.model.configure_optimizers = configure_optimizers
 
     def predict(self, **kwargs: Any) -> None:
-        """Predict, and write ``predictions.csv`` into the folder of the run."""
+        """Predict, and write the table of records, ``records.csv``, into the folder of the run."""
         # all processes together: each has its share of the patients
         frames = [one for own in of_all_processes(self.trainer.predict(**kwargs)) for one in own]
         folder = Path(self.trainer.log_dir or ".")
         if not self.trainer.is_global_zero:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "predictions.csv") as part:
+        with replacing(folder / "records.csv") as part:
             pd.concat(cast(list[pd.DataFrame], frames)).to_csv(part, index=False)
-        print(f"Predictions: {folder / 'predictions.csv'}")
+        print(f"Records: {folder / 'records.csv'}")
 
 
 def _of_the_trainer(error: Exception, given: Mapping[str, Any]) -> str:

@@ -14,11 +14,11 @@ import pandas as pd
 import torch
 
 from neuralpk.cohort import FloatArray
-from neuralpk.dosing.exposure import ExposureGrid
 from neuralpk.dosing.regimen import Course, Regimen
 from neuralpk.dosing.regimen_simulation import course_values
 from neuralpk.dosing.simulated_patients import SimulatedPatients
 from neuralpk.dosing.target import Target
+from neuralpk.exposure import ExposureGrid
 from neuralpk.inference.quantiles import interval as middle
 
 NOTE = "For research: no medical advice, and no medical device."

@@ -15,9 +15,9 @@ from torch import Tensor
 from neuralpk.cohort import FloatArray, Units
 from neuralpk.cohort_batch import CohortBatch
 from neuralpk.dosing.adaptive_rule import AdaptiveRule
-from neuralpk.dosing.exposure import ExposureGrid
 from neuralpk.dosing.regimen import Regimen
 from neuralpk.dosing.simulated_patients import SimulatedPatients
+from neuralpk.exposure import ExposureGrid
 from neuralpk.inference.quantiles import interval as middle
 from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
@@ -39,7 +39,7 @@ class Course:
         regimen: what was given.
         interval: over which the exposure is computed, since the start of the regimen.
         curve: noise-free values, ``[subject, draw, time, endpoint]``.
-        exposure: by name of `neuralpk.dosing.exposure.METRICS`, each ``[subject, draw, endpoint]``; with an adaptive
+        exposure: by name of `neuralpk.exposure.METRICS`, each ``[subject, draw, endpoint]``; with an adaptive
             rule also DOSE, the amount given in all, and CHANGES, how often the rule changed it.
     """
 

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from neuralpk.cohort import FloatArray, Units
-from neuralpk.dosing.exposure import ExposureGrid
 from neuralpk.dosing.regimen import time_in
+from neuralpk.exposure import ExposureGrid
 
 _NUMBER = r"(\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)"
 _QUANTITIES = {

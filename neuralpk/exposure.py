@@ -16,7 +16,8 @@ the threshold, and that in percent of the interval."""
 
 # of the time from one dose or end of an infusion to the next: what is fast comes right after it
 _PANELS = (0.0, 0.03, 0.12, 0.35, 1.0)
-_NODES = 17  # of Clenshaw and Curtis in each panel; its ends are among them
+NODES = 17
+"""Nodes of Clenshaw and Curtis in each panel; its ends are among them."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,13 @@ class ExposureGrid:
     weights: FloatArray
 
     @classmethod
-    def of(cls, interval: tuple[float, float], events: Sequence[float]) -> ExposureGrid:
+    def of(cls, interval: tuple[float, float], events: Sequence[float], nodes: int = NODES) -> ExposureGrid:
         """For an interval with doses and ends of infusions.
+
+        Args:
+            interval: start and end.
+            events: times of doses and ends of infusions.
+            nodes: of the quadrature in each of the four parts of the time from one event to the next.
 
         Raises:
             ValueError: an interval that does not go forward.
@@ -44,14 +50,14 @@ class ExposureGrid:
         if not (np.isfinite(interval).all() and low < high):
             raise ValueError(f"the interval of the exposure goes from one time to a later one, not {low:g} to {high:g}")
         cuts = [low, *(event for event in sorted(set(events)) if low < event < high), high]
-        nodes, weights = _clenshaw_curtis(_NODES)
+        points, weights = _clenshaw_curtis(nodes)
         times, all_weights = [], []
         for start, end in pairwise(cuts):
             # the value just before the dose at the end of the piece, far above the rounding of the times
             stop = end - max(1e-9 * (end - start), 1e-13 * abs(end))
             edges = start + np.array(_PANELS) * (stop - start)
             for left, right in pairwise(edges):
-                times.append(left + nodes * (right - left))
+                times.append(left + points * (right - left))
                 all_weights.append(weights * (right - left))
         return cls(interval, np.concatenate(times), np.concatenate(all_weights))
 
