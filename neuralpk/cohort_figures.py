@@ -10,21 +10,23 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from neuralpk import record_predictions
+from neuralpk import randomness, record_predictions
 from neuralpk.atomic_files import replacing
 from neuralpk.cohort import Cohort, FloatArray, Subject, written_out
 from neuralpk.datamodules import CohortDataModule
 from neuralpk.dynamics import Decoder, Equations, NetworkTerm
+from neuralpk.evaluate.below_quantification import BoolArray, imputed, quantification_limits
 from neuralpk.evaluate.metrics import auc_relative_error, interpolate, line_rrmse
 from neuralpk.evaluate.parameter_plots import eta_figure
 from neuralpk.evaluate.plots import Panel, goodness_of_fit, individual_panels, phase_plane
 from neuralpk.evaluate.population_plots import npde_figure, vpc_figure
-from neuralpk.evaluate.simulation_checks import npde, prediction_corrected, vpc, vpc_bins
+from neuralpk.evaluate.simulation_checks import correction, npde, prediction_corrected, vpc, vpc_bins
 from neuralpk.evaluate.style import with_unit
 from neuralpk.evaluate.term_plots import LearnedTerm, learned_term_figure
 from neuralpk.individual_estimates import IndividualEstimates, evaluation_batch
 from neuralpk.inference.quantiles import interval
 from neuralpk.inference.uncertainty_draws import drawn_models
+from neuralpk.randomness import Stream
 from neuralpk.task import LatentTask
 
 _STUDIES = 1000  # simulated for a check of the population
@@ -101,52 +103,78 @@ def fit_figures(task: LatentTask, data: CohortDataModule, cohort: Cohort) -> dic
     for endpoint, rows in table.groupby("DVID"):
         several = table["DVID"].nunique() > 1
         time, dv, pred, ipred, iwres = (rows[name].to_numpy() for name in ("TIME", "DV", "PRED", "IPRED", "IWRES"))
+        below = rows["CENS"].to_numpy() > 0 if "CENS" in rows else None
         name = f"goodness of fit/endpoint {endpoint}" if several else "goodness of fit"
-        figures[name] = goodness_of_fit(time, dv, pred, ipred, iwres, cohort.units)
+        figures[name] = goodness_of_fit(time, dv, pred, ipred, iwres, cohort.units, censored=below)
     return figures
 
 
 class SimulatedStudy(NamedTuple):
-    """Measured values of one endpoint, and those of simulated studies of the same design under the population."""
+    """Measured values of one endpoint, and those of simulated studies of the same design under the population.
+
+    Attributes:
+        time: ``[observation]``, likewise all but `simulated`.
+        observed: values; of one below the limit of quantification, a value imputed from the model.
+        pred: population predictions.
+        simulated: values of the studies, ``[sample, observation]``.
+        npde: see `neuralpk.evaluate.simulation_checks.npde`.
+        below: which are below the limit.
+        limits: of quantification; minus infinity for none.
+    """
 
     time: FloatArray
     observed: FloatArray
     pred: FloatArray
-    simulated: FloatArray  # [sample, observation]
+    simulated: FloatArray
     npde: FloatArray
+    below: BoolArray
+    limits: FloatArray
 
 
 def simulate_study(task: LatentTask, cohort: Cohort) -> dict[int, SimulatedStudy]:
     """Simulated studies of the design of a cohort, by endpoint.
 
-    Left out: censored values, which are limits, and those with a population prediction of 0, as before a dose.
+    Left out: values above an upper limit (CENS -1), and those with a population prediction of 0, as before a dose.
     """
     table = task.residuals(cohort)
-    censored = np.concatenate([subject.censored[subject.observed] != 0 for subject in cohort])
-    kept = ~censored & (table["PRED"] > 0).to_numpy()
+    censored = np.concatenate([subject.censored[subject.observed] for subject in cohort])
+    every_limit = quantification_limits(cohort)
+    kept = (censored >= 0) & (table["PRED"] > 0).to_numpy()
     simulated = record_predictions.replicates(task.model, evaluation_batch(task.model, cohort), _STUDIES, task.seed)
     studies = {}
     for endpoint in sorted(table["DVID"].unique()):
         of = (table["DVID"] == endpoint).to_numpy() & kept
         subject, time, observed, pred = (table[column].to_numpy()[of] for column in ("ID", "TIME", "DV", "PRED"))
-        errors = npde(observed, simulated[:, of], subject)
-        studies[int(endpoint)] = SimulatedStudy(time, observed, pred, simulated[:, of], errors)
+        below, limits = censored[of] > 0, every_limit[of]
+        drawn = values = simulated[:, of]
+        if below.any():
+            stream = Stream.REPLICATES.at(_STUDIES + int(endpoint))
+            uniform = randomness.uniform(task.seed, stream, torch.arange(1 + len(values)), len(observed)).numpy()
+            observed, drawn = imputed(observed, values, below, limits, uniform)
+        errors = npde(observed, drawn, subject)
+        studies[int(endpoint)] = SimulatedStudy(time, observed, pred, values, errors, below, limits)
     return studies
 
 
 def population_figures(task: LatentTask, cohort: Cohort, studies: Mapping[int, SimulatedStudy]) -> dict[str, Figure]:
     """Checks of the population against simulated studies: prediction-corrected VPC, npde, random effects."""
     figures = {}
-    for endpoint, (time, dv, pred, simulated, errors) in studies.items():
+    for endpoint, (time, dv, pred, simulated, errors, below, limits) in studies.items():
         name = f" {endpoint}" if len(studies) > 1 else ""
         bins = vpc_bins(time)
         # doses differ between subjects: only relative to what is predicted for them are their values of one kind
         observed, corrected = prediction_corrected(time, dv, simulated, pred, bins)
-        check = vpc(time, observed, corrected, bins)
+        scaled = limits * correction(time, pred, bins)
+        check = vpc(time, observed, corrected, bins, below=below, limits=scaled)
         figures[f"vpc{name}"] = vpc_figure(
-            check, time, observed, cohort.units, quantity=f"Prediction-corrected {quantity_of(cohort).lower()}"
+            check,
+            time,
+            observed,
+            cohort.units,
+            quantity=f"Prediction-corrected {quantity_of(cohort).lower()}",
+            below=below,
         )
-        figures[f"npde{name}"] = npde_figure(time, pred, errors, cohort.units)
+        figures[f"npde{name}"] = npde_figure(time, pred, errors, cohort.units, below)
     population = task.model.population
     if population.names:
         omega = population.log_omega.detach().exp().cpu().double().numpy()

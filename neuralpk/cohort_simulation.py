@@ -178,7 +178,8 @@ class Design:
         samples: how many of them each subject keeps, at random; None keeps all. A pair (low, high) draws how many.
         continuous: draw `samples` times uniformly between the first and the last of `times` instead.
         jitter: standard deviation of the difference between planned and actual times.
-        lloq: lower limit of quantification; values below are reported as censored at it.
+        lloq: lower limit of quantification; values below are reported as censored at it. Several are those of several
+            assays, one subject after the other.
         endpoints: endpoints observed at each time, counted from 1.
         grid: times of the true curve; default 200 from the first to the last candidate.
 
@@ -191,7 +192,7 @@ class Design:
     samples: int | tuple[int, int] | None = None
     continuous: bool = False
     jitter: float = 0.0
-    lloq: float | None = None
+    lloq: float | Sequence[float] | None = None
     endpoints: tuple[int, ...] = (1,)
     grid: tuple[float, ...] = ()
 
@@ -209,8 +210,15 @@ class Design:
                 raise ValueError(f"{name} must be finite and increase, not {list(times)[:10]}")
         if not 0 <= self.jitter < np.inf:
             raise ValueError(f"jitter, a standard deviation, must be 0 or above, not {self.jitter}")
-        if self.lloq is not None and not 0 < self.lloq < np.inf:
+        if any(not 0 < limit < np.inf for limit in self.limits):
             raise ValueError(f"lloq must be above 0, not {self.lloq}")
+
+    @property
+    def limits(self) -> tuple[float, ...]:
+        """Lower limits of quantification; empty for none."""
+        if self.lloq is None:
+            return ()
+        return tuple(self.lloq) if isinstance(self.lloq, Sequence) else (self.lloq,)
 
     def true_times(self) -> FloatArray:
         """Times at which the true curve is kept, ``[grid]``."""
@@ -281,8 +289,10 @@ def simulate_batches(
         *_, noisier = population.prior.draw(seed, index, len(population.typical))
         noise = noisier * randomness.normal(seed, Stream.RESIDUAL, index, observed.shape[1])
         values = torch.where(batch.mask, error.simulate(observed, batch.endpoint, noise), 0.0)
-        below = batch.mask & (values < (-torch.inf if design.lloq is None else design.lloq))
-        values = torch.where(below, design.lloq or 0.0, values)
+        limits = torch.tensor(design.limits or (-torch.inf,), dtype=values.dtype)
+        limit = limits[index % len(limits)][:, None]
+        below = batch.mask & (values < limit)
+        values = torch.where(below, limit, values)
         yield dataclasses.replace(batch, value=values, censored=below.long(), truth=truth)
 
 

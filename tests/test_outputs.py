@@ -58,7 +58,7 @@ def test_residuals_and_checks_are_those_of_each_output(fitted: FittedModel) -> N
     assert censored.any() and (table["IWRES"].isna() == censored).all()
     assert table.groupby("DVID")["IWRES"].std().between(0.7, 1.2).all()
     studies = simulate_study(fitted.task, cohort)
-    assert [len(study.observed) for study in studies.values()] == [72 - censored.sum(), 72]
+    assert [(len(study.observed), study.below.sum()) for study in studies.values()] == [(72, censored.sum()), (72, 0)]
     assert all(0.8 < study.npde.std() < 1.2 for study in studies.values())
     figures = population_figures(fitted.task, cohort, studies)
     assert {"vpc 1", "vpc 2", "npde 1", "npde 2"} <= set(figures)

@@ -25,7 +25,7 @@ from neuralpk.cohort_figures import (
 )
 from neuralpk.datamodules import CohortDataModule
 from neuralpk.estimation.standard_errors import PopulationEstimate
-from neuralpk.evaluate.simulation_checks import calibration
+from neuralpk.evaluate.simulation_checks import Calibration, calibration
 from neuralpk.published_population import PublishedPopulation, write_population
 from neuralpk.task import LatentTask
 
@@ -131,7 +131,7 @@ class Report(L.Callback):
         self._say(f"Checks of the population: {', '.join(figures)}, beside it")
 
     def _calibration(self, studies: Mapping[int, SimulatedStudy], unit: str, folder: Path) -> None:
-        found = {dvid: calibration(own.observed, own.simulated, own.npde) for dvid, own in studies.items()}
+        found = {dvid: _calibrated(own) for dvid, own in studies.items()}
         rows = [{"DVID": dvid} | asdict(one) for dvid, one in found.items()]
         with replacing(folder / "calibration.csv") as part:
             pd.DataFrame(rows).to_csv(part, index=False)
@@ -140,7 +140,7 @@ class Report(L.Callback):
             self._say(
                 f"Simulated from the population, {one.observations} values{endpoint}: {100 * one.cover90:.0f} % "
                 f"within their 90 % intervals, CRPS {one.crps:.3g} {unit} (absolute error of the medians "
-                f"{one.absolute:.3g}), npde mean {one.npde_mean:+.2f}, sd {one.npde_sd:.2f}"
+                f"{one.absolute:.3g}), npde mean {one.npde_mean:+.2f}, sd {one.npde_sd:.2f}{_imputed(studies[dvid])}"
             )
 
     def _errors(self, data: CohortDataModule, task: LatentTask) -> None:
@@ -187,3 +187,14 @@ class Report(L.Callback):
             ),
         ):
             self._say(f"To {what}:\n  {command}")
+
+
+def _calibrated(study: SimulatedStudy) -> Calibration:
+    """Scores of the values that were measured; npde of those below the limit too."""
+    measured = ~study.below
+    return calibration(study.observed[measured], study.simulated[:, measured], study.npde)
+
+
+def _imputed(study: SimulatedStudy) -> str:
+    count = int(study.below.sum())
+    return f" (with {count} values below the limit of quantification, imputed from the model)" if count else ""

@@ -124,7 +124,7 @@ class SimulatedPKDataModule(SimulatedDataModule):
         grid: first time, last time and number of points of the true curve.
         error: additive, proportional, combined or log_normal.
         error_sd: its standard deviations, a (mg/L) and b.
-        lloq: lower limit of quantification, mg/L.
+        lloq: lower limit of quantification, mg/L; several for several assays, one subject after the other.
         noise: sigma of a clearance that wanders within each patient (`FluctuatingClearance`), 1/√h; null for none.
         reversion: rate at which it comes back, 1/h.
         options: of `CohortDataModule`.
@@ -157,7 +157,7 @@ class SimulatedPKDataModule(SimulatedDataModule):
         grid: list[float] | None = None,
         error: str = "proportional",
         error_sd: dict[str, float] | None = None,
-        lloq: float | None = None,
+        lloq: float | list[float] | None = None,
         noise: float | None = None,
         reversion: float = 0.05,
         **options: Any,

@@ -205,6 +205,7 @@ def goodness_of_fit(
     iwres: FloatArray,
     units: Units,
     log: bool = False,
+    censored: BoolArray | None = None,
 ) -> Figure:
     """The four classical panels: DV against PRED and IPRED, IWRES against IPRED and time; the first two alone where
     no IWRES is known.
@@ -217,11 +218,16 @@ def goodness_of_fit(
         iwres: individual weighted residuals.
         units: for the axes.
         log: logarithmic values; points that are not positive are counted in the panel instead of shown.
+        censored: which observations are limits, the value lying below; they are drawn as such.
     """
+    limit = np.zeros(len(observed), bool) if censored is None else censored
     weighted = bool(np.isfinite(iwres).any())
     figure, axes = new_figure(1 + weighted, 2, width=8.0, height=7.4 if weighted else 4.0)
     for panel, x, name in zip(axes[0], (pred, ipred), ("PRED", "IPRED"), strict=True):
-        _cloud(panel, x, observed)
+        _cloud(panel, x[~limit], observed[~limit])
+        if limit.any():
+            points = {"ls": "none", "marker": "v", "ms": 4.0, "mfc": "none", "mec": VERMILLION, "mew": 1.0}
+            panel.plot(x[limit], observed[limit], label="BLQ, at its limit", zorder=3, **points)
         identity_line(panel, x, observed, log=log)
         panel.set_xlabel(with_unit(name, units.value))
         panel.set_ylabel(with_unit("DV", units.value))

@@ -8,10 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 from neuralpk.cohort import FloatArray, Units
+from neuralpk.evaluate.below_quantification import BoolArray, ShareBelow
 from neuralpk.evaluate.simulation_checks import VPC
 from neuralpk.evaluate.style import (
     BLACK,
@@ -36,7 +38,9 @@ from neuralpk.evaluate.style import (
 )
 
 
-def npde_figure(times: FloatArray, pred: FloatArray, npde: FloatArray, units: Units) -> Figure:
+def npde_figure(
+    times: FloatArray, pred: FloatArray, npde: FloatArray, units: Units, below: BoolArray | None = None
+) -> Figure:
     """npde against time and PRED, and their histogram with the N(0, 1) that the right model gives.
 
     Args:
@@ -44,14 +48,19 @@ def npde_figure(times: FloatArray, pred: FloatArray, npde: FloatArray, units: Un
         pred: population prediction, value unit, ``[observation]``.
         npde: see `neuralpk.evaluate.simulation_checks.npde`, ``[observation]``.
         units: for the axes.
+        below: which observations were imputed, because they are below the limit of quantification, ``[observation]``.
     """
     figure, axes = new_figure(1, 3, height=3.5)
+    censored = np.zeros(len(npde), bool) if below is None else below
     span = 1.1 * max(3.0, float(np.max(np.abs(npde), initial=0.0)))
     labels = (with_unit("Time", units.time), with_unit("PRED", units.value))
     for panel, x, label in zip(axes[0, :2], (times, pred), labels, strict=True):
         for level, dashes in ((-1.96, ":"), (0.0, "--"), (1.96, ":")):
             panel.axhline(level, color=GREY, lw=1.0, ls=dashes, zorder=1)
-        panel.plot(x, npde, ls="none", marker="o", ms=3.5, mfc=BLUE, mec="none", alpha=0.5, label="npde")
+        points = {"ls": "none", "ms": 3.5, "alpha": 0.5}
+        panel.plot(x[~censored], npde[~censored], marker="o", mfc=BLUE, mec="none", label="npde", **points)
+        if censored.any():
+            panel.plot(x[censored], npde[censored], marker="v", mfc="none", mec=BLUE, label="BLQ, imputed", **points)
         trend = running_median(x, npde)
         if len(trend[0]) > 1:
             panel.plot(*trend, color=VERMILLION, lw=1.8, label="running median")
@@ -131,8 +140,10 @@ def vpc_figure(
     units: Units,
     log: bool = False,
     quantity: str = "Concentration",
+    below: BoolArray | None = None,
 ) -> Figure:
-    """Observed quantiles over the 90 % bands of the simulated ones; ticks at the top are the edges of the bins.
+    """Observed quantiles over the 90 % bands of the simulated ones; ticks at the top are the edges of the bins. With
+    values below the limit of quantification a second panel has their share.
 
     Args:
         vpc: see `neuralpk.evaluate.simulation_checks.vpc`.
@@ -141,9 +152,12 @@ def vpc_figure(
         units: for the axes.
         log: logarithmic values; observations that are not positive are counted instead of shown.
         quantity: what the values are.
+        below: which observations are below their limit, ``[observation]``: no points.
     """
-    figure, axes = new_figure(1, 1, width=8.0, height=4.8)
+    figure, axes = new_figure(1 if vpc.share is None else 2, 1, width=8.0, height=4.8 if vpc.share is None else 7.6)
     panel = axes[0, 0]
+    if below is not None:
+        times, observed = times[~below], observed[~below]
     panel.plot(times, observed, ls="none", marker="o", ms=3, mfc=LIGHT, mec="none", zorder=1, label="observation")
     middle = int(np.argmin(np.abs(np.asarray(vpc.quantiles) - 0.5)))
     # a band between bin centres needs two of them
@@ -190,5 +204,20 @@ def vpc_figure(
         note_hidden(panel, observed)
     time_axis(panel, units.time)
     panel.set_ylabel(with_unit(quantity, units.value))
+    if vpc.share is not None:
+        _share_panel(axes[1, 0], vpc, vpc.share)
+        time_axis(axes[1, 0], units.time)
     legend_on_top(figure, [panel], columns=3)
     return figure
+
+
+def _share_panel(panel: Axes, vpc: VPC, share: ShareBelow) -> None:
+    """Share of the values below the limit of quantification, over its simulated band."""
+    single = len(vpc.centres) == 1
+    x = vpc.edges if single else vpc.centres
+    lower, upper = (np.broadcast_to(end, x.shape) for end in (share.lower, share.upper))
+    panel.fill_between(x, lower, upper, color=ORANGE, alpha=0.45, lw=0, zorder=2)
+    panel.plot(vpc.centres, share.observed, color=BLACK, lw=1.6, marker="o", ms=3, zorder=3)
+    set_range(panel, "x", vpc.edges)
+    panel.set_ylim(0, max(0.05, 1.1 * float(max(share.observed.max(), share.upper.max()))))
+    panel.set_ylabel("Share below LLOQ")

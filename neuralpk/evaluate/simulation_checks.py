@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuralpk.cohort import FloatArray
+from neuralpk.evaluate.below_quantification import ShareBelow
 from neuralpk.evaluate.metrics import coverage, crps_ensemble
 
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class VPC:
         lower: 5 % over the simulations of each simulated quantile, ``[quantile, bin]``.
         median: 50 % likewise.
         upper: 95 % likewise.
+        share: of the values below the limit of quantification; None where the data have none. Quantiles that lie
+            below it are NaN then.
     """
 
     edges: FloatArray
@@ -43,6 +47,7 @@ class VPC:
     lower: FloatArray
     median: FloatArray
     upper: FloatArray
+    share: ShareBelow | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,8 @@ def vpc(
     simulated: FloatArray,
     bins: FloatArray,
     quantiles: Sequence[float] = (0.05, 0.5, 0.95),
+    below: BoolArray | None = None,
+    limits: FloatArray | None = None,
 ) -> VPC:
     """Visual predictive check (Holford 2005, PAGE 14 abstr. 738): where the observed quantiles leave the 90 % bands of
     the simulated ones, the model does not describe the data.
@@ -161,17 +168,25 @@ def vpc(
         simulated: whole data sets under the model, ``[sample, observation]``; 500 or more for stable bands.
         bins: edges, time unit, ``[bin + 1]``.
         quantiles: which quantiles to compare.
+        below: which observations are below their limit of quantification, ``[observation]``; None for none.
+        limits: of quantification, value unit, minus infinity for none, ``[observation]``. Simulated values below
+            them count as below, as observed ones do: they are lower than every other, and their share is compared.
 
     Raises:
         ValueError: shapes that do not fit; values that are not finite; an empty bin; a time outside the bins.
     """
     _check_simulated(observed, simulated)
-    index = _bin_index(times, bins)
+    index, share = _bin_index(times, bins), None
+    if below is not None and limits is not None and below.any():
+        lower_than_limit = simulated < limits
+        share = ShareBelow.of(below, lower_than_limit, index)
+        observed = np.where(below, -np.inf, observed)
+        simulated = np.where(lower_than_limit, -np.inf, simulated)
     seen, low, mid, high, centres = [], [], [], [], []
     for k in range(len(bins) - 1):
         inside = index == k
-        seen.append(np.quantile(observed[inside], quantiles))
-        spread = np.quantile(np.quantile(simulated[:, inside], quantiles, axis=1), (0.05, 0.5, 0.95), axis=1)
+        seen.append(_quantiles(observed[inside], quantiles, 0))
+        spread = _quantiles(_quantiles(simulated[:, inside], quantiles, 1), (0.05, 0.5, 0.95), 1)
         low.append(spread[0])
         mid.append(spread[1])
         high.append(spread[2])
@@ -181,11 +196,24 @@ def vpc(
         centres=np.array(centres),
         counts=np.bincount(index),
         quantiles=tuple(quantiles),
-        observed=np.array(seen).T,
-        lower=np.array(low).T,
-        median=np.array(mid).T,
-        upper=np.array(high).T,
+        observed=_quantified(seen),
+        lower=_quantified(low),
+        median=_quantified(mid),
+        upper=_quantified(high),
+        share=share,
     )
+
+
+def _quantiles(values: FloatArray, wanted: Sequence[float], axis: int) -> FloatArray:
+    """Quantiles along an axis; with values below the limit (minus infinity) without interpolation."""
+    method: Any = "linear" if np.isfinite(values).all() else "inverted_cdf"
+    return np.asarray(np.quantile(values, wanted, axis=axis, method=method), np.float64)
+
+
+def _quantified(rows: Sequence[FloatArray]) -> FloatArray:
+    """``[quantile, bin]``, NaN for what lies below the limit."""
+    values = np.array(rows, np.float64).T
+    return np.where(np.isfinite(values), values, np.nan)
 
 
 def prediction_corrected(
@@ -214,10 +242,15 @@ def prediction_corrected(
             f"PRED must be positive and {observed.shape}, got shape {pred.shape} and {np.ravel(pred)[k : k + 1]} "
             f"at observation {k}: leave such records (before the dose) out of a prediction-corrected VPC"
         )
+    factor = correction(times, pred, bins)
+    return observed * factor, simulated * factor
+
+
+def correction(times: FloatArray, pred: FloatArray, bins: FloatArray) -> FloatArray:
+    """Factor of `prediction_corrected`, ``[observation]``, which limits of quantification take too."""
     index = _bin_index(times, bins)
     typical = np.array([np.median(pred[index == k]) for k in range(len(bins) - 1)])
-    factor = typical[index] / pred
-    return observed * factor, simulated * factor
+    return np.asarray(typical[index] / pred, np.float64)
 
 
 def npde(observed: FloatArray, simulated: FloatArray, subject: NDArray[Any]) -> FloatArray:
