@@ -9,11 +9,17 @@ import torch
 
 from neuralpk.cli import main
 from neuralpk.cohort import Cohort, Dose, Subject
+from neuralpk.decoders import GRU
 from neuralpk.dosing import AdaptiveRule, Regimen, SimulatedPatients, parse_regimens, simulate_regimens
 from neuralpk.dosing.dosing_figures import regimen_figure
+from neuralpk.dosing.model_patients import reference_covariates
+from neuralpk.dynamics import CompartmentModel, HybridDynamics, NeuralCompartments
 from neuralpk.exposure import ExposureGrid
 from neuralpk.individual_estimates import estimate_individuals
+from neuralpk.population_model import PopulationModel
 from neuralpk.published_population import PublishedPopulation
+from neuralpk.saved_model import read_model
+from neuralpk.scaling import Scaling
 
 NOTHING = np.empty(0)
 POPULATION = {
@@ -221,6 +227,13 @@ def test_the_command_follows_a_typical_patient_a_population_and_given_patients(f
     assert set(pd.read_csv("c/curves.csv")["ID"]) == {1, 2}
 
 
+def test_covariates_that_are_not_given_have_their_reference(folder):
+    Path("more.yaml").write_text(
+        PLAIN.replace("{CL~WT: 0.75}", "{CL~WT: 0.75, V1~AGE: {slope: 0.1, reference: 40}, CL~SEX: 0.3}")
+    )
+    assert reference_covariates(read_model("more.yaml"), {"WT": 90.0}) == {"WT": 90.0, "AGE": 40.0, "SEX": 0.0}
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
@@ -245,3 +258,20 @@ def test_a_regimen_needs_a_model(folder, capsys):
     with pytest.raises(SystemExit):
         main(["simulate", "--regimen", "100 mg", "--out", "o"])
     assert "--regimen needs --model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dynamics", [NeuralCompartments, lambda: HybridDynamics(CompartmentModel(2))])
+def test_a_network_gives_no_drug_without_a_dose(dynamics):
+    torch.manual_seed(0)
+    model = PopulationModel(dynamics()).build(Scaling(time=24.0, amount=100.0, value=(5.0,)), torch.float64)
+    found = simulate_regimens(SimulatedPatients.typical(model), parse_regimens("none | 100 mg q12h x 2"), until=24.0)
+    nothing, given = (course.curve for course in found.courses)
+    assert (nothing == 0).all() and (given[:, :, 1:] > 0).all()
+
+
+def test_a_recurrent_network_has_no_steady_state():
+    model = PopulationModel(GRU()).build(Scaling(time=24.0, amount=100.0, value=(5.0,)), torch.float64)
+    people = SimulatedPatients.typical(model)
+    with pytest.raises(ValueError, match="write the earlier doses out"):
+        curve(people, "100 mg q12h steady state")
+    assert np.isfinite(curve(people, "100 mg q12h x 2").curve).all()

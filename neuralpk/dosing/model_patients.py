@@ -66,7 +66,7 @@ def given_patients(saved: SavedModel, cohort: Cohort, draws: int = 500, seed: in
 
 def reference_covariates(saved: SavedModel, given: Mapping[str, float] | None = None) -> dict[str, float]:
     """Covariates of the typical patient: those given, else the default of the equations, the reference of the effect,
-    the centre of the training data, and 0 for a covariate that is 0 or 1.
+    the centre of the training data, 0 for a covariate that is 0 or 1, and the level that others are compared with.
 
     Raises:
         ValueError: a covariate that the model does not read, or that has no reference value and is not given.
@@ -90,14 +90,13 @@ def _reference(saved: SavedModel, name: str) -> float:
         scale = scaling.covariate(name)
         return float(round(scale.centre)) if scale.binary else scale.centre
     published = saved.published()
-    for parameter, covariate in published.effects:
-        effect = published.effect(parameter, covariate)
-        if name in effect.covariates:
-            if name in published.references:
-                return published.references[name]
-            reference = effect.references().get(name)
-            if reference is not None:  # of a level of a text its indicator is 0
-                return reference if isinstance(reference, float) else 0.0
+    effects = [published.effect(*key) for key in published.effects]
+    known = {covariate: value for effect in effects for covariate, value in effect.references().items()}
+    if name in known:
+        value = known[name]
+        return 0.0 if isinstance(value, str) else value
+    if "=" in name:  # the level of a text that the others are compared with
+        return 1.0
     raise ValueError(f"the covariate {name} has no reference value in the model: give one, as in {{{name}: 70}}")
 
 
