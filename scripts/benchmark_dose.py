@@ -133,13 +133,13 @@ def main() -> None:
         "true population": lambda: chosen_by_program(true_model, cohort),
         "fitted population": lambda: chosen_by_program(learned, cohort),
     }.items():
-        start = time.perf_counter()
+        start = time.process_time()
         chosen = work()
-        seconds = (time.perf_counter() - start) / len(cohort)
+        seconds = (time.process_time() - start) / len(cohort)
         found[name] = judged(chosen, clearance) | {"seconds_per_patient": seconds, "patients": len(cohort)}
         if options.json:
             options.json.write_text(json.dumps(found, indent=1))
-    table = Table("choice by", "attained", "stated", *(f"bin {k + 1}" for k in range(BINS)), "s per patient")
+    table = Table("choice by", "attained", "stated", *(f"bin {k + 1}" for k in range(BINS)), "CPU s per patient")
     for name, row in found.items():
         bins = [f"{100 * one['stated']:.0f} → {100 * one['attained']:.0f}" for one in row["bins"]]  # type: ignore[attr-defined]
         shares = [f"{100 * row[key]:.1f} %" for key in ("attained", "stated")]  # type: ignore[operator]
