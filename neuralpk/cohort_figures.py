@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from neuralpk import randomness, record_predictions
 from neuralpk.atomic_files import replacing
@@ -22,10 +23,16 @@ from neuralpk.evaluate.plots import Panel, goodness_of_fit, individual_panels, p
 from neuralpk.evaluate.population_plots import npde_figure, vpc_figure
 from neuralpk.evaluate.simulation_checks import correction, npde, prediction_corrected, vpc, vpc_bins
 from neuralpk.evaluate.style import with_unit
-from neuralpk.evaluate.term_plots import LearnedTerm, learned_term_figure
+from neuralpk.evaluate.term_plots import (
+    LearnedEffect,
+    LearnedTerm,
+    learned_effects_figure,
+    learned_term_figure,
+)
 from neuralpk.individual_estimates import IndividualEstimates, evaluation_batch
 from neuralpk.inference.quantiles import interval
 from neuralpk.inference.uncertainty_draws import drawn_models
+from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
 from neuralpk.task import LatentTask
 
@@ -183,12 +190,57 @@ def population_figures(task: LatentTask, cohort: Cohort, studies: Mapping[int, S
         with torch.no_grad():
             eta = population.eta(latent_estimates(task, cohort)).cpu().double().numpy()
         figures["eta"] = eta_figure(eta, population.names, omega, covariates)
+    effects = learned_effects(task, cohort)
+    if effects:
+        figures["covariate effects"] = learned_effects_figure(effects)
     return figures | term_figures(task, cohort)
 
 
 def term_figures(task: LatentTask, cohort: Cohort) -> dict[str, Figure]:
     """What each network of one input in the equations has learned, with its 90 % band."""
     return {f"network {name}": learned_term_figure(learned_term(task, name, cohort)) for name in _drawn_networks(task)}
+
+
+@torch.no_grad()
+def learned_effects(task: LatentTask, cohort: Cohort) -> list[LearnedEffect]:
+    """What each network of covariates has learned, by parameter and covariate, with its pointwise 90 % band.
+
+    The band is made by the parameter draws of the population, and extended to the estimate where that lies outside;
+    without draws it is NaN.
+
+    Args:
+        task: after its training.
+        cohort: whose covariates say which values were reached.
+    """
+    models = drawn_models(task.model) if task.model.has_parameter_draws else []
+    found = []
+    for parameter, effect in task.model.population.networks_by_parameter():
+        for name in effect.covariates:
+            recorded = _first_values(cohort, name)
+            levels = np.unique(recorded)
+            x = levels if len(levels) == 2 else np.linspace(recorded.min(), recorded.max(), 100)
+            value = _over_covariate(task.model, parameter, name, x)
+            drawn = [_over_covariate(model, parameter, name, x) for model in models]
+            low = high = torch.full_like(value, torch.nan)
+            if drawn:
+                low, high = interval(torch.stack(drawn).T)
+                low, high = torch.minimum(low, value), torch.maximum(high, value)
+            line, lower, upper = (part.cpu().double().numpy() for part in (value, low, high))
+            found.append(LearnedEffect(parameter, name, x, line, lower, upper, recorded))
+    return found
+
+
+def _over_covariate(model: PopulationModel, parameter: str, covariate: str, values: FloatArray) -> Tensor:
+    """A parameter of the typical patient with these values of a covariate, ``[place]``; the others at the reference of
+    the effects that read them, or at the centre of the training data."""
+    population = model.population
+    scales = {name: population.scaling.covariate(name) for name in population.scaling.covariates}
+    centre = {name: 0.0 if scale.binary else scale.centre for name, scale in scales.items()}
+    for _, effect in population.effects_by_parameter():
+        centre |= {name: one for name, one in effect.references().items() if isinstance(one, float)}
+    at = model.value_scale.new_tensor([centre[name] for name in sorted(centre)]).repeat(len(values), 1)
+    at[:, sorted(centre).index(covariate)] = torch.tensor(values, dtype=at.dtype, device=at.device)
+    return population.transform(population.centre(at))[:, population.names.index(parameter)]
 
 
 def _drawn_networks(task: LatentTask) -> list[str]:

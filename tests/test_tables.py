@@ -193,14 +193,16 @@ def test_all_faults_are_found_and_equal_ones_are_one_line(tmp_path: Path) -> Non
 def test_twenty_kinds_of_faults_are_printed(tmp_path: Path) -> None:
     names = [f"C{k}" for k in range(30)]
     with pytest.raises(DataError) as caught:
-        read_table(save(tmp_path, f"ID,TIME,DV,{','.join(names)}", "1,0,5" + ",x" * 30), covariates=names)
+        read_table(
+            save(tmp_path, f"ID,TIME,DV,{','.join(names)}", "1,0,5" + ",x" * 30, "1,1,5" + ",1" * 30), covariates=names
+        )
     assert len(caught.value.findings) == 30
     assert str(caught.value).splitlines()[20:] == ["(+10 more)"]
 
 
 def test_a_text_covariate_hides_no_other_fault(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        read_table(save(tmp_path, "ID,TIME,AMT,DV,SEX", "1,0,-1,.,f", "1,2,.,5,f", "1,1,.,5,f"), covariates="SEX")
+        read_table(save(tmp_path, "ID,TIME,AMT,DV,SEX", "1,0,-1,.,f", "1,2,.,5,f", "1,1,.,5,0"), covariates="SEX")
     assert [finding.rule for finding in caught.value.findings] == ["NPK-D40", "NPK-D22", "NPK-D16"]
 
 

@@ -32,6 +32,13 @@ from neuralpk.task import LatentTask
 _WITH_INTERVALS = 200  # patients
 
 
+def _reference(value: object) -> str:
+    """Of a covariate effect, a number or the level of a text; empty for other rows."""
+    if isinstance(value, str):
+        return value
+    return f"{value:.4g}" if isinstance(value, float) and not np.isnan(value) else ""
+
+
 class Report(L.Callback):
     """Report at the end of a training: the population and its checks (of an objective that maximises the likelihood), a
     table of the errors, individual panels beside the checkpoints, and the commands that come next.
@@ -82,7 +89,8 @@ class Report(L.Callback):
             caption=Text(task.provenance.description),
         )
         table.add_column("parameter", overflow="fold")
-        for column in ("estimate", "RSE", "95 % CI", "CV", "shrinkage"):
+        relative = "REFERENCE" in frame
+        for column in ("estimate", *(["reference"] if relative else []), "RSE", "95 % CI", "CV", "shrinkage"):
             table.add_column(column, justify="right", no_wrap=True)
         for row in frame.to_dict("records"):
             fixed = np.isnan(row["RSE"])
@@ -90,15 +98,23 @@ class Report(L.Callback):
             error = "fixed" if fixed else f"{row['RSE']:.0f} %"
             varied = [row.get(name, np.nan) for name in ("CV", "SHRINKAGE")]
             varies = ["" if np.isnan(value) else f"{value:.0f} %" for value in varied]
-            table.add_row(Text(row["PARAMETER"]), f"{row['ESTIMATE']:.3g}", error, ends, *varies)
+            reference = [_reference(row["REFERENCE"])] if relative else []
+            table.add_row(Text(row["PARAMETER"]), f"{row['ESTIMATE']:.3g}", *reference, error, ends, *varies)
         self.console.print(table)
         kinds = frame.groupby("INTERVAL")["PARAMETER"].agg(", ".join).drop("", errors="ignore")
         which = [f"{kind} ({names})" for kind, names in kinds.items()] if len(kinds) > 1 else list(kinds.index)
         self._say(f"95 % CI: {', '.join(which) or 'none'}")
         likelihood = f"-2 log-likelihood {-2 * estimate.log_likelihood:.2f} (± {2 * estimate.error:.2f} Monte Carlo)"
         # every weight of a network counts as a parameter there, though a prior holds it: not a number to compare by
-        criteria = "" if task.model.has_network else f", AIC {estimate.aic:.2f}, BIC {estimate.bic:.2f}"
+        networks = task.model.population.networks_by_parameter()
+        criteria = "" if task.model.has_network or networks else f", AIC {estimate.aic:.2f}, BIC {estimate.bic:.2f}"
         self._say(f"{likelihood}{criteria}; table: {folder / 'population.csv'}")
+        for name, effect in networks:
+            zero = ", ".join(f"{covariate} {value:.4g}" for covariate, value in effect.references().items())
+            self._say(
+                f"{name}~{'+'.join(effect.covariates)}: a network, 0 at {zero}; effective number of weights "
+                f"{effect.freedom:.1f} of {effect.weight.numel()}"
+            )
         if task.model.population.learned and task.model.with_prior():
             self._say(f"A prior holds {', '.join(task.model.with_prior())} near the starting value")
         if estimate.status is not None:

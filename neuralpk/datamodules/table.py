@@ -34,6 +34,9 @@ class TableDataModule(CohortDataModule):
         dates: order of dates that do not begin with the year: ``dmy``, ``mdy``, ``ymd`` or ``ydm``.
         compartments: names that CMT uses, in the order of their numbers from 1.
         sort: put the rows of each subject in order of TIME instead of refusing a table that is not.
+        impute: what stands for a covariate that is missing in a whole subject: ``WT=median,SEX=mode,AGE=40``.
+        carry: a covariate that changes in time has its last value until the next one, ``forward``; or the next value
+            from the record before it on, ``backward`` (as in NONMEM).
         units: units of time, amount and value, for axes and tables.
         folds: leave-subjects-out: number of parts into which the subjects are dealt in turn; 0 splits by `test`.
         fold: the part that is the test, from 0.
@@ -59,6 +62,8 @@ class TableDataModule(CohortDataModule):
         dates: str | None = None,
         compartments: list[str] | None = None,
         sort: bool = False,
+        impute: dict[str, str | float] | str | None = None,
+        carry: str = "forward",
         units: list[str] | None = None,
         folds: int = 0,
         fold: int = 0,
@@ -73,6 +78,7 @@ class TableDataModule(CohortDataModule):
         self.reading: dict[str, Any] = {
             "columns": columns, "endpoint": endpoint, "occasion": occasion, "lloq": lloq, "map": map, "ignore": ignore,
             "separator": separator, "decimal": decimal, "dates": dates, "compartments": compartments, "sort": sort,
+            "impute": impute, "carry": carry,
         }  # fmt: skip
         self.units = Units(*units) if units else None
         self.folds, self.fold = folds, fold
@@ -80,7 +86,7 @@ class TableDataModule(CohortDataModule):
     def make_cohort(self) -> Cohort:
         needed = {} if self._dynamics is None else self._dynamics.covariates
         if self.table in datasets.NAMES:
-            if any(value not in (None, ".", False) for value in self.reading.values()):
+            if any(value not in (None, ".", False, "forward") for value in self.reading.values()):
                 raise ValueError(f"{self.table!r} is a data set of the package, with columns and codes of its own")
             cohort = datasets.load(self.table)
             if self.covariates != ALL:

@@ -16,6 +16,7 @@ from neuralpk.tables.layout import LIMITS, RESERVED
 from neuralpk.tables.records import BoolArray, Records, derive, with_limits
 from neuralpk.tables.sheet import Sheet
 from neuralpk.tables.suspect_values import check_values, warn_of_flags
+from neuralpk.tables.text_levels import with_levels
 from neuralpk.tables.times_of_day import with_elapsed_time
 
 Fault = tuple[str, str, BoolArray]
@@ -164,7 +165,7 @@ def checked_records(sheet: Sheet, time_unit: str, findings: Findings) -> Records
     sheet, limited = with_limits(with_elapsed_time(sheet, time_unit, findings))
     if sheet.layout.lloq:
         findings.note(f"limit of quantification by {sheet.layout.lloq}: {limited} values with CENS 1")
-    records = derive(sound_rows(sheet, findings))
+    records = derive(sound_rows(with_levels(sheet, findings), findings))
     if len(records):
         records = with_endpoints(records, findings)
         _report(_record_faults(records), records.sheet, findings)

@@ -10,6 +10,7 @@ import numpy as np
 
 from neuralpk.cohort import Cohort, Covariate, Dose, FloatArray, Subject, Units
 from neuralpk.tables.faults import Findings
+from neuralpk.tables.imputation import imputed_values
 from neuralpk.tables.records import BoolArray, Records
 
 
@@ -47,8 +48,9 @@ def _emptied(records: Records, row: FloatArray) -> dict[int, list[Dose]]:
     return found
 
 
-def _covariate(times: FloatArray, values: FloatArray) -> Covariate | None:
-    """One covariate of one subject: the last value carried forward, before the first the first."""
+def _covariate(times: FloatArray, values: FloatArray, backward: bool = False) -> Covariate | None:
+    """One covariate of one subject: the last value carried forward, before the first the first; or the next one carried
+    backward to the record before it."""
     if (values == values[0]).all():
         return float(values[0])
     known = ~np.isnan(values)
@@ -58,6 +60,13 @@ def _covariate(times: FloatArray, values: FloatArray) -> Covariate | None:
     # of several values at one time the last row holds
     last = np.append(times[1:] > times[:-1], True)
     times, values = times[last], values[last]
+    if backward:
+        # a value begins after the record before it, by less than anything that is measured, and with the digits of a
+        # single number: that record has the value before
+        step = np.diff(times)
+        times = np.append(
+            times[0], times[:-1] + np.minimum(np.maximum(1e-5 * step, 1e-6 * np.abs(times[1:])), step / 2)
+        )
     change = np.append(True, values[1:] != values[:-1])
     if change.sum() == 1:
         return float(values[0])
@@ -65,15 +74,19 @@ def _covariate(times: FloatArray, values: FloatArray) -> Covariate | None:
 
 
 def _covariates(
-    records: Records, rows: slice, needed: Mapping[str, float | None], findings: Findings
+    records: Records,
+    rows: slice,
+    needed: Mapping[str, float | None],
+    imputed: Mapping[str, float],
+    findings: Findings,
 ) -> dict[str, Covariate]:
-    """The covariates of the subject in `rows`; of one that is not recorded the value in `needed`."""
+    """The covariates of the subject in `rows`; of one that is not recorded the value in `imputed` or `needed`."""
     sheet = records.sheet
     times = sheet.numbers["TIME"][rows]
     covariates: dict[str, Covariate] = {}
     for name in sheet.covariates:
-        value = _covariate(times, sheet.numbers[name][rows])
-        default = needed.get(name)
+        value = _covariate(times, sheet.numbers[name][rows], sheet.layout.carry == "backward")
+        default = imputed.get(name, needed.get(name))
         if value is None and default is not None:
             covariates[name] = default
         elif value is None:
@@ -163,12 +176,14 @@ def build(records: Records, units: Units, needed: Mapping[str, float | None], fi
     dosed = np.add.reduceat(records.dose, firsts)
 
     ids: list[str] = sheet.ids[firsts].tolist()
+    of_subjects = [slice(start, stop) for start, stop in pairwise(bounds.tolist())]
+    imputed = imputed_values(records, of_subjects, findings)
     subjects, kept = [], []
     spans = zip(pairwise(bounds.tolist()), pairwise(seen_until), pairwise(given_until), strict=True)
     for number, (name, ((start, stop), (s0, s1), (g0, g1))) in enumerate(zip(ids, spans, strict=True)):
         if s0 == s1:
             continue
-        covariates = _covariates(records, slice(start, stop), needed, findings)
+        covariates = _covariates(records, slice(start, stop), needed, imputed, findings)
         kept.append(slice(start, stop))
         arrays = {key: values[s0:s1] for key, values in observed.items()}
         subjects.append(
@@ -178,7 +193,7 @@ def build(records: Records, units: Units, needed: Mapping[str, float | None], fi
         findings.add("NPK-D52", detail=f"none of {len(ids)} subjects has one")
     findings.raise_any()
     _warn_of_records(records, findings)
-    _warn_of_defaults(records, kept, needed, findings)
+    _warn_of_defaults(records, kept, {name: one for name, one in needed.items() if name not in imputed}, findings)
     _warn_of_subjects(ids, np.diff(seen_until) == 0, "NPK-D52", "observations", findings)
     if "AMT" in sheet.numbers:
         _warn_of_subjects(ids, (np.diff(seen_until) > 0) & (dosed == 0), "NPK-D53", "doses", findings)

@@ -65,10 +65,12 @@ RULES: dict[str, str] = {
     "NPK-D35": "A value of -99, 9999 or the like that stands out from all others is a code of missing. Pass"
     " map=COLUMN:CODE=. to leave it out, or correct it.",
     # the covariates
-    "NPK-D40": "Covariates are numbers. Pass map=SEX:male=0,SEX:female=1 to code the text, or leave the column out"
-    " of covariates=.",
-    "NPK-D41": "Every subject has a value of every covariate at some time. Fill it in, or leave the covariate out.",
+    "NPK-D40": "Covariates are numbers, or texts in every row of a column that covariates= names (at most 50 levels)."
+    " Pass map=SEX:male=0,SEX:female=1 to code the text, or leave the column out of covariates=.",
+    "NPK-D41": "Every subject has a value of every covariate at some time. Fill it in, leave the covariate out, or pass"
+    " impute=WT=median (mode, a number) to put a value there.",
     "NPK-D42": "A covariate is not a copy of DV (its logarithm, DV in another unit). Leave it out of covariates=.",
+    "NPK-D43": "A text is one of the levels that the model knows. Correct the cell, or pass map=COLUMN:TEXT=LEVEL.",
     # read, and said in a DataWarning
     "NPK-D50": "With sort=True rows are put in order of TIME within their subject.",
     "NPK-D51": "Replicates (several DV at one ID, TIME, CMT and DVID) are kept as separate observations.",
@@ -83,6 +85,8 @@ RULES: dict[str, str] = {
     "NPK-D60": "Endpoints are numbered by DVID, or by the column named with endpoint=COLUMN; without either all"
     " values are of one endpoint.",
     "NPK-D61": "Censoring is read from CENS alone. Pass the column as CENS, with the limit in DV or named with lloq=.",
+    "NPK-D62": "With impute= a covariate that is missing in a whole subject has the median or the mode of the other"
+    " subjects of the table, or the number that was given.",
 }
 """Every rule of the event table by its code: what holds, and what to do where it does not."""
 

@@ -63,6 +63,9 @@ class Layout:
         sort: whether the rows of each subject are put in order of TIME.
         labels: further columns to keep as texts.
         optional: covariates that are read where they stand in the table.
+        impute: by covariate, or for all by an empty name, what stands for one that is missing in a whole subject:
+            ``median``, ``mode`` or a number.
+        carry: which way the values of a covariate are carried in time: ``forward`` or ``backward``.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -79,6 +82,8 @@ class Layout:
     sort: bool = False
     labels: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    impute: Mapping[str, str] = field(default_factory=dict)
+    carry: str = "forward"
 
     @classmethod
     def of(
@@ -95,6 +100,8 @@ class Layout:
         dates: str | None = None,
         compartments: Sequence[str] | None = None,
         sort: bool = False,
+        impute: Mapping[str, str | float] | str | None = None,
+        carry: str = "forward",
     ) -> Layout:
         """From the arguments of `neuralpk.tables.read_table` on how a table is read.
 
@@ -111,6 +118,8 @@ class Layout:
             raise ValueError("with a decimal comma the separator cannot be a comma: give separator=';' or 'tab'")
         if dates is not None and dates not in ("ymd", "dmy", "mdy", "ydm"):
             raise ValueError(f"dates is the order ymd, dmy, mdy or ydm, not {dates!r}")
+        if carry not in ("forward", "backward"):
+            raise ValueError(f"carry is forward (the last value) or backward (the next one), not {carry!r}")
         names = [covariates] if isinstance(covariates, str) else covariates
         if isinstance(covariates, str) and covariates != ALL:
             names = [name.strip() for name in covariates.split(",") if name.strip()]
@@ -127,6 +136,8 @@ class Layout:
             dates=dates or "",
             compartments=tuple(compartments or ()),
             sort=sort,
+            impute=_imputed(impute),
+            carry=carry,
         )
 
 
@@ -136,6 +147,19 @@ def _pairs(text: str, said: str, example: str) -> Iterable[tuple[str, str]]:
         if not (equals and left.strip()):
             raise ValueError(f"{said}: {part.strip()!r} is not of the form {example}")
         yield left.strip(), right.strip()
+
+
+def _imputed(given: Mapping[str, str | float] | str | None) -> dict[str, str]:
+    if isinstance(given, str) and "=" not in given:
+        given = {"": given.strip()}
+    elif isinstance(given, str):
+        given = dict(_pairs(given, "impute", "COVARIATE=median, mode or a number, such as WT=median"))
+    found = {str(name): str(how) for name, how in (given or {}).items()}
+    for name, how in found.items():
+        value = None if how in ("median", "mode") else number(how)
+        if how not in ("median", "mode") and (not name or value is None or value != value):
+            raise ValueError(f"impute: {name or 'all'} is {how!r}; it is median, mode or, of one covariate, a number")
+    return found
 
 
 def _columns(columns: Columns) -> dict[str, str]:

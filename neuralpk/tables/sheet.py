@@ -216,6 +216,9 @@ def _covariate_places(
         found |= {ours: k for ours, k in named.items() if ours not in RESERVED and k is not None}
     for name in layout.covariates or ():
         where = named.get(name, _find(name, header))
+        column, is_level, _ = name.partition("=")
+        if where is None and is_level:  # of a text
+            name, where = column, named.get(column, _find(column, header))
         if where is None:
             absent.setdefault(name, f"covariates: {name}")
         else:

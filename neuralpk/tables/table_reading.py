@@ -63,6 +63,8 @@ def read_table(
     compartments: list[str] | None = None,
     units: Units = Units(),  # noqa: B008  # immutable
     sort: bool = False,
+    impute: dict[str, str | float] | str | None = None,
+    carry: str = "forward",
     needed: Mapping[str, float | None] = MappingProxyType({}),
 ) -> Cohort:
     """Read an event table; every fault in it is found before any is raised.
@@ -77,8 +79,9 @@ def read_table(
             ``.parquet``, ``.xlsx``, ``.xpt`` or ``.sas7bdat``.
         columns: our names = theirs, where they differ: ``DV=LIDV,ID=SUBJ`` or ``{"DV": "LIDV"}``; ``adppk`` for the
             names of CDISC's ADPPK.
-        covariates: which columns are covariates, ``WT,AGE`` or a list; ``all`` for every column that has no other
-            meaning; none by default.
+        covariates: which columns are covariates, ``WT,AGE`` or a list; ``all`` for every column of numbers that has no
+            other meaning; none by default. A column of texts, as RACE, becomes a covariate ``RACE=LEVEL`` for each
+            level, which is 1 or 0.
         endpoint: column that says which endpoint a value belongs to, by number or text, instead of DVID.
         occasion: column at whose new value the clock may restart, instead of OCC and PERIOD.
         lloq: column, or number, that is the limit of quantification of the values with CENS 1; by default DV is.
@@ -92,6 +95,10 @@ def read_table(
         compartments: names that CMT uses, in the order of their numbers from 1.
         units: of the table; nothing is converted but times of day.
         sort: put the rows of each subject in order of TIME instead of refusing a table that is not.
+        impute: what stands for a covariate that is missing in a whole subject, which is refused otherwise:
+            ``WT=median,SEX=mode,AGE=40``, or ``median`` for all; of the subjects of this table.
+        carry: a covariate that changes in time has its last value until the next one (``forward``), or the next value
+            from the record before it on (``backward``, as in NONMEM).
         needed: covariates that a model reads, whatever `covariates` says, with the value for a subject in whom one is
             not recorded; None where such a subject is refused.
 
@@ -105,7 +112,8 @@ def read_table(
     """
     layout = Layout.of(
         columns=columns, covariates=covariates, endpoint=endpoint, occasion=occasion, lloq=lloq, map=map, ignore=ignore,
-        separator=separator, decimal=decimal, dates=dates, compartments=compartments, sort=sort,
+        separator=separator, decimal=decimal, dates=dates, compartments=compartments, sort=sort, impute=impute,
+        carry=carry,
     )  # fmt: skip
     layout = dataclasses.replace(layout, optional=tuple(needed))
     findings = Findings("" if isinstance(path_or_frame, pd.DataFrame) else Path(path_or_frame).name)
