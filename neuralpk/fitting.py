@@ -17,9 +17,10 @@ from neuralpk.bootstrap import bootstrap, outcome
 from neuralpk.checkpoint_io import verify_checkpoints
 from neuralpk.cohort import Cohort
 from neuralpk.datamodules import CohortDataModule
-from neuralpk.dynamics import Decoder
+from neuralpk.dynamics import Decoder, structure
 from neuralpk.individual_estimates import IndividualEstimates
 from neuralpk.objectives import MarginalLikelihood, Objective
+from neuralpk.published_population import PublishedPopulation, write_population
 from neuralpk.tables import read_table
 from neuralpk.task import LatentTask
 
@@ -141,6 +142,28 @@ class FittedModel:
         return self._own().individuals()
 
     @property
+    def records(self) -> pd.DataFrame:
+        """The records of the patients that the model was fitted to: DV, PRED, IPRED, IRES, IWRES, TAD, …
+        (`neuralpk.record_predictions.records`)."""
+        return self._own().records()
+
+    @property
+    def exposure(self) -> pd.DataFrame:
+        """AUC, CMAX, TMAX and CMIN of these patients, in all and by dosing interval
+        (`neuralpk.individual_exposure.exposure`)."""
+        return self._own().exposure()
+
+    def write_population(self, path: str | Path) -> None:
+        """Write the population as plain numbers, for ``neuralpk estimate`` and `neuralpk.read_model`.
+
+        Raises:
+            ValueError: a part that a population file cannot hold, such as network weights.
+        """
+        scaling, status = self.task.model.scaling, self.task.status
+        population = PublishedPopulation.from_model(self.task.model, None if scaling is None else scaling.units)
+        write_population(population, Path(path), "" if status is None else f"Population fit: {status.sentence}")
+
+    @property
     def curves(self) -> pd.DataFrame:
         """Concentration curves of the patients that the model was fitted to."""
         return self._own().curves()
@@ -155,7 +178,7 @@ class FittedModel:
 
 def fit(
     frame: pd.DataFrame | Cohort | str | Path,
-    dynamics: Decoder,
+    dynamics: Decoder | str,
     *,
     objective: Objective | None = None,
     epochs: int = 25,
@@ -169,7 +192,8 @@ def fit(
 
     Args:
         frame: an event table as a pandas frame, the path of one, or a cohort.
-        dynamics: such as ``CompartmentModel(1, absorption="first_order")``.
+        dynamics: such as ``CompartmentModel(1, absorption="first_order")``, or the name of a structural model, such as
+            ``"one_compartment_oral"`` (`neuralpk.dynamics.structure`).
         objective: what is minimised; default `neuralpk.objectives.MarginalLikelihood`.
         epochs: of 20 passes over the patients; a bound for a model without network weights, whose fit ends by itself.
         seed: of the fit.
@@ -185,6 +209,7 @@ def fit(
     """
     L.seed_everything(seed, verbose=False)
     torch.set_num_threads(1)  # small matrices: a second thread only waits for the first
+    dynamics = structure(dynamics) if isinstance(dynamics, str) else dynamics
     task = LatentTask(dynamics, objective=objective or MarginalLikelihood(), seed=seed, **parts)
     if isinstance(frame, Cohort):
         cohort = frame

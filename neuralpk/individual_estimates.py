@@ -129,12 +129,13 @@ class IndividualEstimates:
         guide = None if self.source.guide is None else copy.deepcopy(self.source.guide).double()
         return exposure(model, evaluation_batch(model, cohort), cohort, self.source.z.double(), guide)
 
-    def write(self, folder: Path) -> list[Path]:
+    def write(self, folder: str | Path) -> list[Path]:
         """Write `TABLES` into a folder.
 
         Returns:
             Their paths.
         """
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / name for name in TABLES]
         for path, make in zip(paths, (self.curves, self.individuals, self.records, self.exposure), strict=True):
