@@ -304,3 +304,8 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         main(["nca", "T.csv", "--out", "o", "--route", "oral"])
     assert ended.value.code == 2 and "--route takes one of extravascular, bolus" in capsys.readouterr().err
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "nca.csv").write_text("of before")
+    with pytest.raises(SystemExit) as ended:
+        main(["nca", "T.csv", "--out", "o"])
+    assert ended.value.code == 2 and "give --overwrite" in capsys.readouterr().err

@@ -114,3 +114,11 @@ def test_a_fit_writes_a_population_file_and_replaces_nothing_unasked(capsys) -> 
 def test_several_columns_may_be_a_list() -> None:
     frame = pd.read_csv("t.csv").rename(columns={"DV": "CONC", "ID": "SUBJ"})
     assert len(read_table(frame, columns=["DV=CONC", "ID=SUBJ"])) == 12
+
+
+def test_a_seed_draws_other_patients() -> None:
+    common = ["simulate", "--data.subjects", "3", "--data.test_subjects", "0"]
+    for name, seed in (("a", ["--seed", "5"]), ("b", ["--data.seed", "5"]), ("c", [])):
+        main([*common, *seed, "--out", f"{name}.csv"])
+    first, second, other = (Path(f"{name}.csv").read_text() for name in "abc")
+    assert first == second != other

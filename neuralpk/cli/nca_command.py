@@ -10,6 +10,7 @@ import pandas as pd
 
 from neuralpk.atomic_files import refuse_unwritable
 from neuralpk.cli.csv_files import write_csv
+from neuralpk.cli.outputs import refuse_results
 from neuralpk.cohort import Units
 from neuralpk.noncompartmental import nca as analyse
 from neuralpk.noncompartmental import summarise, wide
@@ -31,6 +32,7 @@ def nca(
     terminal: list[float] | dict[str, list[float]] | None = None,
     steady_from: float | None = None,
     units: list[str] | None = None,
+    overwrite: bool = False,
     **reading: Any,
 ) -> None:
     """Analyse every profile of an event table without a model: AUC, CMAX, half-life, clearance; per dosing interval
@@ -49,11 +51,13 @@ def nca(
             {1: [4, 6, 8]}; null for the best adjusted R².
         steady_from: time from which on doses are at steady state; those with SS always are.
         units: of time, amount and value, [h, mg, mg/L].
+        overwrite: replace results that are in that folder.
         reading: how the table is read.
     """
     paths = [out / name for name in ("nca.csv", "nca_long.csv", "nca_summary.csv")]
     for path in paths:
         refuse_unwritable(path)
+    refuse_results(out, paths, overwrite)
     lines = None if curves is None else pd.read_csv(curves, dtype={"ID": str})
     given = Units(*units) if units else Units()
     with warnings.catch_warnings(record=True) as said:
