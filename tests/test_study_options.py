@@ -66,6 +66,14 @@ def test_short_options_are_the_configuration_they_stand_for(capsys) -> None:
     assert model["dynamics"]["init_args"]["absorption"] == "first_order"
 
 
+def test_a_table_replaces_the_data_of_a_preset_and_of_a_configuration(capsys) -> None:
+    line = ["--table", "t.csv", "--structure", "one_compartment_oral", "--effects", "all"]
+    Path("own.yaml").write_text("data: {class_path: TableDataModule, init_args: {table: other.csv, folds: 3}}\n")
+    for first in (["--preset", "theophylline"], ["--config", "own.yaml"]):
+        data = configured(capsys, *line, *first)["data"]["init_args"]
+        assert (data["table"], data["folds"], data["covariates"]) == ("t.csv", 0, "all")
+
+
 def test_named_covariates_act_on_clearance_and_volume(capsys) -> None:
     line = ["--table", "t.csv", "--structure", "two_compartment_infusion_michaelis_menten", "--covariates", "WT", "AGE"]
     effects = configured(capsys, *line)["model"]["parameters"]["init_args"]["effects"]

@@ -222,20 +222,35 @@ def _run(command: str, given: list[Argument], presets: list[str]) -> NeuralPKCLI
     only = () if trains else ("data",)
     if trains or command == "simulate":
         _read_first(command, configuration, given, presets)
+    node: dict[str, Any] = {}
     if trains:
         node, given = study_options.expanded(command, given)
-        configuration.take(node, Source())
-    for argument in given:
-        if argument.name != "config":
-            configuration.give(argument)
-        elif "data" in options:
-            configuration.read(str(argument.value), only=only)
-        else:
-            raise UsageError("takes no --config")
+    first = 1 + max((k for k, argument in enumerate(given) if argument.name == "config"), default=-1)
+    _take(configuration, given[:first], only)
+    if "data" in node:
+        configuration.values.pop("data", None)
+    # short options override presets and configurations, and are overridden by the long ones
+    configuration.take(node, Source())
+    _take(configuration, given[first:], only)
     if trains:
         return training.run(command, configuration, prints)
     table_commands.run(command, configuration)
     return None
+
+
+def _take(configuration: Configuration, given: Sequence[Argument], only: Sequence[str]) -> None:
+    """Arguments and the configurations that they name, in their order.
+
+    Raises:
+        UsageError: a value that does not fit; a configuration of a command that takes none.
+    """
+    for argument in given:
+        if argument.name != "config":
+            configuration.give(argument)
+        elif "data" in configuration.options:
+            configuration.read(str(argument.value), only=only)
+        else:
+            raise UsageError("takes no --config")
 
 
 def _of_model(command: str, options: Mapping[str, Option], argument: Argument) -> Argument:

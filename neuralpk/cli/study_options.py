@@ -138,8 +138,10 @@ def _words(given: list[str] | str | None) -> list[str]:
 
 def _covariates(given: list[str] | str | None, effects: Any) -> Any:
     """Covariates to read: those that are named, else those of the effects."""
-    if given is not None or not isinstance(effects, dict):
+    if given is not None:
         return given
+    if not isinstance(effects, dict):
+        return effects or None
     named = [key.split("~")[1:] or value for key, value in effects.items()]
     return sorted({name for names in named for name in names})
 
