@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -134,6 +135,21 @@ class Truth:
     parameters: Mapping[str, float]
 
 
+class Occasion(NamedTuple):
+    """A stretch of the records of one subject on one occasion.
+
+    Args:
+        start: time of its first record.
+        label: of the occasion; a label that comes again means the same occasion again.
+        row: order of its first record among those of the same time; records with a smaller row belong to the stretch
+            before.
+    """
+
+    start: float
+    label: str
+    row: int = 0
+
+
 def _array(values: ArrayLike | None, n: int, default: float, kind: type) -> NDArray[Any]:
     return np.full(n, default, kind) if values is None else np.atleast_1d(np.asarray(values, kind))
 
@@ -154,6 +170,7 @@ class Subject:
         rows: order among records at the same time; the default is after every dose.
         covariates: constants, or steps in time, by name.
         truth: for simulated subjects.
+        occasions: in the order of time; the first reaches back to the first record. None given is one occasion.
 
     Raises:
         ValueError: lengths that differ, times that decrease, a non-finite time, an infinite value.
@@ -170,6 +187,7 @@ class Subject:
     rows: IntArray = None  # type: ignore[assignment]
     covariates: Mapping[str, Covariate] = field(default_factory=dict)
     truth: Truth | None = None
+    occasions: tuple[Occasion, ...] = ()
 
     def __post_init__(self) -> None:
         n = np.size(self.times)
@@ -192,12 +210,20 @@ class Subject:
             )
         if np.isinf(self.values).any():
             raise ValueError(f"subject {self.id}: an observed value is infinite")
+        object.__setattr__(self, "occasions", tuple(Occasion(*one) for one in self.occasions))
+        if any(b[::2] <= a[::2] for a, b in pairwise(self.occasions)):
+            raise ValueError(f"subject {self.id}: the occasions are not in the order of time: {self.occasions}")
 
     @property
     def start(self) -> float:
         """Where the subject's clock starts: its first record."""
         firsts = [*self.times[:1], *(dose.time for dose in self.doses[:1])]
         return float(min(firsts, default=0.0))
+
+    @property
+    def occasion_labels(self) -> tuple[str, ...]:
+        """Every occasion once, in the order of time."""
+        return tuple(dict.fromkeys(one.label for one in self.occasions)) or ("1",)
 
     @property
     def observed(self) -> NDArray[np.bool_]:
@@ -258,6 +284,14 @@ class Cohort(Sequence[Subject]):
     def covariate_names(self) -> tuple[str, ...]:
         """Names of the covariates, sorted: the order of the covariate axis."""
         return tuple(sorted(self.subjects[0].covariates)) if self.subjects else ()
+
+    def without_occasions(self) -> Cohort:
+        """The cohort with one occasion for each subject."""
+        if not any(subject.occasions for subject in self.subjects):
+            return self
+        return dataclasses.replace(
+            self, subjects=tuple(dataclasses.replace(subject, occasions=()) for subject in self.subjects)
+        )
 
     def hidden_from(self, time: float) -> Cohort:
         """The cohort with every value from a time on as not measured; a prediction is still wanted there."""

@@ -8,7 +8,8 @@ axis             meaning
 ``subject``      a patient, an animal, a series; the batch axis
 ``dose``         dose records of a subject, additional doses (ADDL) written out; padded, ``doses.mask``
 ``observation``  observation records of a subject; padded, ``mask``
-``period``       periods of constant covariates; padded by repeating the last
+``period``       periods of constant covariates on one occasion; padded by repeating the last
+``occasion``     occasions of a subject; padded, ``occasions``
 ``covariate``    covariates, in the order of ``covariate_names``
 ``grid``         times at which the true concentration curve of a simulated subject was computed
 ``endpoint``     what is observed (DVID): one concentration, or prey and predator
@@ -25,14 +26,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from neuralpk.cohort import Cohort, Dose, Subject, written_out
+from neuralpk.cohort import Cohort, Dose, Occasion, Subject, written_out
+
+BEFORE_ANY_RECORD = -1
+"""Row of a period that begins before all records of its time."""
 
 
 @dataclass  # not frozen: Lightning's double precision writes converted tensors into a copy
@@ -175,6 +179,9 @@ class CohortBatch:
     target: Tensor = field(metadata=_OBSERVATION)  # bool: scored by the loss
     covariates: Tensor  # [subject, period, covariate]
     period_start: Tensor  # [subject, period]
+    period_row: Tensor  # [subject, period] integer: records of the time of the start with a smaller row come before
+    occasion: Tensor  # [subject, period] integer
+    occasions: Tensor  # [subject, occasion] bool: an occasion of the subject, not padding
     truth: TruthBatch | None = None
     origin: tuple[float, ...] = ()  # of each subject; empty for 0
 
@@ -203,6 +210,7 @@ class CohortBatch:
             start = torch.cat([times, dosed], dim=1).amin(1)
         whole, every = torch.zeros_like(times, dtype=torch.int64), torch.ones_like(times, dtype=torch.bool)
         period_start = start[:, None] if period_start is None else period_start
+        period = torch.zeros_like(period_start, dtype=torch.int64)
         return cls(
             ids=tuple(str(k + 1) for k in range(len(times))) if ids is None else tuple(ids),
             index=torch.arange(len(times), device=times.device),
@@ -221,6 +229,9 @@ class CohortBatch:
             target=~every,
             covariates=times.new_zeros((*period_start.shape, 0)),
             period_start=period_start,
+            period_row=period + BEFORE_ANY_RECORD,
+            occasion=period,
+            occasions=every.new_ones((len(times), 1)),
         )
 
     def __len__(self) -> int:
@@ -271,21 +282,32 @@ class CohortBatch:
         early = self.time - self.start[:, None] <= elapsed
         return dataclasses.replace(self, context=self.context & early, target=self.target & early)
 
-    def period_at(self, times: Tensor) -> Tensor:
-        """Index of the period in which each time lies, ``[subject, time]``; a period includes its start."""
+    def period_at(self, times: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Index of the period in which each time lies, ``[subject, time]``; a period includes its start.
+
+        Args:
+            times: ``[subject, time]``.
+            rows: order of records among those of the same time, ``[subject, time]``; by default after all of them.
+        """
         if self.period_start.shape[1] == 1:
             return torch.zeros_like(times, dtype=torch.int64)
-        started = torch.searchsorted(self.period_start.detach(), times.detach().contiguous(), right=True)
+        starts, times = self.period_start.detach(), times.detach().contiguous()
+        started = torch.searchsorted(starts, times, right=True)
+        if rows is not None and bool((self.period_row > BEFORE_ANY_RECORD).any()):
+            later = (starts[:, None] == times[..., None]) & (self.period_row[:, None] > rows[..., None])
+            # the padding repeats the last period, which has begun where one of them has
+            started = started - later.sum(-1)
         return started.clamp(min=1) - 1
 
-    def theta_at(self, theta: Tensor, times: Tensor) -> Tensor:
+    def theta_at(self, theta: Tensor, times: Tensor, rows: Tensor | None = None) -> Tensor:
         """The parameters in force at some times, ``[subject, time, parameter]``.
 
         Args:
             theta: ``[subject, period, parameter]``; one period serves for all of them.
             times: ``[subject, time]``.
+            rows: as of `period_at`.
         """
-        return theta_in(theta, self.period_at(times))
+        return theta_in(theta, self.period_at(times, rows))
 
     def repeat(self, samples: int) -> CohortBatch:
         """Every subject `samples` times in a row, without its truth: ``[subject · sample]``."""
@@ -362,20 +384,38 @@ def _pad(rows: Sequence[ArrayLike], kind: torch.dtype, fill: float | bool | None
     return torch.as_tensor(out).to(kind)
 
 
-def _periods(subject: Subject, names: Sequence[str]) -> tuple[list[float], list[list[float]]]:
-    """Starts of the periods of constant covariates and the values in them: the last value is carried forward, and
-    before the first record of a covariate its first value is used."""
+class _Period(NamedTuple):
+    """Constant covariates on one occasion."""
+
+    start: float
+    row: int
+    occasion: int
+    values: list[float]
+
+
+def _periods(subject: Subject, names: Sequence[str]) -> list[_Period]:
+    """The periods of constant covariates on one occasion: the last value is carried forward, and before the first
+    record of a covariate its first value is used."""
     steps = {
         name: value if isinstance(value, tuple) else ((subject.start, value),)
         for name, value in subject.covariates.items()
     }
-    later = {time for step in steps.values() for time, _ in step if time > subject.start}
-    starts = [subject.start, *sorted(later)]
-    values = [
-        [next((v for t, v in reversed(steps[name]) if t <= start), steps[name][0][1]) for name in names]
-        for start in starts
-    ]
-    return starts, values
+    later = {(time, BEFORE_ANY_RECORD) for step in steps.values() for time, _ in step if time > subject.start}
+    occasions = [(one.start, _first_row(subject, one), one.label) for one in subject.occasions[1:]]
+    starts = [(subject.start, BEFORE_ANY_RECORD), *sorted(later | {one[:2] for one in occasions})]
+    labels = subject.occasion_labels
+    found = []
+    for start in starts:
+        values = [next((v for t, v in reversed(steps[name]) if t <= start[0]), steps[name][0][1]) for name in names]
+        label = next((name for *at, name in reversed(occasions) if tuple(at) <= start), labels[0])
+        found.append(_Period(*start, labels.index(label), values))
+    return found
+
+
+def _first_row(subject: Subject, occasion: Occasion) -> int:
+    """The row from which on records of its first time are of an occasion."""
+    rows = [*subject.rows[subject.times == occasion.start], *(d.row for d in subject.doses if d.time == occasion.start)]
+    return occasion.row if any(row < occasion.row for row in rows) else BEFORE_ANY_RECORD
 
 
 def _collate_truth(subjects: Sequence[Subject], dtype: torch.dtype) -> TruthBatch | None:
@@ -432,8 +472,11 @@ def collate(
         observed=_at_least_one(observed),
         context=_at_least_one(observed.clone()),
         target=_at_least_one(observed.clone()),
-        covariates=_pad([values for _, values in periods], dtype, None),
-        period_start=_pad([starts for starts, _ in periods], dtype, None),
+        covariates=_pad([[period.values for period in of] for of in periods], dtype, None),
+        period_start=_pad([[period.start for period in of] for of in periods], dtype, None),
+        period_row=_pad([[period.row for period in of] for of in periods], torch.int64, None),
+        occasion=_pad([[period.occasion for period in of] for of in periods], torch.int64, None),
+        occasions=_pad([np.ones(len(subject.occasion_labels), bool) for subject in subjects], torch.bool),
         truth=_collate_truth(subjects, dtype),
         origin=tuple(origin) if any(origin) else (),
     )
@@ -458,6 +501,7 @@ def _from(subject: Subject, origin: float) -> Subject:
             name: tuple((time - origin, v) for time, v in value) if isinstance(value, tuple) else value
             for name, value in subject.covariates.items()
         },
+        occasions=tuple(one._replace(start=one.start - origin) for one in subject.occasions),
         truth=None if truth is None else dataclasses.replace(truth, times=truth.times - origin),
     )
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from neuralpk import randomness
-from neuralpk.cohort import Cohort, Dose, FloatArray, Subject, Truth, Units
-from neuralpk.cohort_batch import CohortBatch, TruthBatch, collate
+from neuralpk.cohort import Cohort, Dose, FloatArray, Occasion, Subject, Truth, Units
+from neuralpk.cohort_batch import BEFORE_ANY_RECORD, CohortBatch, TruthBatch, collate
 from neuralpk.dynamics import Dynamics, StochasticDynamics
 from neuralpk.parameters import CovariateEffect, LogNormal, ParameterDistribution, power_or_factor
 from neuralpk.randomness import Stream
@@ -69,9 +69,10 @@ class PopulationPrior:
 
 @dataclass(frozen=True)
 class Population:
-    """Distribution of the simulated subjects: theta_i = h(h^-1(typical) + Σ effect(covariates_i) + eta_i).
+    """Distribution of the simulated subjects: theta_ik = h(h^-1(typical) + Σ effect(covariates_i) + eta_i + kappa_ik).
 
-    eta_i ~ N(0, Omega); with h = exp, the default, theta_i = typical · exp(eta_i) · factors of the covariates.
+    eta_i ~ N(0, Omega), and on each occasion k of a subject kappa_ik ~ N(0, kappa²); with h = exp, the default,
+    theta_ik = typical · exp(eta_i + kappa_ik) · factors of the covariates.
 
     Args:
         typical: typical value of every parameter of the dynamics, by name.
@@ -83,6 +84,7 @@ class Population:
         references: reference value of each continuous covariate; default the middle of its range.
         prior: draws a population for every subject, around the one that the other arguments describe.
         distributions: by parameter; those left out are log-normal.
+        kappa: standard deviation of kappa by name; parameters left out are the same on all occasions of a subject.
 
     Raises:
         ValueError: a typical value outside its distribution, a name that does not exist, an Omega that is not a
@@ -96,6 +98,7 @@ class Population:
     references: Mapping[str, float] = field(default_factory=dict)
     prior: PopulationPrior = PopulationPrior()
     distributions: Mapping[str, ParameterDistribution] = field(default_factory=dict)
+    kappa: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in self.typical.items():
@@ -103,14 +106,15 @@ class Population:
             if not bool(torch.isfinite(kind.inverse(torch.tensor(float(value), dtype=torch.float64)))):
                 raise ValueError(f"typical.{name} must be {kind.support} ({type(kind).__name__}), not {value}")
         named = set(self.omega) if isinstance(self.omega, Mapping) else set()
-        unknown = (named | set(self.distributions) | {p for p, _ in self.effects}) - set(self.typical)
+        named |= {*self.distributions, *self.kappa, *(parameter for parameter, _ in self.effects)}
+        unknown = named - set(self.typical)
         unknown |= {c for _, c in self.effects} - set(self.covariates)
         if unknown:
             raise ValueError(f"{sorted(unknown)} are neither parameters {list(self.typical)} nor covariates")
-        if isinstance(self.omega, Mapping):
-            for name, value in self.omega.items():
+        for option, spread in (("omega", self.omega), ("kappa", self.kappa)):
+            for name, value in spread.items() if isinstance(spread, Mapping) else ():
                 if not 0 <= value < np.inf:
-                    raise ValueError(f"omega.{name} must be 0 or above, not {value}")
+                    raise ValueError(f"{option}.{name} must be 0 or above, not {value}")
         for name, law in self.covariates.items():
             between = isinstance(law, Sequence)
             if not (len(law) == 2 and -np.inf < law[0] <= law[1] < np.inf if between else 0 <= law <= 1):  # type: ignore[arg-type,index,operator]
@@ -151,10 +155,26 @@ class Population:
         return power_or_factor(covariate, effect, self.references.get(covariate, middle))
 
     def draw(self, seed: int, index: Tensor, covariates: Mapping[str, Tensor]) -> Tensor:
-        """Individual parameters, ``[subject, parameter]`` in the order of `typical`."""
+        """Individual parameters without kappa, ``[subject, parameter]`` in the order of `typical`."""
+        return self._transform(self._draw_unconstrained(seed, index, covariates))
+
+    def draw_occasions(self, seed: int, index: Tensor, covariates: Mapping[str, Tensor], count: int) -> Tensor:
+        """Individual parameters on some occasions of each subject, ``[subject, occasion, parameter]``."""
+        x = self._draw_unconstrained(seed, index, covariates)[:, None]
+        sd = x.new_tensor([self.kappa.get(name, 0.0) for name in self.typical])
+        normal = randomness.normal(seed, Stream.KAPPA, index, count * len(sd)).reshape(len(index), count, -1)
+        return self._transform(x + sd * normal)
+
+    def _transform(self, x: Tensor) -> Tensor:
+        """Parameters of those on the scale of h, both ``[..., parameter]``."""
+        parts = zip(self.typical, x.unbind(-1), strict=True)
+        return torch.stack([self._distribution(name).transform(part) for name, part in parts], dim=-1)
+
+    def _draw_unconstrained(self, seed: int, index: Tensor, covariates: Mapping[str, Tensor]) -> Tensor:
+        """Individual parameters on the scale of h without kappa, ``[subject, parameter]``."""
         factor, spread, _ = self.prior.draw(seed, index, len(self.typical))
         eta = spread * (randomness.normal(seed, Stream.ETA, index, len(self.typical)) @ self.cholesky().T)
-        theta = []
+        individual = []
         for k, (parameter, value) in enumerate(self.typical.items()):
             kind = self._distribution(parameter)
             x = kind.inverse(factor[:, k] * value) + (eta[:, k] if kind.varies else 0.0)
@@ -163,8 +183,8 @@ class Population:
                     effect = self.effect(parameter, covariate)
                     with torch.no_grad():
                         x = x + effect(torch.stack([covariates[name] for name in effect.covariates], dim=-1))
-            theta.append(kind.transform(x))
-        return torch.stack(theta, dim=1)
+            individual.append(x)
+        return torch.stack(individual, dim=1)
 
 
 @dataclass(frozen=True)
@@ -182,6 +202,8 @@ class Design:
             assays, one subject after the other.
         endpoints: endpoints observed at each time, counted from 1.
         grid: times of the true curve; default 200 from the first to the last candidate.
+        occasions: time at which each occasion of a subject begins, numbered from 1; empty for one occasion. What comes
+            before the first belongs to it.
 
     Raises:
         ValueError: no regimen or no time; more samples than candidates; times that decrease; a number out of range.
@@ -195,6 +217,7 @@ class Design:
     lloq: float | Sequence[float] | None = None
     endpoints: tuple[int, ...] = (1,)
     grid: tuple[float, ...] = ()
+    occasions: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.regimens or not self.times:
@@ -208,6 +231,8 @@ class Design:
         for name, times in (("times", self.times), ("grid", self.grid)):
             if not np.isfinite(times).all() or any(b < a for a, b in pairwise(times)):
                 raise ValueError(f"{name} must be finite and increase, not {list(times)[:10]}")
+        if not np.isfinite(self.occasions).all() or any(b <= a for a, b in pairwise(self.occasions)):
+            raise ValueError(f"occasions must be finite and each later than the one before, not {self.occasions}")
         if not 0 <= self.jitter < np.inf:
             raise ValueError(f"jitter, a standard deviation, must be 0 or above, not {self.jitter}")
         if any(not 0 < limit < np.inf for limit in self.limits):
@@ -219,6 +244,10 @@ class Design:
         if self.lloq is None:
             return ()
         return tuple(self.lloq) if isinstance(self.lloq, Sequence) else (self.lloq,)
+
+    def labelled_occasions(self) -> tuple[Occasion, ...]:
+        """The occasions as a subject has them."""
+        return tuple(Occasion(start, str(k)) for k, start in enumerate(self.occasions, start=1))
 
     def true_times(self) -> FloatArray:
         """Times at which the true curve is kept, ``[grid]``."""
@@ -277,15 +306,26 @@ def simulate_batches(
         )
     dynamics, error = copy.deepcopy(dynamics).double(), copy.deepcopy(error).double()  # the caller's stay as they are
     nothing = np.empty(0)
+    if population.kappa and not design.occasions:
+        raise ValueError(
+            f"kappa ({', '.join(population.kappa)}) needs a design with occasions: the times they begin at"
+        )
     templates = [Subject(str(k), nothing, nothing, doses) for k, doses in enumerate(design.regimens)]
     arms = collate(templates, dtype=torch.float64)
     order = [list(population.typical).index(name) for name in names]
     for first in range(0, subjects, size):
         index = torch.arange(first, min(first + size, subjects))
         covariates = population.draw_covariates(seed, index)
-        theta = dynamics.with_covariates(population.draw(seed, index, covariates)[:, order], covariates)
+        without_kappa = dynamics.with_covariates(population.draw(seed, index, covariates)[:, order], covariates)
         batch = _planned(design, arms, index, covariates, *design.draw_times(seed, index))
-        observed, truth = _without_error(dynamics, theta, batch, design, seed, line)
+        theta = without_kappa[:, None]
+        if population.kappa:
+            theta = population.draw_occasions(seed, index, covariates, len(design.occasions))[..., order]
+            columns = {name: value[:, None].expand(theta.shape[:2]) for name, value in covariates.items()}
+            theta = dynamics.with_covariates(theta, columns)
+        observed, curve = _without_error(dynamics, theta, batch, design, seed, line)
+        by_name = dynamics.named(without_kappa)
+        truth = TruthBatch(*curve, {name: by_name[name] for name in names} | dynamics.derived(without_kappa))
         *_, noisier = population.prior.draw(seed, index, len(population.typical))
         noise = noisier * randomness.normal(seed, Stream.RESIDUAL, index, observed.shape[1])
         values = torch.where(batch.mask, error.simulate(observed, batch.endpoint, noise), 0.0)
@@ -331,6 +371,10 @@ def _planned(
     times, mask = times.repeat_interleave(endpoints, dim=1), there.repeat_interleave(endpoints, dim=1)
     whole = torch.zeros_like(times, dtype=torch.int64)
     values = [covariates[name] for name in sorted(covariates)]
+    occasions = max(1, len(design.occasions))
+    begin = start[:, None] if not design.occasions else times.new_tensor(design.occasions).expand(len(index), -1)
+    begin = torch.cat([start[:, None], torch.maximum(begin, start[:, None])[:, 1:]], dim=1)
+    number = torch.arange(occasions).expand(len(index), -1)
     return dataclasses.replace(
         arms.select(of),
         ids=tuple(str(i + 1) for i in index.tolist()),
@@ -347,33 +391,36 @@ def _planned(
         observed=mask,
         context=mask,
         target=mask,
-        covariates=torch.stack(values, dim=1)[:, None] if values else times.new_zeros((len(index), 1, 0)),
-        period_start=start[:, None],
+        covariates=(torch.stack(values, dim=1)[:, None] if values else times.new_zeros((len(index), 1, 0))).expand(
+            -1, occasions, -1
+        ),
+        period_start=begin,
+        period_row=torch.full_like(number, BEFORE_ANY_RECORD),
+        occasion=number,
+        occasions=torch.ones_like(number, dtype=torch.bool),
     )
 
 
 def _without_error(
     dynamics: Dynamics, theta: Tensor, batch: CohortBatch, design: Design, seed: int, line: bool
-) -> tuple[Tensor, TruthBatch]:
-    """What every sample would read without error, ``[subject, observation]``, and the truth."""
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """What every sample would read without error, ``[subject, observation]``, and the times and values of the true
+    curve."""
     grid = torch.as_tensor(design.true_times() if line else design.true_times()[:0]).expand(len(batch), -1)
     with torch.no_grad():
         times = torch.cat([batch.time, torch.maximum(grid, batch.start[:, None])], dim=1)
         solution = _solved(dynamics, theta, batch, times, design, seed)
         read = dynamics.observe(solution.states, solution.theta)
-        named = dynamics.named(theta)
-        named = {name: named[name] for name in dynamics.population_names} | dynamics.derived(theta)
     n = batch.time.shape[1]
     state = torch.tensor(dynamics.endpoints)[batch.endpoint]
     observed = read[:, :n].gather(2, state[..., None])[..., 0]
     lines = read[:, n:][..., [dynamics.endpoints[e - 1] for e in sorted(set(design.endpoints))]]
-    return observed, TruthBatch(grid, lines, named)
+    return observed, (grid, lines)
 
 
 def _solved(
     dynamics: Dynamics, theta: Tensor, batch: CohortBatch, times: Tensor, design: Design, seed: int
 ) -> Trajectory:
-    theta = theta[:, None]
     if isinstance(dynamics, StochasticDynamics):
         planned = design.true_times()
         engine = TorchSDE(float(planned[-1] - planned[0]) / _STEPS)
@@ -400,4 +447,5 @@ def _subjects(batch: CohortBatch, design: Design, covariates: Sequence[str]) -> 
             censored=batch.censored[i, seen].numpy(),
             covariates=dict(zip(covariates, batch.covariates[i, 0].tolist(), strict=True)),
             truth=Truth(design.true_times(), known.line[i].numpy(), {k: v[i] for k, v in parameters.items()}),
+            occasions=design.labelled_occasions(),
         )

@@ -214,9 +214,12 @@ def fit(
     if isinstance(frame, Cohort):
         cohort = frame
     else:
-        named = task.model.population.asked_covariates
-        reading = {"covariates": "all" if named is None else named, "needed": task.model.dynamics.covariates}
-        cohort = read_table(frame, **(reading | (table or {})))
+        population = task.model.population
+        named = population.asked_covariates
+        reading: dict[str, Any] = {"covariates": "all" if named is None else named}
+        reading |= {"needed": task.model.dynamics.covariates} | (table or {})
+        reading["occasion"] = population.occasions_in(reading.get("occasion"))
+        cohort = read_table(frame, **reading)
     options = {"gradient_clip_val": 5.0, "enable_progress_bar": progress} | (trainer or {})
     data = _Given(cohort, passes_per_epoch=20, seed=seed)
     _quiet_trainer(epochs, **options).fit(task, data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,9 @@ _MOST_FAILED = 0.1  # of the draws of the population, which may fail to give a s
 TABLES = ("curves.csv", "individuals.csv", "records.csv", "exposure.csv")
 """Files of `IndividualEstimates.write`."""
 
+OCCASION_TABLE = "occasions.csv"
+"""Further file of a population with variability between occasions."""
+
 
 @dataclass(frozen=True)
 class EstimateSource:
@@ -81,11 +84,14 @@ class IndividualEstimates:
         ipred: individual prediction, z at its estimate, ``[subject, time, endpoint]``.
         lower: lower end of the 90 % interval of the noise-free curve, over draws of z; NaN where there is none.
         upper: upper end.
-        parameters: name to (estimate, lower end, upper end), each ``[subject]``. The most probable value of a very
-            skewed distribution can lie outside the middle 90 %; the interval then reaches as far as the estimate.
+        parameters: name to (estimate, lower end, upper end), each ``[subject]``, without kappa. The most probable value
+            of a very skewed distribution can lie outside the middle 90 %; the interval then reaches as far as the
+            estimate.
         z: estimate of z, ``[subject, latent]``.
         source: what they were estimated by, for `records` and `exposure`.
         unsolved: why some subjects have NaN instead of estimates, one sentence each with the name; empty for none.
+        occasion_labels: occasions of each subject; empty for a population without variability between occasions.
+        occasion_parameters: as `parameters`, on every occasion, each ``[subject, occasion]``.
     """
 
     ids: tuple[str, ...]
@@ -98,6 +104,8 @@ class IndividualEstimates:
     z: FloatArray
     source: EstimateSource = field(repr=False)
     unsolved: tuple[str, ...] = ()
+    occasion_labels: tuple[tuple[str, ...], ...] = ()
+    occasion_parameters: dict[str, tuple[FloatArray, FloatArray, FloatArray]] = field(default_factory=dict)
 
     def curves(self) -> pd.DataFrame:
         """ID, TIME, PRED, IPRED, LO90, HI90, one row a time; with several endpoints also DVID."""
@@ -130,15 +138,19 @@ class IndividualEstimates:
         return exposure(model, evaluation_batch(model, cohort), cohort, self.source.z.double(), guide)
 
     def write(self, folder: str | Path) -> list[Path]:
-        """Write `TABLES` into a folder.
+        """Write `TABLES` into a folder, with variability between occasions also `OCCASION_TABLE`.
 
         Returns:
             Their paths.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / name for name in TABLES]
-        for path, make in zip(paths, (self.curves, self.individuals, self.records, self.exposure), strict=True):
+        makers = [self.curves, self.individuals, self.records, self.exposure]
+        tables = dict(zip(TABLES, makers, strict=True))
+        if self.occasion_labels:
+            tables[OCCASION_TABLE] = self.occasions
+        paths = [folder / name for name in tables]
+        for path, make in zip(paths, tables.values(), strict=True):
             frame = make()
             with replacing(path) as part:
                 frame.to_csv(part, index=False)
@@ -148,9 +160,25 @@ class IndividualEstimates:
         """ID, then every parameter with its 90 % interval (``CL, CL_LO90, CL_HI90``): those of the dynamics, those
         derived from them, THALF (terminal half-life, of a linear dynamics) and the random effects ETA_CL, …"""
         frame: dict[str, Any] = {"ID": np.asarray(self.ids)}
-        for name, (estimate, lower, upper) in self.parameters.items():
-            frame |= {name: estimate, f"{name}_LO90": lower, f"{name}_HI90": upper}
-        return pd.DataFrame(frame)
+        return pd.DataFrame(frame | _with_ends(self.parameters))
+
+    def occasions(self) -> pd.DataFrame:
+        """ID, OCC, then every parameter on that occasion and the random effects KAPPA_CL, … with their 90 % intervals;
+        no row for a population without variability between occasions."""
+        rows = [(subject, k) for subject, labels in enumerate(self.occasion_labels) for k in range(len(labels))]
+        subject, occasion = np.array(rows, dtype=int).reshape(-1, 2).T
+        labels = [self.occasion_labels[i][k] for i, k in rows]
+        frame: dict[str, Any] = {"ID": np.asarray(self.ids)[subject], "OCC": np.asarray(labels, dtype=object)}
+        values = _with_ends(self.occasion_parameters)
+        return pd.DataFrame(frame | {name: value[subject, occasion] for name, value in values.items()})
+
+
+def _with_ends(parameters: Mapping[str, tuple[FloatArray, FloatArray, FloatArray]]) -> dict[str, FloatArray]:
+    """Columns of parameters and of the ends of their intervals."""
+    frame: dict[str, FloatArray] = {}
+    for name, (estimate, lower, upper) in parameters.items():
+        frame |= {name: estimate, f"{name}_LO90": lower, f"{name}_HI90": upper}
+    return frame
 
 
 @dataclass(frozen=True)
@@ -177,8 +205,8 @@ class PosteriorDraws:
 
 
 def evaluation_batch(model: PopulationModel, cohort: Cohort, context: int | None = None) -> CohortBatch:
-    """A cohort as one batch for a model, in its precision and on its device, read as its dynamics states
-    (`Decoder.read_cohort`).
+    """A cohort as one batch for a model, in its precision and on its device, read as the model states
+    (`PopulationModel.read_cohort`).
 
     Args:
         model: whose covariates are kept.
@@ -189,7 +217,7 @@ def evaluation_batch(model: PopulationModel, cohort: Cohort, context: int | None
         ValueError: covariates that the model needs and the cohort lacks.
     """
     assert model.scaling is not None
-    cohort, names = model.dynamics.read_cohort(cohort), sorted(model.scaling.covariates)
+    cohort, names = model.read_cohort(cohort), sorted(model.scaling.covariates)
     if not set(names) <= set(cohort.covariate_names):
         raise ValueError(f"the model needs the covariates {names}; the data have {list(cohort.covariate_names)}")
     batch = collate(cohort.with_covariates(names), dtype=model.value_scale.dtype).to(model.value_scale.device)
@@ -272,17 +300,21 @@ def estimate_individuals(
         raise SolveError(f"{len(batch)} of {len(batch)} subjects not solved: {'; '.join(said[:10])}")
     pred, ipred = (curve.masked_fill(unsolved[:, None, None], torch.nan) for curve in curves)
     z = z.masked_fill(unsolved[:, None], torch.nan)
-    parameters = {name: value.masked_fill(unsolved, torch.nan) for name, value in _quantities(model, z, batch).items()}
+    parameters = {key: value.clone() for key, value in _parameters(model, z, batch).items()}
+    for value in parameters.values():
+        value[unsolved] = torch.nan
     if said:
         more = f" (+{len(said) - 10} more)" if len(said) > 10 else ""
         warnings.warn("; ".join(said[:10]) + more, stacklevel=2)
     if draws:
         lower, upper = torch.cat([ends for ends, _ in intervals], dim=1).masked_fill(unsolved[:, None, None], torch.nan)
-        between = {name: torch.cat([ends[name] for _, ends in intervals], dim=1) for name in parameters}
-        between = {name: _reaching(parameters[name], ends, batch.ids, name) for name, ends in between.items()}
+        between = {key: torch.cat([ends[key] for _, ends in intervals], dim=1) for key in parameters}
+        between = {key: _reaching(parameters[key], ends, batch.ids, key[0]) for key, ends in between.items()}
     else:
         lower = upper = torch.full_like(ipred, torch.nan)
-        between = {name: torch.full((2, len(value)), torch.nan) for name, value in parameters.items()}
+        between = {key: torch.full((2, *value.shape), torch.nan) for key, value in parameters.items()}
+    rows = {k: (_numpy(v), _numpy(between[k][0]), _numpy(between[k][1])) for k, v in parameters.items()}
+    has_occasions = bool(model.population.changing)
     return IndividualEstimates(
         ids=batch.ids,
         times=_numpy(wanted),
@@ -290,10 +322,12 @@ def estimate_individuals(
         ipred=_numpy(ipred),
         lower=_numpy(lower),
         upper=_numpy(upper),
-        parameters={k: (_numpy(v), _numpy(between[k][0]), _numpy(between[k][1])) for k, v in parameters.items()},
+        parameters={name: row for (name, on_occasion), row in rows.items() if not on_occasion},
         z=_numpy(z),
         source=EstimateSource(model, batch, cohort, z, guide, has_error),
         unsolved=said,
+        occasion_labels=tuple(subject.occasion_labels for subject in cohort) if has_occasions else (),
+        occasion_parameters={name: row for (name, on_occasion), row in rows.items() if on_occasion},
     )
 
 
@@ -353,6 +387,18 @@ def _estimated(
     ]
 
 
+def _parameters(model: PopulationModel, z: Tensor, batch: CohortBatch) -> dict[tuple[str, bool], Tensor]:
+    """Individual parameters by name and whether they are those of every occasion, ``[subject, occasion]``, or those
+    without kappa, ``[subject]``."""
+    found = {(name, False): value for name, value in _quantities(model, z, batch).items()}
+    if model.population.changing:
+        kappa = torch.where(batch.occasions[..., None], model.population.kappa(z), torch.nan).unbind(-1)
+        on_occasions = model.occasion_parameters(z, batch)
+        on_occasions |= {f"KAPPA_{name}": one for name, one in zip(model.population.changing, kappa, strict=True)}
+        found |= {(name, True): value for name, value in on_occasions.items()}
+    return found
+
+
 def _possible_draws(model: PopulationModel, draws: int, map: bool, population_known: bool) -> int:
     """How many of the draws that are asked for can be made: none, with a warning, where an interval would be too
     narrow."""
@@ -385,7 +431,7 @@ def _sentences(status: Tensor, ids: Sequence[str]) -> tuple[str, ...]:
 
 def _posterior(model: PopulationModel, encoder: Encoder | None, batch: CohortBatch) -> Posterior:
     if encoder is None:
-        return Posterior.prior(len(batch), model.latent_size, batch.time)
+        return Posterior.prior(len(batch), model.latents(batch).shape[1], batch.time)
     q: Posterior = encoder(batch)
     return q
 
@@ -440,7 +486,7 @@ def _intervals(
     batch: CohortBatch,
     grid: Tensor,
     seed: int,
-) -> tuple[tuple[Tensor, dict[str, Tensor]], Tensor]:
+) -> tuple[tuple[Tensor, dict[tuple[str, bool], Tensor]], Tensor]:
     """90 % intervals of the curves and of the parameters over the draws of z under every model: first axis the two
     ends; and how the solution of each subject ended. A model under which a curve of a subject cannot be solved is left
     out for that subject; one with more than 10 % of such models counts as not solved."""
@@ -459,7 +505,7 @@ def _intervals(
         worst = trajectory.status.reshape(len(kept), z.shape[1]).amax(1).to(status)
         status[kept[lost]] = torch.maximum(status[kept], worst)[lost]
         rows = solved.repeat_interleave(z.shape[1])
-        curve, values = model.observe(trajectory)[rows], _quantities(model, flat, repeated)
+        curve, values = model.observe(trajectory)[rows], _parameters(model, flat, repeated)
         curves.append(_rows(curve, kept[solved], z.shape[:2]))
         parameters.append({name: _rows(value[rows], kept[solved], z.shape[:2]) for name, value in values.items()})
     ends = {name: interval(torch.cat([values[name] for values in parameters], dim=1)) for name in parameters[0]}
@@ -467,8 +513,8 @@ def _intervals(
 
 
 def _reaching(estimate: Tensor, ends: Tensor, ids: Sequence[str], name: str) -> Tensor:
-    """Ends of the intervals of a parameter, ``[2, subject]``, moved to the estimate where it lies outside; a subject
-    whose estimate is farther away than its interval is wide is named in a warning."""
+    """Ends of the intervals of a parameter, ``[2, subject, ...]``, moved to the estimate where it lies outside; a
+    subject whose estimate is farther away than its interval is wide is named in a warning."""
     lower, upper = ends
     outside = torch.maximum(lower - estimate, estimate - upper)
     rounding = 1e-4 * estimate.abs()  # of a parameter that does not vary
@@ -497,7 +543,8 @@ def _quantities(model: PopulationModel, z: Tensor, batch: CohortBatch) -> dict[s
     doses the terminal half-life, log 2 over the slowest rate; and the random effects."""
     values, dynamics = model.individual_parameters(z, batch), model.dynamics
     if isinstance(dynamics, Dynamics) and dynamics.dosed and dynamics.linear:
-        rates = torch.linalg.eigvals(dynamics.rate_matrix(model.theta(z, batch)[:, 0]).double()).real.abs()
+        theta = model.theta(z[:, : model.latent_size], batch)[:, 0]
+        rates = torch.linalg.eigvals(dynamics.rate_matrix(theta).double()).real.abs()
         values["THALF"] = (math.log(2) / rates.amin(-1)).to(z)
     eta = model.population.eta(z).unbind(-1)
     return values | {f"ETA_{name}": one for name, one in zip(model.population.varying, eta, strict=True)}

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from neuralpk.cohort_batch import CohortBatch
+from neuralpk.cohort import Cohort
+from neuralpk.cohort_batch import CohortBatch, theta_in
 from neuralpk.dynamics import Decoder, StochasticDynamics
 from neuralpk.parameters import Coordinate, PopulationParameters
 from neuralpk.residual_error import ResidualError, stated_error
@@ -138,8 +139,17 @@ class PopulationModel(nn.Module):
 
     @property
     def latent_size(self) -> int:
-        """Number of components of z."""
+        """Number of components of z that belong to a subject on all its occasions."""
         return self.population.latent_size
+
+    def latents(self, batch: CohortBatch) -> Tensor:
+        """Which components of z each subject has, bool ``[subject, latent]``: those of all its occasions, then for each
+        occasion of the batch one for every parameter that changes with it. Of an occasion that is padding they have
+        their standard normal distribution, and no effect.
+        """
+        of_all = batch.occasions.new_ones((len(batch), self.latent_size))
+        changing = len(self.population.changing)
+        return torch.cat([of_all, batch.occasions.repeat_interleave(changing, dim=1)], dim=1)
 
     # ---- what the model can do
 
@@ -164,7 +174,7 @@ class PopulationModel(nn.Module):
         return not bool(self.parameter_draws.isnan().any())
 
     def coordinates(self, fixed: bool = False) -> list[Coordinate]:
-        """The numbers that describe the population: typical values, Omega, covariate effects, residual error.
+        """The numbers that describe the population: typical values, Omega, kappa, covariate effects, residual error.
 
         Args:
             fixed: whether single numbers that are fixed are among them.
@@ -195,6 +205,24 @@ class PopulationModel(nn.Module):
     def population_weights(self) -> list[nn.Parameter]:
         """Typical values, Omega, covariate effects and residual error, as the optimiser takes them."""
         return [*self.population.parameters(), *self.error.parameters()]
+
+    def read_cohort(self, cohort: Cohort) -> Cohort:
+        """Data as the dynamics states that they are recorded (`Decoder.read_cohort`), with the occasions of the
+        subjects where the population has variability between occasions.
+
+        Raises:
+            ValueError: no occasion in the data, where the population has that variability.
+        """
+        cohort = self.dynamics.read_cohort(cohort)
+        column = self.population.occasion_column
+        if column is None:
+            return cohort.without_occasions()
+        if not any(subject.occasions for subject in cohort):
+            raise ValueError(
+                f"kappa of {', '.join(self.population.kappa_start)} needs the occasions of the subjects: read the "
+                f"table with occasion={column}, or give each Subject its occasions"
+            )
+        return cohort
 
     # ---- densities
 
@@ -241,18 +269,28 @@ class PopulationModel(nn.Module):
     # ---- predictions
 
     def typical(self, subjects: int) -> Tensor:
-        """z of the typical patient, 0, ``[subject, latent]``."""
+        """z of the typical patient, 0, ``[subject, latent]``, without latents of occasions: kappa is 0."""
         return self.value_scale.new_zeros((subjects, self.latent_size))
 
     def individual_parameters(self, z: Tensor, batch: CohortBatch) -> dict[str, Tensor]:
-        """Parameters at the first record, with those derived from them, by name, each ``[subject]``."""
-        theta = self.theta(z, batch)[:, 0]
+        """Parameters at the first record and without kappa, with those derived from them, by name, each
+        ``[subject]``."""
+        return self._named(self.theta(z[:, : self.latent_size], batch)[:, 0])
+
+    def occasion_parameters(self, z: Tensor, batch: CohortBatch) -> dict[str, Tensor]:
+        """Parameters at the beginning of every occasion, with those derived from them, by name, each
+        ``[subject, occasion]``; NaN for padding."""
+        here = batch.occasion[:, None] == torch.arange(batch.occasions.shape[1], device=batch.device)[:, None]
+        theta = theta_in(self.theta(z, batch), here.long().argmax(-1))  # the first period of each
+        return {name: torch.where(batch.occasions, value, torch.nan) for name, value in self._named(theta).items()}
+
+    def _named(self, theta: Tensor) -> dict[str, Tensor]:
         named = self.dynamics.named(theta)
         return {name: named[name] for name in self.dynamics.population_names} | self.dynamics.derived(theta)
 
     def theta(self, z: Tensor, batch: CohortBatch) -> Tensor:
         """Parameters of the dynamics, its covariates among them, ``[subject, period, parameter]``."""
-        return self.with_covariates(self.population(z, batch.covariates), batch)
+        return self.with_covariates(self.population(z, batch.covariates, batch.occasion), batch)
 
     def with_covariates(self, theta: Tensor, batch: CohortBatch) -> Tensor:
         """Individual parameters ``[subject, period, parameter]`` with the covariates that the dynamics reads."""

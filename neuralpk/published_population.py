@@ -45,6 +45,8 @@ _KEYS = (
     "effects",
     "references",
     "distributions",
+    "kappa",
+    "occasions",
     "error",
     "error_sd",
     "units",
@@ -70,7 +72,7 @@ class PublishedPopulation:
         theta_i = typical · exp(eta_i) · Π (c/reference)^effect · Π exp(effect·b)        eta_i ~ N(0, Omega)
 
     with continuous covariates c and covariates b that are 0 or 1. Other effects and distributions are those of
-    `neuralpk.parameters`.
+    `neuralpk.parameters`. On each occasion k of a patient kappa_ik ~ N(0, kappa²) is added to eta_i.
 
     Args:
         dynamics: compartments, absorption, elimination, transits and lag of a `CompartmentModel`, or ``class_path`` and
@@ -87,6 +89,8 @@ class PublishedPopulation:
             where `error` has several names.
         units: of the patients' table.
         distributions: by parameter; those left out are log-normal.
+        kappa: standard deviation of kappa by parameter; those left out are the same on all occasions of a patient.
+        occasions: column of the patients' table that says the occasion of each row; None for OCC.
     """
 
     dynamics: Mapping[str, Any]
@@ -99,6 +103,8 @@ class PublishedPopulation:
     error_sd: Mapping[str, float] | Sequence[Mapping[str, float]]
     units: Units = Units()  # noqa: RUF009  # a NamedTuple cannot be changed
     distributions: Mapping[str, ParameterDistribution] = field(default_factory=dict)
+    kappa: Mapping[str, float] = field(default_factory=dict)
+    occasions: str | None = None
 
     @classmethod
     def from_model(cls, model: PopulationModel, units: Units | None = None) -> PublishedPopulation:
@@ -149,6 +155,8 @@ class PublishedPopulation:
             error_sd=[values for _, values in errors] if len(errors) > 1 else errors[0][1],
             units=units or Units(),
             distributions=_uncommon(parameters.distribution),
+            kappa=parameters.kappa_values(),
+            occasions=parameters.occasion_column,
         )
 
     @classmethod
@@ -179,7 +187,11 @@ class PublishedPopulation:
                 f"typical lacks {', '.join(p for p in parameters if p not in typical)}; these dynamics have "
                 f"{', '.join(parameters)} (V1 is always the central volume)"
             )
-        omega = _variability(plain, parameters)
+        omega = _variability("omega" if "omega" in plain else "cv", plain, parameters)
+        kappa = _variability("kappa", plain, parameters) if "kappa" in plain else {}
+        occasions = plain.get("occasions")
+        if occasions is not None and not (kappa and isinstance(occasions, str) and occasions):
+            raise ValueError(f"occasions is the column of the occasions that kappa is for; got {occasions!r}, {kappa}")
         references = _numbers("references", plain.get("references", {}))
         effects = _effects(plain.get("effects", {}), parameters, references)
         unused = set(references) - {covariate for _, covariate in effects}
@@ -196,6 +208,8 @@ class PublishedPopulation:
             error_sd=_error_sd(plain["error"], plain["error_sd"]),
             units=_units(plain.get("units", {})),
             distributions=distributions,
+            kappa=kappa,
+            occasions=occasions,
         )
 
     def to_plain(self) -> dict[str, Any]:
@@ -210,6 +224,8 @@ class PublishedPopulation:
             },
             "references": dict(self.references),
             "distributions": {name: describe(kind) for name, kind in self.distributions.items()},
+            "kappa": dict(self.kappa),
+            "occasions": self.occasions,
             "error": self.error if isinstance(self.error, str) else list(self.error),
             "error_sd": dict(sd) if isinstance(sd := self.error_sd, Mapping) else [dict(one) for one in sd],
             "units": self.units._asdict(),
@@ -234,6 +250,11 @@ class PublishedPopulation:
             if isinstance(one, FactorEffect) and one.level is not None
         }
         return sorted({name for effect in effects for name in effect.covariates} | levels)
+
+    @property
+    def occasion_column(self) -> str | None:
+        """Column of the patients' table that says the occasions; None where no parameter differs between them."""
+        return (self.occasions or "OCC") if any(value > 0 for value in self.kappa.values()) else None
 
     def residual_error(self) -> ResidualError:
         """The residual error, with its numbers fixed."""
@@ -263,8 +284,9 @@ class PublishedPopulation:
         measured = any(subject.observed.any() for subject in cohort)
         scaling = (Scaling.of(cohort) if measured else Scaling())._replace(covariates=centres)
         population = PopulationParameters.from_values(
-            self.typical, self.omega, effects, self.correlation, self.references, self.distributions
-        )
+            self.typical, self.omega, effects, self.correlation, self.references, self.distributions,
+            kappa=self.kappa, occasions=self.occasion_column,
+        )  # fmt: skip
         model = PopulationModel(dynamics, population, self.residual_error(), Auto(rtol=1e-6, atol=1e-8))
         return model.build(scaling, torch.float64).requires_grad_(False).eval()
 
@@ -381,8 +403,8 @@ def equations(dynamics: Mapping[str, Any]) -> Decoder:
     )
 
 
-def _variability(plain: Mapping[str, Any], parameters: tuple[str, ...]) -> dict[str, float]:
-    group = "omega" if "omega" in plain else "cv"
+def _variability(group: str, plain: Mapping[str, Any], parameters: tuple[str, ...]) -> dict[str, float]:
+    """Standard deviations of random effects by parameter, of the group omega, cv or kappa."""
     if isinstance(plain[group], list):
         raise ValueError(
             f"{group} holds one number by parameter (CL: 0.3), the standard deviation of its eta; of a full covariance "
@@ -392,11 +414,12 @@ def _variability(plain: Mapping[str, Any], parameters: tuple[str, ...]) -> dict[
     for name, value in given.items():
         if value < 0:
             raise ValueError(f"{group}.{name} must not be negative, got {value}")
-        if group == "omega" and value > _LARGEST_OMEGA:
-            raise ValueError(f"omega.{name} is the standard deviation of eta, not {value}; percents go under cv")
+        if group != "cv" and value > _LARGEST_OMEGA:
+            of = "eta" if group == "omega" else "kappa"
+            raise ValueError(f"{group}.{name} is the standard deviation of {of}, not {value}; percents go under cv")
         if group == "cv" and 0 < value < _SMALLEST_CV:
             raise ValueError(f"cv.{name} is in percent: {100 * value:g} rather than {value}; or give omega")
-    return given if group == "omega" else {name: omega_from_cv(percent) for name, percent in given.items()}
+    return given if group != "cv" else {name: omega_from_cv(percent) for name, percent in given.items()}
 
 
 def _correlation(

@@ -34,6 +34,7 @@ class Stream(enum.IntEnum):
     RESIDUAL = 5
     POPULATION = 6
     PATH = 7
+    KAPPA = 8
     # of data modules; the numbers of SPLIT and ORDER are those of the whole cohort, under the key 0
     SPLIT = 2 << _WIDTH
     ORDER = 3 << _WIDTH

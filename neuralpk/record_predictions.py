@@ -87,7 +87,7 @@ def replicates(model: PopulationModel, batch: CohortBatch, samples: int, seed: i
         samples: number of studies.
         seed: of the draws.
     """
-    size, width = model.latent_size, batch.time.shape[1]
+    size, width = model.latents(batch).shape[1], batch.time.shape[1]
     noise = randomness.normal(seed, Stream.REPLICATES.at(0), batch.index, samples * (size + width))
     noise = noise.reshape(len(batch), samples, -1).to(batch.time.dtype)
     values = []

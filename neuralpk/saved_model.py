@@ -29,11 +29,13 @@ class SavedModel(ABC):
         units: of the data that the model is of.
         covariates: names of the covariates that the population and the networks read.
         needed: covariates that the equations read, each with its default; None for one that the data must have.
+        occasion_column: column of the data that says the occasions; None without variability between occasions.
     """
 
     units: Units
     covariates: list[str]
     needed: Mapping[str, float | None]
+    occasion_column: str | None
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -114,6 +116,7 @@ class SavedModel(ABC):
             raise ValueError(f"units {asked}: the model is in {own}, and nothing is converted; convert the table first")
         used = sorted({*self.covariates, *also} - {*self.needed})
         reading["covariates"] = reading.get("covariates") or used
+        reading["occasion"] = reading.get("occasion") or self.occasion_column
         return read_table(table, units=self.units, needed=self.needed, **reading)
 
 
@@ -155,6 +158,7 @@ class SavedTask(SavedModel):
         assert task.model.scaling is not None
         self.units, self.needed = task.model.scaling.units, task.model.dynamics.covariates
         self.covariates = sorted(set(task.model.scaling.covariates) - set(self.needed))
+        self.occasion_column = task.model.population.occasion_column
 
     @property
     def description(self) -> str:
@@ -207,6 +211,7 @@ class SavedPopulation(SavedModel):
         self._population = population
         self._dynamics = equations(population.dynamics)
         self.units, self.covariates, self.needed = population.units, population.covariates, self._dynamics.covariates
+        self.occasion_column = population.occasion_column
 
     @property
     def description(self) -> str:

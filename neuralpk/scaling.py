@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuralpk.cohort import Cohort, Units
+from neuralpk.cohort import Cohort, Subject, Units
 
 _FAR = 5.0
 
@@ -37,8 +37,9 @@ class Scaling(NamedTuple):
     """Typical magnitudes of a cohort; plain numbers, so that a checkpoint can carry them.
 
     Attributes:
-        time: longest time from the first record of a subject to its last measured value; a subject that is measured
-            five times as long as 95 % of the others is left out, with a warning that names it.
+        time: longest time from the first record of a subject, or of one of its occasions, to the last measured value
+            there; a subject that is measured five times as long as 95 % of the others is left out, with a warning that
+            names it.
         amount: median dose; 1 where nothing is given.
         value: median of the positive observed values of each endpoint, ``[endpoint]``.
         covariates: name to `CovariateScale`, or to its first values (centre, spread, positive).
@@ -114,8 +115,16 @@ class Scaling(NamedTuple):
         return torch.where(positive > 0, logs, covariates - centre) / spread
 
 
+def _span(subject: Subject) -> float:
+    """Longest time from the first record of an occasion to its last measured value."""
+    seen = subject.times[subject.observed]
+    starts = [subject.start, *(one.start for one in subject.occasions[1:])]
+    last = [seen[seen < end][-1:] for end in (*starts[1:], np.inf)]
+    return max(float(time[0]) - start for start, time in zip(starts, last, strict=True) if len(time))
+
+
 def _time(cohort: Cohort) -> float:
-    spans = {s.id: float(s.times[s.observed][-1] - s.start) for s in cohort if s.observed.any()}
+    spans = {s.id: _span(s) for s in cohort if s.observed.any()}
     limit = _FAR * float(np.quantile(list(spans.values()), 0.95, method="lower"))
     late = {name: span for name, span in spans.items() if span > limit > 0}
     if late:

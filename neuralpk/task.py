@@ -167,6 +167,11 @@ class LatentTask(L.LightningModule):
         self.guide: PathGuide | None = parts["guide"]
         self.objective: Objective = parts["objective"]
         self.objective.check(self.model, self.encoder, self.guide)
+        if self.encoder is not None and self.model.population.kappa_start:
+            raise ValueError(
+                f"{type(self.encoder).__name__} gives q(z) of as many latents for every subject, and with kappa each "
+                "occasion has its own: fit without an encoder, by MarginalLikelihood"
+            )
         self.learning_rate, self.horizon, self.seed = learning_rate, horizon, seed
         self._provenance = Provenance()
         # the weights that `build` makes are those of this moment's random numbers: a strategy of several processes
@@ -741,7 +746,8 @@ class LatentTask(L.LightningModule):
             assert self.model.scaling is not None
             needed = self.model.dynamics.covariates
             named = sorted({*self.model.scaling.covariates} - {*needed})
-            cohort = read_table(data, **{"covariates": named, "needed": needed, **table})
+            occasion = self.model.population.occasion_column
+            cohort = read_table(data, **{"covariates": named, "needed": needed, "occasion": occasion, **table})
         with self._evaluating():
             return estimate_individuals(
                 self.model,

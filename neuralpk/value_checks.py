@@ -36,7 +36,7 @@ def bearable(model: PopulationModel, cohort: Cohort) -> Cohort:
     Raises:
         ValueError: a value at or below 0 after a dose, under a residual error of positive values.
     """
-    cohort = model.dynamics.read_cohort(cohort)
+    cohort = model.read_cohort(cohort)
     if not isinstance(model.error, ErrorByEndpoint):
         return _bearable(model.dynamics.dosed, model.error, cohort, None)
     for endpoint, error in enumerate(model.error.models, start=1):
@@ -104,9 +104,9 @@ def warn_of_far_values(model: PopulationModel, batch: CohortBatch, z: Tensor) ->
     ]
     if found:
         warnings.warn(f"{_listed(found)}: residual beyond {_FAR_RESIDUAL:g} standard deviations", stacklevel=3)
-    names = model.population.varying
+    names = _names(model, batch)
     found = [
-        f"subject {batch.ids[i]} ({names[k] if k < len(names) else f'latent {k + 1}'}, {float(z[i, k]):.1f} omega)"
+        f"subject {batch.ids[i]} ({names[k]}, {float(z[i, k]):.1f} {'kappa' if k >= model.latent_size else 'omega'})"
         for i, k in (z.abs() > _FAR_SUBJECT).nonzero().tolist()
     ]
     if found:
@@ -115,6 +115,15 @@ def warn_of_far_values(model: PopulationModel, batch: CohortBatch, z: Tensor) ->
             "doses, samples and units",
             stacklevel=3,
         )
+
+
+def _names(model: PopulationModel, batch: CohortBatch) -> list[str]:
+    """Of the components of z."""
+    population = model.population
+    of_latents = [f"latent {k + 1}" for k in range(len(population.varying), model.latent_size)]
+    count = batch.occasions.shape[1]
+    of_occasions = [f"{name} on occasion {k + 1}" for k in range(count) for name in population.changing]
+    return [*population.varying, *of_latents, *of_occasions]
 
 
 def _of_positive_values(error: ResidualError) -> bool:

@@ -51,6 +51,7 @@ def test_a_training_has_room_for_more_steps_than_anyone_takes():
         Stream.RESIDUAL,
         Stream.POPULATION,
         Stream.PATH,
+        Stream.KAPPA,
     }
     assert all(stream.size > 10**12 for stream in ranged)
 

@@ -20,6 +20,7 @@ from neuralpk.residual_error import CombinedError, ErrorByEndpoint, error_class
 
 _EFFECT = re.compile(r"([^:~=\s]+)\s*[:~]\s*([^:~=\s]+)(?:\s*=\s*([-+.\deE]+))?")
 _CLEARANCES, _VOLUMES = ("CL", "VMAX"), ("V1", "V")
+_KAPPA = 0.2  # starting value
 _EPOCHS = 200  # a bound: the fit ends when it has converged
 
 
@@ -28,6 +29,7 @@ def study(
     structure: str | None = None,
     covariates: list[str] | str | None = None,
     effects: list[str] | str | None = None,
+    kappa: list[str] | str | None = None,
     error: list[str] | str | None = None,
     units: list[str] | None = None,
     out: str | None = None,
@@ -41,6 +43,8 @@ def study(
         covariates: columns that are covariates, as in WT AGE; default those of the effects.
         effects: covariate effects, as in CL:WT V1:WT=1 (=1 fixes the coefficient); all or none. Default each covariate
             on clearance and central volume.
+        kappa: parameters that change between the occasions of a patient, as in CL V1, or CL=0.1 with the starting value
+            of the standard deviation; the occasions are in OCC, or the column of --occasion.
         error: residual error: additive, proportional, combined (default), log_normal or student; of several endpoints
             one by DVID.
         units: of time, amount and value, as in h mg mg/L; kept with the model.
@@ -56,8 +60,11 @@ def study(
     if table is not None:
         given = {name: value for name, value in reading.items() if value is not None}
         asked = _effects(effects, covariates, structure)
-        if asked:
-            node["model"]["parameters"] = {"class_path": "PopulationParameters", "init_args": {"effects": asked}}
+        population = {"effects": asked} if asked else {}
+        if kappa:
+            population |= {"kappa": _kappa(_words(kappa)), "occasions": given.get("occasion", "OCC")}
+        if population:
+            node["model"]["parameters"] = {"class_path": "PopulationParameters", "init_args": population}
         own = {"table": table, "covariates": _covariates(covariates, asked), "units": units} | given
         node["data"] = {"class_path": path_of(TableDataModule), "init_args": own}
         node["model"]["objective"] = path_of(MarginalLikelihood)
@@ -65,8 +72,8 @@ def study(
         if error is None and mechanism:
             node["model"]["error"] = path_of(CombinedError)
         node["trainer"] |= {"max_epochs": _EPOCHS, "check_val_every_n_epoch": 5, "log_every_n_steps": 1}
-    elif effects is not None or covariates is not None or units is not None or reading:
-        named = ("effects", effects), ("covariates", covariates), ("units", units), *reading.items()
+    elif any(one is not None for one in (effects, covariates, kappa, units)) or reading:
+        named = ("effects", effects), ("covariates", covariates), ("kappa", kappa), ("units", units), *reading.items()
         first = next(name for name, value in named if value is not None)
         raise UsageError(f"--{first} is of a --table, which is not given; of another data module it is --data.{first}")
     if error is not None:
@@ -166,6 +173,18 @@ def _effects(given: list[str] | str | None, covariates: list[str] | str | None, 
             found[f"{parameter}~{covariate}"] = float(fixed)
         else:
             found.setdefault(parameter, []).append(covariate)
+    return found
+
+
+def _kappa(words: list[str]) -> dict[str, float]:
+    """Starting values by parameter."""
+    found = {}
+    for word in words:
+        name, equals, number = (part.strip() for part in word.partition("="))
+        try:
+            found[name] = float(number) if equals else _KAPPA
+        except ValueError:
+            raise UsageError(f"--kappa {word!r} is not PARAMETER or PARAMETER=NUMBER, as in CL or CL=0.1") from None
     return found
 
 

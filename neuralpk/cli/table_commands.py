@@ -25,7 +25,7 @@ from neuralpk.cli.stop_signals import leaving_on_sigterm
 from neuralpk.cohort import Units
 from neuralpk.cohort_figures import save_panels
 from neuralpk.datamodules import SimulatedDataModule
-from neuralpk.individual_estimates import TABLES, IndividualEstimates
+from neuralpk.individual_estimates import OCCASION_TABLE, TABLES, IndividualEstimates
 from neuralpk.published_population import write_population
 from neuralpk.rxode2 import export_rxode2, import_rxode2
 from neuralpk.saved_model import read_model
@@ -70,8 +70,9 @@ def estimate(
         table: file with the columns ID, TIME, AMT, DV, … of an event table; by default it is read with the covariates
             of the model.
         out: folder for curves.csv (ID, TIME, PRED, IPRED, LO90, HI90), individuals.csv (every parameter and eta with
-            its 90 % interval), records.csv (DV, PRED, IPRED, IRES, IWRES, TAD, …), exposure.csv (AUC, CMAX, TMAX, CMIN)
-            and the figure individuals.png of the first patients.
+            its 90 % interval), records.csv (DV, PRED, IPRED, IRES, IWRES, TAD, …), exposure.csv (AUC, CMAX, TMAX,
+            CMIN), with variability between occasions occasions.csv (every parameter on every occasion), and the figure
+            individuals.png of the first patients.
         draws: draws from the posterior behind the intervals.
         map_estimate: go on from the encoder to the MAP estimate, through the solver; null for what the model was
             trained with.
@@ -185,8 +186,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
 _WRITTEN = {
     REGIMENS: REGIMEN_FILES,
     "dose": DOSE_FILES,
-    "estimate": (*TABLES, "individuals.png"),
-    "reconstruct": (*TABLES, "individuals.png"),
+    "estimate": (*TABLES, OCCASION_TABLE, "individuals.png"),
+    "reconstruct": (*TABLES, OCCASION_TABLE, "individuals.png"),
     "bootstrap": ("bootstrap.csv", "bootstrap_summary.csv"),
 }
 """Files of the commands whose ``--out`` is a folder."""

@@ -17,7 +17,6 @@ from neuralpk.cohort import Cohort
 from neuralpk.cohort_batch import CohortBatch
 from neuralpk.datamodules.batch_loading import BatchDataset, GlobalBatchSampler, ResumableLoader, as_is
 from neuralpk.datamodules.seen_records import Context
-from neuralpk.dynamics import Decoder
 from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
 from neuralpk.residual_error import Assay
@@ -80,7 +79,7 @@ class CohortDataModule(L.LightningDataModule, ABC):
         self.forecast = forecast
         self.num_workers = num_workers
         self.seed = seed
-        self._dynamics: Decoder | None = None
+        self._model: PopulationModel | None = None
         self._parts: dict[Part, Cohort] | None = None
         self._training: ResumableLoader | None = None
         self._skipped = 0
@@ -122,17 +121,17 @@ class CohortDataModule(L.LightningDataModule, ABC):
         return {"train": train, "val": validated, "test": held["test"] if test else validated}
 
     def read_for(self, task: L.LightningModule | None) -> None:
-        """Read the data as the dynamics of a task states that they are recorded (`Decoder.read_cohort`). `setup` does
-        it with the task that is trained."""
+        """Read the data as the model of a task states that they are recorded (`PopulationModel.read_cohort`). `setup`
+        does it with the task that is trained."""
         model = getattr(task, "model", None)
-        if isinstance(model, PopulationModel) and _stated(model.dynamics) != _stated(self._dynamics):
-            self._dynamics, self._parts = model.dynamics, None
+        if isinstance(model, PopulationModel) and _stated(model) != _stated(self._model):
+            self._model, self._parts = model, None
 
     def part(self, name: Part) -> Cohort:
         """Subjects of one part; made once and kept."""
         if self._parts is None:
             cohort = self.make_cohort()
-            self._parts = self.split(cohort if self._dynamics is None else self._dynamics.read_cohort(cohort))
+            self._parts = self.split(cohort if self._model is None else self._model.read_cohort(cohort))
             if self.forecast is not None:
                 for early in ("train", "val"):
                     self._parts[early] = self._parts[early].hidden_from(self.forecast)
@@ -208,6 +207,8 @@ class CohortDataModule(L.LightningDataModule, ABC):
         return self._loader("test", training=False)
 
 
-def _stated(dynamics: Decoder | None) -> tuple[tuple[Assay, ...], Mapping[str, float | None]]:
-    """What a dynamics states of the data."""
-    return ((), {}) if dynamics is None else (dynamics.assays, dynamics.covariates)
+def _stated(model: PopulationModel | None) -> tuple[tuple[Assay, ...], Mapping[str, float | None], str | None]:
+    """What a model states of the data."""
+    if model is None:
+        return (), {}, None
+    return model.dynamics.assays, model.dynamics.covariates, model.population.occasion_column

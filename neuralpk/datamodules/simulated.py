@@ -75,7 +75,8 @@ class SimulatedDataModule(CohortDataModule):
         number = self.subjects + self.test_subjects
         names = sorted(self.population.covariates)
         for batch in simulate_batches(self.dynamics, self.population, self.design, error, number, self.seed, size):
-            yield batch_frame(batch, self.design.regimens, names, self.design.lloq is not None)
+            design = self.design
+            yield batch_frame(batch, design.regimens, names, design.lloq is not None, design.occasions)
 
     def make_cohort(self) -> Cohort:
         return self._simulate(self.population, self.design, self.subjects + self.test_subjects)
@@ -85,7 +86,7 @@ class SimulatedDataModule(CohortDataModule):
         return parts | ({"test": cohort[self.subjects :]} if self.test_subjects else {})
 
     def typical_lines(self, cohort: Cohort) -> np.ndarray | None:
-        typical = dataclasses.replace(self.population, omega={}, prior=PopulationPrior())
+        typical = dataclasses.replace(self.population, omega={}, kappa={}, prior=PopulationPrior())
         lines = self._simulate(typical, self.design, max(int(i) for i in cohort.ids))
         return np.stack([truth.line for i in cohort.ids if (truth := lines[int(i) - 1].truth) is not None])
 
@@ -127,6 +128,8 @@ class SimulatedPKDataModule(SimulatedDataModule):
         lloq: lower limit of quantification, mg/L; several for several assays, one subject after the other.
         noise: sigma of a clearance that wanders within each patient (`FluctuatingClearance`), 1/√h; null for none.
         reversion: rate at which it comes back, 1/h.
+        kappa: standard deviation of the random effect of an occasion, by parameter.
+        occasions: time at which each occasion of a patient begins, h.
         options: of `CohortDataModule`.
     """
 
@@ -160,6 +163,8 @@ class SimulatedPKDataModule(SimulatedDataModule):
         lloq: float | list[float] | None = None,
         noise: float | None = None,
         reversion: float = 0.05,
+        kappa: dict[str, float] | None = None,
+        occasions: list[float] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(subjects, test_subjects, error, error_sd or {"b": 0.2}, **options)
@@ -180,6 +185,7 @@ class SimulatedPKDataModule(SimulatedDataModule):
             covariates={k: tuple(v) if isinstance(v, list) else v for k, v in (covariates or {}).items()},  # type: ignore[misc]
             effects={(k.split("~")[0], k.split("~")[1]): v for k, v in (effects or {}).items()},
             prior=_population_prior(populations or {}),
+            kappa=kappa or {},
         )
         if repeats < 1:
             raise ValueError(f"repeats must be 1 or more, not {repeats}")
@@ -206,6 +212,7 @@ class SimulatedPKDataModule(SimulatedDataModule):
             jitter=jitter,
             lloq=lloq,
             grid=tuple(np.linspace(first, last, int(points)).tolist()),
+            occasions=tuple(occasions or ()),
         )
 
     def provenance(self) -> Provenance:

@@ -25,7 +25,8 @@ class TableDataModule(CohortDataModule):
         covariates: columns to use as covariates; ``all`` for every column that has no other meaning; null for none.
             Those that the equations of the model read need not be named.
         endpoint: column that says which endpoint a value belongs to, instead of DVID.
-        occasion: column at whose new value the clock may restart, instead of OCC and PERIOD.
+        occasion: column that says the occasion of each row; at its new value the clock may restart, instead of at that
+            of OCC and PERIOD. Default: that of the model, where it has variability between occasions.
         lloq: column, or number, that is the limit of quantification of the values with CENS 1.
         map: codes to be read as others: ``SS:99=0,DV:9999=.``.
         ignore: rows to leave out: ``FLAG == 1``; ``@``, ``#`` and ``C`` for comments.
@@ -84,18 +85,22 @@ class TableDataModule(CohortDataModule):
         self.folds, self.fold = folds, fold
 
     def make_cohort(self) -> Cohort:
-        needed = {} if self._dynamics is None else self._dynamics.covariates
+        needed = {} if self._model is None else self._model.dynamics.covariates
         if self.table in datasets.NAMES:
             if any(value not in (None, ".", False, "forward") for value in self.reading.values()):
                 raise ValueError(f"{self.table!r} is a data set of the package, with columns and codes of its own")
             cohort = datasets.load(self.table)
             if self.covariates != ALL:
-                of_model = [name for name in cohort.covariate_names if name in needed]
+                read = [name for name in cohort.covariate_names if name in needed]
                 named = Layout.of(covariates=self.covariates).covariates or ()
-                cohort = cohort.with_covariates(sorted({*named, *of_model}))
+                cohort = cohort.with_covariates(sorted({*named, *read}))
             return cohort if self.units is None else dataclasses.replace(cohort, units=self.units)
+        occasion = self.reading["occasion"]
+        if self._model is not None:
+            occasion = self._model.population.occasions_in(occasion)
+        reading = self.reading | {"occasion": occasion}
         return read_table(
-            Path(self.table), covariates=self.covariates, units=self.units or Units(), needed=needed, **self.reading
+            Path(self.table), covariates=self.covariates, units=self.units or Units(), needed=needed, **reading
         )
 
     def split(self, cohort: Cohort) -> dict[Part, Cohort]:

@@ -228,7 +228,7 @@ def course_values(
     origin = torch.tensor(batch.origin, dtype=torch.float64) if batch.origin else torch.zeros(len(batch)).double()
     at = (begin - origin)[:, None] + torch.as_tensor(times)
     values, given, failed = [], [], 0
-    for model, z in zip(patients.models, patients.z, strict=True):
+    for model, z in zip(patients.models, patients.latents(starts, seed), strict=True):
         samples = z.shape[1]
         of_model, doses_of_model = [], []
         for part in torch.split(torch.arange(len(batch)), max(1, _SOLVED_AT_ONCE // samples)):

@@ -6,13 +6,14 @@ import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from neuralpk import randomness
-from neuralpk.cohort import Cohort, FloatArray, Subject, Units, written_out
+from neuralpk.cohort import Cohort, FloatArray, Occasion, Subject, Units, written_out
 from neuralpk.cohort_batch import CohortBatch
 from neuralpk.dosing.regimen import Regimen
 from neuralpk.individual_estimates import evaluation_batch
@@ -22,6 +23,7 @@ from neuralpk.randomness import Stream
 
 WEIGHT = "WT"
 """Covariate that amounts per kg read."""
+_REGIMEN = " regimen"  # label of its occasion; labels of tables have no blanks around them
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,26 @@ class SimulatedPatients:
         alike = Subject("population", nothing, nothing, covariates=dict(covariates or {}))
         return cls(Cohort((alike,), units or Units()), [model], [z[None]], "population")
 
+    def latents(self, starts: FloatArray | None, seed: int) -> list[Tensor]:
+        """z of the draws under a regimen, by model, ``[subject, draw, latent]``. With variability between occasions the
+        regimen is an occasion of its own, whose kappa is drawn; that of the typical patient is 0.
+
+        Args:
+            starts: as of `batch`; without them the occasions so far are none of the patients'.
+            seed: of the draws.
+        """
+        model = self.models[0]
+        changing, stream = len(model.population.changing), Stream.SIMULATED_COURSES.at(2)
+        if not changing or self.kind == "typical":
+            return self.z
+        index, first, found = torch.arange(len(self.cohort)), 0, []
+        for z in self.z:
+            normal = randomness.normal(seed, stream, index, (first + z.shape[1]) * changing)
+            kappa = normal.reshape(len(index), -1, changing)[:, first:].to(z)
+            found.append(torch.cat([z if starts is not None else z[..., : model.latent_size], kappa], dim=-1))
+            first += z.shape[1]
+        return found
+
     def groups(self) -> list[str]:
         """Names of what is summarised: the patients, or the population as a whole."""
         return ["population"] if self.kind == "population" else list(self.cohort.ids)
@@ -137,14 +159,15 @@ class SimulatedPatients:
             given = regimen.doses(start, weight)
             if starts is None:
                 # a record without a value: the clock begins with the regimen
-                people.append(
-                    Subject(subject.id, np.array([0.0]), np.array([np.nan]), given, covariates=_constant(subject))
-                )
+                own: dict[str, Any] = {"covariates": _constant(subject), "occasions": (Occasion(0.0, _REGIMEN),)}
+                people.append(Subject(subject.id, np.array([0.0]), np.array([np.nan]), given, **own))
                 continue
             before = [dose for dose in written_out(subject.doses) if dose.time < start]
             late = subject.times >= start
             values = np.where(late, np.nan, subject.values)
-            people.append(dataclasses.replace(subject, doses=(*before, *given), values=values))
+            so_far = subject.occasions or (Occasion(subject.start, subject.occasion_labels[0]),)
+            occasions = (*(one for one in so_far if one.start < start), Occasion(start, _REGIMEN))
+            people.append(dataclasses.replace(subject, doses=(*before, *given), values=values, occasions=occasions))
         batch = evaluation_batch(self.models[0], dataclasses.replace(self.cohort, subjects=tuple(people)))
         return batch.unseen() if starts is None else batch
 

@@ -107,7 +107,7 @@ class PopulationEstimator:
     @property
     def draws(self) -> int:
         """Draws of each subject in this stage."""
-        return self.stages[self.stage] if self.model.latent_size else 1
+        return self.stages[self.stage] if self.model.latent_size or self.model.population.changing else 1
 
     @property
     def gain(self) -> float:
@@ -176,14 +176,14 @@ class PopulationEstimator:
     # ---- an outer step
 
     def wide(self) -> Tensor:
-        """The learned numbers with every omega at least `_WIDE_OMEGA`: proposals are made for them."""
+        """The learned numbers with every omega and kappa at least `_WIDE_OMEGA`: proposals are made for them."""
         vector = self.numbers.get()
-        if self.numbers.omega:
-            least = (_WIDE_OMEGA * self.numbers.omega_units()).log()
+        if self.numbers.spreads:
+            least = (_WIDE_OMEGA * self.numbers.spread_units()).log()
             # where eta/omega is held, the draws say of themselves how another omega would do
             held = [name in self._standardised for name in self.model.population.varying]
-            least[torch.tensor(held)] = -torch.inf
-            vector[self.numbers.omega] = torch.maximum(vector[self.numbers.omega], least)
+            least[: len(held)][torch.tensor(held, dtype=torch.bool)] = -torch.inf
+            vector[self.numbers.spreads] = torch.maximum(vector[self.numbers.spreads], least)
         return vector
 
     @torch.no_grad()
@@ -239,7 +239,8 @@ class PopulationEstimator:
     def _proposal(self, batch: CohortBatch, wide: Tensor) -> Proposal:
         """Of z under the population `wide`."""
         self.numbers.set(wide)
-        size = self.model.latent_size
+        own = self.model.latents(batch)
+        size = own.shape[1]
         zero, one = batch.value.new_zeros(size), torch.eye(size, dtype=torch.float64, device=batch.device)
         known = [self._centres.get(index) for index in batch.index.tolist()]
         parts = [torch.stack(part) for part in zip(*(each or (zero, one, zero, one) for each in known), strict=True)]
@@ -253,7 +254,7 @@ class PopulationEstimator:
             around_wide.covariance[rows] = torch.linalg.inv(mode.precision.double())
         few = searched | posterior.covariance.isnan().any(-1).any(-1)
         posterior.mean[few], posterior.covariance[few] = around_wide.mean[few], around_wide.covariance[few]
-        return Proposal.around(posterior, around_wide)
+        return Proposal.around(posterior, around_wide, own)
 
     def _search(self, batch: CohortBatch, z: Tensor) -> Mode:
         """Maximum a posteriori of some subjects, from z, with the digits of the weights of the dynamics."""
@@ -332,15 +333,15 @@ class PopulationEstimator:
     def renew_proposals(self, draws: list[HeldDraws]) -> None:
         """Mean and covariance of every subject's posterior from weighted draws, in the population as it is and in the
         wide one; NaN where the effective draws are few."""
-        here, population = self.numbers.get(), self.model.population
-        posteriors, sums = [], torch.zeros(1 + self.model.latent_size, dtype=torch.float64, device=self.numbers.device)
+        here, size = self.numbers.get(), self.model.latent_size
+        posteriors, sums = [], torch.zeros(1 + size, dtype=torch.float64, device=self.numbers.device)
         for held in draws:
             log_weight = held.log_weight(self.numbers, here)
             parameters = held.parameters(self.numbers, here)[0]
-            z = population.z_of(parameters, held.batch.covariates[:, :1])[0]
+            z = held.z_of(self.numbers, parameters)[0]
             variance = _moments(z, log_weight)[1].diagonal(dim1=1, dim2=2)
             known = ~variance.isnan().any(1)
-            sums += torch.cat([known.sum()[None].double(), variance[known].sum(0)])
+            sums += torch.cat([known.sum()[None].double(), variance[known, :size].sum(0)])
             posteriors.append((parameters, log_weight))
         sums = torch.stack(self._gather(sums)).sum(0)
         self._standardised = self._to_standardise(here, sums[1:] / sums[0])
@@ -348,7 +349,7 @@ class PopulationEstimator:
         found: dict[int, tuple[Tensor, ...]] = {}
         for held, (parameters, log_weight) in zip(draws, posteriors, strict=True):
             of_wide = held.log_weight(self.numbers, wide)
-            z = population.z_of(parameters, held.batch.covariates[:, :1])[0]
+            z = held.z_of(self.numbers, parameters)[0]
             parts = (*_moments(z, log_weight), *_moments(z, of_wide))
             found |= dict(zip(held.batch.index.tolist(), zip(*parts, strict=True), strict=True))
         for centres in self._gather(found):
@@ -363,7 +364,7 @@ class PopulationEstimator:
             here: the learned numbers.
             variance: mean posterior variance of z, over that of its prior, ``[latent]``; NaN where it is not known.
         """
-        omega = here[self.numbers.omega].exp() / self.numbers.omega_units()[: len(self.numbers.omega)]
+        omega = here[self.numbers.omega].exp() / self.numbers.spread_units()[: len(self.numbers.omega)]
         found = []
         for name, size, left in zip(self.model.population.varying, omega.tolist(), variance.tolist(), strict=False):
             # a parameter that is among them leaves later than it comes, so that none comes and goes in every step

@@ -38,7 +38,8 @@ class HeldDraws:
 
     Args:
         batch: the subjects; ``target`` says which records count.
-        unconstrained: theta on the scale of the random effects, at the first record, ``[subject, draw, parameter]``.
+        unconstrained: theta on the scale of the random effects, at the first record and without kappa, and kappa of
+            every occasion (`PopulationParameters.unconstrained`), ``[subject, draw, parameter]``.
         log_q: log density of the proposal of `unconstrained`, ``[subject, draw]``; inf for a draw without solution.
         value: predictions, ``[draw, subject, observation]``; 1 where there is no solution.
         slopes: their derivatives in the numbers `movers`, ``[mover, draw, subject, observation]``.
@@ -83,8 +84,8 @@ class HeldDraws:
         at = numbers.get()
         numbers.set(wide)
         z, log_q = proposal.draw(seed, stream, batch.index, draws)
-        held = model.population.unconstrained(z, batch.covariates[:, :1])
-        log_volume = model.population.z_of(held, batch.covariates[:, :1])[1]
+        held = model.population.unconstrained(z, batch.covariates[:, :1], batch.occasions[:, None])
+        log_volume = model.population.z_of(held, batch.covariates[:, :1], batch.occasions[:, None])[1]
         numbers.set(at)
         movers = numbers.of_predictions(batch, standardised)
         centre = model.population.centre(batch.covariates[:, :1])
@@ -133,6 +134,11 @@ class HeldDraws:
         named = torch.where(of_standardised > 0, moved, named)
         return torch.cat([named, self.unconstrained[..., names:]], dim=-1), (log_ratio * chosen).sum()
 
+    def z_of(self, numbers: LearnedNumbers, held: Tensor) -> tuple[Tensor, Tensor]:
+        """z of held parameters under the numbers as they are, ``[subject, draw, latent]``, and log |dz/dx|."""
+        batch = self.batch
+        return numbers.model.population.z_of(held, batch.covariates[:, :1], batch.occasions[:, None])
+
     def _fit(self, numbers: LearnedNumbers, vector: Tensor) -> Tensor:
         """log p(y | theta) of every draw, ``[subject, draw]``, with the numbers of the model at `vector`."""
         value = self.value
@@ -149,7 +155,7 @@ class HeldDraws:
     def _density(self, numbers: LearnedNumbers, vector: Tensor) -> Tensor:
         """log p(theta)/q(theta) of every draw, ``[subject, draw]``."""
         held, log_held_volume = self.parameters(numbers, vector)
-        z, log_volume = numbers.model.population.z_of(held, self.batch.covariates[:, :1])
+        z, log_volume = self.z_of(numbers, held)
         return numbers.model.log_density(z) + log_volume + log_held_volume - self.log_q
 
     @torch.no_grad()
@@ -385,7 +391,7 @@ def _gradient(value: Tensor, numbers: LearnedNumbers, create_graph: bool = False
 def _predict(model: PopulationModel, unconstrained: Tensor, batch: CohortBatch) -> Tensor:
     """Predictions of individual parameters, ``[draw, subject, observation]``, float64; NaN without a solution. The
     dynamics are solved with the digits of their weights, where they have any."""
-    z = model.population.z_of(unconstrained, batch.covariates[:, :1])[0]
+    z = model.population.z_of(unconstrained, batch.covariates[:, :1], batch.occasions[:, None])[0]
     draws, parts = z.shape[1], []
     digits = next((weight.dtype for weight in model.dynamics.parameters()), z.dtype)
     for rows in torch.split(torch.arange(len(batch), device=batch.device), max(1, _SOLVED_AT_ONCE // draws)):

@@ -23,9 +23,10 @@ class LearnedNumbers:
 
     Attributes:
         tensors: the learned tensors.
-        low: lower bounds of the vector; −inf but for log omega.
+        low: lower bounds of the vector; −inf but for log omega and log kappa.
         high: upper bounds.
         omega: positions of the omegas.
+        spreads: positions of the omegas, then of the kappas.
         free: the numbers that may move, bool; not those that the user fixes.
     """
 
@@ -41,26 +42,29 @@ class LearnedNumbers:
         self.device = model.value_scale.device
         self.low = torch.full((size,), -torch.inf, dtype=torch.float64, device=self.device)
         self.high = -self.low
-        omega = self.of(model.population.log_omega)
-        self.low[omega] = (SMALLEST_OMEGA * self.omega_units()).log()[: len(omega)]
-        self.omega = omega
-        self.high[omega] = (_WIDEST_OMEGA * self.omega_units()).log()[: len(omega)]
+        omega, kappa = self.of(model.population.log_omega), self.of(model.population.log_kappa)
+        self.omega, self.spreads = omega, omega + kappa
+        units = self.spread_units()[: len(self.spreads)]
+        self.low[self.spreads] = (SMALLEST_OMEGA * units).log()
+        self.high[self.spreads] = (_WIDEST_OMEGA * units).log()
         self.free = torch.ones(size, dtype=torch.bool, device=self.device)
         for positions, fixed in (
             (self.of(model.population.location), model.population.fixed_location),
             (omega, model.population.fixed_omega),
+            (kappa, model.population.fixed_kappa),
         ):
             self.free[positions] = ~fixed[: len(positions)]
         self.low[~self.free], self.high[~self.free] = -torch.inf, torch.inf
-        moving = self.free[omega]
-        self._moving, self._bend = [k for k in omega if self.free[k]], 0.3 * self.omega_units()[: len(omega)][moving]
+        self._moving, self._bend = [k for k in self.spreads if self.free[k]], 0.3 * units[self.free[self.spreads]]
 
-    def omega_units(self) -> Tensor:
-        """A usual omega over 0.3 by parameter that varies, ``[varying]``: 1 where eta has no unit, as of log-normal
-        parameters; of other distributions the starting value gives the magnitude."""
+    def spread_units(self) -> Tensor:
+        """A usual omega or kappa over 0.3 by parameter that varies, then by parameter that changes between occasions,
+        ``[varying + changing]``: 1 where the random effect has no unit, as of log-normal parameters; of other
+        distributions the starting value gives the magnitude."""
         population = self.model.population
-        scaled = [isinstance(population.distribution[name], LogNormal | LogitNormal) for name in population.varying]
-        start = population.log_omega_start.double().exp() / 0.3
+        kinds = [population.distribution[name] for name in (*population.varying, *population.changing)]
+        scaled = [isinstance(getattr(kind, "inner", kind), LogNormal | LogitNormal) for kind in kinds]
+        start = torch.cat([population.log_omega_start, population.log_kappa_start]).double().exp() / 0.3
         return torch.where(torch.tensor(scaled, dtype=torch.bool, device=start.device), 1.0, start)
 
     def of(self, tensor: Tensor) -> list[int]:
@@ -113,9 +117,9 @@ class LearnedNumbers:
     def search_scale(self, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The vector on the scale on which a search moves, with the first and second derivatives of the vector in it.
 
-        Near 0 an omega counts itself, because there the likelihood is a smooth function of omega² and its logarithm has
-        infinitely far to go; above 0.3 its logarithm counts. All else is its own scale, and so is an omega that is
-        fixed, which therefore keeps its last digit.
+        Near 0 an omega or kappa counts itself, because there the likelihood is a smooth function of its square and its
+        logarithm has infinitely far to go; above 0.3 its logarithm counts. All else is its own scale, and so is one
+        that is fixed, which therefore keeps its last digit.
         """
         scaled, first, second = vector.clone(), torch.ones_like(vector), torch.zeros_like(vector)
         t = vector[self._moving].exp() / self._bend

@@ -31,8 +31,8 @@ def profile_intervals(estimator: PopulationEstimator, batch: CohortBatch, inform
     """Ends of the 95 % profile intervals of the coordinates, by name: where −2LL, minimised over all other numbers, is
     3.84 above its minimum. With priors, −2LL includes their log density.
 
-    The lower end of an omega is 0 where −2LL at the smallest omega (`neuralpk.estimation.learned_numbers`) is not 3.84
-    above its minimum. A coordinate is left out where an end is not found.
+    The lower end of an omega or kappa is 0 where −2LL at the smallest one (`neuralpk.estimation.learned_numbers`) is
+    not 3.84 above its minimum. A coordinate is left out where an end is not found.
 
     Args:
         estimator: at the estimate, where it is again afterwards, with proposals for it; its stage says how many draws.
@@ -76,9 +76,9 @@ class _Profiled:
         return -math.inf if self.at_bound(at) else float(at[self.positions[self.one.index]])
 
     def at_bound(self, at: Tensor) -> bool:
-        """Whether it is an omega at its lower bound."""
+        """Whether it is an omega or kappa at its lower bound."""
         position = self.positions[self.one.index]
-        return self.one.kind == "omega" and float(at[position] - self.numbers.low[position]) < 1e-6
+        return self.one.is_spread and float(at[position] - self.numbers.low[position]) < 1e-6
 
     def slope(self, at: Tensor) -> Tensor:
         """Its derivatives on the scale of the search, up to a factor, ``[number]``."""

@@ -54,14 +54,24 @@ class Proposal:
     root: Tensor
 
     @classmethod
-    def around(cls, posterior: Centre, wide: Centre) -> Proposal:
+    def around(cls, posterior: Centre, wide: Centre, own: Tensor | None = None) -> Proposal:
         """The posterior in the population as it is, that in a wider population, and the prior N(0, I) of the wider one,
-        whose z all three are in."""
-        prior = _PRIOR * torch.eye(wide.mean.shape[-1], dtype=wide.mean.dtype, device=wide.mean.device)
-        roots = [posterior.root(), _WIDER * wide.root(), prior.expand_as(wide.covariance)]
-        return cls(
-            torch.stack([posterior.mean, wide.mean, torch.zeros_like(wide.mean)], dim=1), torch.stack(roots, dim=1)
-        )
+        whose z all three are in.
+
+        Args:
+            posterior: in the population as it is.
+            wide: in the wider population.
+            own: which latents each subject has, bool ``[subject, latent]``; the others are drawn from N(0, 1), so that
+                they change no weight. By default all.
+        """
+        one = torch.eye(wide.mean.shape[-1], dtype=wide.mean.dtype, device=wide.mean.device)
+        centre = torch.stack([posterior.mean, wide.mean, torch.zeros_like(wide.mean)], dim=1)
+        roots = [posterior.root(), _WIDER * wide.root(), (_PRIOR * one).expand_as(wide.covariance)]
+        root = torch.stack(roots, dim=1)
+        if own is not None:
+            centre = torch.where(own[:, None], centre, 0.0)
+            root = torch.where((own[:, :, None] & own[:, None])[:, None], root, one)
+        return cls(centre, root)
 
     def draw(self, seed: int, stream: int, index: Tensor, draws: int) -> tuple[Tensor, Tensor]:
         """Quasi-random draws and their log density, such that the mean of f(z)/q(z) estimates the integral of f.

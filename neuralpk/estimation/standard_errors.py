@@ -39,7 +39,8 @@ class PopulationEstimate:
             (the method of the interval, ``profile`` or ``wald``), RSE (%); of a covariate effect the coefficient with
             its REFERENCE, as a population file has them; of a parameter that varies OMEGA, the standard deviation of
             eta, OMEGA_RSE (%), OMEGA_LO95, OMEGA_HI95, OMEGA_INTERVAL and SHRINKAGE (%), and where it is log-normal CV
-            (%) and CV_RSE (%). Correlations come last.
+            (%) and CV_RSE (%). Variability between occasions has rows of its own, named as in ``kappa CL``, whose
+            SHRINKAGE is that of kappa over all occasions. Correlations come last.
         covariance: of the coordinates on their learned scale (`neuralpk.parameters.Coordinate`),
             ``[coordinate, coordinate]``.
         parameter_draws: draws of coordinates and network weights, as distances from the estimate,
@@ -130,7 +131,7 @@ def standard_errors(
         estimator.stage -= 1  # fewer draws than the likelihood needs
         profiles = profile_intervals(estimator, batch, information)
     return PopulationEstimate(
-        _rows(model.coordinates(fixed=True), covariance, _shrinkage(model, mode), profiles)
+        _rows(model.coordinates(fixed=True), covariance, _shrinkage(model, mode, single), profiles)
         + _correlations(model, coordinates, covariance, profiles),
         covariance,
         parameter_draws,
@@ -191,8 +192,7 @@ def _of_z(
     model: PopulationModel, batch: CohortBatch, held: HeldDraws, estimator: PopulationEstimator
 ) -> importance.Draws:
     """Held draws as weighted draws of z under the model."""
-    covariates = held.batch.covariates[:, :1]
-    z, log_volume = estimator.model.population.z_of(held.unconstrained, covariates)
+    z, log_volume = held.z_of(estimator.numbers, held.unconstrained)
     log_weight = held.log_weight(estimator.numbers, estimator.numbers.get())
     log_q = held.log_q - log_volume
     log_joint = torch.where(torch.isfinite(log_q), log_weight + log_q, -torch.inf)
@@ -213,12 +213,21 @@ def _inverse(data: Tensor, prior: Tensor, bound: Tensor) -> Tensor:
     return covariance
 
 
-def _shrinkage(model: PopulationModel, z: Tensor) -> dict[str, float]:
-    """1 − sd(eta)/omega of the estimated random effects, in percent by parameter."""
-    eta = model.population.eta(z).detach()
-    variance = (eta - eta.mean(0)).square().sum(0) / (len(eta) - 1)
-    shrinkage = 100 * (1.0 - variance.sqrt() / model.population.log_omega.detach().exp())
-    return dict(zip(model.population.varying, shrinkage.tolist(), strict=True))
+def _shrinkage(model: PopulationModel, z: Tensor, batch: CohortBatch) -> dict[str, float]:
+    """1 − sd(eta)/omega of the estimated random effects, in percent by parameter, and 1 − sd(kappa)/kappa of those of
+    all occasions by ``kappa PARAMETER``."""
+    population = model.population
+    effects = [(population.eta(z), population.log_omega, list(population.varying))]
+    if population.changing:
+        kappa = population.kappa(z)[batch.occasions]
+        effects.append((kappa, population.log_kappa, [f"kappa {name}" for name in population.changing]))
+    found: dict[str, float] = {}
+    for values, log_sd, names in effects:
+        values = values.detach()
+        variance = (values - values.mean(0)).square().sum(0) / (len(values) - 1)
+        shrinkage = 100 * (1.0 - variance.sqrt() / log_sd.detach().exp())
+        found |= dict(zip(names, shrinkage.tolist(), strict=True))
+    return found
 
 
 def _correlations(
@@ -252,8 +261,8 @@ def _method(name: str, profiles: Ends) -> str:
 def _rows(
     coordinates: Sequence[Coordinate], covariance: Tensor, shrinkage: dict[str, float], profiles: Ends | None = None
 ) -> list[dict[str, str | float]]:
-    """Rows of typical values, covariate effects and residual error, in the order of the coordinates; of those that are
-    fixed or at a bound without interval. The covariance is that of the ones that are not fixed."""
+    """Rows of typical values, kappa, covariate effects and residual error, in the order of the coordinates; of those
+    that are fixed or at a bound without interval. The covariance is that of the ones that are not fixed."""
     known = covariance.diagonal().sqrt()
     of_learned = iter(torch.where(known > 2 * _KNOWN, known, torch.nan).tolist())
     sds = [math.nan if one.fixed else next(of_learned) for one in coordinates]
@@ -268,6 +277,8 @@ def _rows(
             row["REFERENCE"] = one.reference
         if one.kind == "typical" and one.parameter in omegas:
             row |= _variability(*omegas[one.parameter], profiles or {}) | {"SHRINKAGE": shrinkage[one.parameter]}
+        if one.kind == "kappa":
+            row |= _cv(one, sd) | {"SHRINKAGE": shrinkage[one.name]}
         rows.append(row)
     return rows
 
@@ -294,14 +305,17 @@ def _interval(one: Coordinate, sd: float, profiles: Ends) -> dict[str, str | flo
 
 
 def _variability(one: Coordinate, sd: float, profiles: Ends) -> dict[str, str | float]:
-    """OMEGA with its RSE (%) and interval, and of a log-normal parameter CV = sqrt(exp(omega²) − 1), with the delta
-    method."""
-    omega = math.exp(one.value)
-    row: dict[str, str | float] = {"OMEGA": omega, "OMEGA_RSE": 100 * sd}
-    row |= {f"OMEGA_{name}": value for name, value in _interval(one, sd, profiles).items()}
-    if not isinstance(one.distribution, LogNormal):
-        return row
-    square = omega**2
+    """OMEGA with its RSE (%) and interval, and of a log-normal parameter CV."""
+    row: dict[str, str | float] = {"OMEGA": math.exp(one.value), "OMEGA_RSE": 100 * sd}
+    return row | {f"OMEGA_{name}": value for name, value in _interval(one, sd, profiles).items()} | _cv(one, sd)
+
+
+def _cv(one: Coordinate, sd: float) -> dict[str, str | float]:
+    """CV = sqrt(exp(s²) − 1) and CV_RSE, both in percent, of a log-normal parameter with the standard deviation s of
+    its random effect; by the delta method."""
+    if not isinstance(getattr(one.distribution, "inner", one.distribution), LogNormal):
+        return {}
+    square = math.exp(2 * one.value)
     slope = square / -math.expm1(-square)
     cv = math.sqrt(math.expm1(square)) if square < 700 else math.inf  # exp overflows
-    return row | {"CV": 100 * cv, "CV_RSE": 100 * slope * sd}
+    return {"CV": 100 * cv, "CV_RSE": 100 * slope * sd}

@@ -88,7 +88,7 @@ def draw(model: PopulationModel, batch: CohortBatch, mode: Mode, noise: Tensor) 
         mode: of every subject.
         noise: from `noise`.
     """
-    return weigh(model, batch, *_mixture([(mode.z, mode.precision)], (1.0,), noise))
+    return weigh(model, batch, *_mixture([(mode.z, mode.precision)], (1.0,), noise, model.latents(batch)))
 
 
 def draw_widely(model: PopulationModel, batch: CohortBatch, mode: Mode, other: Mode, noise: Tensor) -> Draws:
@@ -106,7 +106,7 @@ def draw_widely(model: PopulationModel, batch: CohortBatch, mode: Mode, other: M
     """
     prior = torch.eye(mode.z.shape[1], dtype=mode.z.dtype, device=mode.z.device).expand_as(mode.precision)
     centres = [(mode.z, mode.precision), (other.z, _square_root(other.precision)), (torch.zeros_like(mode.z), prior)]
-    return weigh(model, batch, *_mixture(centres, _SHARES, noise))
+    return weigh(model, batch, *_mixture(centres, _SHARES, noise, model.latents(batch)))
 
 
 def _square_root(precision: Tensor) -> Tensor:
@@ -116,18 +116,22 @@ def _square_root(precision: Tensor) -> Tensor:
     return found
 
 
-def _mixture(centres: Sequence[tuple[Tensor, Tensor]], shares: Sequence[float], noise: Tensor) -> tuple[Tensor, Tensor]:
+def _mixture(
+    centres: Sequence[tuple[Tensor, Tensor]], shares: Sequence[float], noise: Tensor, own: Tensor
+) -> tuple[Tensor, Tensor]:
     """Draws from a mixture of multivariate t distributions and their log density, ``[subject, sample, latent]`` and
-    ``[subject, sample]``. Every part has its share of the draws.
+    ``[subject, sample]``. Every part has its share of the draws. Latents that a subject does not have are drawn from
+    their standard normal distribution, so that they change no weight.
 
     Args:
         centres: mean and precision of each part, ``[subject, latent]`` and ``[subject, latent, latent]``.
         shares: of the draws.
         noise: from `noise`.
+        own: which latents each subject has, bool ``[subject, latent]``.
     """
     size, draws = centres[0][0].shape[1], noise.shape[1]
     normal, chi = noise[..., :size], noise[..., size:].square().sum(-1, keepdim=True)
-    standard = normal * (_FREEDOM / chi).sqrt()
+    standard = torch.where(own[:, None], normal * (_FREEDOM / chi).sqrt(), normal)
     counts = [round(share * draws) for share in shares[1:]]
     counts = [draws - sum(counts), *counts]
     z = torch.cat(
@@ -138,20 +142,22 @@ def _mixture(centres: Sequence[tuple[Tensor, Tensor]], shares: Sequence[float], 
         dim=1,
     )
     densities = [
-        _log_density(z, *centre) + math.log(count / draws)
+        _log_density(z, *centre, own) + math.log(count / draws)
         for centre, count in zip(centres, counts, strict=True)
         if count
     ]
     return z, torch.logsumexp(torch.stack(densities), dim=0)
 
 
-def _log_density(z: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
-    """Of the multivariate t, ``[subject, sample]``."""
-    size, factor = z.shape[2], root(precision)
-    standard = (z - mean[:, None]) @ factor
-    constant = math.lgamma((_FREEDOM + size) / 2) - math.lgamma(_FREEDOM / 2) - size / 2 * math.log(_FREEDOM * math.pi)
+def _log_density(z: Tensor, mean: Tensor, precision: Tensor, own: Tensor) -> Tensor:
+    """Of the multivariate t in a subject's own latents and the standard normal in the others, ``[subject, sample]``."""
+    size, factor = own.sum(1, keepdim=True).to(z), root(precision)
+    square = ((z - mean[:, None]) @ factor).square()
+    of_others = torch.where(own[:, None], 0.0, square).sum(-1) + (z.shape[2] - size) * math.log(2 * math.pi)
+    constant = torch.lgamma((_FREEDOM + size) / 2) - math.lgamma(_FREEDOM / 2) - size / 2 * math.log(_FREEDOM * math.pi)
     log_det = factor.diagonal(dim1=1, dim2=2).log().sum(1, keepdim=True)
-    return constant + log_det - (_FREEDOM + size) / 2 * torch.log1p(standard.square().sum(-1) / _FREEDOM)
+    of_own = torch.where(own[:, None], square, 0.0).sum(-1)
+    return constant + log_det - (_FREEDOM + size) / 2 * torch.log1p(of_own / _FREEDOM) - of_others / 2
 
 
 def weigh(model: PopulationModel, batch: CohortBatch, z: Tensor, log_q: Tensor) -> Draws:

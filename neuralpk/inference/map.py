@@ -144,15 +144,17 @@ def maxima(model: PopulationModel, batch: CohortBatch, start: Tensor) -> tuple[M
         to be a part of the posterior, else that of the highest.
     """
     batch = batch.scored_on_context()
-    if not model.latent_size:
+    if not start.shape[1]:
         found = maximise(model, batch, start, _LAST_STEPS)
         return found, found.z
     points = torch.cat([_points(start, TRIED)[: TRIED // 2], _WIDER * _points(start, TRIED)[TRIED // 2 :]])
-    order = _density(model, batch, points.expand(len(batch), -1, -1)).topk(1 + _MORE_STARTS, dim=1).indices
-    z, value = _ends(model, batch, torch.cat([start[:, None], points[order[:, :1]]], dim=1))
+    tried = points * model.latents(batch)[:, None]
+    order = _density(model, batch, tried).topk(1 + _MORE_STARTS, dim=1).indices
+    starts = tried.gather(1, order[..., None].expand(-1, -1, tried.shape[2]))
+    z, value = _ends(model, batch, torch.cat([start[:, None], starts[:, :1]], dim=1))
     rows = (value.amax(1) - value.amin(1) > _DISAGREE).nonzero()[:, 0]
     if len(rows):
-        more_z, more = _ends(model, batch.select(rows), points[order[rows, 1:]])
+        more_z, more = _ends(model, batch.select(rows), starts[rows, 1:])
         none = more.new_full((len(batch), _MORE_STARTS), -torch.inf)
         z = torch.cat([z, z[:, :1].expand(-1, _MORE_STARTS, -1).index_copy(0, rows, more_z)], dim=1)
         value = torch.cat([value, none.index_copy(0, rows, more)], dim=1)
@@ -188,7 +190,7 @@ def _risen(model: PopulationModel, batch: CohortBatch, found: Mode) -> Mode:
     points, left = _points(found.z, TRIED // 2), torch.arange(len(batch), device=batch.device)
     for scale in _SCALES:
         here, some = select(found, left), batch.select(left)
-        around = here.z[:, None] + scale * spread(here.precision, points)
+        around = here.z[:, None] + scale * spread(here.precision, points) * model.latents(some)[:, None]
         value, highest = _density(model, some, around).max(1)
         higher = (value > here.log_joint + _HIGHER).nonzero()[:, 0]
         if len(higher):

@@ -176,7 +176,7 @@ class Objective(Part, ABC):
 def posterior(model: PopulationModel, encoder: Encoder | None, batch: CohortBatch) -> Posterior:
     """q(z) of every subject by the encoder; without an encoder the prior."""
     if encoder is None:
-        return Posterior.prior(len(batch), model.latent_size, batch.time)
+        return Posterior.prior(len(batch), model.latents(batch).shape[1], batch.time)
     q: Posterior = encoder(batch)
     return q
 

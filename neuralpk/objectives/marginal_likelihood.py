@@ -68,7 +68,7 @@ class MarginalLikelihood(Objective):
         scored = batch.scored_on_all()
         start = q.mean if step.start is None else step.start
         mode = maximise(model, scored, start, self.map_steps, _NEAR)
-        size = model.latent_size
+        size = start.shape[1]
         noise = importance.noise(step.seed, step.stream, batch.index, self.draws, size, batch.time.dtype)
         draws = importance.draw(model, scored, mode, noise)
         kept = torch.isfinite(draws.log_weight).any(1).nonzero()[:, 0]

@@ -15,7 +15,7 @@ from neuralpk.parameters.covariates import CovariateEffect, number
 from neuralpk.parameters.distributions import NoVariability, ParameterDistribution, of_range
 from neuralpk.parameters.effect_spelling import ChosenEffect, Effects, effects_by_parameter, power_or_factor
 from neuralpk.parameters.network_effect import NetworkEffect
-from neuralpk.parameters.reported_numbers import Coordinate
+from neuralpk.parameters.reported_numbers import Coordinate, Kind
 from neuralpk.part import Part
 from neuralpk.scaling import CovariateScale, Scaling
 
@@ -31,7 +31,10 @@ class PopulationParameters(Part, nn.Module):
         theta_named = h(h^-1(typical) + Σ effect(covariates) + eta)     eta = diag(omega)·C·z_m ~ N(0, Omega)
         theta_latent = z_n + B·x
 
-    C is the Cholesky factor of the correlation matrix of eta, the identity unless `correlated`.
+    C is the Cholesky factor of the correlation matrix of eta, the identity unless `correlated`. Parameters with `kappa`
+    also differ between the occasions k of a subject, by one z_k for each of them that comes after (z_m, z_n)::
+
+        theta_k = h(h^-1(typical) + Σ effect(covariates) + eta + kappa_k)       kappa_k = kappa·z_k ~ N(0, kappa²)
 
     Args:
         typical: starting values by parameter, in its unit; those left out are taken from the dynamics.
@@ -48,6 +51,9 @@ class PopulationParameters(Part, nn.Module):
             whose `typical` is given; those left out have a flat prior.
         learned: whether typical values and Omega are learned.
         fixed: names of single numbers that keep their starting value, as tables have them: ``["KA", "omega KA"]``.
+        kappa: starting value of the standard deviation of kappa, the random effect of an occasion, by parameter; those
+            left out, and those with 0, do not vary between occasions. Its prior is flat.
+        occasions: column of the event table that says the occasion of each row; default OCC.
         distributions: by parameter; those left out are log-normal.
         effects: covariate effects by parameter: ``{CL: [WT, SEX]}`` chooses each by the values of the covariate
             (`neuralpk.parameters.effect_spelling.ChosenEffect`), ``{CL: {WT: power, AGE: linear}}`` says which,
@@ -66,6 +72,10 @@ class PopulationParameters(Part, nn.Module):
     location_start: Tensor
     log_omega_start: Tensor
     factor_entries: Tensor
+    log_kappa: Tensor
+    log_kappa_start: Tensor
+    fixed_kappa: Tensor
+    kappa_selection: Tensor
     latent_effects: Tensor
     fixed_location: Tensor
     fixed_omega: Tensor
@@ -82,12 +92,15 @@ class PopulationParameters(Part, nn.Module):
         effects: Effects | None = None,
         correlation: dict[str, float] | None = None,
         fixed: list[str] | None = None,
+        kappa: dict[str, float] | None = None,
+        occasions: str | None = None,
     ) -> None:
         super().__init__()
         by_name = dict(omega) if isinstance(omega, Mapping) else {"": omega}
-        for name, value in by_name.items():
-            if not 0 <= value < math.inf:
-                raise ValueError(f"omega{name and '.'}{name} must be 0 or above, not {value}")
+        for option, numbers in (("omega", by_name), ("kappa", kappa or {})):
+            for name, value in numbers.items():
+                if not 0 <= value < math.inf:
+                    raise ValueError(f"{option}{name and '.'}{name} must be 0 or above, not {value}")
         for option, given in (("omega_prior_sd", omega_prior_sd), ("typical_prior_sd", typical_prior_sd)):
             for name, sd in given.items() if isinstance(given, Mapping) else [("", given)]:
                 if sd is not None and not 0 < sd < math.inf:
@@ -105,6 +118,10 @@ class PopulationParameters(Part, nn.Module):
         self.omega_prior_sd, self.typical_prior_sd = omega_prior_sd, dict(typical_prior_sd or {})
         self.asked_fixed = self.fixed = tuple(fixed or ())
         self.distributions = dict(distributions or {})
+        self.kappa_start = {name: value for name, value in (kappa or {}).items() if value > 0}
+        if occasions and not self.kappa_start:
+            raise ValueError(f"occasions={occasions} says where kappa is read, but no parameter has a kappa")
+        self.occasion_column = (occasions or "OCC") if self.kappa_start else None
         self.asked_effects = _Held(effects_by_parameter(effects))
 
     def build(
@@ -135,6 +152,7 @@ class PopulationParameters(Part, nn.Module):
         for option, named in (
             ("typical", self.typical_start),
             ("omega", self.omega_start),
+            ("kappa", self.kappa_start),
             ("typical_prior_sd", self.typical_prior_sd),
             ("omega_prior_sd", self.omega_prior_sd),
             ("correlated", self.correlated),
@@ -149,6 +167,7 @@ class PopulationParameters(Part, nn.Module):
             if value == 0 and self.distribution[name].varies:
                 self.distribution[name] = NoVariability(self.distribution[name])
         self.varying = tuple(name for name in self.names if self.distribution[name].varies)
+        self.changing = tuple(name for name in self.names if name in self.kappa_start)
         self.latent_size = len(self.varying) + latent
         self._check_priors()
         self._build_distribution(dict(guess) | self.typical_start, dtype)
@@ -201,13 +220,43 @@ class PopulationParameters(Part, nn.Module):
         self.register_buffer("selection", selection, persistent=False)
         self.register_buffer("location_start", location, persistent=False)
         self.register_buffer("log_omega_start", log_omega, persistent=False)
-        fixable = [*self.names, *(f"omega {name}" for name in self.varying)]
+        log_kappa = torch.tensor([math.log(self.kappa_start[name]) for name in self.changing], dtype=dtype)
+        self._hold("log_kappa", log_kappa.clone(), self.learned)
+        self.register_buffer("log_kappa_start", log_kappa, persistent=False)
+        kappa_selection = torch.zeros(len(self.changing), len(self.names) + self.latent, dtype=dtype)
+        for k, name in enumerate(self.changing):
+            kappa_selection[k, self.names.index(name)] = 1.0
+        self.register_buffer("kappa_selection", kappa_selection, persistent=False)
+        omegas, kappas = ([f"{kind} {one}" for one in names] for kind, names in self._spreads().items())
+        fixable = [*self.names, *omegas, *kappas]
         unknown = [name for name in self.fixed if name not in fixable]
         if unknown:
             raise ValueError(f"fixed names {', '.join(unknown)}; what can be fixed is {', '.join(fixable)}")
         held = torch.tensor([name in self.fixed for name in fixable], dtype=torch.bool)
         self.register_buffer("fixed_location", held[: len(self.names)], persistent=False)
-        self.register_buffer("fixed_omega", held[len(self.names) :], persistent=False)
+        of_typical, of_omega = len(self.names), len(self.names) + len(omegas)
+        self.register_buffer("fixed_omega", held[of_typical:of_omega], persistent=False)
+        self.register_buffer("fixed_kappa", held[of_omega:], persistent=False)
+
+    def _spreads(self) -> dict[str, tuple[str, ...]]:
+        """Names of the parameters with each kind of random effect."""
+        return {"omega": self.varying, "kappa": self.changing}
+
+    def occasions_in(self, asked: str | None) -> str | None:
+        """Column of a table that says the occasions.
+
+        Args:
+            asked: column that the reader of the table was asked for; None for that of kappa.
+
+        Raises:
+            ValueError: another one than that of kappa.
+        """
+        if asked and self.occasion_column and asked != self.occasion_column:
+            raise ValueError(
+                f"the table is read with occasion={asked}, and kappa is by {self.occasion_column}: give "
+                f"occasions={asked} to the parameters too"
+            )
+        return asked or self.occasion_column
 
     @property
     def asked_covariates(self) -> list[str] | None:
@@ -268,6 +317,8 @@ class PopulationParameters(Part, nn.Module):
         references: Mapping[str, float] | None = None,
         distributions: Mapping[str, ParameterDistribution] | None = None,
         scaling: Scaling | None = None,
+        kappa: Mapping[str, float] | None = None,
+        occasions: str | None = None,
     ) -> PopulationParameters:
         """Population with the values of a paper or of a fit, in float64 and fixed: it needs no `build`, and a model
         that is built with it leaves the values as they are.
@@ -281,6 +332,8 @@ class PopulationParameters(Part, nn.Module):
             references: reference value by covariate.
             distributions: by parameter; those left out are log-normal.
             scaling: whose covariates those of every batch are; default those of the effects only.
+            kappa: standard deviation of kappa by parameter; those left out do not vary between occasions.
+            occasions: column of the event table that says the occasion of each row; default OCC.
 
         Raises:
             ValueError: effects or correlations of a parameter that does not exist or vary; correlations that no random
@@ -301,6 +354,8 @@ class PopulationParameters(Part, nn.Module):
             distributions=dict(distributions or {}),
             effects=dict(asked),
             correlation={f"{a}~{b}": value for (a, b), value in (correlation or {}).items()},
+            kappa=dict(kappa or {}),
+            occasions=occasions,
         )
         made.build(typical, 0, scaling or Scaling(covariates=covariates), torch.float64)
         return made.requires_grad_(False)
@@ -368,6 +423,16 @@ class PopulationParameters(Part, nn.Module):
             standard = standard @ self._correlation_factor().T
         return self._log_omega().exp() * standard
 
+    def _log_kappa(self) -> Tensor:
+        """log(kappa), without a gradient where it is fixed."""
+        return torch.where(self.fixed_kappa, self.log_kappa.detach(), self.log_kappa) if self.fixed else self.log_kappa
+
+    def kappa(self, z: Tensor) -> Tensor:
+        """Random effects of the occasions on the parameters in `changing`, ``[..., occasion, changing]``, of z
+        ``[..., latent]``; of z without latents of occasions there is no occasion."""
+        by_occasion = z[..., self.latent_size :].reshape(*z.shape[:-1], -1, len(self.changing))
+        return by_occasion * self._log_kappa().exp()
+
     def standardise(self, eta: Tensor) -> tuple[Tensor, Tensor]:
         """z of random effects, both ``[..., varying]``, and log |dz/deta|, a scalar."""
         log_omega = self._log_omega()
@@ -416,33 +481,54 @@ class PopulationParameters(Part, nn.Module):
         if parameter in self.effects:
             yield from zip(self.effects[parameter], self._columns[parameter], strict=True)  # type: ignore[call-overload]
 
-    def unconstrained(self, z: Tensor, covariates: Tensor) -> Tensor:
-        """Individual parameters on the scale of h, ``[..., parameter + latent]``.
+    def unconstrained(self, z: Tensor, covariates: Tensor, occasions: Tensor | None = None) -> Tensor:
+        """Individual parameters on the scale of h, ``[..., parameter + latent]``, without kappa; with latents of
+        occasions, these follow as ``[..., occasion · changing]``: kappa, or z of an occasion that is padding.
 
         Args:
             z: ``[..., latent]``.
             covariates: as recorded, ``[..., covariate]``; the leading axes of both broadcast.
+            occasions: those that are no padding, bool ``[..., occasion]``; by default all are.
         """
         named = self.centre(covariates) + self.eta(z) @ self.selection
         shift = self.scaling.standardise(covariates) @ self.latent_effects.T
-        return torch.cat([named, z[..., len(self.varying) :] + shift], dim=-1)
+        of_subject, of_occasions = z[..., len(self.varying) : self.latent_size], z[..., self.latent_size :]
+        parts = [named, of_subject + shift]
+        if of_occasions.shape[-1]:
+            parts.append(of_occasions * self._kappas(of_occasions, occasions).exp())
+        return torch.cat(parts, dim=-1)
 
-    def z_of(self, unconstrained: Tensor, covariates: Tensor) -> tuple[Tensor, Tensor]:
+    def _kappas(self, of_occasions: Tensor, occasions: Tensor | None) -> Tensor:
+        """log(kappa) of each latent of the occasions, ``[..., occasion · changing]``, 0 of padding."""
+        log_kappa, count = self._log_kappa(), of_occasions.shape[-1] // len(self.changing)
+        if occasions is None:
+            return log_kappa.repeat(count)
+        return torch.where(occasions[..., None], log_kappa, 0.0).flatten(-2)
+
+    def z_of(self, unconstrained: Tensor, covariates: Tensor, occasions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z of individual parameters: the inverse of `unconstrained` in all parameters that vary.
 
         Args:
-            unconstrained: individual parameters on the scale of h, ``[..., parameter + latent]``.
+            unconstrained: as of `unconstrained`.
             covariates: as recorded, ``[..., covariate]``.
+            occasions: as of `unconstrained`.
 
         Returns:
-            z, ``[..., latent]``, and log |dz/dx| with x the unconstrained parameters, a scalar. log |dz/dtheta| differs
-            from it by −Σ log |h'(x)|, which does not depend on any learned number.
+            z, ``[..., latent]``, and log |dz/dx| with x the unconstrained parameters, a scalar, or with latents of
+            occasions ``[...]``. log |dz/dtheta| differs from it by −Σ log |h'(x)|, which does not depend on any learned
+            number.
         """
         n = len(self.names)
         eta = (unconstrained[..., :n] - self.centre(covariates)) @ self.selection.T
         z, log_volume = self.standardise(eta)
         shift = self.scaling.standardise(covariates) @ self.latent_effects.T
-        return torch.cat([z, unconstrained[..., n:] - shift], dim=-1), log_volume
+        of_subject, of_occasions = unconstrained[..., n : n + self.latent], unconstrained[..., n + self.latent :]
+        parts = [z, of_subject - shift]
+        if of_occasions.shape[-1]:
+            kappas = self._kappas(of_occasions, occasions)
+            parts.append(of_occasions / kappas.exp())
+            log_volume = log_volume - kappas.sum(-1)
+        return torch.cat(parts, dim=-1), log_volume
 
     def transform(self, unconstrained: Tensor) -> Tensor:
         """theta of parameters on the scale of h, both ``[..., parameter + latent]``; latent dimensions stay."""
@@ -453,17 +539,23 @@ class PopulationParameters(Part, nn.Module):
         named = [kind.transform(part) for kind, part in zip(kinds, parts, strict=False)]
         return torch.stack([*named, *parts[len(named) :]], dim=-1)
 
-    def forward(self, z: Tensor, covariates: Tensor) -> Tensor:
+    def forward(self, z: Tensor, covariates: Tensor, occasion: Tensor | None = None) -> Tensor:
         """Individual parameters.
 
         Args:
-            z: ``[subject, latent]``.
+            z: ``[subject, latent]``; without latents of occasions every kappa is 0.
             covariates: as recorded, ``[subject, period, covariate]``.
+            occasion: of each period, counted from 0, ``[subject, period]``; needed where z has latents of occasions.
 
         Returns:
             theta, ``[subject, period, parameter]``.
         """
-        return self.transform(self.unconstrained(z[:, None], covariates))
+        x = self.unconstrained(z[:, None, : self.latent_size], covariates)
+        if z.shape[1] > self.latent_size:
+            assert occasion is not None
+            kappa = self.kappa(z).gather(1, occasion[..., None].expand(-1, -1, len(self.changing)))
+            x = x + kappa @ self.kappa_selection
+        return self.transform(x)
 
     def typical_values(self) -> dict[str, float]:
         """Typical value by parameter, in its unit."""
@@ -474,6 +566,11 @@ class PopulationParameters(Part, nn.Module):
         """Standard deviation of eta by parameter, of those that vary."""
         omega = self.log_omega.detach().exp()
         return {name: number(value) for name, value in zip(self.varying, omega, strict=True)}
+
+    def kappa_values(self) -> dict[str, float]:
+        """Standard deviation of kappa by parameter, of those that vary between occasions."""
+        kappa = self.log_kappa.detach().exp()
+        return {name: number(value) for name, value in zip(self.changing, kappa, strict=True)}
 
     def effects_by_parameter(self) -> Iterator[tuple[str, CovariateEffect]]:
         """Every covariate effect with the parameter that it acts on."""
@@ -503,10 +600,10 @@ class PopulationParameters(Part, nn.Module):
             self.factor_entries.copy_(other.factor_entries)
 
     def coordinates(self, fixed: bool = False) -> list[Coordinate]:
-        """The learned numbers: typical values, omega, correlations, coefficients of covariate effects.
+        """The learned numbers: typical values, omega, kappa, correlations, coefficients of covariate effects.
 
         Args:
-            fixed: whether the typical values and omegas in `fixed` are among them.
+            fixed: whether the numbers in `fixed` are among them.
         """
         found = []
         if self.learned:
@@ -522,17 +619,20 @@ class PopulationParameters(Part, nn.Module):
                 )
                 for k, name in enumerate(self.names)
             ]
+            spreads: list[tuple[Kind, Tensor, tuple[str, ...]]]
+            spreads = [("omega", self.log_omega, self.varying), ("kappa", self.log_kappa, self.changing)]
             found += [
                 Coordinate(
-                    "omega",
+                    kind,
                     name,
-                    self.log_omega,
+                    tensor,
                     k,
                     reported=torch.exp,
                     distribution=self.distribution[name],
-                    fixed=f"omega {name}" in self.fixed,
+                    fixed=f"{kind} {name}" in self.fixed,
                 )
-                for k, name in enumerate(self.varying)
+                for kind, tensor, names in spreads
+                for k, name in enumerate(names)
             ]
             found += [
                 Coordinate("correlation", a, self.factor_entries, k, other=b) for k, (a, b) in enumerate(self.pairs())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neuralpk.parameters.distributions import ParameterDistribution
 
-Kind = Literal["typical", "omega", "correlation", "effect", "error"]
+Kind = Literal["typical", "omega", "kappa", "correlation", "effect", "error"]
 
 
 def identity(x: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class Coordinate:
         reference: value, or level of a text, of the covariate to which the effect is relative.
         reported: map from the learned to the reported scale: exp of a standard deviation, identity of an exponent. Of a
             correlation `PopulationParameters.correlations`, because it depends on several numbers.
-        distribution: of the parameter, where the number is a typical value or an omega.
+        distribution: of the parameter, where the number is a typical value, an omega or a kappa.
         fixed: whether it keeps its starting value.
     """
 
@@ -49,14 +49,19 @@ class Coordinate:
 
     @property
     def name(self) -> str:
-        """In tables: CL, omega CL, corr CL~V1, CL~WT, b."""
-        if self.kind == "omega":
-            return f"omega {self.parameter}"
+        """In tables: CL, omega CL, kappa CL, corr CL~V1, CL~WT, b."""
+        if self.is_spread:
+            return f"{self.kind} {self.parameter}"
         if self.kind == "correlation":
             return f"corr {self.parameter}~{self.other}"
         if self.kind == "effect":
             return f"{self.parameter}~{self.other}" + (f".{self.coefficient}" if self.coefficient else "")
         return self.parameter
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether it is the standard deviation of a random effect."""
+        return self.kind in ("omega", "kappa")
 
     @property
     def moves_prediction(self) -> bool:

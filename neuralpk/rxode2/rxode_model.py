@@ -62,8 +62,13 @@ class RxodeModel:
         """The model of a population file.
 
         Raises:
-            ValueError: dynamics that are not equations.
+            ValueError: dynamics that are not equations; variability between occasions.
         """
+        if population.occasion_column:
+            raise ValueError(
+                f"a function of rxode2 is written without variability between occasions: kappa of "
+                f"{', '.join(population.kappa)} has no place in it. Remove kappa and occasions from the population"
+            )
         dynamics = equations(population.dynamics)
         names = {name: name for name in dynamics.parameter_names if name not in dynamics.covariates}
         if isinstance(dynamics, CompartmentModel):

@@ -139,7 +139,7 @@ class NodeEngine(Engine):
             states = y0.new_full((*times.shape, len(dynamics.states)), torch.nan)
             for subjects, solved in parts:
                 states = states.index_copy(0, subjects, solved)
-        return Trajectory(times, states, batch.theta_at(theta, times), status, evaluations, self)
+        return Trajectory(times, states, batch.theta_at(theta, times, rows), status, evaluations, self)
 
 
 @dataclass(frozen=True)

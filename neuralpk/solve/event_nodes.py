@@ -102,7 +102,7 @@ def dose_inputs(dynamics: Dynamics, theta: Tensor, batch: CohortBatch) -> Inputs
 
     For an infusion with a RATE, bioavailability F changes the duration, F·AMT/RATE; for one with a duration, the rate.
     """
-    at_dose = batch.theta_at(theta, batch.doses.time)
+    at_dose = batch.theta_at(theta, batch.doses.time, batch.doses.row)
     compartment = batch.doses.compartment
     lag = _of_compartment(dynamics.lag(at_dose), compartment, 0.0)
     amount = batch.doses.amount * _of_compartment(dynamics.bioavailability(at_dose), compartment, 1.0)

@@ -100,7 +100,7 @@ def steady_states(
 ) -> Tensor:
     """The state to which each steady-state record jumps, ``[subject, dose, state]``, 0 at the other records."""
     states = theta.new_zeros((*batch.doses.time.shape, len(dynamics.states)))
-    at_dose = batch.theta_at(theta, batch.doses.time)
+    at_dose = batch.theta_at(theta, batch.doses.time, batch.doses.row)
     for repeated in (True, False):
         chosen = batch.doses.at_steady_state & ((batch.doses.interval > 0) == repeated)
         if not bool(chosen.any()):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from neuralpk.atomic_files import replacing
 from neuralpk.cohort import Dose
 from neuralpk.cohort_batch import CohortBatch
-from neuralpk.tables.writing import DOSE_COLUMNS, WHOLE, evid
+from neuralpk.tables.writing import DOSE_COLUMNS, OCCASION, WHOLE, evid
 
 
 def _of_doses(regimens: Sequence[Sequence[Dose]], arm: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
@@ -32,7 +32,11 @@ def _of_doses(regimens: Sequence[Sequence[Dose]], arm: NDArray[np.int64]) -> dic
 
 
 def batch_frame(
-    batch: CohortBatch, regimens: Sequence[Sequence[Dose]], covariates: Sequence[str] = (), censored: bool = False
+    batch: CohortBatch,
+    regimens: Sequence[Sequence[Dose]],
+    covariates: Sequence[str] = (),
+    censored: bool = False,
+    occasions: Sequence[float] = (),
 ) -> pd.DataFrame:
     """The event table of a batch in which subject i has regimen i modulo their number, as `to_frame` would write it.
 
@@ -43,6 +47,7 @@ def batch_frame(
         regimens: dose records of each arm, whose rows stand before those of the observations.
         covariates: names of the constant covariates, in the order of the batch.
         censored: whether values may be censored.
+        occasions: time at which each occasion begins, the same for all subjects; they are numbered from 1.
     """
     n, width = batch.time.shape
     doses = _of_doses(regimens, batch.index.numpy() % len(regimens))
@@ -71,9 +76,16 @@ def batch_frame(
     columns["DV"] = column(np.nan, batch.value.numpy())
     if censored:
         columns["CENS"] = column(0.0, batch.censored.numpy())
+    if len(occasions):
+        columns[OCCASION] = column(_numbered(occasions, doses["TIME"]), _numbered(occasions, time))
     for k, name in enumerate(covariates):
         columns[name] = column(batch.covariates.numpy()[:, :1, k], batch.covariates.numpy()[:, :1, k])
-    return pd.DataFrame(columns).astype({name: "Int64" for name in WHOLE if name in columns})
+    return pd.DataFrame(columns).astype({name: "Int64" for name in (*WHOLE, OCCASION) if name in columns})
+
+
+def _numbered(occasions: Sequence[float], times: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Number of the occasion of each time, from 1."""
+    return np.searchsorted(occasions[1:], times, side="right").astype(np.float64) + 1
 
 
 def write_frames(frames: Iterable[pd.DataFrame], path: str | Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from neuralpk.cohort import Cohort, Covariate, Dose, FloatArray, Subject, Units
+from neuralpk.cohort import Cohort, Covariate, Dose, FloatArray, Occasion, Subject, Units
 from neuralpk.tables.faults import Findings
 from neuralpk.tables.imputation import imputed_values
 from neuralpk.tables.records import BoolArray, Records
@@ -101,6 +101,22 @@ def _covariates(
     return covariates
 
 
+def _occasions(records: Records, rows: slice, row: FloatArray, findings: Findings) -> tuple[Occasion, ...]:
+    """The occasions of the subject in `rows`, where the column that says them was named; a row without a label is of
+    the occasion before. `row` is the place of each row among the records of its subject."""
+    labels = records.sheet.labels.get("occasion")
+    if labels is None:
+        return ()
+    known = np.flatnonzero(labels[rows] != "") + rows.start
+    if not len(known):
+        place = {"line": int(records.sheet.lines[rows.start]), "id": records.sheet.ids[rows.start]}
+        findings.add("NPK-D44", column=records.sheet.layout.occasion, detail="no value in the whole subject", **place)
+        return ()
+    begin = known[np.append(True, labels[known[1:]] != labels[known[:-1]])]
+    time = records.sheet.numbers["TIME"]
+    return tuple(Occasion(float(time[at]), str(labels[at]), int(row[at])) for at in begin.tolist())
+
+
 def _warn_of_records(records: Records, findings: Findings) -> None:
     """Count what is not read as it stands."""
     sheet, value = records.sheet, records.sheet.column("DV")
@@ -157,9 +173,9 @@ def build(records: Records, units: Units, needed: Mapping[str, float | None], fi
     bounds = np.append(firsts, len(records))
     # a row makes up to three records: the reset of a clock that restarts, an observation, and then a dose
     before = np.append(0, np.cumsum(emptied.astype(int) + seen + given))
-    row = before[:-1] - np.repeat(before[firsts], np.diff(bounds))
-    resets = _emptied(records, row)
-    row = row + emptied
+    first_row = before[:-1] - np.repeat(before[firsts], np.diff(bounds))
+    resets = _emptied(records, first_row)
+    row = first_row + emptied
     doses = _doses(records, row + seen)
     measured = records.measured[seen]
     observed = {
@@ -183,11 +199,17 @@ def build(records: Records, units: Units, needed: Mapping[str, float | None], fi
     for number, (name, ((start, stop), (s0, s1), (g0, g1))) in enumerate(zip(ids, spans, strict=True)):
         if s0 == s1:
             continue
-        covariates = _covariates(records, slice(start, stop), needed, imputed, findings)
-        kept.append(slice(start, stop))
+        rows = slice(start, stop)
         arrays = {key: values[s0:s1] for key, values in observed.items()}
+        kept.append(rows)
         subjects.append(
-            Subject(id=name, doses=(*doses[g0:g1], *resets.get(number, ())), covariates=covariates, **arrays)
+            Subject(
+                id=name,
+                doses=(*doses[g0:g1], *resets.get(number, ())),
+                covariates=_covariates(records, rows, needed, imputed, findings),
+                occasions=_occasions(records, rows, first_row, findings),
+                **arrays,
+            )
         )
     if not subjects:
         findings.add("NPK-D52", detail=f"none of {len(ids)} subjects has one")

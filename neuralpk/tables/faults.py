@@ -71,6 +71,7 @@ RULES: dict[str, str] = {
     " impute=WT=median (mode, a number) to put a value there.",
     "NPK-D42": "A covariate is not a copy of DV (its logarithm, DV in another unit). Leave it out of covariates=.",
     "NPK-D43": "A text is one of the levels that the model knows. Correct the cell, or pass map=COLUMN:TEXT=LEVEL.",
+    "NPK-D44": "Every subject has an occasion on some row; a row without one is of the occasion before. Fill it in.",
     # read, and said in a DataWarning
     "NPK-D50": "With sort=True rows are put in order of TIME within their subject.",
     "NPK-D51": "Replicates (several DV at one ID, TIME, CMT and DVID) are kept as separate observations.",

@@ -52,7 +52,8 @@ class Layout:
         columns: our name to theirs.
         covariates: names of the covariates; None for every column that has no other meaning.
         endpoint: column that says which endpoint a value belongs to, instead of DVID.
-        occasion: column whose new value may restart the clock, instead of OCC and PERIOD.
+        occasion: column that says the occasion of each row; its new value may restart the clock, instead of that of OCC
+            and PERIOD.
         lloq: column, or number, that is the limit of quantification of the values with CENS 1.
         codes: by column, what a cell is read as.
         rows: which rows are left out.

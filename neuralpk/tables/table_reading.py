@@ -83,7 +83,8 @@ def read_table(
             other meaning; none by default. A column of texts, as RACE, becomes a covariate ``RACE=LEVEL`` for each
             level, which is 1 or 0.
         endpoint: column that says which endpoint a value belongs to, by number or text, instead of DVID.
-        occasion: column at whose new value the clock may restart, instead of OCC and PERIOD.
+        occasion: column that says the occasion of each row, for variability between occasions; at its new value the
+            clock may restart, instead of at that of OCC and PERIOD.
         lloq: column, or number, that is the limit of quantification of the values with CENS 1; by default DV is.
         map: codes to be read as others, ``SS:99=0,DV:9999=.`` or ``{"SS": {"99": "0"}}``.
         ignore: rows to leave out: ``FLAG == 1``, several with a comma (one is enough) or ``and``; ``@``, ``#`` and

@@ -11,7 +11,7 @@ import pandas as pd
 from neuralpk.atomic_files import replacing
 from neuralpk.cohort import Cohort, Covariate, Dose, FloatArray, Subject
 from neuralpk.tables.cells import BLANKS, MAX_CELL, MISSING
-from neuralpk.tables.layout import RESERVED
+from neuralpk.tables.layout import OCCASIONS, RESERVED
 
 WHOLE = ("EVID", "MDV", "ADDL", "SS", "CMT", "DVID", "CENS")
 """Columns of whole numbers."""
@@ -19,6 +19,8 @@ DOSE_COLUMNS = {
     "AMT": "amount", "RATE": "rate", "DUR": "duration", "II": "interval", "ADDL": "additional", "SS": "steady_state",
 }  # fmt: skip
 """Columns of a dose record, and the attributes of `Dose` that they hold."""
+OCCASION = OCCASIONS[0]
+"""Column of the labels of the occasions."""
 _OPTIONAL = {**dict.fromkeys(DOSE_COLUMNS, 0), "DVID": 1, "CENS": 0, "LIMIT": np.nan}
 """Columns that are left out where every row has this value or none."""
 
@@ -28,6 +30,15 @@ def _value_at(covariate: Covariate, times: FloatArray) -> FloatArray:
         return np.full(len(times), covariate)
     starts, values = np.array(covariate).T
     return np.asarray(values[np.maximum(np.searchsorted(starts, times, side="right") - 1, 0)])
+
+
+def _occasions_at(subject: Subject, times: FloatArray, rows: FloatArray) -> list[str]:
+    """Label of the occasion of each row; empty where the subject has none."""
+    found = [subject.occasions[0].label if subject.occasions else ""] * len(times)
+    for one in subject.occasions[1:]:
+        begun = (times > one.start) | ((times == one.start) & (rows >= one.row))
+        found = [one.label if after else label for after, label in zip(begun, found, strict=True)]
+    return found
 
 
 def evid(dose: Dose) -> int:
@@ -40,10 +51,11 @@ def _columns(subject: Subject) -> dict[str, Any]:
     doses = subject.doses
     record_times = {*subject.times.tolist(), *(dose.time for dose in doses)}
     steps = [value for value in subject.covariates.values() if isinstance(value, tuple)]
-    between = sorted({time for step in steps for time, _ in step if time > subject.start} - record_times)
+    changes = {time for step in steps for time, _ in step} | {one.start for one in subject.occasions}
+    between = sorted({time for time in changes if time > subject.start} - record_times)
     n, extra = len(subject.times), len(between)
     times = np.concatenate([[dose.time for dose in doses], subject.times, between])
-    rows = np.concatenate([[dose.row for dose in doses], subject.rows, np.zeros(extra)])
+    rows = np.concatenate([[dose.row for dose in doses], subject.rows, np.full(extra, np.inf)])
     observation = np.arange(len(times)) >= len(doses)
     # a dose does not act on an observation of its own row
     order = np.lexsort((~observation, rows, times))
@@ -52,6 +64,7 @@ def _columns(subject: Subject) -> dict[str, Any]:
         return np.concatenate([given, seen, np.full(extra, padding)]).astype(np.float64)[order]
 
     missing = [np.nan] * len(doses)
+    occasions = _occasions_at(subject, times, rows)
     compartments = np.where(subject.compartments == 0, np.nan, subject.compartments)
     return {
         "ID": np.full(len(times), subject.id, dtype=object),
@@ -64,16 +77,19 @@ def _columns(subject: Subject) -> dict[str, Any]:
         "DV": column(missing, subject.values, np.nan),
         "CENS": column([0] * len(doses), subject.censored, 0),
         "LIMIT": column(missing, subject.limits, np.nan),
+        OCCASION: np.array(occasions, dtype=object)[order],
         **{name: _value_at(value, times[order]) for name, value in sorted(subject.covariates.items())},
     }
 
 
 def _check_names(cohort: Cohort) -> None:
     """Refuse names that would read back as something else."""
-    for name in (*cohort.ids, *cohort.covariate_names):
+    labels = [one.label for subject in cohort for one in subject.occasions]
+    for name in (*cohort.ids, *cohort.covariate_names, *dict.fromkeys(labels)):
         if name in MISSING or name.strip(BLANKS) != name or len(name) > MAX_CELL or {*name} & {"\n", "\r", "\0"}:
             raise ValueError(f"the name {name!r} cannot stand in an event table. Rename it.")
-    taken = {*RESERVED, "TINF"} & {name.upper() for name in cohort.covariate_names}
+    reserved = {*RESERVED, "TINF", *([OCCASION] if labels else [])}
+    taken = reserved & {name.upper() for name in cohort.covariate_names}
     if taken:
         raise ValueError(f"covariates {sorted(taken)} have names of the event table. Rename them.")
 
@@ -81,15 +97,16 @@ def _check_names(cohort: Cohort) -> None:
 def to_frame(cohort: Cohort) -> pd.DataFrame:
     """The event table of a cohort, one row a record, in the order in which the records act.
 
-    `neuralpk.tables.read_table` gives the cohort back, but for the units and the truth of simulated subjects. A
-    covariate that steps between two records gets a row with EVID 2, which reads back as a wanted prediction.
+    `neuralpk.tables.read_table` (with ``occasion="OCC"`` where there are occasions) gives the cohort back, but for the
+    units and the truth of simulated subjects. A covariate or an occasion that begins between two records gets a row
+    with EVID 2, which reads back as a wanted prediction.
 
     Args:
         cohort: at least one subject.
 
     Returns:
-        ID, TIME, EVID, MDV, AMT, RATE, DUR, II, ADDL, SS, CMT, DVID, DV, CENS, LIMIT and the covariates; columns that
-        say nothing are left out.
+        ID, TIME, EVID, MDV, AMT, RATE, DUR, II, ADDL, SS, CMT, DVID, DV, CENS, LIMIT, OCC and the covariates; columns
+        that say nothing are left out.
 
     Raises:
         ValueError: no subject; an identifier or a covariate name that an event table cannot hold.
@@ -102,6 +119,8 @@ def to_frame(cohort: Cohort) -> pd.DataFrame:
     for name, idle in _OPTIONAL.items():
         if (np.isnan(columns[name]) | (columns[name] == idle)).all():
             del columns[name]
+    if OCCASION not in cohort.covariate_names and not any(subject.occasions for subject in cohort):
+        del columns[OCCASION]
     frame = pd.DataFrame(columns)
     return frame.astype({name: "Int64" for name in WHOLE if name in frame})
 

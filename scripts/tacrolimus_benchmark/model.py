@@ -65,7 +65,7 @@ class HiddenHaematocrit(PopulationParameters):
         super().build(*arguments, **options)
         self.latent_size += 1
 
-    def forward(self, z: torch.Tensor, covariates: torch.Tensor) -> torch.Tensor:
+    def forward(self, z: torch.Tensor, covariates: torch.Tensor, occasion: torch.Tensor | None = None) -> torch.Tensor:
         theta = super().forward(z[:, :-1], covariates)
         share = torch.special.ndtr(z[:, -1])
         factor = ((RANGE[0] + (RANGE[1] - RANGE[0]) * share) / HAEMATOCRIT) ** STEEPNESS
