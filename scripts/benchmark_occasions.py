@@ -29,7 +29,6 @@ from neuralpk.estimation import log_likelihood
 from neuralpk.evaluate.style import BLACK, BLUE, new_figure
 from neuralpk.individual_estimates import estimate_individuals, evaluation_batch
 from neuralpk.inference.map import map_estimate
-from neuralpk.parameters import Coordinate
 from neuralpk.population_model import PopulationModel
 from neuralpk.residual_error import ProportionalError
 from neuralpk.scaling import Scaling
@@ -39,7 +38,6 @@ OMEGA = {"CL": 0.3, "V1": 0.3, "KA": 0.3}
 KAPPA = {"CL": 0.2, "V1": 0.2}
 B = 0.1
 TRUE = TYPICAL | {f"omega {k}": v for k, v in OMEGA.items()} | {f"kappa {k}": v for k, v in KAPPA.items()} | {"b": B}
-MARKED = ("omega CL", "omega V1", "kappa CL", "kappa V1")
 WEEK, HOURS = 168.0, (0.5, 1.0, 2.0, 4.0, 8.0, 24.0)
 
 
@@ -84,14 +82,10 @@ def fit(number: int) -> dict[str, Any]:
         "m2ll_error": 2 * estimate.error,
         "m2ll_truth": -2 * at_truth,
         "m2ll_truth_error": 2 * error,
-        "estimates": {one.name: reported(one) for one in fitted.task.model.coordinates()},
+        "estimates": fitted.task.model.reported_values(),
         "intervals": intervals,
         "shrinkage": {name: rows[name]["SHRINKAGE"] for name in (*OMEGA, *(f"kappa {name}" for name in KAPPA))},
     }
-
-
-def reported(one: Coordinate) -> float:
-    return one.value_reported
 
 
 def growth(counts: list[int], patients: int, repeats: int) -> list[dict[str, float]]:

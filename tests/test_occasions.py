@@ -403,7 +403,7 @@ def test_a_regimen_is_an_occasion_of_its_own() -> None:
         np.testing.assert_allclose(eta_and_kappa.std(1), expected, rtol=0.05)
     population = SimulatedPatients.population(made, 4000)
     (course,) = simulate_regimens(population, [regimen], until=24.0).courses
-    clearance = np.log(course.curve[:, 0, 0, 0] / course.curve[:, 0, -1, 0]) * V1 / 24.0
+    clearance = np.log(course.curve[0, :, 0, 0] / course.curve[0, :, -1, 0]) * V1 / 24.0
     assert np.log(clearance / CL).std() == pytest.approx(math.hypot(OMEGA, KAPPA), rel=0.04)
     typical = simulate_regimens(SimulatedPatients.typical(made), [regimen], until=24.0).courses[0].curve
     assert typical[0, 0, -1, 0] == pytest.approx(100.0 / V1 * math.exp(-24.0 * CL / V1), rel=1e-6)
