@@ -182,9 +182,9 @@ class Report(L.Callback):
             self._say(f"Individual panels: {path}")
 
     def _estimates(self, data: CohortDataModule, task: LatentTask, folder: Path) -> None:
-        """Tables of the training patients; of many patients without intervals."""
+        """Tables of the training patients; of many patients, and of a network, without intervals, which take long."""
         cohort = data.part("train")
-        many = len(cohort) > _WITH_INTERVALS
+        many = len(cohort) > _WITH_INTERVALS or task.model.has_network
         paths = task.reconstruct(cohort, draws=0 if many else 200).write(folder)
         without = ", without intervals (neuralpk estimate computes them)" if many else ""
         self._say(f"Tables of the training patients: {', '.join(map(str, paths))}{without}")
