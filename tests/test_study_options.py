@@ -55,13 +55,20 @@ def test_every_structure_has_a_name() -> None:
 
 def test_short_options_are_the_configuration_they_stand_for(capsys) -> None:
     line = ["--table", "t.csv", "--structure", "one_compartment_oral", "--effects", "CL:WT=0.75", "V1:WT", "KA:AGE"]
+    line += ["CL:AGE=linear", "V1:FFM+AGE=network"]
     more = ["--error", "additive", "--units", "h", "mg", "mg/L", "--seed", "7", "--columns", "DV=CONC", "ID=SUBJ"]
     found = configured(capsys, *line, *more)
     data, model = found["data"]["init_args"], found["model"]
-    assert (data["table"], data["covariates"], data["units"]) == ("t.csv", ["AGE", "WT"], ["h", "mg", "mg/L"])
+    assert (data["table"], data["covariates"], data["units"]) == ("t.csv", ["AGE", "FFM", "WT"], ["h", "mg", "mg/L"])
     assert data["columns"] == ["DV=CONC", "ID=SUBJ"]
     assert (found["seed_everything"], model["seed"], data["seed"]) == (7, 7, 7)
-    assert model["parameters"]["init_args"]["effects"] == {"CL~WT": 0.75, "V1": ["WT"], "KA": ["AGE"]}
+    assert model["parameters"]["init_args"]["effects"] == {
+        "CL~WT": 0.75,
+        "V1": ["WT"],
+        "KA": ["AGE"],
+        "CL~AGE": "linear",
+        "V1~FFM+AGE": "network",
+    }
     assert model["error"]["class_path"].endswith("AdditiveError")
     assert model["dynamics"]["init_args"]["absorption"] == "first_order"
 

@@ -18,7 +18,7 @@ from neuralpk.objectives import MarginalLikelihood
 from neuralpk.part import describe
 from neuralpk.residual_error import CombinedError, ErrorByEndpoint, error_class
 
-_EFFECT = re.compile(r"([^:~=\s]+)\s*[:~]\s*([^:~=\s]+)(?:\s*=\s*([-+.\deE]+))?")
+_EFFECT = re.compile(r"([^:~=\s]+)\s*[:~]\s*([^:~=\s]+)(?:\s*=\s*([-+.\deE]+|[a-z]+))?")
 _CLEARANCES, _VOLUMES = ("CL", "VMAX"), ("V1", "V")
 _KAPPA = 0.2  # starting value
 _EPOCHS = 200  # a bound: the fit ends when it has converged
@@ -41,8 +41,8 @@ def study(
         table: event table of the patients; needs no preset and no configuration then.
         structure: structural model, such as two_compartment_oral; help lists them.
         covariates: columns that are covariates, as in WT AGE; default those of the effects.
-        effects: covariate effects, as in CL:WT V1:WT=1 (=1 fixes the coefficient); all or none. Default each covariate
-            on clearance and central volume.
+        effects: covariate effects, as in CL:WT V1:WT=1 (=1 fixes the coefficient) CL:AGE=linear CL:FFM+AGE=network;
+            all or none. Default each covariate on clearance and central volume.
         kappa: parameters that change between the occasions of a patient, as in CL V1, or CL=0.1 with the starting value
             of the standard deviation; the occasions are in OCC, or the column of --occasion.
         error: residual error: additive, proportional, combined (default), log_normal or student; of several endpoints
@@ -150,7 +150,7 @@ def _covariates(given: list[str] | str | None, effects: Any) -> Any:
     if not isinstance(effects, dict):
         return effects or None
     named = [key.split("~")[1:] or value for key, value in effects.items()]
-    return sorted({name for names in named for name in names})
+    return sorted({name for names in named for one in names for name in one.split("+")})
 
 
 def _effects(given: list[str] | str | None, covariates: list[str] | str | None, name: str | None) -> Any:
@@ -166,11 +166,12 @@ def _effects(given: list[str] | str | None, covariates: list[str] | str | None, 
         if parts is None:
             raise UsageError(
                 f"--effects {word!r} is not PARAMETER:COVARIATE for an effect that is learned, or "
-                "PARAMETER:COVARIATE=NUMBER for one that is fixed, as in CL:WT V1:WT=1"
+                "PARAMETER:COVARIATE=NUMBER for one that is fixed, as in CL:WT V1:WT=1, or "
+                "PARAMETER:COVARIATE=KIND, as in CL:AGE=linear CL:FFM+AGE=network"
             )
-        parameter, covariate, fixed = parts.groups()
-        if fixed is not None:
-            found[f"{parameter}~{covariate}"] = float(fixed)
+        parameter, covariate, said = parts.groups()
+        if said is not None:
+            found[f"{parameter}~{covariate}"] = said if said.isalpha() else float(said)
         else:
             found.setdefault(parameter, []).append(covariate)
     return found
