@@ -27,7 +27,7 @@ from neuralpk.estimation.held_draws import effective_draws
 from neuralpk.estimation.learned_numbers import LearnedNumbers
 from neuralpk.estimation.proposals import Centre, Proposal
 from neuralpk.estimation.starting_values import starting_values
-from neuralpk.parameters import NoVariability, PopulationParameters
+from neuralpk.parameters import LogitNormal, NoVariability, PopulationParameters
 from neuralpk.population_model import PopulationModel
 from neuralpk.published_population import read_population
 from neuralpk.residual_error import AdditiveError, CombinedError, ProportionalError, StudentTError
@@ -141,6 +141,51 @@ def test_a_subject_without_solution_in_a_draw_keeps_the_others() -> None:
     log_weight = type(held)(**{**vars(held), "log_q": broken}).log_weight(estimator.numbers, estimator.numbers.get())
     assert log_weight[0, 0] == -math.inf and bool(torch.isfinite(log_weight[1:]).all())
     assert bool((effective_draws(log_weight) > 1).all())
+
+
+# ---- the end of a search
+
+
+def test_a_typical_value_that_the_data_push_to_an_end_of_its_range_is_at_a_bound() -> None:
+    cohort = simulated(12, typical={"CL": 8.0, "V1": 70.0, "KA": 1.0})
+    distributions = {"CL": NoVariability(LogitNormal(0.0, 6.0))}
+    model, batch = oral(cohort, distributions=distributions)
+    status = PopulationEstimator(model, stages=(64,)).run(batch)
+    assert status.converged and "CL" in status.bounds and "at a bound" in status.sentence
+    assert model.population.typical_values()["CL"] == pytest.approx(6.0 * 0.999)
+
+
+def test_a_search_that_its_last_stage_does_not_end_goes_on_with_more_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PopulationEstimator, "reserve", (64,))
+    monkeypatch.setattr(PopulationEstimator, "least_gain", -1.0)  # no gain is small enough
+    monkeypatch.setattr(PopulationEstimator, "last_steps", 10)
+    model, batch = oral(simulated(5))
+    estimator = PopulationEstimator(model, stages=(16,))
+    status = estimator.run(batch)
+    assert not status.converged and (status.draws, status.iterations) == (64, 18)
+
+
+def test_steps_that_draws_send_to_and_fro_end_at_their_mean() -> None:
+    model, batch = oral(simulated(5))
+    estimator = PopulationEstimator(model, stages=(16,)).begin_here()
+    estimator.add(batch)
+    one = estimator.step()
+    centre = estimator.numbers.search_scale(one.vector)[0]
+    estimator._recent, moved = [], torch.zeros_like(centre)
+    for k in range(8):
+        moved[0] = (-1) ** k * 0.05
+        vector = estimator.numbers.from_search_scale(centre + moved)
+        estimator._recent.append((vector, -100.0, -99.8))
+    assert estimator._steps_cancel()
+    estimator._end_at_mean()
+    assert estimator.status is not None and estimator.status.converged
+    assert "Monte-Carlo error of 16 draws, 0.4 of -2LL" in estimator.status.sentence
+    torch.testing.assert_close(estimator.numbers.search_scale(estimator.numbers.get())[0], centre)
+    # a likelihood that rises, or steps that are long, go on
+    estimator._recent[-1] = (one.vector, -99.9, -99.8)
+    assert not estimator._steps_cancel()
+    estimator._recent[-1] = (one.vector, -100.0, -99.7)
+    assert not estimator._steps_cancel()
 
 
 # ---- starting values

@@ -24,6 +24,12 @@ from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
 
 STAGES = (64, 256, 512)
+_PATIENCE = 8  # steps of a last stage, after which more draws are worth more than further steps
+_AVERAGED = 4  # last steps, of which the mean is the estimate where every set of draws favours another population
+_MONTE_CARLO = 0.5  # in −2LL: sets of draws that favour populations no farther apart may end a search
+_COARSE, _FINE = 1e-2, 1e-4  # in log p: gain of the last of Newton's steps on a set of draws
+_STEPS, _RESERVE_STEPS = 50, 2  # Newton's steps on a set of draws; with many draws one takes long
+_MOST_VALUES = 10**8  # held predictions and their slopes: bounds the memory
 _STAGE_GAIN = 2.0  # in −2LL: with less to gain, more draws are worth more than another step
 _STAGE_STEPS = 12
 _LAST_RENEWALS = 4  # of the proposals in the last stage
@@ -31,8 +37,9 @@ _SEARCH_TOLERANCE = 1e-2  # in log p, of the search for a centre
 # omega that a proposal is made for: draws around a narrow posterior would make a wider population look unlikely
 _WIDE_OMEGA = 0.2
 _SMALL_OMEGA = 0.2
-_LITTLE_KNOWN = 0.5  # posterior variance of a random effect over that of its prior
-_SLACK = 1.4  # factor by which both limits are exceeded before eta/omega is no longer held
+_LEAST_VARIANCE = 1e-9  # of z
+_LITTLE_KNOWN = 0.6  # posterior variance of a random effect, given the others, over that of its prior
+_SLACK = 1.2  # factor by which both limits are exceeded before eta/omega is no longer held
 _ENOUGH_DRAWS = 8.0  # effective draws for each dimension, so that a centre and its covariance come from the draws
 _DRAWS_TO_ADAPT = 5  # times that many: with so many draws, wider proposals follow from them
 _HALVINGS_OF_POWER = 12
@@ -40,6 +47,7 @@ _LOSS = 10.0  # in −2LL: a step of linear predictions after which new draws sh
 _HALVINGS = 6
 _TURNING = 0.3  # of the gain of the step before
 _FLAT = 0.01  # curvature; where it is smaller, the standard error is above 10 on the logarithmic scale
+_FAR_LIKELIER = 50.0  # in −2LL: of two starts with the same curve, such a gain is no chance of a few steps
 _TRIED_SUBJECTS, _TRIED_STEPS = 24, 3  # of the choice between starting values
 
 Gather = Callable[[Any], list[Any]]
@@ -51,8 +59,9 @@ class PopulationEstimator:
     In an outer step every subject gets K draws of its individual parameters from a mixture around its posterior, whose
     dynamics are solved once. Newton's method then maximises log p(data) given these held draws, until their weights say
     little about the new population. The draws are renewed with the same quasi-random numbers, K grows from stage to
-    stage, and the search ends when the last stage has less than 0.01 of −2LL to gain. All of it is computed in float64
-    on a copy of the model.
+    stage, and the search ends when the last stage has less than 0.01 of −2LL to gain. Where it has more after some
+    steps, because posteriors are wide and every set of draws favours another population, K grows further (`reserve`).
+    All of it is computed in float64 on a copy of the model.
 
     Args:
         model: whose population is estimated; its numbers are written after every step.
@@ -63,6 +72,7 @@ class PopulationEstimator:
     Attributes:
         least_gain: in −2LL; the search has converged when a step gains less.
         last_steps: most steps of the last stage.
+        reserve: further numbers of draws, for searches that the last stage does not end.
         target: the model whose numbers are written.
         status: how the search ended; None before.
         history: every outer step.
@@ -74,7 +84,8 @@ class PopulationEstimator:
     """
 
     least_gain: ClassVar[float] = 0.01
-    last_steps: ClassVar[int] = 40
+    last_steps: ClassVar[int] = 24
+    reserve: ClassVar[tuple[int, ...]] = (2048, 8192)
 
     def __init__(
         self,
@@ -97,6 +108,7 @@ class PopulationEstimator:
         self._drawn: dict[int, float] = {}
         self._before: tuple[Tensor, float] | None = None
         self._halvings = 0
+        self._recent: list[tuple[Tensor, float, float]] = []  # vector, start and end of the last steps
         self._standardised: tuple[str, ...] = ()
 
     @property
@@ -107,7 +119,25 @@ class PopulationEstimator:
     @property
     def draws(self) -> int:
         """Draws of each subject in this stage."""
-        return self.stages[self.stage] if self.model.latent_size or self.model.population.changing else 1
+        return (*self.stages, *self.reserve)[self.stage] if self._has_draws else 1
+
+    @property
+    def _has_draws(self) -> bool:
+        """Whether subjects differ."""
+        return bool(self.model.latent_size or self.model.population.changing)
+
+    @property
+    def _in_last_stage(self) -> bool:
+        """Whether the search may end."""
+        return self.stage >= len(self.stages) - 1
+
+    @property
+    def _may_have_more_draws(self) -> bool:
+        """Whether there is a further number of draws, for which the memory suffices."""
+        more = (*self.stages, *self.reserve)[self.stage + 1 :]
+        values = sum(held.value.numel() * (1 + len(held.movers)) for held in self._draws)
+        (most,) = [max(each) for each in zip(*self._gather((values,)), strict=True)]
+        return bool(more) and self._has_draws and most / self.draws * more[0] <= _MOST_VALUES
 
     @property
     def gain(self) -> float:
@@ -120,7 +150,8 @@ class PopulationEstimator:
         """Choose starting values from the data (`starting_values`). Where two sets of them fit the pooled samples, that
         with which a few steps with some of the subjects reach the larger likelihood; where both give the same curve,
         which are absorption and elimination that have changed places (flip-flop), the one nearer to the guess of the
-        dynamics, and the other is mentioned in the status if it is likelier.
+        dynamics, unless the other is likelier by more than 50 of −2LL; one that is likelier by less is mentioned in the
+        status.
 
         Args:
             batch: the subjects, or some of them; every record counts.
@@ -132,7 +163,7 @@ class PopulationEstimator:
             some = batch.select(rows.to(batch.device))
             (other,) = others
             gain = 2 * (self._tried(other.vector, some) - self._tried(usual.vector, some))
-            if gain > 0 and not other.same_curve:
+            if gain > (_FAR_LIKELIER if other.same_curve else 0.0):
                 usual = other
             elif gain > 0:
                 values = self._typical(other.vector)
@@ -293,7 +324,8 @@ class PopulationEstimator:
             nothing = torch.zeros_like(here)
             ascent = Ascent(self.numbers.get(), start, start, math.inf, nothing.diag(), nothing.bool())
         else:
-            ascent = ascend(likelihood, here, self._tolerance)
+            steps = _STEPS if self.stage < len(self.stages) else _RESERVE_STEPS
+            ascent = ascend(likelihood, here, self._tolerance, steps)
             self._before, self._halvings = (here, start), 0
             if self._turns_back(ascent):
                 scaled = [self.numbers.search_scale(vector)[0] for vector in (here, ascent.vector)]
@@ -301,13 +333,12 @@ class PopulationEstimator:
         self.iteration += 1
         self.in_stage += 1
         self.history.append(ascent)
+        self._recent = [*self._recent, (ascent.vector, ascent.start, ascent.end)][-2 * _AVERAGED :]
         self.log_likelihood = ascent.end - float(self.model.population_log_prior().detach())
         # in the end proposals stay: the likelihood given the draws is then one smooth function of the population
-        if self.stage < len(self.stages) - 1 or self.in_stage <= _LAST_RENEWALS:
+        if not self._in_last_stage or self.in_stage <= _LAST_RENEWALS:
             self.renew_proposals(self._draws)
-        if self.stage < len(self.stages) - 1 and tune_network_effects(
-            self.model, self.target, likelihood, ascent.bound
-        ):
+        if not self._in_last_stage and tune_network_effects(self.model, self.target, likelihood, ascent.bound):
             self._before = None
         self._advance(ascent)
         self._draws, self._drawn = [], {}
@@ -319,15 +350,15 @@ class PopulationEstimator:
     @property
     def _tolerance(self) -> float:
         """Gain of the last of Newton's steps on a set of draws, in log p."""
-        return 1e-4
+        return _FINE if self.stage == len(self.stages) - 1 else _COARSE
 
     def _turns_back(self, ascent: Ascent) -> bool:
         """Whether steps of the last stage do not become smaller, as where two sets of draws send the population to each
         other: half of a step then ends in the middle."""
-        if self.stage < len(self.stages) - 1 or self.in_stage < 2:
+        if not self._in_last_stage or self.in_stage < 2:
             return False
-        before = self.history[-1]
-        return ascent.end - ascent.start > _TURNING * (before.end - before.start)
+        _, start, end = self._recent[-1]
+        return ascent.end - ascent.start > _TURNING * (end - start)
 
     @torch.no_grad()
     def renew_proposals(self, draws: list[HeldDraws]) -> None:
@@ -339,9 +370,11 @@ class PopulationEstimator:
             log_weight = held.log_weight(self.numbers, here)
             parameters = held.parameters(self.numbers, here)[0]
             z = held.z_of(self.numbers, parameters)[0]
-            variance = _moments(z, log_weight)[1].diagonal(dim1=1, dim2=2)
-            known = ~variance.isnan().any(1)
-            sums += torch.cat([known.sum()[None].double(), variance[known, :size].sum(0)])
+            covariance = _moments(z, log_weight)[1]
+            covariance = covariance[~covariance.isnan().any(-1).any(-1)]
+            precision = torch.linalg.inv(covariance + _LEAST_VARIANCE * torch.eye(z.shape[-1], device=z.device))
+            variance = 1 / precision.diagonal(dim1=1, dim2=2)[:, :size]
+            sums += torch.cat([sums.new_tensor([len(covariance)]), variance.sum(0)])
             posteriors.append((parameters, log_weight))
         sums = torch.stack(self._gather(sums)).sum(0)
         self._standardised = self._to_standardise(here, sums[1:] / sums[0])
@@ -360,9 +393,15 @@ class PopulationEstimator:
         """Parameters with a small omega about which the patients' data say less than the population does: their values
         keep so close to the typical value that, held, they would not let it move.
 
+        The derivative of the likelihood in a typical value has the variance of the random effects between draws where
+        values are held, and that of the data's own derivative where eta/omega is held. The second is the smaller where
+        the other random effects, held, leave more than half of the prior's variance to this one; how much all the
+        data leave does not matter.
+
         Args:
             here: the learned numbers.
-            variance: mean posterior variance of z, over that of its prior, ``[latent]``; NaN where it is not known.
+            variance: mean posterior variance of z given the other z, over that of its prior, ``[latent]``; NaN where it
+                is not known.
         """
         omega = here[self.numbers.omega].exp() / self.numbers.spread_units()[: len(self.numbers.omega)]
         found = []
@@ -378,14 +417,35 @@ class PopulationEstimator:
     def _advance(self, ascent: Ascent) -> None:
         """The next stage, or the end."""
         gain = max(2 * (ascent.end - ascent.start), 0.0)
-        last, halved = self.stage == len(self.stages) - 1, math.isinf(ascent.promise)
+        last, halved = self._in_last_stage, math.isinf(ascent.promise)
         little = gain < self.least_gain and ascent.promise < 2 * self.least_gain
         if not last and not halved and (gain < _STAGE_GAIN or self.in_stage >= _STAGE_STEPS):
             self.stage, self.in_stage, self._before = self.stage + 1, 0, None
         elif last and not halved and little and self.in_stage > 1:
             self.finish()
+        elif last and self.in_stage == _PATIENCE and self._steps_cancel():
+            self._end_at_mean()
+        elif last and self.in_stage >= _PATIENCE and self._may_have_more_draws:
+            self.stage, self.in_stage, self._before = self.stage + 1, 0, None
         elif last and self.in_stage >= self.last_steps:
             self.finish(f"-2LL still changes by {gain:.2g} in a step with {self.draws} draws")
+
+    def _steps_cancel(self) -> bool:
+        """Whether the last steps have moved the population to and fro with the draws, without a larger likelihood."""
+        starts, ends = [start for _, start, _ in self._recent], [end for _, _, end in self._recent]
+        rise = 2 * (max(starts[_AVERAGED:]) - max(starts[:_AVERAGED]))
+        gain = max(2 * (end - start) for start, end in zip(starts[_AVERAGED:], ends[_AVERAGED:], strict=True))
+        return rise < 10 * self.least_gain and gain < _MONTE_CARLO
+
+    def _end_at_mean(self) -> None:
+        """End at the mean of the last populations, which differ by the Monte-Carlo error of their draws."""
+        last = self._recent[-_AVERAGED:]
+        scaled = torch.stack([self.numbers.search_scale(vector)[0] for vector, _, _ in last])
+        self.numbers.set(self.numbers.from_search_scale(scaled.mean(0)))
+        gain = sum(2 * (end - start) for _, start, end in last) / _AVERAGED
+        remark = f"steps end at the Monte-Carlo error of {self.draws} draws, {gain:.2g} of -2LL"
+        self.remark = f"{self.remark}; {remark}" if self.remark else remark
+        self.finish()
 
     def finish(self, reason: str = "") -> FitStatus:
         """End the search.
@@ -398,7 +458,13 @@ class PopulationEstimator:
         if ascent is not None:
             bounds = [names[k] for k in ascent.bound.nonzero()[:, 0].tolist()]
             small = self.numbers.get() < self.numbers.low + math.log(_SMALL_OMEGA / SMALLEST_OMEGA)
-            # a small omega is known to be small, though its likelihood is flat there
+            population = self.model.population
+            varying = [population.names.index(name) for name in population.varying]
+            location = self.numbers.of(population.location)
+            # a small omega is known to be small, though its likelihood is flat there, and patients do not differ in a
+            # parameter that is at an end of its range
+            if location and self.numbers.omega:
+                small[self.numbers.omega] |= ascent.bound[location][varying]
             undetermined = [names[k] for k in _flat(ascent, self.numbers.free) if not bool(small[k])]
             if undetermined:
                 reason = self._of_undetermined(", ".join(undetermined)) or reason
@@ -437,6 +503,7 @@ class PopulationEstimator:
             "numbers": self.numbers.get(),
             "counts": [self.stage, self.in_stage, self.iteration],
             "standardised": list(self._standardised),
+            "recent": [(vector.clone(), start, end) for vector, start, end in self._recent],
             "index": index,
             "centres": parts,
             "drawn": self._gather(list(self._drawn)),
@@ -452,6 +519,8 @@ class PopulationEstimator:
         self.started = True
         self.interrupted = state["drawn"]
         self._standardised = tuple(state["standardised"])
+        device = self.numbers.device
+        self._recent = [(vector.to(device), start, end) for vector, start, end in state["recent"]]
         parts = [part.to(self.numbers.device) for part in state["centres"]]
         self._centres = dict(zip(state["index"], zip(*parts, strict=True), strict=True))
         self.log_likelihood, self.remark = state["log_likelihood"], state["remark"]

@@ -19,7 +19,8 @@ class FitStatus:
         reason: why it has not converged; empty otherwise.
         iterations: outer steps.
         gain: what the quadratic approximation promises for another step, score·information⁻¹·score, in −2LL.
-        bounds: names of the numbers at a bound: omegas whose likelihood is largest without variability.
+        bounds: names of the numbers at a bound, where the likelihood is largest: omegas at 0, typical values of
+            logit-normal parameters at an end of their range.
         undetermined: names of the numbers that the data do not determine.
         draws: of each subject in the last step.
         smallest_effective: smallest effective number of draws of a subject.
@@ -60,7 +61,7 @@ class FitStatus:
         gain = "" if math.isnan(self.gain) else f", {self.gain:.2g} of -2LL still to be gained"
         text = f"converged in {steps}{gain}" if self.converged else f"not converged after {steps}{gain}: {self.reason}"
         if self.bounds:
-            text += f"; {', '.join(self.bounds)} at the lower bound, where the likelihood is largest"
+            text += f"; {', '.join(self.bounds)} at a bound, where the likelihood is largest"
         if self.smallest_effective < math.inf:
             text += f"; fewest effective draws {self.smallest_effective:.0f} of {self.draws} (subject {self.subject})"
         if self.smallest_effective < _POOR:

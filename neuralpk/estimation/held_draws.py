@@ -321,7 +321,9 @@ class HeldLikelihood:
         for held in draws:
             omega = [k for k in held.movers if k in numbers.omega]
             others = [k for k in held.movers if k not in numbers.omega]
-            self.low[others], self.high[others] = held.at[others] - _LINEAR, held.at[others] + _LINEAR
+            reach = _LINEAR * numbers.reach(held.at)[others]
+            self.low[others] = torch.maximum(numbers.low[others], held.at[others] - reach)
+            self.high[others] = torch.minimum(numbers.high[others], held.at[others] + reach)
             self.high[omega] = (held.at[omega].exp() + _LINEAR / 2).log()
 
     def value(self, vector: Tensor) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,8 @@ from neuralpk.population_model import PopulationModel
 
 SMALLEST_OMEGA = 0.02  # in units of the parameter's distribution; below it a parameter counts as without variability
 _WIDEST_OMEGA = 20.0
+_FARTHEST = 20.0  # of the reach of such a number
+_EDGE = 1e-3  # of the range of a logit-normal parameter: nearer to an end its typical value counts as that end
 
 
 class LearnedNumbers:
@@ -23,8 +26,8 @@ class LearnedNumbers:
 
     Attributes:
         tensors: the learned tensors.
-        low: lower bounds of the vector; −inf but for log omega and log kappa.
-        high: upper bounds.
+        low: lower bounds of the vector; −inf but for log omega, log kappa and typical values between two ends.
+        high: upper bounds; inf likewise.
         omega: positions of the omegas.
         spreads: positions of the omegas, then of the kappas.
         free: the numbers that may move, bool; not those that the user fixes.
@@ -47,6 +50,12 @@ class LearnedNumbers:
         units = self.spread_units()[: len(self.spreads)]
         self.low[self.spreads] = (SMALLEST_OMEGA * units).log()
         self.high[self.spreads] = (_WIDEST_OMEGA * units).log()
+        kinds = [model.population.distribution[name] for name in model.population.names]
+        of_logit = [isinstance(getattr(kind, "inner", kind), LogitNormal) for kind in kinds]
+        location = self.of(model.population.location)
+        self._logit = [k for k, found in zip(location, of_logit, strict=False) if found]
+        self.high[self._logit] = math.log(1 / _EDGE - 1)
+        self.low[self._logit] = -self.high[self._logit]
         self.free = torch.ones(size, dtype=torch.bool, device=self.device)
         for positions, fixed in (
             (self.of(model.population.location), model.population.fixed_location),
@@ -66,6 +75,14 @@ class LearnedNumbers:
         scaled = [isinstance(getattr(kind, "inner", kind), LogNormal | LogitNormal) for kind in kinds]
         start = torch.cat([population.log_omega_start, population.log_kappa_start]).double().exp() / 0.3
         return torch.where(torch.tensor(scaled, dtype=torch.bool, device=start.device), 1.0, start)
+
+    def reach(self, vector: Tensor) -> Tensor:
+        """How far each number may move until a parameter has changed as much as by 1 on a logarithmic scale, or at the
+        middle of its range by 1 on the logit scale: farther near the ends of the range."""
+        found = torch.ones_like(vector)
+        share = torch.sigmoid(vector[self._logit])
+        found[self._logit] = 1 / (4 * share * (1 - share)).clamp(min=1 / _FARTHEST)
+        return found
 
     def of(self, tensor: Tensor) -> list[int]:
         """Positions of a tensor's numbers in the vector; empty for one that is not learned."""

@@ -48,6 +48,7 @@ class NetworkEstimator(PopulationEstimator):
 
     least_gain = 2 * _GAIN  # as of the weights: a network may do what a number of the population does
     last_steps = 8
+    reserve = ()
 
     def __init__(self, model: PopulationModel, seed: int, gather: Gather) -> None:
         super().__init__(model, seed, _STAGES, gather)

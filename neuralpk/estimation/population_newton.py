@@ -11,7 +11,6 @@ from neuralpk.estimation.held_draws import HeldLikelihood
 
 _LONGEST_STEP = 1.0  # of any number, on the learned scale
 _KEPT = 0.4  # of the effective draws: beyond, the draws say little about the new population
-_STEPS = 50
 _LEAST_CURVATURE = 1e-3
 _MOST_DAMPING = 1e8
 
@@ -38,7 +37,7 @@ class Ascent:
     bound: Tensor
 
 
-def ascend(likelihood: HeldLikelihood, vector: Tensor, tolerance: float) -> Ascent:
+def ascend(likelihood: HeldLikelihood, vector: Tensor, tolerance: float, steps: int) -> Ascent:
     """Newton's method with the damping of Levenberg (1944), until the gain of a step is small or the effective number
     of draws has become small.
 
@@ -50,13 +49,14 @@ def ascend(likelihood: HeldLikelihood, vector: Tensor, tolerance: float) -> Asce
         likelihood: of the held draws.
         vector: where to begin.
         tolerance: gain of the last step, in units of log p.
+        steps: most steps.
     """
     numbers = likelihood.numbers
     low, high = likelihood.low, likelihood.high
     vector = torch.minimum(torch.maximum(vector, low), high)
     first_value, all_draws = likelihood.value(vector)
     damping, value, report = 1e-3, first_value, None
-    for _ in range(_STEPS):
+    for _ in range(steps):
         value, slope, second = likelihood.derivatives(vector)
         scaled, score, curvature = numbers.on_search_scale(vector, slope, second)
         bound = ((vector <= low + 1e-9) & (score < 0)) | ((vector >= high - 1e-9) & (score > 0))
