@@ -163,7 +163,13 @@ class PopulationEstimator:
             some = batch.select(rows.to(batch.device))
             (other,) = others
             gain = 2 * (self._tried(other.vector, some) - self._tried(usual.vector, some))
-            if gain > (_FAR_LIKELIER if other.same_curve else 0.0):
+            if other.same_curve and gain > _FAR_LIKELIER:
+                self.remark = (
+                    f"another maximum, with {self._typical(usual.vector)}, gives the typical patient the same curve and "
+                    f"is less likely by about {gain:.0f} of -2LL (flip-flop)"
+                )
+                usual = other
+            elif gain > 0 and not other.same_curve:
                 usual = other
             elif gain > 0:
                 values = self._typical(other.vector)
