@@ -164,11 +164,11 @@ class PopulationEstimator:
             (other,) = others
             gain = 2 * (self._tried(other.vector, some) - self._tried(usual.vector, some))
             if other.same_curve and gain > _FAR_LIKELIER:
+                values, usual = self._typical(usual.vector), other
                 self.remark = (
-                    f"another maximum, with {self._typical(usual.vector)}, gives the typical patient the same curve and "
-                    f"is less likely by about {gain:.0f} of -2LL (flip-flop)"
+                    f"another maximum, with {values}, gives the typical patient the same curve and is less likely by "
+                    f"about {gain:.0f} of -2LL (flip-flop)"
                 )
-                usual = other
             elif gain > 0 and not other.same_curve:
                 usual = other
             elif gain > 0:
