@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor
 from neuralpk import randomness, record_predictions
 from neuralpk.atomic_files import replacing
 from neuralpk.cohort import Cohort, FloatArray, Subject, written_out
-from neuralpk.datamodules import CohortDataModule
 from neuralpk.dynamics import Decoder, Equations, NetworkTerm
 from neuralpk.evaluate.below_quantification import BoolArray, imputed, quantification_limits
 from neuralpk.evaluate.metrics import auc_relative_error, interpolate, line_rrmse
@@ -34,7 +33,10 @@ from neuralpk.inference.quantiles import interval
 from neuralpk.inference.uncertainty_draws import drawn_models
 from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
-from neuralpk.task import LatentTask
+
+if TYPE_CHECKING:  # commands that draw estimates do not wait for Lightning
+    from neuralpk.datamodules import CohortDataModule
+    from neuralpk.task import LatentTask
 
 _STUDIES = 1000  # simulated for a check of the population
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from torch import Tensor
@@ -16,7 +16,9 @@ from neuralpk.individual_estimates import IndividualEstimates, PosteriorDraws, d
 from neuralpk.population_model import PopulationModel
 from neuralpk.published_population import PublishedPopulation, equations, read_population
 from neuralpk.tables import read_table
-from neuralpk.task import LatentTask
+
+if TYPE_CHECKING:
+    from neuralpk.task import LatentTask
 
 
 class SavedModel(ABC):
@@ -135,6 +137,8 @@ def read_model(path: str | Path, unverified: bool = False) -> SavedModel:
     """
     path = Path(path)
     if is_archive(path):
+        from neuralpk.task import LatentTask  # Lightning, for which a population file does not wait
+
         return SavedTask(path, LatentTask.load_from_checkpoint(path, map_location="cpu", unverified=unverified))
     if b"\0" in path.read_bytes():
         raise CheckpointError(

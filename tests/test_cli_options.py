@@ -11,7 +11,7 @@ import cli_stub
 import pytest
 import yaml
 
-from neuralpk import saved_model
+from neuralpk import task
 from neuralpk.cli import entry, main, table_commands, training
 from neuralpk.cli.presets import MAIN_JOB
 from neuralpk.cohort import Units
@@ -37,7 +37,7 @@ def stub(tmp_path: Path, monkeypatch) -> Path:
     path.write_text(PRESET)
     original = entry.preset_path
     monkeypatch.setattr(entry, "preset_path", lambda name: str(path) if name == MAIN_JOB else original(name))
-    for module in (saved_model, training):
+    for module in (task, training):
         monkeypatch.setattr(module, "LatentTask", cli_stub.LatentTask)
     folder = tmp_path / "work"
     folder.mkdir()
@@ -325,7 +325,7 @@ def test_reconstruct_hands_over_what_was_asked(capsys, monkeypatch) -> None:
 
     main(["fit"])
     (last,) = Path("lightning_logs").glob("*/checkpoints/last.ckpt")
-    for module in (saved_model, training):
+    for module in (task, training):
         monkeypatch.setattr(module, "LatentTask", Task)
     monkeypatch.setattr(table_commands, "_write", lambda result, out: None)
     monkeypatch.setattr(table_commands, "save_panels", lambda *_: [])
@@ -354,3 +354,8 @@ def test_what_needs_no_torch_does_not_import_it(line: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_commands_on_tables_and_populations_do_not_wait_for_lightning() -> None:
+    code = "import sys, neuralpk.cli.table_commands; raise SystemExit('lightning' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

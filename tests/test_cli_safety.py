@@ -9,7 +9,7 @@ import cli_stub
 import pytest
 import yaml
 
-from neuralpk import saved_model
+from neuralpk import task
 from neuralpk.cli import main, training
 from neuralpk.datamodules import SimulatedPKDataModule as SimulatedData
 
@@ -27,7 +27,7 @@ MARK = "hostile_module_of_this_test"
 @pytest.fixture(autouse=True)
 def _hostile(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for module in (saved_model, training):
+    for module in (task, training):
         monkeypatch.setattr(module, "LatentTask", cli_stub.LatentTask)
     Path(f"{MARK}.py").write_text("raise SystemExit('imported')\n")
     monkeypatch.syspath_prepend(str(tmp_path))

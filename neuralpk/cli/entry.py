@@ -7,8 +7,9 @@ import importlib
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import neuralpk
@@ -193,9 +194,11 @@ def _import(given: Sequence[Argument]) -> None:
 
 
 def _run(command: str, given: list[Argument], presets: list[str]) -> NeuralPKCLI | None:
-    from neuralpk.cli import study_options, table_commands, training
-    from neuralpk.cli.help import print_help
-    from neuralpk.cli.merged_configuration import Configuration, Source
+    """Run a command that needs torch."""
+    if command in TRAINING:
+        return _run_training(command, given, presets)
+    from neuralpk.cli import table_commands
+    from neuralpk.cli.merged_configuration import Configuration
 
     if command == "simulate":
         names = [argument.name for argument in given]
@@ -203,42 +206,69 @@ def _run(command: str, given: list[Argument], presets: list[str]) -> NeuralPKCLI
             command = table_commands.REGIMENS
         elif "regimen" in names:
             raise UsageError("--regimen needs --model FILE, a checkpoint of a training or a population file")
-    trains = command in TRAINING
-    options = training.options(command) if trains else table_commands.options(command)
-    short = study_options.options(command) if trains else {}
-    for argument in given:
-        if argument.name == "help":
-            print_help(command, options, argument.value, table_commands.COMMANDS.get(command), short)
-            return None
-    if command == "fit" and Argument("structure", "help") in given:
-        print(study_options.structures_help())
+    options = table_commands.options(command)
+    if _helps(command, options, given, table_commands.function_of(command)):
         return None
-    prints = any(argument.name == "print_config" for argument in given)
-    given = without(given, "print_config")
-    given = [_of_model(command, options, argument) for argument in given]
-    bare = {name for name, option in options.items() if option.hint is bool}
-    given = [Argument(a.name, "true") if a.value is None and a.name in bare else a for a in given]
-    configuration = Configuration(options, training.defaults() if trains else {})
-    only = () if trains else ("data",)
-    if trains or command == "simulate":
+    given = _completed(command, options, given)
+    configuration = Configuration(options)
+    if command == "simulate":
         _read_first(command, configuration, given, presets)
-    node: dict[str, Any] = {}
-    if trains:
-        node, given = study_options.expanded(command, given)
-    first = 1 + max((k for k, argument in enumerate(given) if argument.name == "config"), default=-1)
-    _take(configuration, given[:first], only)
-    if "data" in node:
-        configuration.values.pop("data", None)
-    # short options override presets and configurations, and are overridden by the long ones
-    configuration.take(node, Source())
-    _take(configuration, given[first:], only)
-    if trains:
-        return training.run(command, configuration, prints)
+    _take(configuration, given, ("data",))
     table_commands.run(command, configuration)
     return None
 
 
-def _take(configuration: Configuration, given: Sequence[Argument], only: Sequence[str]) -> None:
+def _run_training(command: str, given: list[Argument], presets: list[str]) -> NeuralPKCLI | None:
+    """Run a command of Lightning's trainer."""
+    from neuralpk.cli import study_options, training
+    from neuralpk.cli.merged_configuration import Configuration, Source
+
+    options, short = training.options(command), study_options.options(command)
+    if _helps(command, options, given, None, short):
+        return None
+    if command == "fit" and Argument("structure", "help") in given:
+        print(study_options.structures_help())
+        return None
+    prints = any(argument.name == "print_config" for argument in given)
+    given = _completed(command, options, without(given, "print_config"))
+    configuration = Configuration(options, training.defaults())
+    _read_first(command, configuration, given, presets)
+    node, given = study_options.expanded(command, given)
+    first = 1 + max((k for k, argument in enumerate(given) if argument.name == "config"), default=-1)
+    _take(configuration, given[:first])
+    if "data" in node:
+        configuration.values.pop("data", None)
+    # short options override presets and configurations, and are overridden by the long ones
+    configuration.take(node, Source())
+    _take(configuration, given[first:])
+    return training.run(command, configuration, prints)
+
+
+def _helps(
+    command: str,
+    options: Mapping[str, Option],
+    given: Sequence[Argument],
+    function: Callable[..., Any] | None,
+    short: Mapping[str, Option] = MappingProxyType({}),
+) -> bool:
+    """Print the help of a command where it is asked for, and say whether it was."""
+    for argument in given:
+        if argument.name == "help":
+            from neuralpk.cli.help import print_help
+
+            print_help(command, options, argument.value, function, short)
+            return True
+    return False
+
+
+def _completed(command: str, options: Mapping[str, Option], given: Sequence[Argument]) -> list[Argument]:
+    """Arguments with the names of today, and a bare option that is true or false as true."""
+    named = [_of_model(command, options, argument) for argument in given]
+    bare = {name for name, option in options.items() if option.hint is bool}
+    return [Argument(a.name, "true") if a.value is None and a.name in bare else a for a in named]
+
+
+def _take(configuration: Configuration, given: Sequence[Argument], only: Sequence[str] = ()) -> None:
     """Arguments and the configurations that they name, in their order.
 
     Raises:

@@ -8,9 +8,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
+if TYPE_CHECKING:  # tables are estimated without it
+    import lightning as L
 
 INTERRUPTED, TERMINATED = 130, 143
 

@@ -1,4 +1,4 @@
-"""Commands on tables and on files of models: simulate, estimate, population, bootstrap, import, export."""
+"""Commands on tables and on files of models, which run without Lightning where nothing has been trained."""
 
 from __future__ import annotations
 
@@ -24,31 +24,14 @@ from neuralpk.cli.signatures import GIVEN_TO_READ_TABLE, Option, options_of_read
 from neuralpk.cli.stop_signals import leaving_on_sigterm
 from neuralpk.cohort import Units
 from neuralpk.cohort_figures import save_panels
-from neuralpk.datamodules import SimulatedDataModule
 from neuralpk.individual_estimates import OCCASION_TABLE, TABLES, IndividualEstimates
 from neuralpk.published_population import write_population
 from neuralpk.rxode2 import export_rxode2, import_rxode2
 from neuralpk.saved_model import read_model
 from neuralpk.solve import SolveError
 from neuralpk.tables import read_table
-from neuralpk.tables.batchwise_writing import write_frames
 
 _PANELS = 15
-
-
-def simulate(data: SimulatedDataModule, out: Path, seed: int | None = None) -> None:
-    """Write a simulated cohort as an event table, part by part: it may be larger than the memory. The course of
-    patients under regimens, by a model: neuralpk simulate --model --help.
-
-    Args:
-        data: what to simulate.
-        out: CSV or Parquet file to write.
-        seed: of the patients; null for that of the data.
-    """
-    data.seed = data.seed if seed is None else seed
-    subjects, size = data.subjects + data.test_subjects, 10_000
-    write_frames(track(data.frames(size), "simulate", total=-(-subjects // size), disable=subjects <= size), out)
-    print(f"{subjects} subjects written to {out}")
 
 
 def estimate(
@@ -172,7 +155,6 @@ REGIMENS = "simulate --model"
 """The command ``simulate`` where it is given a model."""
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "simulate": simulate,
     REGIMENS: simulate_regimens,
     "dose": dose,
     "estimate": estimate,
@@ -193,9 +175,18 @@ _WRITTEN = {
 """Files of the commands whose ``--out`` is a folder."""
 
 
+def function_of(command: str) -> Callable[..., None]:
+    """The function of a command."""
+    if command == "simulate":
+        from neuralpk.cli.cohort_command import simulate  # its data modules are Lightning's
+
+        return simulate
+    return COMMANDS[command]
+
+
 def options(command: str) -> dict[str, Option]:
     """Options of a command."""
-    return options_of_reader(COMMANDS[command]) | {OVERWRITE.name: OVERWRITE}
+    return options_of_reader(function_of(command)) | {OVERWRITE.name: OVERWRITE}
 
 
 def run(command: str, configuration: Configuration) -> None:
@@ -204,7 +195,7 @@ def run(command: str, configuration: Configuration) -> None:
     Raises:
         UsageError: an option that is missing or does not fit; an ``--out`` that cannot be written.
     """
-    function, values = COMMANDS[command], configuration.finish()
+    function, values = function_of(command), configuration.finish()
     overwrite = bool(values.pop(OVERWRITE.name, False))
     parser = ArgumentParser(exit_on_error=False)
     own = inspect.signature(function).parameters
