@@ -253,7 +253,7 @@ def test_the_commands_write_a_population_file_and_a_function(tmp_path: Path, cap
     assert import_rxode2(back).typical == read_population(out).typical
     source.write_text("m <- function() {\n  ini({ a ~ 0.1 | occ })\n}", encoding="utf-8")
     with pytest.raises(SystemExit) as stopped:
-        main(["import", "--function", str(source), "--out", str(out)])
+        main(["import", "--function", str(source), "--out", str(tmp_path / "other.yaml")])
     assert stopped.value.code == 1
     assert "the model has no model({…})" in capsys.readouterr().err
 
