@@ -138,7 +138,7 @@ class Truth:
 class Occasion(NamedTuple):
     """A stretch of the records of one subject on one occasion.
 
-    Args:
+    Attributes:
         start: time of its first record.
         label: of the occasion; a label that comes again means the same occasion again.
         row: order of its first record among those of the same time; records with a smaller row belong to the stretch
