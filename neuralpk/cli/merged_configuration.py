@@ -214,6 +214,8 @@ class _Setter:
                 raise UsageError(
                     f"{self.source.name(where)} takes class_path and init_args ({words(hint)}); got {value!r:.80}"
                 )
+        if not slot and isinstance(value, str) and takes_text(hint):
+            return self._text(value, where)
         if not slot:  # one object for a list of them
             if items is None:
                 raise UsageError(f"{self.source.name(where)} takes {words(hint)}; got {value!r:.80}")

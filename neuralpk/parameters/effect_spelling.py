@@ -19,7 +19,7 @@ from neuralpk.parameters.network_effect import NetworkEffect
 from neuralpk.part import describe, did_you_mean, make, option_names
 from neuralpk.scaling import Scaling
 
-Effects = Literal["all"] | dict[str, Any]
+Effects = Literal["all"] | dict[str, list[str | CovariateEffect] | dict[str, Any] | float | str]
 """``{PARAMETER: [COVARIATE, …]}``, ``{PARAMETER: {COVARIATE: …}}`` or ``{"PARAMETER~COVARIATE": …}``."""
 
 KINDS: dict[str, type[CovariateEffect]] = {

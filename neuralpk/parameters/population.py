@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -352,7 +352,7 @@ class PopulationParameters(Part, nn.Module):
             {name: omega.get(name, 0.0) for name in typical},
             learned=False,
             distributions=dict(distributions or {}),
-            effects=dict(asked),
+            effects=cast(Effects, asked),
             correlation={f"{a}~{b}": value for (a, b), value in (correlation or {}).items()},
             kappa=dict(kappa or {}),
             occasions=occasions,
