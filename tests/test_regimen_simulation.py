@@ -84,6 +84,16 @@ def test_exposure_of_boluses_has_its_closed_form(typical):
     np.testing.assert_allclose(found["PABOVE"], found["TABOVE"] / 0.12)
 
 
+def test_peak_and_trough_of_an_infusion_longer_than_its_interval_are_exact(typical):
+    found = curve(typical, "100 mg q12h ss, infusion 18 h").exposure
+    # two infusions run until 6 h, one until 12 h; rate / CL, and what is left after 6 h
+    level, left = 100 / 18 / 2.0, np.exp(-0.2 * 6)
+    trough = level * (1 + 2 * left) / (1 + left)
+    exact = {"AUC": 50.0, "CTROUGH": trough, "CMAX": trough * left + 2 * level * (1 - left), "TMAX": 6.0}
+    for name, value in exact.items():
+        np.testing.assert_allclose(found[name].item(), value, rtol=1e-7, err_msg=name)
+
+
 def test_peak_between_two_points_is_found():
     grid = ExposureGrid.of((0.0, 24.0), [])
     ka, k = 1.3, 0.2
@@ -121,6 +131,10 @@ def test_covariates_of_a_table_and_amounts_per_kg():
     np.testing.assert_allclose(area, 140 / 2.0, rtol=1e-7)
     flat = curve(people, "140 mg q12h ss").exposure["AUC"].ravel()
     np.testing.assert_allclose(flat, 140 / (2.0 * np.array([50, 100, 50, 100]) / 70), rtol=1e-7)
+    # an empty body has the last weight of its patient, in the clearance and in the amount
+    heavier = Cohort((Subject("1", NOTHING, NOTHING, covariates={"WT": ((0.0, 50.0), (10.0, 100.0))}),))
+    patient = SimulatedPatients(heavier, [model], [torch.zeros(1, 1, model.latent_size)])
+    np.testing.assert_allclose(curve(patient, "2 mg/kg q12h ss").exposure["AUC"].item(), 140 / 2.0, rtol=1e-7)
     with pytest.raises(ValueError, match="covariate WT"):
         curve(SimulatedPatients.typical(model_of()), "2 mg/kg")
 

@@ -184,8 +184,7 @@ def _candidates(
 ) -> list[dict[str, object]]:
     """A row for each patient and dose of one interval."""
     last = course.times[-1]
-    events = [*course.times, *(time + course.duration for time in course.times)]
-    grid = ExposureGrid.of((last, course.end), events)
+    grid = ExposureGrid.of((last, course.end), course.events)
     rows: list[dict[str, object]] = []
     for dose, curve in _curves(patients, course, doses, grid, starts, seed):
         values = _grouped(patients, target.values(grid, curve))

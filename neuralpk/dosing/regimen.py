@@ -15,6 +15,7 @@ each other after ``then``; one dose without an interval is followed after the in
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,6 +96,16 @@ class Course:
         """End of the last dosing interval; the time of the dose for one without interval."""
         return self.start + self.count * self.interval
 
+    @property
+    def events(self) -> list[float]:
+        """Times since the start of the regimen at which a dose is given or an infusion ends, in order; at steady state
+        also the ends of the infusions that began before."""
+        ends = [time + self.duration for time in self.times] if self.duration else []
+        if self.steady_state:
+            running = math.ceil(self.duration / self.interval) - 1
+            ends += [self.start + self.duration - k * self.interval for k in range(1, running + 1)]
+        return sorted({*self.times, *ends})
+
 
 @dataclass(frozen=True)
 class Regimen:
@@ -164,8 +175,7 @@ class Regimen:
 
     def events(self) -> list[float]:
         """Times since the start at which a dose is given or an infusion ends, in order."""
-        ends = [time + course.duration for course in self.courses if course.duration for time in course.times]
-        return sorted({*self.times(), *ends})
+        return sorted({event for course in self.courses for event in course.events})
 
     def doses(self, start: float = 0.0, weight: float | None = None) -> tuple[Dose, ...]:
         """The dose records, each dose one record.

@@ -155,13 +155,14 @@ class SimulatedPatients:
         people = []
         for k, subject in enumerate(self.cohort):
             start = 0.0 if starts is None else float(starts[k])
-            weight = _at(subject.covariates.get(WEIGHT), start)
-            given = regimen.doses(start, weight)
             if starts is None:
+                constant = _constant(subject)
+                given = regimen.doses(start, constant.get(WEIGHT))
                 # a record without a value: the clock begins with the regimen
-                own: dict[str, Any] = {"covariates": _constant(subject), "occasions": (Occasion(0.0, _REGIMEN),)}
+                own: dict[str, Any] = {"covariates": constant, "occasions": (Occasion(0.0, _REGIMEN),)}
                 people.append(Subject(subject.id, np.array([0.0]), np.array([np.nan]), given, **own))
                 continue
+            given = regimen.doses(start, _at(subject.covariates.get(WEIGHT), start))
             before = [dose for dose in written_out(subject.doses) if dose.time < start]
             late = subject.times >= start
             values = np.where(late, np.nan, subject.values)
