@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from neuralpk.cohort import FloatArray
-from neuralpk.dosing.regimen import Course, Regimen
+from neuralpk.dosing.regimen import Course, Regimen, time_in
 from neuralpk.dosing.regimen_simulation import course_values
 from neuralpk.dosing.simulated_patients import SimulatedPatients
 from neuralpk.dosing.target import Target
@@ -76,11 +76,21 @@ class DoseSelection:
             return f"{who}no dose reaches {self.target.name}: none of the candidates keeps {said}"
         dose = f"{row['DOSE']:g} {units.amount} every {row['EVERY']:g} {units.time}"
         reach = f"{100 * row['PROB']:.0f} % (median {row['MEDIAN']:.4g}, 90 % {row['LO90']:.4g} to {row['HI90']:.4g})"
+        if not row["PROB"]:
+            own = self.candidates[(self.candidates["ID"] == row["ID"]) & self.candidates["KEPT"]]["MEDIAN"]
+            tried = "candidates that keep the limits" if self.limits else "candidates"
+            return (
+                f"{who}no dose reaches {self.target.name}: none of the {tried} does so in any draw; their medians go "
+                f"from {own.min():.4g} to {own.max():.4g}"
+            )
         if not row["REACHED"]:
             wanted = f"{100 * self.at_least:g} %"
             return f"{who}no dose reaches {self.target.name} with {wanted}; the most probable is {dose} with {reach}"
-        loading, first = "", row.get("LOADING", np.nan)
-        if not np.isnan(first):
+        loading, first = "", row.get("LOADING")
+        if first is not None and np.isnan(first):
+            said = "; ".join(limit.name for limit in self.limits)
+            loading = f"; in the first interval no dose keeps {said}"
+        elif first is not None:
             same = "no loading dose" if first == row["DOSE"] else f"a loading dose of {first:g} {units.amount}"
             loading = f"; in the first interval {same} does so with {100 * row['PROB_LOADING']:.0f} %"
         return f"{who}{dose} reaches {self.target.name} with {reach}{loading}"
@@ -115,11 +125,11 @@ def select_doses(
         infusion: duration, time unit; 0 for none.
         compartment: where it goes, counted from 1.
         starts: when the next dose is given on the clock of the patients; default when it is due
-            (`SimulatedPatients.next_doses`). Not used at steady state.
+            (`SimulatedPatients.next_doses`). At steady state that of the loading dose.
         loading: amounts of a loading dose, which is to reach the target in the first interval; the chosen dose itself
             is a candidate too.
         at_least: probability of the target below which no dose reaches it.
-        greatest_daily: most amount per 24 h of the unit h, per 1 d of the unit d; None for no bound.
+        greatest_daily: most amount in 24 h of the candidates, not of a loading dose; None for no bound.
         seed: of the paths of a stochastic dynamics.
 
     Raises:
@@ -129,11 +139,13 @@ def select_doses(
     doses, every, limits = sorted(set(doses)), sorted(set(every)), tuple(limits)
     if not doses or not every or min(doses) < 0 or min(every) <= 0 or (loading and min(loading) < 0):
         raise ValueError(f"doses are 0 or above and intervals above 0; got doses {doses}, every {every}")
+    if starts is not None and when == "steady" and not loading:
+        raise ValueError("starts: a steady state does not start at a time; leave it out, or ask for the next interval")
     if not (when in ("steady", "next") or (isinstance(when, int) and when >= 1)):
         raise ValueError(f"when is 'steady', 'next' or a number of doses, not {when!r}")
     if not 0 <= at_least <= 1:
         raise ValueError(f"at_least is a probability between 0 and 1, not {at_least}")
-    day = {"h": 24.0, "d": 1.0, "min": 1440.0}.get(patients.cohort.units.time, 24.0)
+    greatest_rate = np.inf if greatest_daily is None else greatest_daily / time_in(24.0, "h", patients.cohort.units)
     given = patients.kind == "patients" and (when != "steady" or bool(loading))
     begin = None
     if given:
@@ -145,7 +157,7 @@ def select_doses(
         begin = np.array(begin)
     rows = []
     for tau in every:
-        allowed = [dose for dose in doses if greatest_daily is None or dose * day / tau <= greatest_daily * (1 + 1e-9)]
+        allowed = [dose for dose in doses if dose / tau <= greatest_rate * (1 + 1e-9)]
         if not allowed:
             continue
         course = Course(1.0, tau, 1, infusion, 0.0, compartment, steady_state=when == "steady")

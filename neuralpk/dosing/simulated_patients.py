@@ -136,7 +136,9 @@ class SimulatedPatients:
             if planned:
                 found.append(planned[0])
             elif doses and not gap:
-                raise ValueError(f"subject {subject.id}: one dose does not say when the next is due; give its time")
+                raise ValueError(
+                    f"subject {subject.id}: one dose does not say when the next is due; give its time (start)"
+                )
             else:
                 found.append(doses[-1].time + gap if doses else max(last, 0.0))
         return np.array(found)
