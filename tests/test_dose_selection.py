@@ -246,6 +246,8 @@ def test_the_command_chooses_for_the_population_and_for_patients(tmp_path, monke
     for options, code, message in (
         (["--doses", "500:2000:400"], 2, "--doses takes 500:2000:250"),
         (["--start", "3"], 2, "--table"),
+        (["--table", "T.csv", "--start", "12"], 2, "it goes with --when next"),
+        (["--at_least", "0.9"], 2, "is in percent: 90"),
         (["--limit", "trough < 20"], 1, "with which probability"),
         (["--target", "AUC"], 1, "is not understood"),
     ):

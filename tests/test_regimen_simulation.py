@@ -150,6 +150,12 @@ def test_a_rule_halves_the_doses_after_a_high_trough(typical):
     assert (skipped["DOSE"].item(), skipped["CHANGES"].item()) == (200.0, 2.0)
     raised = curve(typical, "100 mg q12h x 2", rule=AdaptiveRule.parse("trough < 5 mg/L: dose x 3")).exposure
     assert raised["DOSE"].item() == 400.0
+    # two doses at one time are changed together, and the first has no trough
+    halves = "60 mg q12h x 3; 40 mg q12h x 3 at 0 h"
+    both = curve(typical, halves, rule=AdaptiveRule.parse("trough > 0.1: dose x 0.5")).exposure
+    assert (both["DOSE"].item(), both["CHANGES"].item()) == (175.0, 2.0)
+    neither = curve(typical, halves, rule=AdaptiveRule.parse("trough > 0.1: skip, at most 1 times")).exposure
+    assert (neither["DOSE"].item(), neither["CHANGES"].item()) == (200.0, 1.0)
     for text, message in (("trough 5", "is no rule"), ("trough > 5 ng/mL: skip", "in mg/L, not ng/mL")):
         with pytest.raises(ValueError, match=message):
             AdaptiveRule.parse(text)
@@ -174,6 +180,8 @@ def test_given_patients_keep_what_is_in_them():
 def test_what_is_missing_is_asked_for(typical):
     with pytest.raises(ValueError, match="until when"):
         simulate_regimens(typical, [Regimen.parse("100 mg")])
+    with pytest.raises(ValueError, match="a time after the start of the regimen, not -5"):
+        simulate_regimens(typical, [Regimen.parse("100 mg q12h x 2")], until=-5.0)
     with pytest.raises(ValueError, match="one regimen or more"):
         simulate_regimens(typical, [])
     with pytest.raises(ValueError, match="one patient or more"):

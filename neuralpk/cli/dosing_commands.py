@@ -141,10 +141,14 @@ def dose(
     print(saved.description)
     wanted = Target.parse(target, saved.units)
     limits = [Target.parse(one, saved.units, limit=True) for one in (limit or "").split(";") if one.strip()]
-    who = "population" if table is None else "patients"
-    people = _patients(saved, who, table, subjects, patient, draws, seed, False, reading)
     if start is not None and table is None:
         raise UsageError("--start is a time of the patients of a --table")
+    if start is not None and when == "steady" and not loading:
+        raise UsageError("--start says when the next dose is given: it goes with --when next, --when 3 or --loading")
+    if 0 < at_least < 1:
+        raise UsageError(f"--at_least is in percent: {100 * at_least:g}, not {at_least:g}")
+    who = "population" if table is None else "patients"
+    people = _patients(saved, who, table, subjects, patient, draws, seed, False, reading)
     found = select_doses(
         people,
         wanted,
