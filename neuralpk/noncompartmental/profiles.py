@@ -132,6 +132,9 @@ def _of_endpoint(
     negative = value < 0
     if negative.any():
         notes.append(f"subject {subject.id}: {int(negative.sum())} negative values are left out")
+    early = (time < given[0].time) & (value > 0)
+    if early.any():
+        notes.append(f"subject {subject.id}: {int(early.sum())} values before the first dose are left out")
     for k, one in enumerate(given):
         following = given[k + 1] if k + 1 < len(given) else None
         kind: Route = "infusion" if one.duration else route
