@@ -64,6 +64,11 @@ class Dose:
     reset: bool = False
     row: int = 0
 
+    @property
+    def infused_over(self) -> float:
+        """Duration of the infusion as the record states it, bioavailability aside; 0 for a bolus."""
+        return self.amount / self.rate if self.rate else self.duration
+
     def __post_init__(self) -> None:
         numbers = (self.time, self.amount, self.rate, self.duration, self.interval)
         if not all(np.isfinite(numbers)):

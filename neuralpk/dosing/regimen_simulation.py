@@ -180,7 +180,9 @@ def simulate_regimens(
     if until is not None and not until > 0:
         raise ValueError(f"until is the end of the curves, a time after the start of the regimen, not {until:g}")
     if not horizon > 0:
-        raise ValueError("until when? These regimens have no dosing interval, so that their end must be given (until)")
+        raise ValueError(
+            "until when? The last dose of these regimens has no interval, so that their end must be given (until)"
+        )
     if starts is not None:
         starts = np.broadcast_to(np.asarray(starts, float), (len(patients.cohort),)).copy()
     times = _curve_times(regimens, horizon)

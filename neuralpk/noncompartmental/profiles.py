@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from neuralpk.cohort import Cohort, Dose, FloatArray, Subject, written_out
+from neuralpk.cohort import Cohort, FloatArray, Subject, written_out
 from neuralpk.noncompartmental.profile_analysis import Route
 
 Below = Literal["missing", "zero"]
@@ -94,7 +94,7 @@ def _given(subject: Subject, steady_from: float | None, notes: list[str]) -> Ite
     before: _Given | None = None
     for k, group in enumerate(amounts):
         real = [dose for dose in group if dose.amount > 0]
-        durations = {_duration(dose) for dose in real}
+        durations = {dose.infused_over for dose in real}
         if len(durations) > 1:
             notes.append(f"subject {subject.id}: doses of several durations at TIME {real[0].time:g} are left out")
             before = None
@@ -113,10 +113,6 @@ def _given(subject: Subject, steady_from: float | None, notes: list[str]) -> Ite
         first = (k == 0 or emptied) and not stated
         before = _Given(time, real[0].row, amount, durations.pop(), tau, first, bool(steady))
         yield before
-
-
-def _duration(dose: Dose) -> float:
-    return dose.amount / dose.rate if dose.rate else dose.duration
 
 
 def _of_endpoint(
