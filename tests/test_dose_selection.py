@@ -148,13 +148,14 @@ def test_next_dose_counts_what_is_left_and_a_loading_dose_fills_up():
     loaded = select_doses(people, target, DOSES, [12.0], loading=[1000.0, 1500.0, 3000.0], starts=500.0)
     row = loaded.chosen().iloc[0]
     assert (row["DOSE"], row["LOADING"]) == (1250.0, 1500.0)
-    assert "in the first interval a loading dose of 1500 mg" in loaded.sentences()[0]
+    assert row["START"] == 500.0 and early.sentences()[0].count(" from 12 h on ") == 1
+    assert "in the first interval from 500 h on a loading dose of 1500 mg" in loaded.sentences()[0]
     alone = select_doses(people, target, DOSES, [12.0], loading=[3000.0], starts=500.0)
-    assert "in the first interval no loading dose" in alone.sentences()[0]
+    assert "in the first interval from 500 h on no loading dose" in alone.sentences()[0]
     # 22 mg/L are left after 3 h, and 500 mg add 17
     low = [Target.parse("Cmax < 30 with 90 %", limit=True)]
     full = select_doses(people, Target.parse("average > 1"), [500.0], [24.0], loading=[3000.0], starts=3.0, limits=low)
-    assert full.sentences()[0].endswith("; in the first interval no dose keeps Cmax < 30 with 90 %")
+    assert full.sentences()[0].endswith("; in the first interval from 3 h on no dose keeps Cmax < 30 with 90 %")
     third = select_doses(people, target, DOSES, [12.0], when=3, starts=500.0).candidates["MEDIAN"]
     assert (third > none).all()
 

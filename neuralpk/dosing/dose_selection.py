@@ -40,6 +40,7 @@ class DoseSelection:
             quantity of the target), CHOSEN.
         loading: the same for loading doses before the chosen regimen; empty where none is asked for.
         at_least: probability of the target below which it is not reached.
+        starts: when the next dose is given on the clock of each patient, ``[subject]``; None where it does not count.
     """
 
     patients: SimulatedPatients
@@ -48,16 +49,28 @@ class DoseSelection:
     candidates: pd.DataFrame
     loading: pd.DataFrame
     at_least: float
+    starts: FloatArray | None = None
 
     def chosen(self) -> pd.DataFrame:
-        """One row for each patient: ID, DOSE, EVERY, PROB, REACHED (a candidate keeps the limits and has at least the
-        wanted probability), MEDIAN, LO90, HI90, and LOADING (the chosen DOSE where none is better) and its
-        PROB_LOADING where asked for. DOSE is empty where no
-        candidate keeps the limits."""
+        """One row for each patient: ID, START (of the next dose, where it counts), DOSE, EVERY, PROB, REACHED (a
+        candidate keeps the limits and has at least the wanted probability), MEDIAN, LO90, HI90, and LOADING (the chosen
+        DOSE where none is better) and its PROB_LOADING where asked for. DOSE is empty where no candidate keeps the
+        limits."""
         rows = self.candidates[self.candidates["CHOSEN"]].set_index("ID")
         found = rows.reindex(self.patients.groups())
         found["REACHED"] = found["PROB"] >= self.at_least
-        columns = ["DOSE", "EVERY", "PROB", "REACHED", "MEDIAN", "LO90", "HI90"]
+        if self.starts is not None:
+            found["START"] = self.starts
+        columns = [
+            *(["START"] if "START" in found else []),
+            "DOSE",
+            "EVERY",
+            "PROB",
+            "REACHED",
+            "MEDIAN",
+            "LO90",
+            "HI90",
+        ]
         if len(self.loading):
             load = self.loading[self.loading["CHOSEN"]].set_index("ID").reindex(found.index)
             found = found.assign(LOADING=load["DOSE"], PROB_LOADING=load["PROB"])
@@ -74,7 +87,9 @@ class DoseSelection:
         if np.isnan(row["DOSE"]):
             said = "; ".join(limit.name for limit in self.limits)
             return f"{who}no dose reaches {self.target.name}: none of the candidates keeps {said}"
+        since = f" from {row['START']:g} {units.time} on" if "START" in row else ""
         dose = f"{row['DOSE']:g} {units.amount} every {row['EVERY']:g} {units.time}"
+        dose += "" if "LOADING" in row else since
         reach = f"{100 * row['PROB']:.0f} % (median {row['MEDIAN']:.4g}, 90 % {row['LO90']:.4g} to {row['HI90']:.4g})"
         if not row["PROB"]:
             own = self.candidates[(self.candidates["ID"] == row["ID"]) & self.candidates["KEPT"]]["MEDIAN"]
@@ -89,10 +104,10 @@ class DoseSelection:
         loading, first = "", row.get("LOADING")
         if first is not None and np.isnan(first):
             said = "; ".join(limit.name for limit in self.limits)
-            loading = f"; in the first interval no dose keeps {said}"
+            loading = f"; in the first interval{since} no dose keeps {said}"
         elif first is not None:
             same = "no loading dose" if first == row["DOSE"] else f"a loading dose of {first:g} {units.amount}"
-            loading = f"; in the first interval {same} does so with {100 * row['PROB_LOADING']:.0f} %"
+            loading = f"; in the first interval{since} {same} does so with {100 * row['PROB_LOADING']:.0f} %"
         return f"{who}{dose} reaches {self.target.name} with {reach}{loading}"
 
 
@@ -182,7 +197,7 @@ def select_doses(
             found = _candidates(patients, course, sorted({*loading, *own.values()}), target, limits, begin, seed)
             extra += [r for r in found if r["ID"] in own and (r["DOSE"] in loading or r["DOSE"] == own[r["ID"]])]
     load = _choose(pd.DataFrame(extra)) if extra else pd.DataFrame()
-    return DoseSelection(patients, target, limits, candidates, load, at_least)
+    return DoseSelection(patients, target, limits, candidates, load, at_least, begin)
 
 
 def _candidates(
