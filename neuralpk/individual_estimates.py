@@ -567,5 +567,5 @@ def _curve_times(subject: Subject, times: Sequence[float] | None) -> FloatArray:
     even = np.linspace(subject.start, last, _POINTS)
     # far enough that single precision keeps the two apart
     before = given - _JUST_BEFORE * max(last - subject.start, 1e-300)
-    every = np.concatenate([even, subject.times, given, before, [dose.time + dose.infused_over for dose in doses]])
+    every = np.concatenate([even, subject.times, given, before, *(dose.infusion_ends for dose in doses)])
     return np.unique(every[(every >= subject.start) & (every <= last)])

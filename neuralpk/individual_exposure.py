@@ -80,7 +80,7 @@ def _intervals(subject: Subject) -> _Intervals:
     last = max([*subject.times[-1:], *(dose.time for dose in given)], default=subject.start)
     starts = sorted({dose.time for dose in given if dose.time < last})
     cuts = [subject.start, *(start for start in starts if start > subject.start), last]
-    ends = [end for dose in given if subject.start < (end := dose.time + dose.infused_over) < last]
+    ends = [end for dose in given for end in dose.infusion_ends if subject.start < end < last]
     pieces = max(1, len(cuts) - 1 + len(set(ends) - set(cuts)))
     nodes = int(np.clip(_MOST_NODES / (4 * pieces), 3, NODES))
     kept = [(low, high) for low, high in pairwise(cuts) if high > low]

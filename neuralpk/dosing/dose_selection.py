@@ -211,7 +211,7 @@ def _candidates(
 ) -> list[dict[str, object]]:
     """A row for each patient and dose of one interval."""
     last = course.times[-1]
-    grid = ExposureGrid.of((last, course.end), course.events)
+    grid = ExposureGrid.of((last, course.end), Regimen((course,)).events())
     rows: list[dict[str, object]] = []
     for dose, curve in _curves(patients, course, doses, grid, starts, seed):
         values = _grouped(patients, target.values(grid, curve))

@@ -15,7 +15,6 @@ each other after ``then``; one dose without an interval is followed after the in
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,16 +96,6 @@ class Course:
         """End of the last dosing interval; the time of the dose for one without interval."""
         return self.start + self.count * self.interval
 
-    @property
-    def events(self) -> list[float]:
-        """Times since the start of the regimen at which a dose is given or an infusion ends, in order; at steady state
-        also the ends of the infusions that began before."""
-        ends = [time + self.duration for time in self.times] if self.duration else []
-        if self.steady_state:
-            running = math.ceil(self.duration / self.interval) - 1
-            ends += [self.start + self.duration - k * self.interval for k in range(1, running + 1)]
-        return sorted({*self.times, *ends})
-
 
 @dataclass(frozen=True)
 class Regimen:
@@ -170,13 +159,9 @@ class Regimen:
         end = self.end
         return None if end is None else (max(course.times[-1] for course in self.courses), end)
 
-    def times(self) -> list[float]:
-        """Of all doses since the start, in order."""
-        return sorted({time for course in self.courses for time in course.times})
-
     def events(self) -> list[float]:
         """Times since the start at which a dose is given or an infusion ends, in order."""
-        return sorted({event for course in self.courses for event in course.events})
+        return sorted({event for dose in self.doses(weight=1.0) for event in (dose.time, *dose.infusion_ends)})
 
     def doses(self, start: float = 0.0, weight: float | None = None) -> tuple[Dose, ...]:
         """The dose records, each dose one record.
