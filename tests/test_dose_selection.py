@@ -77,6 +77,7 @@ def test_texts_of_targets(text, quantity, low, high, per):
 
 def test_texts_of_limits_outputs_and_other_units():
     assert Target.parse("trough < 20 with 95%", limit=True).probability == 0.95
+    assert Target.parse("trough < 20 mg/L with probability 95 %", limit=True).probability == 0.95
     assert Target.parse("DVID 2 trough > 30").endpoint == 2
     assert Target.parse("AUC24 4-6", Units("d", "mg", "mg/L")).per == 1.0
     for text, limit, message in (
@@ -122,7 +123,7 @@ def test_a_limit_leaves_out_what_breaks_it_and_no_dose_is_said(population):
     low = select_doses(population, AUC24, DOSES[:2], [24.0], at_least=0.5)
     assert "no dose reaches AUC24 400-600 with 50 %; the most probable is 750 mg every 24 h" in low.sentences()[0]
     far = select_doses(population, Target.parse("AUC24 > 90000"), DOSES[:2], [24.0])
-    assert "none of the candidates does so in any draw; their medians go from 12" in far.sentences()[0]
+    assert "none of the candidates does so in any draw; the lowest median is 12" in far.sentences()[0]
     assert len(select_doses(population, AUC24, DOSES, [8.0, 24.0], greatest_daily=2000).candidates) == 7 + 1
     days = SimulatedPatients.population(population.models[0], 3, units=Units("days", "mg", "mg/L"))
     assert len(select_doses(days, AUC24, DOSES, [1 / 3, 1.0], greatest_daily=2000).candidates) == 7 + 1
@@ -239,6 +240,10 @@ def test_the_command_chooses_for_the_population_and_for_patients(tmp_path, monke
     assert "every 24 h" in said.out and "no medical advice" in said.err
     table = pd.read_csv("a/candidates.csv")
     assert len(table) == 8 and {"LIMIT_1", "LIMIT_2", "KEPT"} <= set(table)
+    main(
+        [*line, "--subjects", "200", "--limit", "trough < 20 with 90%", "--limit", "Cmax < 80 with 90%", "--out", "a2"]
+    )
+    pd.testing.assert_frame_equal(pd.read_csv("a2/candidates.csv"), table)
     assert Path("a/doses.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.warns(UserWarning, match="subject 2 .*unlike the population"):
         main([*line, "--table", "T.csv", "--draws", "50", "--when", "next", "--start", "12", "--out", "b"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -122,7 +123,8 @@ def dose(
         out: folder for doses.csv (the choice of each patient), candidates.csv (every dose and interval with its
             probabilities) and the figure doses.png.
         table: event table of the patients with their doses and samples so far; null for the population.
-        limit: what must hold with a probability, "trough < 20 with 95%"; several with ; between them.
+        limit: what must hold with a probability, "trough < 20 with 95%"; several with ; between them, or each with a
+            --limit of its own.
         when: steady for steady state, next for the interval after the next dose, or a number of doses from now.
         infusion: duration of each dose; 0 for none.
         compartment: where doses go, counted from 1.
@@ -140,7 +142,7 @@ def dose(
     saved = read_model(model, unverified)
     print(saved.description)
     wanted = Target.parse(target, saved.units)
-    limits = [Target.parse(one, saved.units, limit=True) for one in (limit or "").split(";") if one.strip()]
+    limits = [Target.parse(one, saved.units, limit=True) for one in re.split("[;,]", limit or "") if one.strip()]
     if start is not None and table is None:
         raise UsageError("--start is a time of the patients of a --table")
     if start is not None and when == "steady" and not loading:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import neuralpk
-from neuralpk.cli.argument_tokens import Argument, split, values, without
+from neuralpk.cli.argument_tokens import Argument, joined, split, values, without
 from neuralpk.cli.faults import UsageError, sentence
 from neuralpk.cli.presets import MAIN_JOB, PRESETS, preset_path
 from neuralpk.part import did_you_mean
@@ -203,6 +203,8 @@ def _run(command: str, given: list[Argument], presets: list[str]) -> NeuralPKCLI
             command = table_commands.REGIMENS
         elif "regimen" in names:
             raise UsageError("--regimen needs --model FILE, a checkpoint of a training or a population file")
+    if command == "dose":  # the last limit alone would hold
+        given = joined(given, "limit", "; ")
     trains = command in TRAINING
     options = training.options(command) if trains else table_commands.options(command)
     short = study_options.options(command) if trains else {}

@@ -95,8 +95,8 @@ class DoseSelection:
             own = self.candidates[(self.candidates["ID"] == row["ID"]) & self.candidates["KEPT"]]["MEDIAN"]
             tried = "candidates that keep the limits" if self.limits else "candidates"
             return (
-                f"{who}no dose reaches {self.target.name}: none of the {tried} does so in any draw; their medians go "
-                f"from {own.min():.4g} to {own.max():.4g}"
+                f"{who}no dose reaches {self.target.name}: none of the {tried} does so in any draw; the lowest median "
+                f"is {own.min():.4g}, the highest {own.max():.4g}"
             )
         if not row["REACHED"]:
             wanted = f"{100 * self.at_least:g} %"

@@ -40,7 +40,7 @@ _RANGE = re.compile(
     rf"(?:(?P<sign>[<>≤≥])=?\s*(?P<one>{_NUMBER[1:-1]})|(?P<low>{_NUMBER[1:-1]})\s*(?:-|–|to)\s*(?P<high>{_NUMBER[1:-1]}))"
     r"\s*(?P<unit>\S.*)?"
 )
-_WITH = re.compile(r"\s+with\s+" + _NUMBER + r"\s*%\s*$", re.IGNORECASE)
+_WITH = re.compile(r"\s+with\s+(?:probability\s+)?" + _NUMBER + r"\s*%\s*$", re.IGNORECASE)
 _FORMS = "'AUC24 400-600', 'trough > 10', 'Cmax 20 to 30', 'average > 5', 'time above 4 > 50 %', 'DVID 2 trough > 30'"
 
 
@@ -85,7 +85,7 @@ class Target:
         with_probability = _WITH.search(said)
         if (with_probability is not None) != limit:
             raise ValueError(
-                f"limit: with which probability must {said!r} hold? Write '{said} with 95 %'"
+                f"limit: with which probability must {said!r} hold? Write '{said.split(' with ')[0]} with 95 %'"
                 if limit
                 else f"target: {said!r} has a probability as a limit has; a target is reached as probably as can be"
             )
