@@ -171,6 +171,8 @@ def test_given_patients_keep_what_is_in_them():
     nothing = simulate_regimens(people, [Regimen.parse("none")], until=10.0, starts=24.0)
     np.testing.assert_allclose(nothing.courses[0].curve[0, 0, 0, 0], estimates.ipred[0, 0, 0], rtol=0.03)
     assert people.next_doses().tolist() == [12.0]
+    with pytest.raises(ValueError, match="subject 7: the regimen starts at -5, before the first record at 0"):
+        simulate_regimens(people, [Regimen.parse("100 mg q12h x 1")], starts=-5.0)
     given = simulate_regimens(people, [Regimen.parse("100 mg q12h x 1")], starts=24.0).courses[0]
     alone = simulate_regimens(people, [Regimen.parse("100 mg q12h x 1")]).courses[0]
     rest = np.interp(0.0, nothing.times, nothing.courses[0].curve[0, 0, :, 0])
@@ -222,7 +224,8 @@ def folder(tmp_path, monkeypatch):
 def test_the_command_follows_a_typical_patient_a_population_and_given_patients(folder, capsys):
     line = ["simulate", "--model", "pop.yaml", "--regimen", "100 mg q12h x 3 | 1.5 mg/kg q12h x 3", "--above", "3"]
     main([*line, "--patient", "{WT: 80}", "--out", "a"])
-    assert "Covariates: WT 80" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Covariates: WT 80" in said and "Last dosing intervals of" not in said
     rows = pd.read_csv("a/exposures.csv")
     area = rows[rows["METRIC"] == "AUC"].set_index("REGIMEN")["MEDIAN"]
     np.testing.assert_allclose(area.iloc[1], 1.2 * area.iloc[0], rtol=1e-6)
@@ -247,6 +250,8 @@ def test_the_command_follows_a_typical_patient_a_population_and_given_patients(f
     assert len(pd.read_csv("b/exposure_draws.csv")) == 40
     main([*line, "--table", "T.csv", "--draws", "30", "--start", "12", "--out", "c"])
     assert set(pd.read_csv("c/curves.csv")["ID"]) == {1, 2}
+    main([*line[:3], "--regimen", "100 mg q12h x 2 | 200 mg qd x 1", "--out", "d"])
+    assert "Last dosing intervals of 12 and 24 h" in capsys.readouterr().out
 
 
 def test_covariates_that_are_not_given_have_their_reference(folder):

@@ -87,6 +87,12 @@ def simulate_regimens(
     first = list(dict.fromkeys(exposures["ID"]))[:_SHOWN]
     shown = exposures[exposures["ID"].isin(first) & exposures["METRIC"].isin(_METRICS)].sort_values("ID", kind="stable")
     print(shown.drop(columns="MEAN").to_string(index=False, float_format=lambda x: f"{x:.4g}"))
+    lengths = {round(course.interval[1] - course.interval[0], 9) for course in found.courses}
+    if len(lengths) > 1:
+        said = " and ".join(f"{length:g}" for length in sorted(lengths))
+        print(
+            f'Last dosing intervals of {said} {saved.units.time}: --interval "[24, 48]" compares over the same times.'
+        )
     print(f"{', '.join(str(out / name) for name in REGIMEN_FILES)}")
 
 

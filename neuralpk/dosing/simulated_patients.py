@@ -152,7 +152,8 @@ class SimulatedPatients:
                 0 of an empty body.
 
         Raises:
-            ValueError: an amount per kg for a patient without WT; a covariate that the model needs.
+            ValueError: an amount per kg for a patient without WT; a covariate that the model needs; a start before the
+                first record of a patient.
         """
         people = []
         for k, subject in enumerate(self.cohort):
@@ -164,6 +165,11 @@ class SimulatedPatients:
                 own: dict[str, Any] = {"covariates": constant, "occasions": (Occasion(0.0, _REGIMEN),)}
                 people.append(Subject(subject.id, np.array([0.0]), np.array([np.nan]), given, **own))
                 continue
+            if start < subject.start:
+                raise ValueError(
+                    f"subject {subject.id}: the regimen starts at {start:g}, before the first record at "
+                    f"{subject.start:g}"
+                )
             given = regimen.doses(start, _at(subject.covariates.get(WEIGHT), start))
             before = [dose for dose in written_out(subject.doses) if dose.time < start]
             late = subject.times >= start
