@@ -6,6 +6,7 @@ Times, amounts and values carry the units of the cohort (`Units`); nothing in th
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -63,6 +64,18 @@ class Dose:
     steady_state: int = 0
     reset: bool = False
     row: int = 0
+
+    @property
+    def infused_over(self) -> float:
+        """Duration of the infusion as the record states it, bioavailability aside; 0 for a bolus."""
+        return self.amount / self.rate if self.rate else self.duration
+
+    @property
+    def infusion_ends(self) -> list[float]:
+        """When its infusion ends, and at steady state those that began before and still run; bioavailability aside."""
+        over, interval = self.infused_over, self.interval
+        running = math.ceil(over / interval) if self.steady_state and interval else 1
+        return [self.time + over - k * interval for k in range(running)] if over else []
 
     def __post_init__(self) -> None:
         numbers = (self.time, self.amount, self.rate, self.duration, self.interval)

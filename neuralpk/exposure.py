@@ -99,8 +99,8 @@ class ExposureGrid:
             bend = (right - left) / (t[2] - t[0])
             move = -(left + bend * (t[1] - t[0])) / (2 * bend)
             top = y[1] + move * (left + bend * (t[1] - t[0])) + bend * move**2
-        # a jump lies where two points are next to each other in time: no parabola goes through it
-        smooth = (t[1] - t[0] > 1e-6 * (t[2] - t[0])) & (t[2] - t[1] > 1e-6 * (t[2] - t[0]))
+        # a jump or a bend lies where two points are next to each other in time: no parabola goes through it
+        smooth = (t[1] - t[0] > 0.01 * (t[2] - t[0])) & (t[2] - t[1] > 0.01 * (t[2] - t[0]))
         used = (k == inner) & smooth & (bend < 0) & (t[1] + move > t[0]) & (t[1] + move < t[2])
         highest = np.take_along_axis(values, k[..., None], -1)[..., 0]
         return np.where(used, np.fmax(top, highest), highest), np.where(used, t[1] + move, self.times[k])

@@ -22,7 +22,7 @@ from neuralpk.cohort_batch import CohortBatch, collate
 from neuralpk.dataclass_rows import put
 from neuralpk.dynamics import Dynamics
 from neuralpk.encoders import Encoder, Posterior
-from neuralpk.individual_exposure import end_of, exposure
+from neuralpk.individual_exposure import exposure
 from neuralpk.inference import importance
 from neuralpk.inference.map import TRIED, maxima, maximise
 from neuralpk.inference.quantiles import interval
@@ -567,5 +567,5 @@ def _curve_times(subject: Subject, times: Sequence[float] | None) -> FloatArray:
     even = np.linspace(subject.start, last, _POINTS)
     # far enough that single precision keeps the two apart
     before = given - _JUST_BEFORE * max(last - subject.start, 1e-300)
-    every = np.concatenate([even, subject.times, given, before, [end_of(dose) for dose in doses]])
+    every = np.concatenate([even, subject.times, given, before, *(dose.infusion_ends for dose in doses)])
     return np.unique(every[(every >= subject.start) & (every <= last)])

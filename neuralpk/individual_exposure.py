@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from neuralpk.cohort import Dose, FloatArray, Subject, written_out
+from neuralpk.cohort import FloatArray, Subject, written_out
 from neuralpk.cohort_batch import CohortBatch
 from neuralpk.exposure import NODES, ExposureGrid
 from neuralpk.population_model import PopulationModel
@@ -39,11 +39,6 @@ class _Intervals:
     def times(self) -> FloatArray:
         """The first record, then those of all quadratures in order."""
         return np.concatenate([np.array([self.start]), *(grid.times for grid in self.grids)])
-
-
-def end_of(dose: Dose) -> float:
-    """When the dose has been given, as the record states it; its time for a bolus."""
-    return dose.time + (dose.amount / dose.rate if dose.rate else dose.duration)
 
 
 @torch.no_grad()
@@ -85,7 +80,7 @@ def _intervals(subject: Subject) -> _Intervals:
     last = max([*subject.times[-1:], *(dose.time for dose in given)], default=subject.start)
     starts = sorted({dose.time for dose in given if dose.time < last})
     cuts = [subject.start, *(start for start in starts if start > subject.start), last]
-    ends = [end for dose in given if subject.start < (end := end_of(dose)) < last]
+    ends = [end for dose in given for end in dose.infusion_ends if subject.start < end < last]
     pieces = max(1, len(cuts) - 1 + len(set(ends) - set(cuts)))
     nodes = int(np.clip(_MOST_NODES / (4 * pieces), 3, NODES))
     kept = [(low, high) for low, high in pairwise(cuts) if high > low]

@@ -62,6 +62,10 @@ def given(cohort, draws=200):
         ("trough < 20", "CTROUGH", -np.inf, 20, None),
         ("Cmax 20–30 mg/L", "CMAX", 20, 30, None),
         ("average > 5", "CAVG", 5, np.inf, None),
+        ("Cmin > 2", "CMIN", 2, np.inf, None),
+        ("trough ≤ 20", "CTROUGH", -np.inf, 20, None),
+        ("AUC24 >= 400 mg·h/L", "AUC", 400, np.inf, 24.0),
+        ("AUC 200-300 mg/L*h", "AUC", 200, 300, None),
         ("time above 4 > 50 %", "PABOVE", 50, np.inf, None),
         ("time above 4 > 6 h", "TABOVE", 6, np.inf, None),
     ],
@@ -73,6 +77,7 @@ def test_texts_of_targets(text, quantity, low, high, per):
 
 def test_texts_of_limits_outputs_and_other_units():
     assert Target.parse("trough < 20 with 95%", limit=True).probability == 0.95
+    assert Target.parse("trough < 20 mg/L with probability 95 %", limit=True).probability == 0.95
     assert Target.parse("DVID 2 trough > 30").endpoint == 2
     assert Target.parse("AUC24 4-6", Units("d", "mg", "mg/L")).per == 1.0
     for text, limit, message in (
@@ -82,7 +87,9 @@ def test_texts_of_limits_outputs_and_other_units():
         ("trough > 5 ng/mL", False, "in mg/L, not ng/mL"),
         ("trough < 20", True, "with which probability"),
         ("trough < 20 with 95 %", False, "has a probability"),
-        ("trough < 20 with 100 %", True, "between 0 and 100"),
+        ("trough < 20 with 100 %", True, "between 1 and 100 %"),
+        ("trough < 20 with 0.95 %", True, "is in percent"),
+        ("AUC24 > 5 mg*d/L", False, "in h.mg/L, not mg.d/L"),
     ):
         with pytest.raises(ValueError, match=message):
             Target.parse(text, limit=limit)
@@ -115,7 +122,11 @@ def test_a_limit_leaves_out_what_breaks_it_and_no_dose_is_said(population):
     assert none.sentences() == ["no dose reaches AUC24 400-600: none of the candidates keeps Cmax < 1 with 90 %"]
     low = select_doses(population, AUC24, DOSES[:2], [24.0], at_least=0.5)
     assert "no dose reaches AUC24 400-600 with 50 %; the most probable is 750 mg every 24 h" in low.sentences()[0]
+    far = select_doses(population, Target.parse("AUC24 > 90000"), DOSES[:2], [24.0])
+    assert "none of the candidates does so in any draw; the lowest median is 12" in far.sentences()[0]
     assert len(select_doses(population, AUC24, DOSES, [8.0, 24.0], greatest_daily=2000).candidates) == 7 + 1
+    days = SimulatedPatients.population(population.models[0], 3, units=Units("days", "mg", "mg/L"))
+    assert len(select_doses(days, AUC24, DOSES, [1 / 3, 1.0], greatest_daily=2000).candidates) == 7 + 1
 
 
 def test_samples_of_a_patient_decide(population):
@@ -138,9 +149,14 @@ def test_next_dose_counts_what_is_left_and_a_loading_dose_fills_up():
     loaded = select_doses(people, target, DOSES, [12.0], loading=[1000.0, 1500.0, 3000.0], starts=500.0)
     row = loaded.chosen().iloc[0]
     assert (row["DOSE"], row["LOADING"]) == (1250.0, 1500.0)
-    assert "in the first interval a loading dose of 1500 mg" in loaded.sentences()[0]
+    assert row["START"] == 500.0 and early.sentences()[0].count(" from 12 h on ") == 1
+    assert "in the first interval from 500 h on a loading dose of 1500 mg" in loaded.sentences()[0]
     alone = select_doses(people, target, DOSES, [12.0], loading=[3000.0], starts=500.0)
-    assert "in the first interval no loading dose" in alone.sentences()[0]
+    assert "in the first interval from 500 h on no loading dose" in alone.sentences()[0]
+    # 22 mg/L are left after 3 h, and 500 mg add 17
+    low = [Target.parse("Cmax < 30 with 90 %", limit=True)]
+    full = select_doses(people, Target.parse("average > 1"), [500.0], [24.0], loading=[3000.0], starts=3.0, limits=low)
+    assert full.sentences()[0].endswith("; in the first interval from 3 h on no dose keeps Cmax < 30 with 90 %")
     third = select_doses(people, target, DOSES, [12.0], when=3, starts=500.0).candidates["MEDIAN"]
     assert (third > none).all()
 
@@ -162,6 +178,7 @@ def test_what_cannot_be_is_said(population):
         ({"every": [0.0]}, "intervals above 0"),
         ({"when": "soon"}, "when is 'steady'"),
         ({"at_least": 50}, "between 0 and 1"),
+        ({"starts": 12.0}, "a steady state does not start at a time"),
         ({"greatest_daily": 1.0}, "within 1 a day"),
         ({"target": Target.parse("DVID 3 trough > 1")}, "the model has 1 outputs"),
     ):
@@ -223,6 +240,10 @@ def test_the_command_chooses_for_the_population_and_for_patients(tmp_path, monke
     assert "every 24 h" in said.out and "no medical advice" in said.err
     table = pd.read_csv("a/candidates.csv")
     assert len(table) == 8 and {"LIMIT_1", "LIMIT_2", "KEPT"} <= set(table)
+    main(
+        [*line, "--subjects", "200", "--limit", "trough < 20 with 90%", "--limit", "Cmax < 80 with 90%", "--out", "a2"]
+    )
+    pd.testing.assert_frame_equal(pd.read_csv("a2/candidates.csv"), table)
     assert Path("a/doses.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.warns(UserWarning, match="subject 2 .*unlike the population"):
         main([*line, "--table", "T.csv", "--draws", "50", "--when", "next", "--start", "12", "--out", "b"])
@@ -231,6 +252,8 @@ def test_the_command_chooses_for_the_population_and_for_patients(tmp_path, monke
     for options, code, message in (
         (["--doses", "500:2000:400"], 2, "--doses takes 500:2000:250"),
         (["--start", "3"], 2, "--table"),
+        (["--table", "T.csv", "--start", "12"], 2, "it goes with --when next"),
+        (["--at_least", "0.9"], 2, "is in percent: 90"),
         (["--limit", "trough < 20"], 1, "with which probability"),
         (["--target", "AUC"], 1, "is not understood"),
     ):

@@ -249,6 +249,21 @@ def test_one_message_says_what_could_not_be_computed():
     assert found.index.tolist() == ["1", "3"] and np.isnan(found.loc["3", "AUCIFO"])
 
 
+def test_what_is_not_used_is_said():
+    table = events(TIMES, VALUES)
+    early = table.iloc[[1]].assign(TIME=-1.0, DV=0.7)
+    with pytest.warns(UserWarning, match="subject 1: 1 values before the first dose are left out"):
+        found = nca(pd.concat([early, table]))
+    pd.testing.assert_frame_equal(found, nca(table))
+    second = table[table["EVID"] == 0].assign(DVID=2, DV=np.arange(1.0, 1 + len(TIMES)))
+    both = pd.concat([table.assign(DVID=1), second]).sort_values("TIME", kind="stable")
+    with pytest.warns(UserWarning, match="not determined .*: subject 1 DVID 2"):
+        assert nca(both)["DVID"].unique().tolist() == [1, 2]
+    curves = pd.DataFrame({"ID": 1, "TIME": TIMES, "IPRED": VALUES})
+    with pytest.warns(UserWarning, match="no curve of subject 2"):
+        nca(pd.concat([table, table.assign(ID=2)]), curves=curves)
+
+
 def test_curves_are_analysed_under_the_doses_of_the_table():
     t = np.linspace(0, 48, 481)
     curves = pd.DataFrame({"ID": 1, "TIME": t, "IPRED": steady(t, 12.0, 4), "PRED": 2 * steady(t, 12.0, 4)})
@@ -304,6 +319,9 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         main(["nca", "T.csv", "--out", "o", "--route", "oral"])
     assert ended.value.code == 2 and "--route takes one of extravascular, bolus" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["nca", "T.csv", "--out", "o", "--units", "[h, mg]"])
+    assert ended.value.code == 2 and "--units names those of time, amount and value" in capsys.readouterr().err
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "nca.csv").write_text("of before")
     with pytest.raises(SystemExit) as ended:

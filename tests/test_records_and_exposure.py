@@ -121,3 +121,14 @@ def test_a_patient_without_doses_has_a_whole_interval_only() -> None:
     dosed = Cohort((Subject("1", [2.0], [np.nan], (Dose(2.0, 10.0),), covariates={"WT": 70.0}),))
     model = PublishedPopulation.from_plain(PLAIN).model(dosed)
     assert estimate_individuals(model, dosed, draws=0).exposure().empty
+
+
+def test_an_infusion_longer_than_its_interval_bends_the_curve_within_it() -> None:
+    dose = Dose(0.0, 100.0, duration=18.0, interval=12.0, steady_state=1)
+    cohort = Cohort((Subject("1", [0.0, 12.0], [np.nan, np.nan], (dose,), covariates={"WT": 70.0}),))
+    model = PublishedPopulation.from_plain(PLAIN).model(cohort)
+    found = estimate_individuals(model, cohort, draws=0).exposure().query("DOSE == 1").iloc[0]
+    # two infusions run until 6 h, one until 12 h
+    level, left = 100 / 18 / 5.0, np.exp(-0.1 * 6)
+    peak = level * (1 + 2 * left) / (1 + left) * left + 2 * level * (1 - left)
+    assert (found["AUC"], found["CMAX"], found["TMAX"]) == pytest.approx((20.0, peak, 6.0), rel=1e-6)

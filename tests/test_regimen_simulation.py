@@ -84,6 +84,16 @@ def test_exposure_of_boluses_has_its_closed_form(typical):
     np.testing.assert_allclose(found["PABOVE"], found["TABOVE"] / 0.12)
 
 
+def test_peak_and_trough_of_an_infusion_longer_than_its_interval_are_exact(typical):
+    found = curve(typical, "100 mg q12h ss, infusion 18 h").exposure
+    # two infusions run until 6 h, one until 12 h; rate / CL, and what is left after 6 h
+    level, left = 100 / 18 / 2.0, np.exp(-0.2 * 6)
+    trough = level * (1 + 2 * left) / (1 + left)
+    exact = {"AUC": 50.0, "CTROUGH": trough, "CMAX": trough * left + 2 * level * (1 - left), "TMAX": 6.0}
+    for name, value in exact.items():
+        np.testing.assert_allclose(found[name].item(), value, rtol=1e-7, err_msg=name)
+
+
 def test_peak_between_two_points_is_found():
     grid = ExposureGrid.of((0.0, 24.0), [])
     ka, k = 1.3, 0.2
@@ -121,6 +131,10 @@ def test_covariates_of_a_table_and_amounts_per_kg():
     np.testing.assert_allclose(area, 140 / 2.0, rtol=1e-7)
     flat = curve(people, "140 mg q12h ss").exposure["AUC"].ravel()
     np.testing.assert_allclose(flat, 140 / (2.0 * np.array([50, 100, 50, 100]) / 70), rtol=1e-7)
+    # an empty body has the last weight of its patient, in the clearance and in the amount
+    heavier = Cohort((Subject("1", NOTHING, NOTHING, covariates={"WT": ((0.0, 50.0), (10.0, 100.0))}),))
+    patient = SimulatedPatients(heavier, [model], [torch.zeros(1, 1, model.latent_size)])
+    np.testing.assert_allclose(curve(patient, "2 mg/kg q12h ss").exposure["AUC"].item(), 140 / 2.0, rtol=1e-7)
     with pytest.raises(ValueError, match="covariate WT"):
         curve(SimulatedPatients.typical(model_of()), "2 mg/kg")
 
@@ -136,6 +150,12 @@ def test_a_rule_halves_the_doses_after_a_high_trough(typical):
     assert (skipped["DOSE"].item(), skipped["CHANGES"].item()) == (200.0, 2.0)
     raised = curve(typical, "100 mg q12h x 2", rule=AdaptiveRule.parse("trough < 5 mg/L: dose x 3")).exposure
     assert raised["DOSE"].item() == 400.0
+    # two doses at one time are changed together, and the first has no trough
+    halves = "60 mg q12h x 3; 40 mg q12h x 3 at 0 h"
+    both = curve(typical, halves, rule=AdaptiveRule.parse("trough > 0.1: dose x 0.5")).exposure
+    assert (both["DOSE"].item(), both["CHANGES"].item()) == (175.0, 2.0)
+    neither = curve(typical, halves, rule=AdaptiveRule.parse("trough > 0.1: skip, at most 1 times")).exposure
+    assert (neither["DOSE"].item(), neither["CHANGES"].item()) == (200.0, 1.0)
     for text, message in (("trough 5", "is no rule"), ("trough > 5 ng/mL: skip", "in mg/L, not ng/mL")):
         with pytest.raises(ValueError, match=message):
             AdaptiveRule.parse(text)
@@ -151,6 +171,8 @@ def test_given_patients_keep_what_is_in_them():
     nothing = simulate_regimens(people, [Regimen.parse("none")], until=10.0, starts=24.0)
     np.testing.assert_allclose(nothing.courses[0].curve[0, 0, 0, 0], estimates.ipred[0, 0, 0], rtol=0.03)
     assert people.next_doses().tolist() == [12.0]
+    with pytest.raises(ValueError, match="subject 7: the regimen starts at -5, before the first record at 0"):
+        simulate_regimens(people, [Regimen.parse("100 mg q12h x 1")], starts=-5.0)
     given = simulate_regimens(people, [Regimen.parse("100 mg q12h x 1")], starts=24.0).courses[0]
     alone = simulate_regimens(people, [Regimen.parse("100 mg q12h x 1")]).courses[0]
     rest = np.interp(0.0, nothing.times, nothing.courses[0].curve[0, 0, :, 0])
@@ -160,6 +182,8 @@ def test_given_patients_keep_what_is_in_them():
 def test_what_is_missing_is_asked_for(typical):
     with pytest.raises(ValueError, match="until when"):
         simulate_regimens(typical, [Regimen.parse("100 mg")])
+    with pytest.raises(ValueError, match="a time after the start of the regimen, not -5"):
+        simulate_regimens(typical, [Regimen.parse("100 mg q12h x 2")], until=-5.0)
     with pytest.raises(ValueError, match="one regimen or more"):
         simulate_regimens(typical, [])
     with pytest.raises(ValueError, match="one patient or more"):
@@ -200,7 +224,8 @@ def folder(tmp_path, monkeypatch):
 def test_the_command_follows_a_typical_patient_a_population_and_given_patients(folder, capsys):
     line = ["simulate", "--model", "pop.yaml", "--regimen", "100 mg q12h x 3 | 1.5 mg/kg q12h x 3", "--above", "3"]
     main([*line, "--patient", "{WT: 80}", "--out", "a"])
-    assert "Covariates: WT 80" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Covariates: WT 80" in said and "Last dosing intervals of" not in said
     rows = pd.read_csv("a/exposures.csv")
     area = rows[rows["METRIC"] == "AUC"].set_index("REGIMEN")["MEDIAN"]
     np.testing.assert_allclose(area.iloc[1], 1.2 * area.iloc[0], rtol=1e-6)
@@ -225,6 +250,8 @@ def test_the_command_follows_a_typical_patient_a_population_and_given_patients(f
     assert len(pd.read_csv("b/exposure_draws.csv")) == 40
     main([*line, "--table", "T.csv", "--draws", "30", "--start", "12", "--out", "c"])
     assert set(pd.read_csv("c/curves.csv")["ID"]) == {1, 2}
+    main([*line[:3], "--regimen", "100 mg q12h x 2 | 200 mg qd x 1", "--out", "d"])
+    assert "Last dosing intervals of 12 and 24 h" in capsys.readouterr().out
 
 
 def test_covariates_that_are_not_given_have_their_reference(folder):

@@ -76,3 +76,13 @@ def values(arguments: Sequence[Argument], name: str) -> Iterator[str]:
 def without(arguments: Sequence[Argument], *names: str) -> list[Argument]:
     """The arguments of other names."""
     return [argument for argument in arguments if argument.name not in names]
+
+
+def joined(arguments: Sequence[Argument], name: str, between: str) -> list[Argument]:
+    """The arguments with those of a name as one, so that none of them takes the place of another.
+
+    Raises:
+        UsageError: nothing follows one of them.
+    """
+    found = list(values(arguments, name))
+    return without(arguments, name) + ([Argument(name, between.join(found))] if found else [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -86,6 +87,12 @@ def simulate_regimens(
     first = list(dict.fromkeys(exposures["ID"]))[:_SHOWN]
     shown = exposures[exposures["ID"].isin(first) & exposures["METRIC"].isin(_METRICS)].sort_values("ID", kind="stable")
     print(shown.drop(columns="MEAN").to_string(index=False, float_format=lambda x: f"{x:.4g}"))
+    lengths = {round(course.interval[1] - course.interval[0], 9) for course in found.courses}
+    if len(lengths) > 1:
+        said = " and ".join(f"{length:g}" for length in sorted(lengths))
+        print(
+            f'Last dosing intervals of {said} {saved.units.time}: --interval "[24, 48]" compares over the same times.'
+        )
     print(f"{', '.join(str(out / name) for name in REGIMEN_FILES)}")
 
 
@@ -122,7 +129,8 @@ def dose(
         out: folder for doses.csv (the choice of each patient), candidates.csv (every dose and interval with its
             probabilities) and the figure doses.png.
         table: event table of the patients with their doses and samples so far; null for the population.
-        limit: what must hold with a probability, "trough < 20 with 95%"; several with ; between them.
+        limit: what must hold with a probability, "trough < 20 with 95%"; several with ; between them, or each with a
+            --limit of its own.
         when: steady for steady state, next for the interval after the next dose, or a number of doses from now.
         infusion: duration of each dose; 0 for none.
         compartment: where doses go, counted from 1.
@@ -140,11 +148,15 @@ def dose(
     saved = read_model(model, unverified)
     print(saved.description)
     wanted = Target.parse(target, saved.units)
-    limits = [Target.parse(one, saved.units, limit=True) for one in (limit or "").split(";") if one.strip()]
-    who = "population" if table is None else "patients"
-    people = _patients(saved, who, table, subjects, patient, draws, seed, False, reading)
+    limits = [Target.parse(one, saved.units, limit=True) for one in re.split("[;,]", limit or "") if one.strip()]
     if start is not None and table is None:
         raise UsageError("--start is a time of the patients of a --table")
+    if start is not None and when == "steady" and not loading:
+        raise UsageError("--start says when the next dose is given: it goes with --when next, --when 3 or --loading")
+    if 0 < at_least < 1:
+        raise UsageError(f"--at_least is in percent: {100 * at_least:g}, not {at_least:g}")
+    who = "population" if table is None else "patients"
+    people = _patients(saved, who, table, subjects, patient, draws, seed, False, reading)
     found = select_doses(
         people,
         wanted,

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import neuralpk
-from neuralpk.cli.argument_tokens import Argument, split, values, without
+from neuralpk.cli.argument_tokens import Argument, joined, split, values, without
 from neuralpk.cli.faults import UsageError, sentence
 from neuralpk.cli.presets import MAIN_JOB, PRESETS, preset_path
 from neuralpk.part import did_you_mean
@@ -206,6 +206,8 @@ def _run(command: str, given: list[Argument], presets: list[str]) -> NeuralPKCLI
             command = table_commands.REGIMENS
         elif "regimen" in names:
             raise UsageError("--regimen needs --model FILE, a checkpoint of a training or a population file")
+    if command == "dose":  # the last limit alone would hold
+        given = joined(given, "limit", "; ")
     options = table_commands.options(command)
     if _helps(command, options, given, table_commands.function_of(command)):
         return None

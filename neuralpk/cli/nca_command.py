@@ -10,6 +10,7 @@ import pandas as pd
 
 from neuralpk.atomic_files import refuse_unwritable
 from neuralpk.cli.csv_files import write_csv
+from neuralpk.cli.faults import UsageError
 from neuralpk.cli.outputs import refuse_results
 from neuralpk.cohort import Units
 from neuralpk.noncompartmental import nca as analyse
@@ -59,6 +60,8 @@ def nca(
         refuse_unwritable(path)
     refuse_results(out, paths, overwrite)
     lines = None if curves is None else pd.read_csv(curves, dtype={"ID": str})
+    if units is not None and len(units) != 3:
+        raise UsageError(f"--units names those of time, amount and value, [h, mg, mg/L]; got {units}")
     given = Units(*units) if units else Units()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -80,7 +83,18 @@ def nca(
     for frame, path in zip((wide(found), found, summary), paths, strict=True):
         write_csv(frame, path)
     shown = summary[summary["PPTESTCD"].isin(_SHOWN) & summary["DOSE"].isin((1, summary["DOSE"].max()))]
-    columns = ["DOSE", "PPTESTCD", "PPSTRESU", "N", "GMEAN", "GCV", "MEDIAN", "MIN", "MAX"]
+    columns = [
+        *(["DVID"] if "DVID" in shown else []),
+        "DOSE",
+        "PPTESTCD",
+        "PPSTRESU",
+        "N",
+        "GMEAN",
+        "GCV",
+        "MEDIAN",
+        "MIN",
+        "MAX",
+    ]
     print(shown[columns].to_string(index=False, float_format=lambda x: f"{x:.4g}", na_rep="-"))
     for one in said:
         print(f"warning: {one.message}")

@@ -62,19 +62,19 @@ class AdaptiveRule:
         """Where the limit is passed, bool."""
         return trough > self.limit if self.above else trough < self.limit
 
-    def apply(self, factor: Tensor, k: int, trough: Tensor, changes: Tensor) -> tuple[Tensor, Tensor]:
-        """The factors of all doses after the trough before dose k was seen.
+    def apply(self, factor: Tensor, due: range, trough: Tensor, changes: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors of all doses after the trough before some of them was seen.
 
         Args:
             factor: of each dose so far, ``[row, dose]``.
-            k: the dose that is due.
-            trough: before it, ``[row]``.
+            due: the doses that are given at the time of the trough; several into several compartments.
+            trough: before them, ``[row]``.
             changes: how often each row was changed, ``[row]``.
         """
         now = self.passed(trough)
         if self.most is not None:
             now = now & (changes < self.most)
         step = torch.where(now, self.factor, 1.0).to(factor)[:, None]
-        due = torch.arange(factor.shape[1], device=factor.device)
-        touched = due == k if self.skip else due >= k
+        dose = torch.arange(factor.shape[1], device=factor.device)
+        touched = (dose >= due.start) & (dose < due.stop) if self.skip else dose >= due.start
         return torch.where(touched[None, :], factor * step, factor), changes + now

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from neuralpk.cohort import FloatArray
-from neuralpk.dosing.regimen import Course, Regimen
+from neuralpk.dosing.regimen import Course, Regimen, time_in
 from neuralpk.dosing.regimen_simulation import course_values
 from neuralpk.dosing.simulated_patients import SimulatedPatients
 from neuralpk.dosing.target import Target
@@ -40,6 +40,7 @@ class DoseSelection:
             quantity of the target), CHOSEN.
         loading: the same for loading doses before the chosen regimen; empty where none is asked for.
         at_least: probability of the target below which it is not reached.
+        starts: when the next dose is given on the clock of each patient, ``[subject]``; None where it does not count.
     """
 
     patients: SimulatedPatients
@@ -48,16 +49,28 @@ class DoseSelection:
     candidates: pd.DataFrame
     loading: pd.DataFrame
     at_least: float
+    starts: FloatArray | None = None
 
     def chosen(self) -> pd.DataFrame:
-        """One row for each patient: ID, DOSE, EVERY, PROB, REACHED (a candidate keeps the limits and has at least the
-        wanted probability), MEDIAN, LO90, HI90, and LOADING (the chosen DOSE where none is better) and its
-        PROB_LOADING where asked for. DOSE is empty where no
-        candidate keeps the limits."""
+        """One row for each patient: ID, START (of the next dose, where it counts), DOSE, EVERY, PROB, REACHED (a
+        candidate keeps the limits and has at least the wanted probability), MEDIAN, LO90, HI90, and LOADING (the chosen
+        DOSE where none is better) and its PROB_LOADING where asked for. DOSE is empty where no candidate keeps the
+        limits."""
         rows = self.candidates[self.candidates["CHOSEN"]].set_index("ID")
         found = rows.reindex(self.patients.groups())
         found["REACHED"] = found["PROB"] >= self.at_least
-        columns = ["DOSE", "EVERY", "PROB", "REACHED", "MEDIAN", "LO90", "HI90"]
+        if self.starts is not None:
+            found["START"] = self.starts
+        columns = [
+            *(["START"] if "START" in found else []),
+            "DOSE",
+            "EVERY",
+            "PROB",
+            "REACHED",
+            "MEDIAN",
+            "LO90",
+            "HI90",
+        ]
         if len(self.loading):
             load = self.loading[self.loading["CHOSEN"]].set_index("ID").reindex(found.index)
             found = found.assign(LOADING=load["DOSE"], PROB_LOADING=load["PROB"])
@@ -74,15 +87,27 @@ class DoseSelection:
         if np.isnan(row["DOSE"]):
             said = "; ".join(limit.name for limit in self.limits)
             return f"{who}no dose reaches {self.target.name}: none of the candidates keeps {said}"
+        since = f" from {row['START']:g} {units.time} on" if "START" in row else ""
         dose = f"{row['DOSE']:g} {units.amount} every {row['EVERY']:g} {units.time}"
+        dose += "" if "LOADING" in row else since
         reach = f"{100 * row['PROB']:.0f} % (median {row['MEDIAN']:.4g}, 90 % {row['LO90']:.4g} to {row['HI90']:.4g})"
+        if not row["PROB"]:
+            own = self.candidates[(self.candidates["ID"] == row["ID"]) & self.candidates["KEPT"]]["MEDIAN"]
+            tried = "candidates that keep the limits" if self.limits else "candidates"
+            return (
+                f"{who}no dose reaches {self.target.name}: none of the {tried} does so in any draw; the lowest median "
+                f"is {own.min():.4g}, the highest {own.max():.4g}"
+            )
         if not row["REACHED"]:
             wanted = f"{100 * self.at_least:g} %"
             return f"{who}no dose reaches {self.target.name} with {wanted}; the most probable is {dose} with {reach}"
-        loading, first = "", row.get("LOADING", np.nan)
-        if not np.isnan(first):
+        loading, first = "", row.get("LOADING")
+        if first is not None and np.isnan(first):
+            said = "; ".join(limit.name for limit in self.limits)
+            loading = f"; in the first interval{since} no dose keeps {said}"
+        elif first is not None:
             same = "no loading dose" if first == row["DOSE"] else f"a loading dose of {first:g} {units.amount}"
-            loading = f"; in the first interval {same} does so with {100 * row['PROB_LOADING']:.0f} %"
+            loading = f"; in the first interval{since} {same} does so with {100 * row['PROB_LOADING']:.0f} %"
         return f"{who}{dose} reaches {self.target.name} with {reach}{loading}"
 
 
@@ -115,11 +140,11 @@ def select_doses(
         infusion: duration, time unit; 0 for none.
         compartment: where it goes, counted from 1.
         starts: when the next dose is given on the clock of the patients; default when it is due
-            (`SimulatedPatients.next_doses`). Not used at steady state.
+            (`SimulatedPatients.next_doses`). At steady state that of the loading dose.
         loading: amounts of a loading dose, which is to reach the target in the first interval; the chosen dose itself
             is a candidate too.
         at_least: probability of the target below which no dose reaches it.
-        greatest_daily: most amount per 24 h of the unit h, per 1 d of the unit d; None for no bound.
+        greatest_daily: most amount in 24 h of the candidates, not of a loading dose; None for no bound.
         seed: of the paths of a stochastic dynamics.
 
     Raises:
@@ -129,11 +154,13 @@ def select_doses(
     doses, every, limits = sorted(set(doses)), sorted(set(every)), tuple(limits)
     if not doses or not every or min(doses) < 0 or min(every) <= 0 or (loading and min(loading) < 0):
         raise ValueError(f"doses are 0 or above and intervals above 0; got doses {doses}, every {every}")
+    if starts is not None and when == "steady" and not loading:
+        raise ValueError("starts: a steady state does not start at a time; leave it out, or ask for the next interval")
     if not (when in ("steady", "next") or (isinstance(when, int) and when >= 1)):
         raise ValueError(f"when is 'steady', 'next' or a number of doses, not {when!r}")
     if not 0 <= at_least <= 1:
         raise ValueError(f"at_least is a probability between 0 and 1, not {at_least}")
-    day = {"h": 24.0, "d": 1.0, "min": 1440.0}.get(patients.cohort.units.time, 24.0)
+    greatest_rate = np.inf if greatest_daily is None else greatest_daily / time_in(24.0, "h", patients.cohort.units)
     given = patients.kind == "patients" and (when != "steady" or bool(loading))
     begin = None
     if given:
@@ -145,7 +172,7 @@ def select_doses(
         begin = np.array(begin)
     rows = []
     for tau in every:
-        allowed = [dose for dose in doses if greatest_daily is None or dose * day / tau <= greatest_daily * (1 + 1e-9)]
+        allowed = [dose for dose in doses if dose / tau <= greatest_rate * (1 + 1e-9)]
         if not allowed:
             continue
         course = Course(1.0, tau, 1, infusion, 0.0, compartment, steady_state=when == "steady")
@@ -170,7 +197,7 @@ def select_doses(
             found = _candidates(patients, course, sorted({*loading, *own.values()}), target, limits, begin, seed)
             extra += [r for r in found if r["ID"] in own and (r["DOSE"] in loading or r["DOSE"] == own[r["ID"]])]
     load = _choose(pd.DataFrame(extra)) if extra else pd.DataFrame()
-    return DoseSelection(patients, target, limits, candidates, load, at_least)
+    return DoseSelection(patients, target, limits, candidates, load, at_least, begin)
 
 
 def _candidates(
@@ -184,8 +211,7 @@ def _candidates(
 ) -> list[dict[str, object]]:
     """A row for each patient and dose of one interval."""
     last = course.times[-1]
-    events = [*course.times, *(time + course.duration for time in course.times)]
-    grid = ExposureGrid.of((last, course.end), events)
+    grid = ExposureGrid.of((last, course.end), Regimen((course,)).events())
     rows: list[dict[str, object]] = []
     for dose, curve in _curves(patients, course, doses, grid, starts, seed):
         values = _grouped(patients, target.values(grid, curve))

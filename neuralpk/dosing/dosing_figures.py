@@ -19,12 +19,12 @@ _WIDTH = 4.6
 _MOST_PANELS = 8
 _METRICS = ("AUC", "CMAX", "CTROUGH", "PABOVE")
 _SINCE = "Time since the start of the regimen"
-_WORDS = {"PABOVE": "Time above the dashed line", "CTROUGH": "Trough"}
+_WORDS = {"CTROUGH": "Trough", "PABOVE": "Time above", "TABOVE": "Time above"}
 
 
 def regimen_figure(simulation: RegimenSimulation, endpoint: int = 1, log: bool = False) -> Figure:
-    """Median and 90 % band of every regimen, a panel for each patient (the first eight), and below their exposure with
-    90 % intervals, of the first patient where there are several.
+    """Median and 90 % band of every regimen, a panel for each patient (the first eight); of one patient, or a
+    population, also the exposure with 90 % intervals.
 
     Args:
         simulation: what is drawn.
@@ -136,7 +136,7 @@ def _draw_quantity(panel: Any, selection: DoseSelection, colours: Mapping[float,
     panel.set_ylim(0.0, highest if highest > 0 else 1.0)
     style.set_range(panel, "x", frame["DOSE"].to_numpy())
     unit = {"AUC": f"{units.time}·{units.value}", "TABOVE": units.time, "PABOVE": "%"}.get(target.quantity, units.value)
-    word = {"CTROUGH": "Trough", "PABOVE": "Time above", "TABOVE": "Time above"}.get(target.quantity, target.quantity)
+    word = _WORDS.get(target.quantity, target.quantity)
     if target.per is not None:
         word = f"AUC in {target.per:g} {units.time}"
     panel.set_ylabel(style.with_unit(word, unit))
@@ -157,10 +157,9 @@ def _draw_exposure(panel: Any, rows: Any, colours: Sequence[str], time: str) -> 
     start, end = rows["START"].iloc[0], rows["END"].iloc[0]
     same = (rows["START"] == start).all() and (rows["END"] == end).all()
     over = f", {start:g} to {end:g} {time}" if same else ", last interval"
-    words = {"PABOVE": "Time above the dashed line", "CTROUGH": "Trough"}.get(
-        rows["METRIC"].iloc[0], rows["METRIC"].iloc[0]
-    )
-    panel.set_xlabel(style.with_unit(words, rows["UNIT"].iloc[0].replace("*", "·")) + over, fontsize=style.SMALL)
+    metric = rows["METRIC"].iloc[0]
+    word = "Time above the dashed line" if metric == "PABOVE" else _WORDS.get(metric, metric)
+    panel.set_xlabel(style.with_unit(word, rows["UNIT"].iloc[0].replace("*", "·")) + over, fontsize=style.SMALL)
 
 
 def _cycle(simulation: RegimenSimulation) -> list[str]:

@@ -52,7 +52,8 @@ def simulated_population(
 
 
 def given_patients(saved: SavedModel, cohort: Cohort, draws: int = 500, seed: int = 0) -> SimulatedPatients:
-    """Patients by draws from their posterior given their samples; one without samples is drawn from the population.
+    """Patients by draws from their posterior given their samples; one whose records hold no sample is drawn from the
+    population.
 
     Args:
         saved: the model.

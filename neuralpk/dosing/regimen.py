@@ -37,7 +37,8 @@ _TIME = _NUMBER + r"\s*([A-Za-z]+)"
 _NO_UNIT = r"(?!(?:q\s*[\d.]|every|[qo]d|bid|tid|qid|x|for|ss|steady|once|infus|over|at|cmt)\b|q\d)"
 _AMOUNT = re.compile(_NUMBER + rf"\s*({_NO_UNIT}[A-Za-zµμ]+(?:/\w+)?)?(?=[\s,]|$)", re.IGNORECASE)
 _PIECES = {
-    "interval": re.compile(r"(?:q|every)\s*" + _TIME + r"\b", re.IGNORECASE),
+    # 'q12 x 6' has no unit
+    "interval": re.compile(r"(?:q|every)\s*" + _NUMBER + r"\s*(?!x\b)([A-Za-z]+)\b", re.IGNORECASE),
     "daily": re.compile(r"(" + "|".join(_DAILY) + r")\b", re.IGNORECASE),
     "count": re.compile(r"[x×]\s*(\d+)\b", re.IGNORECASE),
     "length": re.compile(r"for\s+" + _TIME + r"\b", re.IGNORECASE),
@@ -158,14 +159,9 @@ class Regimen:
         end = self.end
         return None if end is None else (max(course.times[-1] for course in self.courses), end)
 
-    def times(self) -> list[float]:
-        """Of all doses since the start, in order."""
-        return sorted({time for course in self.courses for time in course.times})
-
     def events(self) -> list[float]:
         """Times since the start at which a dose is given or an infusion ends, in order."""
-        ends = [time + course.duration for course in self.courses if course.duration for time in course.times]
-        return sorted({*self.times(), *ends})
+        return sorted({event for dose in self.doses(weight=1.0) for event in (dose.time, *dose.infusion_ends)})
 
     def doses(self, start: float = 0.0, weight: float | None = None) -> tuple[Dose, ...]:
         """The dose records, each dose one record.
@@ -246,6 +242,11 @@ def _course(text: str, units: Units) -> tuple[Course, bool]:
     def time(name: str) -> float:
         return time_in(float(found[name][1]), found[name][2], units) if name in found else 0.0
 
+    if "daily" in found and "interval" in found:
+        raise ValueError(f"regimen: {text!r} has two intervals, {found['interval'][0]} and {found['daily'][0]}")
+    more = [name for name in ("interval", "daily", "count", "length", "steady") if name in found]
+    if "once" in found and more:
+        raise ValueError(f"regimen: {text!r} is given once, and {found[more[0]][0]}: which of the two?")
     interval = time("interval")
     if "daily" in found:
         interval = time_in(24 / _DAILY[found["daily"][1].lower()], "h", units)

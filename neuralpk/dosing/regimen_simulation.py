@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -175,8 +177,12 @@ def simulate_regimens(
     ends = [regimen.end for regimen in regimens]
     last = max((end for end in ends if end is not None), default=None)
     horizon = until if until is not None else max(last or 0.0, interval[1] if interval else 0.0)
+    if until is not None and not until > 0:
+        raise ValueError(f"until is the end of the curves, a time after the start of the regimen, not {until:g}")
     if not horizon > 0:
-        raise ValueError("until when? These regimens have no dosing interval, so that their end must be given (until)")
+        raise ValueError(
+            "until when? The last dose of these regimens has no interval, so that their end must be given (until)"
+        )
     if starts is not None:
         starts = np.broadcast_to(np.asarray(starts, float), (len(patients.cohort),)).copy()
     times = _curve_times(regimens, horizon)
@@ -280,11 +286,13 @@ def _adapted(
     factor = begin.new_ones((len(batch), len(planned)))
     changes = torch.zeros(len(batch), dtype=torch.long)
     now = batch
-    for k in range(1, len(planned)):
-        just_before = max(1e-9 * (planned[k].time - planned[k - 1].time), 1e-13 * planned[k].time)
-        when = (begin + planned[k].time - just_before)[:, None]
+    times = [dose.time for dose in planned]
+    for last, time in pairwise(sorted(set(times))):
+        due = range(bisect_left(times, time), bisect_right(times, time))
+        just_before = max(1e-9 * (time - last), 1e-13 * time)
+        when = (begin + time - just_before)[:, None]
         trough, _ = _values(model, z, now, when, seed)
-        factor, changes = rule.apply(factor, k, trough[:, 0, 0], changes)
+        factor, changes = rule.apply(factor, due, trough[:, 0, 0], changes)
         of_dose = torch.where(rank >= 0, factor.gather(1, rank.clamp(min=0)), 1.0)
         doses = dataclasses.replace(batch.doses, amount=batch.doses.amount * of_dose)
         # what is not given at all is no record: one of amount 0 would be refused

@@ -136,7 +136,9 @@ class SimulatedPatients:
             if planned:
                 found.append(planned[0])
             elif doses and not gap:
-                raise ValueError(f"subject {subject.id}: one dose does not say when the next is due; give its time")
+                raise ValueError(
+                    f"subject {subject.id}: one dose does not say when the next is due; give its time (start)"
+                )
             else:
                 found.append(doses[-1].time + gap if doses else max(last, 0.0))
         return np.array(found)
@@ -150,18 +152,25 @@ class SimulatedPatients:
                 0 of an empty body.
 
         Raises:
-            ValueError: an amount per kg for a patient without WT; a covariate that the model needs.
+            ValueError: an amount per kg for a patient without WT; a covariate that the model needs; a start before the
+                first record of a patient.
         """
         people = []
         for k, subject in enumerate(self.cohort):
             start = 0.0 if starts is None else float(starts[k])
-            weight = _at(subject.covariates.get(WEIGHT), start)
-            given = regimen.doses(start, weight)
             if starts is None:
+                constant = _constant(subject)
+                given = regimen.doses(start, constant.get(WEIGHT))
                 # a record without a value: the clock begins with the regimen
-                own: dict[str, Any] = {"covariates": _constant(subject), "occasions": (Occasion(0.0, _REGIMEN),)}
+                own: dict[str, Any] = {"covariates": constant, "occasions": (Occasion(0.0, _REGIMEN),)}
                 people.append(Subject(subject.id, np.array([0.0]), np.array([np.nan]), given, **own))
                 continue
+            if start < subject.start:
+                raise ValueError(
+                    f"subject {subject.id}: the regimen starts at {start:g}, before the first record at "
+                    f"{subject.start:g}"
+                )
+            given = regimen.doses(start, _at(subject.covariates.get(WEIGHT), start))
             before = [dose for dose in written_out(subject.doses) if dose.time < start]
             late = subject.times >= start
             values = np.where(late, np.nan, subject.values)

@@ -5,6 +5,7 @@ A target is a quantity and a range::
     AUC24 400-600          area in 24 hours: the mean over the dosing interval times 24 h
     AUC 200-300            area over the dosing interval
     trough 10 to 15        value at its end
+    Cmin > 5               lowest value
     Cmax < 40              highest value; also peak
     average > 5            mean over the interval
     time above 4 > 50 %    share of the interval above 4; without % the length of time
@@ -27,18 +28,19 @@ from neuralpk.exposure import ExposureGrid
 
 _NUMBER = r"(\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)"
 _QUANTITIES = {
-    "AUC_HOURS": re.compile(r"auc\s?" + _NUMBER + r"(?=\s*[<>]|\s+\d)", re.IGNORECASE),
+    "AUC_HOURS": re.compile(r"auc\s?" + _NUMBER + r"(?=\s*[<>≤≥]|\s+\d)", re.IGNORECASE),
     "AUC": re.compile(r"auc(?:tau)?(?![\w.])", re.IGNORECASE),
-    "CTROUGH": re.compile(r"(?:c?trough|cmin)\b", re.IGNORECASE),
+    "CTROUGH": re.compile(r"c?trough\b", re.IGNORECASE),
+    "CMIN": re.compile(r"cmin\b", re.IGNORECASE),
     "CMAX": re.compile(r"(?:cmax|peak)\b", re.IGNORECASE),
     "CAVG": re.compile(r"(?:cavg|average|mean)\b", re.IGNORECASE),
     "TABOVE": re.compile(r"time\s+above\s+" + _NUMBER, re.IGNORECASE),
 }
 _RANGE = re.compile(
-    rf"(?:(?P<sign>[<>])\s*(?P<one>{_NUMBER[1:-1]})|(?P<low>{_NUMBER[1:-1]})\s*(?:-|–|to)\s*(?P<high>{_NUMBER[1:-1]}))"
+    rf"(?:(?P<sign>[<>≤≥])=?\s*(?P<one>{_NUMBER[1:-1]})|(?P<low>{_NUMBER[1:-1]})\s*(?:-|–|to)\s*(?P<high>{_NUMBER[1:-1]}))"
     r"\s*(?P<unit>\S.*)?"
 )
-_WITH = re.compile(r"\s+with\s+" + _NUMBER + r"\s*%\s*$", re.IGNORECASE)
+_WITH = re.compile(r"\s+with\s+(?:probability\s+)?" + _NUMBER + r"\s*%\s*$", re.IGNORECASE)
 _FORMS = "'AUC24 400-600', 'trough > 10', 'Cmax 20 to 30', 'average > 5', 'time above 4 > 50 %', 'DVID 2 trough > 30'"
 
 
@@ -47,7 +49,7 @@ class Target:
     """A range of a quantity of exposure over a dosing interval.
 
     Args:
-        quantity: AUC, CTROUGH, CMAX, CAVG, TABOVE (length of time above the threshold) or PABOVE (percent of the
+        quantity: AUC, CTROUGH, CMIN, CMAX, CAVG, TABOVE (length of time above the threshold) or PABOVE (percent of the
             interval).
         low: of the range.
         high: of the range.
@@ -83,7 +85,7 @@ class Target:
         with_probability = _WITH.search(said)
         if (with_probability is not None) != limit:
             raise ValueError(
-                f"limit: with which probability must {said!r} hold? Write '{said} with 95 %'"
+                f"limit: with which probability must {said!r} hold? Write '{said.split(' with ')[0]} with 95 %'"
                 if limit
                 else f"target: {said!r} has a probability as a limit has; a target is reached as probably as can be"
             )
@@ -99,7 +101,7 @@ class Target:
         low, high = (float(bounds[one]) if bounds[one] else None for one in ("low", "high"))
         if bounds["sign"]:
             value = float(bounds["one"])
-            low, high = (value, math.inf) if bounds["sign"] == ">" else (-math.inf, value)
+            low, high = (value, math.inf) if bounds["sign"] in ">≥" else (-math.inf, value)
         assert low is not None and high is not None
         if not low < high:
             raise ValueError(f"target: {said!r} goes from a lower to a higher value")
@@ -112,12 +114,11 @@ class Target:
             if unit == "%":
                 quantity, unit = "PABOVE", ""
         own = {"AUC": f"{units.time}*{units.value}", "TABOVE": units.time}.get(quantity, units.value)
-        turned = "*".join(reversed(own.split("*")))
-        if unit and unit.replace("·", "*") not in (own, turned):
+        if unit and not _same_unit(unit, own):
             raise ValueError(f"target: {quantity} of this model is in {own}, not {unit}")
         probability = float(with_probability[1]) / 100 if with_probability else None
-        if probability is not None and not 0 < probability < 1:
-            raise ValueError(f"limit: a probability lies between 0 and 100 %, not {said!r}")
+        if probability is not None and not 0.01 <= probability < 1:
+            raise ValueError(f"limit: a probability lies between 1 and 100 % and is in percent, not {said!r}")
         k = int(endpoint[1]) if endpoint else 1
         return cls(quantity, low, high, per, threshold, k, probability, said)
 
@@ -141,3 +142,15 @@ class Target:
     def holds(self, values: FloatArray) -> FloatArray:
         """Whether values lie in the range; NaN does not."""
         return np.asarray((values >= self.low) & (values <= self.high))
+
+
+def _same_unit(given: str, own: str) -> bool:
+    """Whether two units are one: factors in any order before and after the slash, as in mg·h/L and h*mg/L."""
+
+    def parts(unit: str) -> list[list[str]]:
+        over, _, under = re.sub(r"\s*[·*]\s*|\s+", "*", re.sub(r"\s*/\s*", "/", unit)).partition("/")
+        # of mg/L*h the h stands above
+        below, *above = under.split("*")
+        return [sorted([*over.split("*"), *above]), [below]]
+
+    return parts(given) == parts(own)

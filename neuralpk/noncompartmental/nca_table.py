@@ -78,14 +78,18 @@ def nca(
     """
     _refuse(route, auc, below)
     cohort = table if isinstance(table, Cohort) else read_table(table, units=units, **reading)
+    notes: list[str] = []
     if curves is not None:
+        everybody = cohort.ids
         cohort = profiles_of_curves(cohort, _lines(curves, value))
+        absent = [name for name in everybody if name not in cohort.ids]
+        if absent:
+            notes.append(f"no curve of subject {_listed(absent)}")
     if isinstance(terminal, Mapping):
         terminal = {str(name): times for name, times in terminal.items()}
         unknown = [name for name in terminal if name not in cohort.ids]
         if unknown:
             raise ValueError(f"terminal names subject {', '.join(unknown)}, who is not in the table")
-    notes: list[str] = []
     rows: list[dict[str, Any]] = []
     no_slope: list[str] = []
     firsts: dict[tuple[str, int], dict[str, float]] = {}
@@ -97,7 +101,9 @@ def nca(
         elif key in firsts:
             found |= _accumulation(found, firsts[key], profile.dose)
         if not found["LAMZNPT"]:
-            no_slope.append(f"subject {profile.id}" + (f" dose {profile.number}" if profile.number > 1 else ""))
+            dose = f" dose {profile.number}" if profile.number > 1 else ""
+            endpoint = f" DVID {profile.endpoint}" if profile.endpoint > 1 else ""
+            no_slope.append(f"subject {profile.id}{dose}{endpoint}")
         rows += [_row(profile, code, found[code], cohort.units) for code in PARAMETERS if code in found]
     if not rows:
         raise ValueError(f"no profile could be analysed: {'; '.join(notes[:_NAMED]) or 'the table has no value'}")

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from neuralpk.cohort import Cohort, Dose, FloatArray, Subject, written_out
+from neuralpk.cohort import Cohort, FloatArray, Subject, written_out
 from neuralpk.noncompartmental.profile_analysis import Route
 
 Below = Literal["missing", "zero"]
@@ -94,7 +94,7 @@ def _given(subject: Subject, steady_from: float | None, notes: list[str]) -> Ite
     before: _Given | None = None
     for k, group in enumerate(amounts):
         real = [dose for dose in group if dose.amount > 0]
-        durations = {_duration(dose) for dose in real}
+        durations = {dose.infused_over for dose in real}
         if len(durations) > 1:
             notes.append(f"subject {subject.id}: doses of several durations at TIME {real[0].time:g} are left out")
             before = None
@@ -115,10 +115,6 @@ def _given(subject: Subject, steady_from: float | None, notes: list[str]) -> Ite
         yield before
 
 
-def _duration(dose: Dose) -> float:
-    return dose.amount / dose.rate if dose.rate else dose.duration
-
-
 def _of_endpoint(
     subject: Subject, endpoint: int, given: list[_Given], route: Route, below: Below, notes: list[str]
 ) -> Iterator[Profile]:
@@ -132,6 +128,9 @@ def _of_endpoint(
     negative = value < 0
     if negative.any():
         notes.append(f"subject {subject.id}: {int(negative.sum())} negative values are left out")
+    early = (time < given[0].time) & (value > 0)
+    if early.any():
+        notes.append(f"subject {subject.id}: {int(early.sum())} values before the first dose are left out")
     for k, one in enumerate(given):
         following = given[k + 1] if k + 1 < len(given) else None
         kind: Route = "infusion" if one.duration else route
