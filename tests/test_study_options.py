@@ -89,6 +89,15 @@ def test_named_covariates_act_on_clearance_and_volume(capsys) -> None:
     assert "\n  three_compartment_oral\n" in capsys.readouterr().out
 
 
+def test_long_effects_leave_no_default_beside_them(capsys) -> None:
+    line = ["fit", "--table", "t.csv", "--structure", "one_compartment_oral", "--covariates", "WT", "--print_config"]
+    with pytest.raises(SystemExit):
+        main([*line, "--model.parameters.effects", "{CL: {WT: 0.75}}"])
+    said = capsys.readouterr().out
+    assert "Covariate effects" not in said
+    assert yaml.safe_load(said)["model"]["parameters"]["init_args"]["effects"] == {"CL": {"WT": 0.75}}
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -97,6 +106,14 @@ def test_named_covariates_act_on_clearance_and_volume(capsys) -> None:
         ("--table t.csv --structure one_compartment_oral --effects CL", "'CL' is not PARAMETER:COVARIATE"),
         ("--table t.csv --structure one_compartment_oral --error combine", "error is one of additive"),
         ("--table t.csv --structure one_compartment_oral --covariates all", "needs --effects"),
+        ("--table t.csv --structure one_compartment_oral --effects CL:WT^0.75", "'CL:WT^0.75' is not PARAMETER:COVA"),
+        ("--table t.csv --structure one_compartment_oral --effects CL:WT=0.7.5", "'CL:WT=0.7.5' is not PARAMETER:C"),
+        ("--table t.csv --structure one_compartment_oral --effects CL:WT=1 CL:WT=2", "names CL:WT twice"),
+        ("--table t.csv --structure one_compartment_oral --units h ug", "--units has three: of time, amount and value"),
+        (
+            "--table t.csv --structure one_compartment_oral --effects CL:WT --model.parameters.effects.V1 [WT]",
+            "give --effects or --model.parameters.effects, not both",
+        ),
         ("--effects CL:WT", "--effects is of a --table"),
     ],
 )
