@@ -154,3 +154,11 @@ def test_a_seed_draws_other_patients() -> None:
         main([*common, *seed, "--out", f"{name}.csv"])
     first, second, other = (Path(f"{name}.csv").read_text() for name in "abc")
     assert first == second != other
+
+
+def test_an_option_that_does_not_fit_the_data_leaves_no_folder(capsys) -> None:
+    line = ["fit", "--table", "t.csv", "--structure", "one_compartment_oral", "--out", "run", *QUIET]
+    with pytest.raises(SystemExit):
+        main([*line, "--effects", "CLL:WT"])
+    assert "effects names CLL; the named parameters" in capsys.readouterr().err
+    assert not Path("run").exists()
