@@ -109,7 +109,7 @@ def test_long_effects_leave_no_default_beside_them(capsys) -> None:
         ("--table t.csv --structure one_compartment_oral --effects CL:WT^0.75", "'CL:WT^0.75' is not PARAMETER:COVA"),
         ("--table t.csv --structure one_compartment_oral --effects CL:WT=0.7.5", "'CL:WT=0.7.5' is not PARAMETER:C"),
         ("--table t.csv --structure one_compartment_oral --effects CL:WT=1 CL:WT=2", "names CL:WT twice"),
-        ("--table t.csv --structure one_compartment_oral --units h ug", "--units has three: of time, amount and value"),
+        ("--table t.csv --structure one_compartment_oral --units h ug", "units are three, of time, amount and value"),
         (
             "--table t.csv --structure one_compartment_oral --effects CL:WT --model.parameters.effects.V1 [WT]",
             "give --effects or --model.parameters.effects, not both",
@@ -136,6 +136,9 @@ def test_a_fit_writes_a_population_file_and_replaces_nothing_unasked(capsys) -> 
     mine.write_text("kept")
     main([*line, "--overwrite", "--trainer.max_epochs", "1", *QUIET])
     assert mine.exists() and [path.name for path in Path("run/1/checkpoints").iterdir()] == ["last.ckpt"]
+    with pytest.raises(SystemExit):
+        main(["estimate", "--model", "run/1/pop.yaml", "--table", "t.csv", "--out", "e", "--units", "h", "mg"])
+    assert "units are three" in capsys.readouterr().err
     estimate = ["estimate", "--model", "run/1/pop.yaml", "--table", "t.csv", "--out", "e", "--draws", "0"]
     main(estimate)
     assert "e holds results already" in refused(capsys, *estimate)

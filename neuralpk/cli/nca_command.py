@@ -59,7 +59,7 @@ def nca(
         refuse_unwritable(path)
     refuse_results(out, paths, overwrite)
     lines = None if curves is None else pd.read_csv(curves, dtype={"ID": str})
-    given = Units(*units) if units else Units()
+    given = Units.of(units) if units else Units()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         found = analyse(

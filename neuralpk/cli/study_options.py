@@ -59,8 +59,6 @@ def study(
     Raises:
         UsageError: a value that cannot be, by option.
     """
-    if units is not None and len(units) != 3:
-        raise UsageError(f"--units has three: of time, amount and value, as in h mg mg/L; got {' '.join(units)}")
     node: Node = {"data": {}, "model": {}, "trainer": {}}
     if structure is not None:
         node["model"]["dynamics"] = _dynamics(structure)

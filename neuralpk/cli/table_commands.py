@@ -83,7 +83,7 @@ def estimate(
     """
     saved = read_model(model, unverified)
     print(saved.description)
-    cohort = saved.read_table(table, units=Units(*units) if units else None, **reading)
+    cohort = saved.read_table(table, units=Units.of(units) if units else None, **reading)
     result = saved.estimate(cohort, draws=draws, map=map_estimate, seed=seed, progress=_progress("estimate"))
     _write(result, out)
     for path in save_panels(cohort[:_PANELS], result, out):
