@@ -142,7 +142,9 @@ def test_a_fit_writes_a_population_file_and_replaces_nothing_unasked(capsys) -> 
     estimate = ["estimate", "--model", "run/1/pop.yaml", "--table", "t.csv", "--out", "e", "--draws", "0"]
     main(estimate)
     assert "e holds results already" in refused(capsys, *estimate)
+    Path("e/occasions.csv").write_text("of a model with kappa")
     main([*estimate, "--overwrite"])
+    assert not Path("e/occasions.csv").exists()
     assert len(pd.read_csv("e/individuals.csv")) == 12
 
 

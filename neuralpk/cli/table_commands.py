@@ -234,6 +234,8 @@ def _progress(what: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
 
 def _write(result: IndividualEstimates, out: Path) -> None:
     paths = result.write(out)
+    for replaced in {out / OCCASION_TABLE}.difference(paths):  # of results that were to be replaced
+        replaced.unlink(missing_ok=True)
     print(f"{len(result.ids)} subjects: {', '.join(map(str, paths))}")
 
 
