@@ -183,8 +183,7 @@ class NeuralPKCLI(LightningCLI):
         self.datamodule.read_for(self.model)
         if type(self.datamodule).prepare_data is L.LightningDataModule.prepare_data:
             self.datamodule.setup()
-            if self.model.model.scaling is None:
-                self.model.build(self.datamodule.scaling(), self.datamodule.provenance())
+            self.model.build_for(self.datamodule)
         fast: int = self.trainer.fast_dev_run  # type: ignore[attr-defined]
         if not fast and getattr(rank_zero_only, "rank", 0) == 0:
             try:
