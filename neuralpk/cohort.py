@@ -33,6 +33,17 @@ class Units(NamedTuple):
     amount: str = "mg"
     value: str = "mg/L"
 
+    @classmethod
+    def of(cls, words: Sequence[str]) -> Units:
+        """From the three units of time, amount and value.
+
+        Raises:
+            ValueError: fewer or more.
+        """
+        if len(words) != len(cls._fields):
+            raise ValueError(f"units are three, of time, amount and value, as in h mg mg/L; got {' '.join(words)}")
+        return cls(*words)
+
 
 @dataclass(frozen=True)
 class Dose:

@@ -231,8 +231,16 @@ class LatentTask(L.LightningModule):
                 "16-mixed and bf16-mixed, with which the solver stays in float32"
             )
         data: Any = getattr(self.trainer, "datamodule", None)
+        self.build_for(data)
+        self._bear(data)
+
+    def build_for(self, data: Any) -> None:
+        """Build the model for the data of a data module, unless it has been built.
+
+        Raises:
+            ValueError: no data module of neuralpk; parts that do not fit the data.
+        """
         if self.model.scaling is not None:
-            self._bear(data)
             return
         if not hasattr(data, "scaling"):
             raise ValueError(
@@ -240,7 +248,6 @@ class LatentTask(L.LightningModule):
                 "task.build(Scaling.of(cohort)) before the training"
             )
         self.build(data.scaling(), data.provenance())
-        self._bear(data)
 
     def _bear(self, data: Any) -> None:
         """Leave out of the data what the likelihood has no place for."""

@@ -278,6 +278,9 @@ class LatentTask(L.LightningModule):
 
     provenance = Provenance()
 
+    def build_for(self, data: Any) -> None:
+        """As of the real one; nothing depends on the data here."""
+
     @classmethod
     def load_from_checkpoint(cls, path: Any, map_location: Any = None, unverified: bool = False) -> LatentTask:
         """As of the real one: verified first."""

@@ -292,6 +292,13 @@ def test_each_level_of_a_text_has_a_factor_beside_its_reference():
         again.covariates == ["RACE=Asian", "RACE=Black", "RACE=White"]
         and again.effects.keys() == published.effects.keys()
     )
+    with pytest.raises(
+        ValueError, match="RACE is a text with the levels Asian, Black, White: its effect is categorical"
+    ):
+        PopulationParameters(effects={"CL~RACE": "linear"}).build(GUESS, 0, scaling, torch.float64)
+    alone = Scaling(covariates={"RACE=Asian": CovariateScale(1.0, 1.0, True, True, 1.0)})
+    with pytest.raises(ValueError, match="RACE is Asian in all training subjects: leave its effect out"):
+        PopulationParameters(effects={"CL": ["RACE"]}).build(GUESS, 0, alone, torch.float64)
     with pytest.raises(ValueError, match=r"RACE has no level 'Whte' .did you mean 'White'"):
         PopulationParameters(effects={"CL~RACE": {"kind": "categorical", "reference": "Whte"}}).build(
             GUESS, 0, scaling, torch.float64

@@ -89,6 +89,15 @@ def test_named_covariates_act_on_clearance_and_volume(capsys) -> None:
     assert "\n  three_compartment_oral\n" in capsys.readouterr().out
 
 
+def test_long_effects_leave_no_default_beside_them(capsys) -> None:
+    line = ["fit", "--table", "t.csv", "--structure", "one_compartment_oral", "--covariates", "WT", "--print_config"]
+    with pytest.raises(SystemExit):
+        main([*line, "--model.parameters.effects", "{CL: {WT: 0.75}}"])
+    said = capsys.readouterr().out
+    assert "Covariate effects" not in said
+    assert yaml.safe_load(said)["model"]["parameters"]["init_args"]["effects"] == {"CL": {"WT": 0.75}}
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -97,6 +106,14 @@ def test_named_covariates_act_on_clearance_and_volume(capsys) -> None:
         ("--table t.csv --structure one_compartment_oral --effects CL", "'CL' is not PARAMETER:COVARIATE"),
         ("--table t.csv --structure one_compartment_oral --error combine", "error is one of additive"),
         ("--table t.csv --structure one_compartment_oral --covariates all", "needs --effects"),
+        ("--table t.csv --structure one_compartment_oral --effects CL:WT^0.75", "'CL:WT^0.75' is not PARAMETER:COVA"),
+        ("--table t.csv --structure one_compartment_oral --effects CL:WT=0.7.5", "'CL:WT=0.7.5' is not PARAMETER:C"),
+        ("--table t.csv --structure one_compartment_oral --effects CL:WT=1 CL:WT=2", "names CL:WT twice"),
+        ("--table t.csv --structure one_compartment_oral --units h ug", "units are three, of time, amount and value"),
+        (
+            "--table t.csv --structure one_compartment_oral --effects CL:WT --model.parameters.effects.V1 [WT]",
+            "give --effects or --model.parameters.effects, not both",
+        ),
         ("--effects CL:WT", "--effects is of a --table"),
     ],
 )
@@ -119,10 +136,15 @@ def test_a_fit_writes_a_population_file_and_replaces_nothing_unasked(capsys) -> 
     mine.write_text("kept")
     main([*line, "--overwrite", "--trainer.max_epochs", "1", *QUIET])
     assert mine.exists() and [path.name for path in Path("run/1/checkpoints").iterdir()] == ["last.ckpt"]
+    with pytest.raises(SystemExit):
+        main(["estimate", "--model", "run/1/pop.yaml", "--table", "t.csv", "--out", "e", "--units", "h", "mg"])
+    assert "units are three" in capsys.readouterr().err
     estimate = ["estimate", "--model", "run/1/pop.yaml", "--table", "t.csv", "--out", "e", "--draws", "0"]
     main(estimate)
     assert "e holds results already" in refused(capsys, *estimate)
+    Path("e/occasions.csv").write_text("of a model with kappa")
     main([*estimate, "--overwrite"])
+    assert not Path("e/occasions.csv").exists()
     assert len(pd.read_csv("e/individuals.csv")) == 12
 
 
@@ -137,3 +159,11 @@ def test_a_seed_draws_other_patients() -> None:
         main([*common, *seed, "--out", f"{name}.csv"])
     first, second, other = (Path(f"{name}.csv").read_text() for name in "abc")
     assert first == second != other
+
+
+def test_an_option_that_does_not_fit_the_data_leaves_no_folder(capsys) -> None:
+    line = ["fit", "--table", "t.csv", "--structure", "one_compartment_oral", "--out", "run", *QUIET]
+    with pytest.raises(SystemExit):
+        main([*line, "--effects", "CLL:WT"])
+    assert "effects names CLL; the named parameters" in capsys.readouterr().err
+    assert not Path("run").exists()

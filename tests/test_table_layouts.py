@@ -180,6 +180,12 @@ def test_covariates_are_those_that_are_named(tmp_path: Path, caplog: pytest.LogC
     with caplog.at_level(logging.INFO, "neuralpk.tables"):
         assert read_table(file).covariate_names == ()
     assert caplog.messages == ["table.csv: covariates: none; columns not read: wt, AGE, BLQ, LLOQ, NT"]
+    visits = save(tmp_path, ["ID,TIME,DV,OCC,DVID", "1,0,5,1,1", "1,1,4,2,1"])
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "neuralpk.tables"):
+        read_table(visits, occasion="OCC", endpoint="DVID")
+    assert caplog.messages[0] == "table.csv: covariates: none"
+    save(tmp_path, lines)
     assert read_table(file, covariates="WT, AGE").covariate_names == ("AGE", "WT")
     assert read_table(file, covariates="all").covariate_names == ("AGE", "NT", "wt")
     assert read_table(file, covariates=["BLQ"]).covariate_names == ("BLQ",)

@@ -29,6 +29,7 @@ from neuralpk.evaluate.simulation_checks import Calibration, calibration
 from neuralpk.published_population import PublishedPopulation, write_population
 from neuralpk.task import LatentTask
 
+_MOST_RSE = 1000  # percent: wider digits would push the names out of the table
 _WITH_INTERVALS = 200  # patients
 
 
@@ -95,7 +96,7 @@ class Report(L.Callback):
         for row in frame.to_dict("records"):
             fixed = np.isnan(row["RSE"])
             ends = "" if fixed else f"{row['LO95']:.3g} to {row['HI95']:.3g}"
-            error = "fixed" if fixed else f"{row['RSE']:.0f} %"
+            error = "fixed" if fixed else f"{row['RSE']:.0f} %" if row["RSE"] < _MOST_RSE else f"> {_MOST_RSE} %"
             varied = [row.get(name, np.nan) for name in ("CV", "SHRINKAGE")]
             varies = ["" if np.isnan(value) else f"{value:.0f} %" for value in varied]
             reference = [_reference(row["REFERENCE"])] if relative else []

@@ -33,7 +33,7 @@ def check(
     Returns:
         Number of faults.
     """
-    found = check_table(table, arm=arm, units=Units(*units) if units else Units(), **reading)
+    found = check_table(table, arm=arm, units=Units.of(units) if units else Units(), **reading)
     drawn = None
     if found.cohort is not None and found.content["values"]:
         drawn = figure or Path(f"{table.name.split('.')[0]}_check.png")

@@ -10,7 +10,6 @@ import pandas as pd
 
 from neuralpk.atomic_files import refuse_unwritable
 from neuralpk.cli.csv_files import write_csv
-from neuralpk.cli.faults import UsageError
 from neuralpk.cli.outputs import refuse_results
 from neuralpk.cohort import Units
 from neuralpk.noncompartmental import nca as analyse
@@ -60,9 +59,7 @@ def nca(
         refuse_unwritable(path)
     refuse_results(out, paths, overwrite)
     lines = None if curves is None else pd.read_csv(curves, dtype={"ID": str})
-    if units is not None and len(units) != 3:
-        raise UsageError(f"--units names those of time, amount and value, [h, mg, mg/L]; got {units}")
-    given = Units(*units) if units else Units()
+    given = Units.of(units) if units else Units()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         found = analyse(

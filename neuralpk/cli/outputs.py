@@ -12,9 +12,8 @@ OVERWRITE = Option("overwrite", bool, False, "replace results of that name which
 
 _OF_A_RUN = (
     *("checkpoints/*.ckpt", "events.out.tfevents.*", "config.yaml", "hparams.yaml", "pop.yaml"),
-    *("population.csv", "calibration.csv", "records.csv", "individuals.csv", "occasions.csv"),
-    *("exposure.csv", "curves.csv", "metrics.csv", "vpc*.png", "npde*.png", "eta.png"),
-    *("individuals*.png", "network_*.png", "covariate_effects.png"),
+    *("population.csv", "calibration.csv", "records.csv", "individuals.csv", "occasions.csv", "exposure.csv"),
+    *("curves.csv", "metrics.csv", "vpc*.png", "npde*.png", "eta.png", "covariate_effects.png", "individuals*.png"),
 )
 """Patterns of the files that a training writes into its folder."""
 

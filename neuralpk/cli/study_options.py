@@ -18,7 +18,12 @@ from neuralpk.objectives import MarginalLikelihood
 from neuralpk.part import describe
 from neuralpk.residual_error import CombinedError, ErrorByEndpoint, error_class
 
-_EFFECT = re.compile(r"([^:~=\s]+)\s*[:~]\s*([^:~=\s]+)(?:\s*=\s*([-+.\deE]+|[a-z]+))?")
+_EFFECT = re.compile(r"([^:~=\s]+)\s*[:~]\s*([^:~=^*\s]+)(?:\s*=\s*(\S+))?")
+_HOW = (
+    "is not PARAMETER:COVARIATE for an effect that is learned, or PARAMETER:COVARIATE=NUMBER for one that is fixed, as "
+    "in CL:WT V1:WT=1, or PARAMETER:COVARIATE=KIND, as in CL:AGE=linear CL:FFM+AGE=network"
+)
+_LONG_EFFECTS = ("model.parameters.effects", "model.parameters.init_args.effects")
 _CLEARANCES, _VOLUMES = ("CL", "VMAX"), ("V1", "V")
 _KAPPA = 0.2  # starting value
 _EPOCHS = 200  # a bound: the fit ends when it has converged
@@ -108,6 +113,10 @@ def expanded(command: str, given: Sequence[Argument]) -> tuple[Node, list[Argume
             continue
         bare = argument.value is None and known[argument.name].hint is bool
         short.give(Argument(argument.name, "true") if bare else argument)
+    if short.values.get("table") is not None and any(one.name.startswith(_LONG_EFFECTS) for one in others):
+        if short.values.get("effects") is not None:
+            raise UsageError("give --effects or --model.parameters.effects, not both")
+        short.values["effects"] = "none"  # no default beside them
     seed = short.values.pop("seed", None)
     if seed is not None:  # after a class that is named, whose options it is
         seeded = ("seed_everything", "model.seed", *(("data.seed",) if command == "fit" else ()))
@@ -164,16 +173,18 @@ def _effects(given: list[str] | str | None, covariates: list[str] | str | None, 
     for word in words:
         parts = _EFFECT.fullmatch(word)
         if parts is None:
-            raise UsageError(
-                f"--effects {word!r} is not PARAMETER:COVARIATE for an effect that is learned, or "
-                "PARAMETER:COVARIATE=NUMBER for one that is fixed, as in CL:WT V1:WT=1, or "
-                "PARAMETER:COVARIATE=KIND, as in CL:AGE=linear CL:FFM+AGE=network"
-            )
+            raise UsageError(f"--effects {word!r} {_HOW}")
         parameter, covariate, said = parts.groups()
-        if said is not None:
-            found[f"{parameter}~{covariate}"] = said if said.isalpha() else float(said)
-        else:
+        if said is None:
             found.setdefault(parameter, []).append(covariate)
+            continue
+        name = f"{parameter}~{covariate}"
+        if name in found:
+            raise UsageError(f"--effects names {parameter}:{covariate} twice")
+        try:
+            found[name] = said if said.isalpha() else float(said)
+        except ValueError:
+            raise UsageError(f"--effects {word!r} {_HOW}") from None
     return found
 
 

@@ -66,7 +66,7 @@ def estimate(
     """
     saved = read_model(model, unverified)
     print(saved.description)
-    cohort = saved.read_table(table, units=Units(*units) if units else None, **reading)
+    cohort = saved.read_table(table, units=Units.of(units) if units else None, **reading)
     result = saved.estimate(cohort, draws=draws, map=map_estimate, seed=seed, progress=_progress("estimate"))
     _write(result, out)
     for path in save_panels(cohort[:_PANELS], result, out):
@@ -225,6 +225,8 @@ def _progress(what: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
 
 def _write(result: IndividualEstimates, out: Path) -> None:
     paths = result.write(out)
+    for replaced in {out / OCCASION_TABLE}.difference(paths):  # of results that were to be replaced
+        replaced.unlink(missing_ok=True)
     print(f"{len(result.ids)} subjects: {', '.join(map(str, paths))}")
 
 

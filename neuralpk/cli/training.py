@@ -179,10 +179,11 @@ class NeuralPKCLI(LightningCLI):
             raise UsageError(sentence(error)) from error
 
     def after_instantiate_classes(self) -> None:
-        """Read the data before a folder is made for the run."""
+        """Read the data and build the model for them before a folder is made for the run, or results are removed."""
         self.datamodule.read_for(self.model)
         if type(self.datamodule).prepare_data is L.LightningDataModule.prepare_data:
             self.datamodule.setup()
+            self.model.build_for(self.datamodule)
         fast: int = self.trainer.fast_dev_run  # type: ignore[attr-defined]
         if not fast and getattr(rank_zero_only, "rank", 0) == 0:
             try:

@@ -44,7 +44,8 @@ class TableDataModule(CohortDataModule):
         options: of `CohortDataModule`.
 
     Raises:
-        ValueError: a fold outside its range; more folds than subjects; a column or code of a data set by name.
+        ValueError: units that are not three; a fold outside its range; more folds than subjects; a column or code of a
+            data set by name.
         neuralpk.tables.DataError: a table that breaks a rule, naming rows, rules and cures.
     """
 
@@ -81,7 +82,7 @@ class TableDataModule(CohortDataModule):
             "separator": separator, "decimal": decimal, "dates": dates, "compartments": compartments, "sort": sort,
             "impute": impute, "carry": carry,
         }  # fmt: skip
-        self.units = Units(*units) if units else None
+        self.units = Units.of(units) if units else None
         self.folds, self.fold = folds, fold
 
     def make_cohort(self) -> Cohort:

@@ -154,8 +154,8 @@ class PowerEffect(_OneCovariate):
         scale = scaling.covariate(self.covariate)
         if not (scale.positive or (self.fixed and not self.from_data)):  # then each value is checked where it is used
             raise ValueError(
-                f"PowerEffect of {self.covariate}: the covariate must be above 0 in all training subjects; use a "
-                "FactorEffect for one that is 0 or 1, else a ExponentialEffect"
+                f"PowerEffect of {self.covariate}: the covariate must be above 0 in all training subjects; use factor "
+                "(FactorEffect) for one that is 0 or 1, else exponential (ExponentialEffect)"
             )
         if self.from_data:
             self.reference.fill_(scale.centre)

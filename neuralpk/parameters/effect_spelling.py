@@ -90,6 +90,8 @@ class ChosenEffect:
     def _of_levels(self, levels: Mapping[str, float]) -> list[CovariateEffect]:
         if self.coefficient is not None:
             raise ValueError(f"{self.covariate} has the levels {', '.join(levels)}: one number cannot be that of all")
+        if len(levels) == 1:
+            raise ValueError(f"{self.covariate} is {next(iter(levels))} in all training subjects: leave its effect out")
         reference = max(levels, key=lambda level: levels[level]) if self.reference is None else str(self.reference)
         if reference not in levels:
             raise ValueError(f"{self.covariate} has no level {reference!r}{did_you_mean(reference, [*levels])}")

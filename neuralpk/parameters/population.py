@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from neuralpk.parameters.covariates import CovariateEffect, number
 from neuralpk.parameters.distributions import NoVariability, ParameterDistribution, of_range
-from neuralpk.parameters.effect_spelling import ChosenEffect, Effects, effects_by_parameter, power_or_factor
+from neuralpk.parameters.effect_spelling import (
+    ChosenEffect,
+    Effects,
+    effects_by_parameter,
+    levels_of,
+    power_or_factor,
+)
 from neuralpk.parameters.network_effect import NetworkEffect
 from neuralpk.parameters.reported_numbers import Coordinate, Kind
 from neuralpk.part import Part
@@ -288,6 +294,12 @@ class PopulationParameters(Part, nn.Module):
         try:
             if isinstance(asked, CovariateEffect):
                 for name in asked.covariates:
+                    levels = levels_of(name, self.scaling)
+                    if levels and name not in self.scaling.covariates:
+                        raise ValueError(
+                            f"{name} is a text with the levels {', '.join(levels)}: its effect is categorical, or one "
+                            f"of a level, as of {name}={next(iter(levels))}"
+                        )
                     self.scaling.covariate(name)
                 effects = [copy.deepcopy(asked)]
             else:

@@ -172,7 +172,7 @@ def headings(header: Sequence[str], layout: Layout, findings: Findings) -> Headi
         layout=layout,
     )
     used = found.places - {labels[name] for name in (*FLAGS, *LIMITS, *ENDPOINTS, *OCCASIONS, *DATES) if name in labels}
-    used |= {*numbers.values()}
+    used |= {*numbers.values(), *(where for where in asked.values() if where is not None)}
     unread = [name for k, name in enumerate(header) if k not in used]
     said = f"covariates: {', '.join(found.covariates) or 'none'}"
     findings.note(said + (f"; columns not read: {_listed(unread)}" if unread else ""))
