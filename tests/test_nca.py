@@ -321,7 +321,7 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys, monkeypatch):
     assert ended.value.code == 2 and "--route takes one of extravascular, bolus" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         main(["nca", "T.csv", "--out", "o", "--units", "[h, mg]"])
-    assert ended.value.code == 2 and "--units names those of time, amount and value" in capsys.readouterr().err
+    assert ended.value.code == 2 and "--units: units are three" in capsys.readouterr().err
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "nca.csv").write_text("of before")
     with pytest.raises(SystemExit) as ended:

@@ -59,7 +59,10 @@ def nca(
         refuse_unwritable(path)
     refuse_results(out, paths, overwrite)
     lines = None if curves is None else pd.read_csv(curves, dtype={"ID": str})
-    given = Units.of(units) if units else Units()
+    try:
+        given = Units.of(units) if units is not None else Units()
+    except ValueError as error:
+        raise UsageError(f"--units: {error}") from error
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         found = analyse(
