@@ -216,9 +216,9 @@ class _Setter:
                 )
         if not slot and isinstance(value, str) and takes_text(hint):
             return self._text(value, where)
+        if not slot and items is None:
+            return self._leaf(option, current, value, where)
         if not slot:  # one object for a list of them
-            if items is None:
-                raise UsageError(f"{self.source.name(where)} takes {words(hint)}; got {value!r:.80}")
             return [self._value(inner, None, (), value, where)]
         if isinstance(value, str):
             if takes_text(hint) and value not in names_for(slot):

@@ -10,6 +10,7 @@ import pandas as pd
 
 from neuralpk.atomic_files import refuse_unwritable
 from neuralpk.cli.csv_files import write_csv
+from neuralpk.cli.faults import UsageError
 from neuralpk.cli.outputs import refuse_results
 from neuralpk.cohort import Units
 from neuralpk.noncompartmental import nca as analyse
