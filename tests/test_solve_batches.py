@@ -325,7 +325,7 @@ def test_nothing_hangs_where_assertions_are_switched_off():
         cwd=path,
         capture_output=True,
         text=True,
-        timeout=60,  # without a limit on the evaluations torchdiffeq would go on for ever
+        timeout=240,  # without a limit on the evaluations torchdiffeq would go on for ever
     )
     assert done.returncode == 0, done.stderr
 
