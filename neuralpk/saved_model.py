@@ -76,7 +76,6 @@ class SavedModel(ABC):
             ValueError: a population file, which holds no training.
         """
 
-    @abstractmethod
     def estimate(
         self,
         cohort: Cohort,
@@ -90,13 +89,20 @@ class SavedModel(ABC):
     ) -> IndividualEstimates:
         """Estimate the patients of a cohort; arguments as of `neuralpk.individual_estimates.estimate_individuals`, with
         `map` None for what the model was trained with, which is True for a population file."""
+        return self._estimate(cohort, map, times=times, draws=draws, context=context, seed=seed, progress=progress)
 
-    @abstractmethod
     def draw(
         self, cohort: Cohort, draws: int = 200, *, context: int | None = None, seed: int = 0, map: bool | None = None
     ) -> PosteriorDraws:
         """Draws of the patients' parameters from the posterior, over the draws of the population's parameters; see
         `neuralpk.individual_estimates.draw_individuals`."""
+        return self._draw(cohort, map, draws=draws, context=context, seed=seed)
+
+    @abstractmethod
+    def _estimate(self, cohort: Cohort, map: bool | None, **options: Any) -> IndividualEstimates: ...
+
+    @abstractmethod
+    def _draw(self, cohort: Cohort, map: bool | None, **options: Any) -> PosteriorDraws: ...
 
     def read_table(
         self, table: pd.DataFrame | str | Path, also: Sequence[str] = (), units: Units | None = None, **reading: Any
@@ -181,25 +187,11 @@ class SavedTask(SavedModel):
     def task(self) -> LatentTask:
         return self._task
 
-    def estimate(
-        self,
-        cohort: Cohort,
-        times: Sequence[float] | None = None,
-        *,
-        draws: int = 200,
-        context: int | None = None,
-        seed: int = 0,
-        map: bool | None = None,
-        progress: Callable[[Sequence[Tensor]], Iterable[Tensor]] = iter,
-    ) -> IndividualEstimates:
-        return self._task.reconstruct(
-            cohort, times, draws=draws, context=context, seed=seed, map=map, progress=progress
-        )
+    def _estimate(self, cohort: Cohort, map: bool | None, **options: Any) -> IndividualEstimates:
+        return self._task.reconstruct(cohort, map=map, **options)
 
-    def draw(
-        self, cohort: Cohort, draws: int = 200, *, context: int | None = None, seed: int = 0, map: bool | None = None
-    ) -> PosteriorDraws:
-        return self._task.draw(cohort, draws, context=context, seed=seed, map=map)
+    def _draw(self, cohort: Cohort, map: bool | None, **options: Any) -> PosteriorDraws:
+        return self._task.draw(cohort, map=map, **options)
 
 
 class SavedPopulation(SavedModel):
@@ -237,28 +229,16 @@ class SavedPopulation(SavedModel):
             "give the checkpoint of its training"
         )
 
-    def estimate(
-        self,
-        cohort: Cohort,
-        times: Sequence[float] | None = None,
-        *,
-        draws: int = 200,
-        context: int | None = None,
-        seed: int = 0,
-        map: bool | None = None,
-        progress: Callable[[Sequence[Tensor]], Iterable[Tensor]] = iter,
-    ) -> IndividualEstimates:
+    def _estimate(self, cohort: Cohort, map: bool | None, **options: Any) -> IndividualEstimates:
         self._refuse_no_search(map)
         cohort = self._dynamics.read_cohort(cohort)
         model = self.population_model(cohort)
-        return estimate_individuals(model, cohort, times, draws=draws, context=context, seed=seed, progress=progress)
+        return estimate_individuals(model, cohort, **options)
 
-    def draw(
-        self, cohort: Cohort, draws: int = 200, *, context: int | None = None, seed: int = 0, map: bool | None = None
-    ) -> PosteriorDraws:
+    def _draw(self, cohort: Cohort, map: bool | None, **options: Any) -> PosteriorDraws:
         self._refuse_no_search(map)
         cohort = self._dynamics.read_cohort(cohort)
-        return draw_individuals(self.population_model(cohort), cohort, draws, context=context, seed=seed)
+        return draw_individuals(self.population_model(cohort), cohort, **options)
 
     def _refuse_no_search(self, map: bool | None) -> None:
         if map is False:
