@@ -154,6 +154,13 @@ class PopulationModel(nn.Module):
     # ---- what the model can do
 
     @property
+    def table_covariates(self) -> list[str]:
+        """Names of the covariates that a table of patients has to have, beside those of the equations; of a model that
+        was built."""
+        assert self.scaling is not None
+        return sorted({*self.scaling.covariates} - {*self.dynamics.covariates})
+
+    @property
     def has_likelihood(self) -> bool:
         """Whether log p(y | z) can be computed; with a stochastic dynamics it is an integral over all paths."""
         return not self.dynamics.stochastic

@@ -167,7 +167,7 @@ class SavedTask(SavedModel):
         self._task = task
         assert task.model.scaling is not None
         self.units, self.needed = task.model.scaling.units, task.model.dynamics.covariates
-        self.covariates = sorted(set(task.model.scaling.covariates) - set(self.needed))
+        self.covariates = task.model.table_covariates
         self.occasion_column = task.model.population.occasion_column
 
     @property

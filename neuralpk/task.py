@@ -750,9 +750,7 @@ class LatentTask(L.LightningModule):
         if isinstance(data, Cohort):
             cohort = data
         else:
-            assert self.model.scaling is not None
-            needed = self.model.dynamics.covariates
-            named = sorted({*self.model.scaling.covariates} - {*needed})
+            named, needed = self.model.table_covariates, self.model.dynamics.covariates
             occasion = self.model.population.occasion_column
             cohort = read_table(data, **{"covariates": named, "needed": needed, "occasion": occasion, **table})
         with self._evaluating():

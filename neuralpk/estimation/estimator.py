@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -16,10 +15,9 @@ from neuralpk.estimation.held_draws import HeldDraws, HeldLikelihood, PosteriorD
 from neuralpk.estimation.learned_numbers import SMALLEST_OMEGA, LearnedNumbers
 from neuralpk.estimation.network_effect_prior import tune_network_effects
 from neuralpk.estimation.population_newton import Ascent, ascend
-from neuralpk.estimation.proposals import Centre, Proposal
+from neuralpk.estimation.posterior_centres import SMALL_OMEGA, Gather, PosteriorCentres
 from neuralpk.estimation.starting_values import starting_values
 from neuralpk.inference.importance import effective_draws, log_mean_weight
-from neuralpk.inference.map import Mode, maximise
 from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
 
@@ -33,24 +31,12 @@ _MOST_VALUES = 10**8  # held predictions and their slopes: bounds the memory
 _STAGE_GAIN = 2.0  # in −2LL: with less to gain, more draws are worth more than another step
 _STAGE_STEPS = 12
 _LAST_RENEWALS = 4  # of the proposals in the last stage
-_SEARCH_TOLERANCE = 1e-2  # in log p, of the search for a centre
-# omega that a proposal is made for: draws around a narrow posterior would make a wider population look unlikely
-_WIDE_OMEGA = 0.2
-_SMALL_OMEGA = 0.2
-_LEAST_VARIANCE = 1e-9  # of z
-_LITTLE_KNOWN = 0.6  # posterior variance of a random effect, given the others, over that of its prior
-_SLACK = 1.2  # factor by which both limits are exceeded before eta/omega is no longer held
-_ENOUGH_DRAWS = 8.0  # effective draws for each dimension, so that a centre and its covariance come from the draws
-_DRAWS_TO_ADAPT = 5  # times that many: with so many draws, wider proposals follow from them
-_HALVINGS_OF_POWER = 12
 _LOSS = 10.0  # in −2LL: a step of linear predictions after which new draws show a loss above this is halved
 _HALVINGS = 6
 _TURNING = 0.3  # of the gain of the step before
 _FLAT = 0.01  # curvature; where it is smaller, the standard error is above 10 on the logarithmic scale
 _FAR_LIKELIER = 50.0  # in −2LL: of two starts with the same curve, such a gain is no chance of a few steps
 _TRIED_SUBJECTS, _TRIED_STEPS = 24, 3  # of the choice between starting values
-
-Gather = Callable[[Any], list[Any]]
 
 
 class PopulationEstimator:
@@ -74,6 +60,7 @@ class PopulationEstimator:
         last_steps: most steps of the last stage.
         reserve: further numbers of draws, for searches that the last stage does not end.
         target: the model whose numbers are written.
+        centres: where the posterior of every subject lies.
         status: how the search ended; None before.
         history: every outer step.
         started: whether starting values were chosen.
@@ -103,13 +90,12 @@ class PopulationEstimator:
         self.log_likelihood = math.nan
         self.remark, self.started = "", False
         self.interrupted: list[list[int]] = []
-        self._centres: dict[int, tuple[Tensor, ...]] = {}
+        self.centres = PosteriorCentres(self.model, self.numbers, gather)
         self._draws: list[HeldDraws] = []
         self._drawn: dict[int, float] = {}
         self._before: tuple[Tensor, float] | None = None
         self._halvings = 0
         self._recent: list[tuple[Tensor, float, float]] = []  # vector, start and end of the last steps
-        self._standardised: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -212,17 +198,6 @@ class PopulationEstimator:
 
     # ---- an outer step
 
-    def wide(self) -> Tensor:
-        """The learned numbers with every omega and kappa at least `_WIDE_OMEGA`: proposals are made for them."""
-        vector = self.numbers.get()
-        if self.numbers.spreads:
-            least = (_WIDE_OMEGA * self.numbers.spread_units()).log()
-            # where eta/omega is held, the draws say of themselves how another omega would do
-            held = [name in self._standardised for name in self.model.population.varying]
-            least[: len(held)][torch.tensor(held, dtype=torch.bool)] = -torch.inf
-            vector[self.numbers.spreads] = torch.maximum(vector[self.numbers.spreads], least)
-        return vector
-
     @torch.no_grad()
     def add(self, batch: CohortBatch) -> Tensor:
         """Draw for the subjects that have no draws yet in this step.
@@ -251,12 +226,6 @@ class PopulationEstimator:
         """
         return None
 
-    def begin_at(self, index: Tensor, z: Tensor) -> None:
-        """Where the search for the posterior of each subject begins: z, ``[subject, latent]``, by its index."""
-        unknown = torch.full((z.shape[1], z.shape[1]), torch.nan, dtype=torch.float64, device=z.device)
-        pairs = zip(index.tolist(), z.double(), strict=True)
-        self._centres |= {key: (mean, unknown, mean, unknown) for key, mean in pairs}
-
     def draw(self, batch: CohortBatch, stream: int = 0, curved: bool = False) -> HeldDraws:
         """Draws of some subjects around their posterior.
 
@@ -265,44 +234,11 @@ class PopulationEstimator:
             stream: which set of quasi-random numbers.
             curved: of `HeldDraws.draw`.
         """
-        here, wide = self.numbers.get(), self.wide()
-        proposal = self._proposal(batch, wide)
-        self.numbers.set(here)
-        at = Stream.ESTIMATION.at(2 + stream)
+        wide, proposal = self.centres.proposal(batch, self.target, self._most_steps)
+        at, standardised = Stream.ESTIMATION.at(2 + stream), self.centres.standardised
         return HeldDraws.draw(
-            self.model, self.numbers, batch, proposal, wide, self.seed, at, self.draws, self._standardised, curved
+            self.model, self.numbers, batch, proposal, wide, self.seed, at, self.draws, standardised, curved
         )
-
-    def _proposal(self, batch: CohortBatch, wide: Tensor) -> Proposal:
-        """Of z under the population `wide`."""
-        self.numbers.set(wide)
-        own = self.model.latents(batch)
-        size = own.shape[1]
-        zero, one = batch.value.new_zeros(size), torch.eye(size, dtype=torch.float64, device=batch.device)
-        known = [self._centres.get(index) for index in batch.index.tolist()]
-        parts = [torch.stack(part) for part in zip(*(each or (zero, one, zero, one) for each in known), strict=True)]
-        posterior, around_wide = Centre(*parts[:2]), Centre(*parts[2:])
-        searched = torch.tensor([each is None for each in known], device=batch.device)
-        searched |= around_wide.covariance.isnan().any(-1).any(-1)
-        rows = searched.nonzero()[:, 0]
-        if len(rows) and size:
-            mode = self._search(batch.select(rows), around_wide.mean[rows])
-            around_wide.mean[rows] = mode.z.double()
-            around_wide.covariance[rows] = torch.linalg.inv(mode.precision.double())
-        few = searched | posterior.covariance.isnan().any(-1).any(-1)
-        posterior.mean[few], posterior.covariance[few] = around_wide.mean[few], around_wide.covariance[few]
-        return Proposal.around(posterior, around_wide, own)
-
-    def _search(self, batch: CohortBatch, z: Tensor) -> Mode:
-        """Maximum a posteriori of some subjects, from z, with the digits of the weights of the dynamics."""
-        weights = list(self.model.dynamics.parameters())
-        if not weights or weights[0].dtype == torch.float64:
-            return maximise(self.model, batch, z, self._most_steps, _SEARCH_TOLERANCE)
-        model, digits = copy.deepcopy(self.target).requires_grad_(False), weights[0].dtype
-        with torch.no_grad():
-            for part, mine in zip(model.population_weights(), self.model.population_weights(), strict=True):
-                part.copy_(mine)
-        return maximise(model, batch.to(digits), z.to(digits), self._most_steps, _SEARCH_TOLERANCE)
 
     @property
     def _most_steps(self) -> int:
@@ -343,7 +279,7 @@ class PopulationEstimator:
         self.log_likelihood = ascent.end - float(self.model.population_log_prior().detach())
         # in the end proposals stay: the likelihood given the draws is then one smooth function of the population
         if not self._in_last_stage or self.in_stage <= _LAST_RENEWALS:
-            self.renew_proposals(self._draws)
+            self.centres.renew(self._draws)
         if not self._in_last_stage and tune_network_effects(self.model, self.target, likelihood, ascent.bound):
             self._before = None
         self._advance(ascent)
@@ -365,58 +301,6 @@ class PopulationEstimator:
             return False
         _, start, end = self._recent[-1]
         return ascent.end - ascent.start > _TURNING * (end - start)
-
-    @torch.no_grad()
-    def renew_proposals(self, draws: list[HeldDraws]) -> None:
-        """Mean and covariance of every subject's posterior from weighted draws, in the population as it is and in the
-        wide one; NaN where the effective draws are few."""
-        here, size = self.numbers.get(), self.model.latent_size
-        posteriors, sums = [], torch.zeros(1 + size, dtype=torch.float64, device=self.numbers.device)
-        for held in draws:
-            log_weight = held.log_weight(self.numbers, here)
-            parameters = held.parameters(self.numbers, here)[0]
-            z = held.z_of(self.numbers, parameters)[0]
-            covariance = _moments(z, log_weight)[1]
-            covariance = covariance[~covariance.isnan().any(-1).any(-1)]
-            precision = torch.linalg.inv(covariance + _LEAST_VARIANCE * torch.eye(z.shape[-1], device=z.device))
-            variance = 1 / precision.diagonal(dim1=1, dim2=2)[:, :size]
-            sums += torch.cat([sums.new_tensor([len(covariance)]), variance.sum(0)])
-            posteriors.append((parameters, log_weight))
-        sums = torch.stack(self._gather(sums)).sum(0)
-        self._standardised = self._to_standardise(here, sums[1:] / sums[0])
-        wide = self.wide()
-        found: dict[int, tuple[Tensor, ...]] = {}
-        for held, (parameters, log_weight) in zip(draws, posteriors, strict=True):
-            of_wide = held.log_weight(self.numbers, wide)
-            z = held.z_of(self.numbers, parameters)[0]
-            parts = (*_moments(z, log_weight), *_moments(z, of_wide))
-            found |= dict(zip(held.batch.index.tolist(), zip(*parts, strict=True), strict=True))
-        for centres in self._gather(found):
-            self._centres |= {index: tuple(one.to(here.device) for one in part) for index, part in centres.items()}
-        self.numbers.set(here)
-
-    def _to_standardise(self, here: Tensor, variance: Tensor) -> tuple[str, ...]:
-        """Parameters with a small omega about which the patients' data say less than the population does: their values
-        keep so close to the typical value that, held, they would not let it move.
-
-        The derivative of the likelihood in a typical value has the variance of the random effects between draws where
-        values are held, and that of the data's own derivative where eta/omega is held. The second is the smaller where
-        the other random effects, held, leave more than half of the prior's variance to this one; how much all the
-        data leave does not matter.
-
-        Args:
-            here: the learned numbers.
-            variance: mean posterior variance of z given the other z, over that of its prior, ``[latent]``; NaN where it
-                is not known.
-        """
-        omega = here[self.numbers.omega].exp() / self.numbers.spread_units()[: len(self.numbers.omega)]
-        found = []
-        for name, size, left in zip(self.model.population.varying, omega.tolist(), variance.tolist(), strict=False):
-            # a parameter that is among them leaves later than it comes, so that none comes and goes in every step
-            slack = _SLACK if name in self._standardised else 1.0
-            if size < _SMALL_OMEGA * slack and left > _LITTLE_KNOWN / slack:
-                found.append(name)
-        return tuple(found)
 
     # ---- the end
 
@@ -463,7 +347,7 @@ class PopulationEstimator:
         names, bounds, undetermined = self.numbers.names(), [], []
         if ascent is not None:
             bounds = [names[k] for k in ascent.bound.nonzero()[:, 0].tolist()]
-            small = self.numbers.get() < self.numbers.low + math.log(_SMALL_OMEGA / SMALLEST_OMEGA)
+            small = self.numbers.get() < self.numbers.low + math.log(SMALL_OMEGA / SMALLEST_OMEGA)
             population = self.model.population
             varying = [population.names.index(name) for name in population.varying]
             location = self.numbers.of(population.location)
@@ -503,15 +387,10 @@ class PopulationEstimator:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed search needs, as tensors and plain values."""
-        index = list(self._centres)
-        parts = [torch.stack(part) for part in zip(*self._centres.values(), strict=True)]
-        return {
+        return self.centres.state_dict() | {
             "numbers": self.numbers.get(),
             "counts": [self.stage, self.in_stage, self.iteration],
-            "standardised": list(self._standardised),
             "recent": [(vector.clone(), start, end) for vector, start, end in self._recent],
-            "index": index,
-            "centres": parts,
             "drawn": self._gather(list(self._drawn)),
             "log_likelihood": self.log_likelihood,
             "remark": self.remark,
@@ -524,11 +403,9 @@ class PopulationEstimator:
         self.stage, self.in_stage, self.iteration = state["counts"]
         self.started = True
         self.interrupted = state["drawn"]
-        self._standardised = tuple(state["standardised"])
+        self.centres.load_state_dict(state)
         device = self.numbers.device
         self._recent = [(vector.to(device), start, end) for vector, start, end in state["recent"]]
-        parts = [part.to(self.numbers.device) for part in state["centres"]]
-        self._centres = dict(zip(state["index"], zip(*parts, strict=True), strict=True))
         self.log_likelihood, self.remark = state["log_likelihood"], state["remark"]
         # a search that a bound of the Trainer ended goes on
         status = None if state["status"] is None else FitStatus.from_plain(state["status"])
@@ -544,30 +421,6 @@ def float64_copy(model: PopulationModel) -> PopulationModel:
     for mine, of_model in zip(made.population_weights(), model.population_weights(), strict=True):
         mine.requires_grad_(of_model.requires_grad)
     return made
-
-
-def _moments(z: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of weighted draws, ``[subject, latent]`` and ``[subject, latent, latent]``.
-
-    Where the effective draws are few, the weights are taken to a power below 1 that makes them enough: the proposal
-    becomes wider and reaches what the draws have missed. With few draws at all the covariance is NaN.
-    """
-    enough = _ENOUGH_DRAWS * (1 + z.shape[-1])
-    few = effective_draws(log_weight) < enough
-    if log_weight.shape[1] >= _DRAWS_TO_ADAPT * enough and bool(few.any()):
-        low, high = torch.zeros_like(log_weight[:, :1]), torch.ones_like(log_weight[:, :1])
-        finite = torch.where(torch.isfinite(log_weight), log_weight, -1e6)
-        for _ in range(_HALVINGS_OF_POWER):
-            power = (low + high) / 2
-            reached = effective_draws(power * finite)[:, None] >= enough
-            low, high = torch.where(reached, power, low), torch.where(reached, high, power)
-        log_weight = torch.where(few[:, None], low * finite, log_weight)
-        few = torch.zeros_like(few)
-    weight = torch.softmax(log_weight, dim=1)[..., None]
-    mean = (weight * z).sum(1)
-    spread = z - mean[:, None]
-    covariance = (weight * spread).mT @ spread
-    return mean, torch.where(few[:, None, None], torch.nan, covariance)
 
 
 def _flat(ascent: Ascent, free: Tensor) -> list[int]:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from neuralpk import randomness
 from neuralpk.cohort_batch import CohortBatch
-from neuralpk.estimation.estimator import Gather, PopulationEstimator
+from neuralpk.estimation.estimator import PopulationEstimator
 from neuralpk.estimation.held_draws import HeldDraws, PosteriorDraws
 from neuralpk.estimation.population_newton import Ascent
+from neuralpk.estimation.posterior_centres import Gather
 from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
 
@@ -68,7 +69,7 @@ class NetworkEstimator(PopulationEstimator):
 
     @property
     def _most_steps(self) -> int:
-        return _FEW_STEPS if self.weights_move and self._centres else super()._most_steps
+        return _FEW_STEPS if self.weights_move and self.centres else super()._most_steps
 
     @property
     def _tolerance(self) -> float:

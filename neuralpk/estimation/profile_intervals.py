@@ -205,6 +205,6 @@ class _Search:
     def _drawn_at(self, vector: Tensor, held: HeldDraws) -> tuple[HeldDraws, HeldLikelihood]:
         """New draws, around the posteriors in the population `vector`."""
         self.numbers.set(vector)
-        self.estimator.renew_proposals([held])
+        self.estimator.centres.renew([held])
         drawn = self.estimator.draw(held.batch, curved=True)
         return drawn, self.estimator.likelihood([drawn])

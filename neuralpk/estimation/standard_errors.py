@@ -105,7 +105,7 @@ def standard_errors(
         model, seed, (*_ADAPTATIONS, draws or (_NETWORK_DRAWS if model.has_network else _DRAWS))
     )
     batch, single = batch.to(torch.float64).scored_on_context(), batch.scored_on_context()
-    estimator.begin_at(batch.index, start)
+    estimator.centres.begin_at(batch.index, start)
     with torch.no_grad():
         held = _adapted(estimator, batch, curved=True)
         total, error = _log_likelihood(estimator, held, _NETWORK_SETS if model.has_network else _MOST_SETS)
@@ -164,7 +164,7 @@ def log_likelihood(
 def _adapted(estimator: PopulationEstimator, batch: CohortBatch, curved: bool = False) -> HeldDraws:
     """Draws of a proposal that has adapted to the posterior of every subject."""
     for estimator.stage in range(len(_ADAPTATIONS)):
-        estimator.renew_proposals([estimator.draw(batch)])
+        estimator.centres.renew([estimator.draw(batch)])
     estimator.stage = len(_ADAPTATIONS)
     return estimator.draw(batch, curved=curved)
 
