@@ -64,7 +64,7 @@ class PopulationEstimator:
         status: how the search ended; None before.
         history: every outer step.
         started: whether starting values were chosen.
-        remark: on the starting values; empty for none.
+        remark: on the starting values, and on an end at the Monte-Carlo error; empty for none.
         interrupted: of a search that is resumed, the subjects that already had draws in the step that was interrupted,
             by device.
         log_likelihood: log p(data) at the last draws, without the prior of the population; NaN before.

@@ -15,7 +15,8 @@ class FitStatus:
     """How the search for the maximum of the likelihood ended.
 
     Args:
-        converged: whether another step would gain less than 0.01 of −2LL; with a network 0.5.
+        converged: whether another step would gain less than 0.01 of −2LL, with a network 0.5, or no more than the
+            Monte-Carlo error that `remark` names.
         reason: why it has not converged; empty otherwise.
         iterations: outer steps.
         gain: what the quadratic approximation promises for another step, score·information⁻¹·score, in −2LL.
@@ -25,7 +26,7 @@ class FitStatus:
         draws: of each subject in the last step.
         smallest_effective: smallest effective number of draws of a subject.
         subject: of which subject.
-        remark: on the starting values; empty for none.
+        remark: on the starting values, and on an end at the Monte-Carlo error; empty for none.
     """
 
     converged: bool
