@@ -316,6 +316,7 @@ def test_reconstruct_hands_over_what_was_asked(capsys, monkeypatch) -> None:
             scaling=SimpleNamespace(covariates={"WT": (), "AGE": ()}, units=Units()),
             dynamics=SimpleNamespace(covariates={"AGE": 40.0}),
             population=SimpleNamespace(occasion_column=None),
+            table_covariates=["WT", "AGE"],
         )
         provenance = SimpleNamespace(description="learned")
 
