@@ -14,20 +14,20 @@ from torch import Tensor
 from neuralpk import randomness, record_predictions
 from neuralpk.atomic_files import replacing
 from neuralpk.cohort import Cohort, FloatArray, Subject, written_out
-from neuralpk.dynamics import Decoder, Equations, NetworkTerm
-from neuralpk.evaluate.below_quantification import BoolArray, imputed, quantification_limits
-from neuralpk.evaluate.metrics import auc_relative_error, interpolate, line_rrmse
-from neuralpk.evaluate.parameter_plots import eta_figure
-from neuralpk.evaluate.plots import Panel, goodness_of_fit, individual_panels, phase_plane
-from neuralpk.evaluate.population_plots import npde_figure, vpc_figure
-from neuralpk.evaluate.simulation_checks import correction, npde, prediction_corrected, vpc, vpc_bins
-from neuralpk.evaluate.style import with_unit
-from neuralpk.evaluate.term_plots import (
+from neuralpk.diagnostics.below_quantification import BoolArray, imputed, quantification_limits
+from neuralpk.diagnostics.metrics import auc_relative_error, interpolate, line_rrmse
+from neuralpk.diagnostics.parameter_plots import eta_figure
+from neuralpk.diagnostics.plots import Panel, goodness_of_fit, individual_panels, phase_plane
+from neuralpk.diagnostics.population_plots import npde_figure, vpc_figure
+from neuralpk.diagnostics.simulation_checks import correction, npde, prediction_corrected, vpc, vpc_bins
+from neuralpk.diagnostics.style import with_unit
+from neuralpk.diagnostics.term_plots import (
     LearnedEffect,
     LearnedTerm,
     learned_effects_figure,
     learned_term_figure,
 )
+from neuralpk.dynamics import Decoder, Equations, NetworkTerm
 from neuralpk.individual_estimates import IndividualEstimates, evaluation_batch
 from neuralpk.inference.quantiles import interval
 from neuralpk.inference.uncertainty_draws import drawn_models
@@ -126,7 +126,7 @@ class SimulatedStudy(NamedTuple):
         observed: values; of one below the limit of quantification, a value imputed from the model.
         pred: population predictions.
         simulated: values of the studies, ``[sample, observation]``.
-        npde: see `neuralpk.evaluate.simulation_checks.npde`.
+        npde: see `neuralpk.diagnostics.simulation_checks.npde`.
         below: which are below the limit.
         limits: of quantification; minus infinity for none.
     """

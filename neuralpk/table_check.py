@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from neuralpk.cohort import Cohort, FloatArray, Subject, Units
-from neuralpk.evaluate import style
+from neuralpk.diagnostics import style
 from neuralpk.tables import DataError, Finding
 from neuralpk.tables.cohort_building import build
 from neuralpk.tables.faults import Findings, summary

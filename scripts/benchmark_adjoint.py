@@ -27,8 +27,8 @@ from torch import Tensor
 
 from neuralpk.cohort import Subject
 from neuralpk.cohort_batch import CohortBatch, collate
+from neuralpk.diagnostics.style import BLUE, GREEN, GREY, ORANGE, VERMILLION, legend_on_top, log_scale, new_figure
 from neuralpk.dynamics import Dynamics
-from neuralpk.evaluate.style import BLUE, GREEN, GREY, ORANGE, VERMILLION, legend_on_top, log_scale, new_figure
 from neuralpk.solve import Engine, RungeKutta, SolveError, TorchDiffEq
 
 Row = dict[str, Any]

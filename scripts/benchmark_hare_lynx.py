@@ -25,6 +25,7 @@ from rich.table import Table
 from neuralpk import datasets, randomness
 from neuralpk.cohort_batch import CohortBatch
 from neuralpk.datamodules import TableDataModule
+from neuralpk.diagnostics.metrics import coverage, crps_ensemble, log_rmse
 from neuralpk.dynamics import (
     Dynamics,
     HybridDynamics,
@@ -34,7 +35,6 @@ from neuralpk.dynamics import (
     StochasticLotkaVolterra,
 )
 from neuralpk.encoders import RecurrentEncoder
-from neuralpk.evaluate.metrics import coverage, crps_ensemble, log_rmse
 from neuralpk.individual_estimates import evaluation_batch
 from neuralpk.inference.map import maximise
 from neuralpk.inference.tempering import Particles, effective, move, temper

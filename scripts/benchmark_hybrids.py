@@ -31,10 +31,10 @@ from neuralpk.cohort_batch import collate
 from neuralpk.cohort_simulation import Design, Population
 from neuralpk.datamodules import SimulatedPKDataModule
 from neuralpk.datamodules.simulated import SimulatedDataModule
+from neuralpk.diagnostics.metrics import line_rrmse
+from neuralpk.diagnostics.style import BLACK, BLUE, TEXT, legend_on_top, new_figure
 from neuralpk.dynamics import CompartmentModel, Compartments, Dynamics, HybridDynamics, NeuralFlows
 from neuralpk.encoders import Encoder, SetEncoder
-from neuralpk.evaluate.metrics import line_rrmse
-from neuralpk.evaluate.style import BLACK, BLUE, TEXT, legend_on_top, new_figure
 from neuralpk.individual_estimates import estimate_individuals
 from neuralpk.objectives import MarginalLikelihood
 from neuralpk.parameters import PopulationParameters

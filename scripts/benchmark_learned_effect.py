@@ -39,8 +39,8 @@ import neuralpk
 from neuralpk.cohort import Cohort, Dose
 from neuralpk.cohort_figures import learned_term
 from neuralpk.cohort_simulation import Design, Population, simulate_cohort
+from neuralpk.diagnostics.term_plots import LearnedTerm, learned_term_figure
 from neuralpk.dynamics import Equations
-from neuralpk.evaluate.term_plots import LearnedTerm, learned_term_figure
 from neuralpk.parameters import PopulationParameters
 from neuralpk.residual_error import ProportionalError
 

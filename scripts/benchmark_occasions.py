@@ -25,8 +25,8 @@ import neuralpk
 from neuralpk import CompartmentModel, PopulationParameters
 from neuralpk.cohort import Cohort, Dose
 from neuralpk.cohort_simulation import Design, Population, simulate_cohort
+from neuralpk.diagnostics.style import BLACK, BLUE, new_figure
 from neuralpk.estimation import log_likelihood
-from neuralpk.evaluate.style import BLACK, BLUE, new_figure
 from neuralpk.individual_estimates import estimate_individuals, evaluation_batch
 from neuralpk.inference.map import map_estimate
 from neuralpk.population_model import PopulationModel

@@ -35,10 +35,10 @@ from rich.table import Table
 from neuralpk.cohort import Cohort
 from neuralpk.datamodules import SimulatedPKDataModule
 from neuralpk.decoders import GRU
+from neuralpk.diagnostics.metrics import auc_relative_error, coverage, line_rrmse
 from neuralpk.dynamics import CompartmentModel, Decoder, Elimination, HybridDynamics, NeuralCompartments
 from neuralpk.encoders import SetEncoder
 from neuralpk.estimation import standard_errors
-from neuralpk.evaluate.metrics import auc_relative_error, coverage, line_rrmse
 from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals, evaluation_batch
 from neuralpk.inference.uncertainty_draws import drawn_models
 from neuralpk.objectives import MarginalLikelihood

@@ -34,6 +34,8 @@ from neuralpk.cohort_batch import CohortBatch, collate
 from neuralpk.cohort_simulation import Design, Population, simulate_cohort
 from neuralpk.datamodules import CohortDataModule, SimulatedLotkaVolterraDataModule, SimulatedPKDataModule
 from neuralpk.datamodules.seen_records import choose_context
+from neuralpk.diagnostics.metrics import coverage, crps_ensemble
+from neuralpk.diagnostics.style import BLUE, GREY, ORANGE, new_figure, time_axis
 from neuralpk.dynamics import (
     CompartmentModel,
     Dynamics,
@@ -43,8 +45,6 @@ from neuralpk.dynamics import (
     StochasticLotkaVolterra,
 )
 from neuralpk.encoders import Posterior, RecurrentEncoder, SetEncoder
-from neuralpk.evaluate.metrics import coverage, crps_ensemble
-from neuralpk.evaluate.style import BLUE, GREY, ORANGE, new_figure, time_axis
 from neuralpk.inference import importance
 from neuralpk.inference.map import map_estimate
 from neuralpk.objectives import ELBO, PathELBO

@@ -32,10 +32,10 @@ from neuralpk.cohort_batch import collate
 from neuralpk.datamodules import SimulatedLotkaVolterraDataModule, SimulatedPKDataModule
 from neuralpk.datamodules.simulated import SimulatedDataModule
 from neuralpk.decoders import GRU, ODERNN, ContinuousTimeRNN
+from neuralpk.diagnostics.metrics import line_rrmse
+from neuralpk.diagnostics.style import BLUE, GREEN, ORANGE, VERMILLION, new_figure
 from neuralpk.dynamics import SIR, CompartmentModel, Decoder, Dynamics, LotkaVolterra, NeuralCompartments, NeuralField
 from neuralpk.encoders import SetEncoder
-from neuralpk.evaluate.metrics import line_rrmse
-from neuralpk.evaluate.style import BLUE, GREEN, ORANGE, VERMILLION, new_figure
 from neuralpk.objectives import ELBO, MarginalLikelihood
 from neuralpk.parameters import PopulationParameters
 from neuralpk.residual_error import LogNormalError, ProportionalError

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from neuralpk.cohort import Subject
 from neuralpk.cohort_batch import CohortBatch, collate
+from neuralpk.diagnostics.correction_plots import correction_maps
 from neuralpk.dynamics import Dynamics, HybridDynamics, LotkaVolterra
-from neuralpk.evaluate.correction_plots import correction_maps
 from neuralpk.solve import Auto
 from neuralpk.symbolic import Equations, Learned, Library, discover, learn_correction
 

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 
 from neuralpk.cohort import Subject
 from neuralpk.datamodules import SimulatedLotkaVolterraDataModule, SimulatedSIRDataModule
-from neuralpk.evaluate.correction_plots import correction_maps
-from neuralpk.evaluate.style import BLUE, VERMILLION, legend_on_top, new_figure, time_axis
+from neuralpk.diagnostics.correction_plots import correction_maps
+from neuralpk.diagnostics.style import BLUE, VERMILLION, legend_on_top, new_figure, time_axis
 from neuralpk.task import LatentTask
 
 TRUE = {"alpha": 1.3, "beta": 0.9, "gamma": 1.8, "delta": 0.8, "kappa": 0.2}  # typical values of the simulated series

@@ -35,7 +35,7 @@ LAYERS = (
         "objectives",
         "pretrained_model",
     },
-    {"bootstrap", "datamodules", "evaluate", "task"},
+    {"bootstrap", "datamodules", "diagnostics", "task"},
     {"cohort_figures", "fitting", "saved_model", "table_check"},
     {"callbacks", "dosing"},
     {"cli"},

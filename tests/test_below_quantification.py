@@ -15,9 +15,9 @@ from neuralpk import (
 )
 from neuralpk.cohort import Units
 from neuralpk.cohort_figures import fit_figures, population_figures, simulate_study
-from neuralpk.evaluate.below_quantification import imputed, quantification_limits
-from neuralpk.evaluate.plots import goodness_of_fit
-from neuralpk.evaluate.simulation_checks import npde, vpc
+from neuralpk.diagnostics.below_quantification import imputed, quantification_limits
+from neuralpk.diagnostics.plots import goodness_of_fit
+from neuralpk.diagnostics.simulation_checks import npde, vpc
 from neuralpk.scaling import Scaling
 
 TIMES = np.array([1.0, 4.0, 12.0])

@@ -23,8 +23,8 @@ from neuralpk.cli import main
 from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.cohort_batch import collate
 from neuralpk.cohort_simulation import Design, Population, omega_from_cv, simulate_cohort
+from neuralpk.diagnostics.metrics import shrinkage
 from neuralpk.dynamics import CompartmentModel
-from neuralpk.evaluate.metrics import shrinkage
 from neuralpk.individual_estimates import IndividualEstimates, _reaching, estimate_individuals
 from neuralpk.parameters import PopulationParameters
 from neuralpk.published_population import PublishedPopulation

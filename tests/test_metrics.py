@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from neuralpk.evaluate.metrics import (
+from neuralpk.diagnostics.metrics import (
     auc_relative_error,
     coverage,
     crps_ensemble,

@@ -16,9 +16,9 @@ from neuralpk import randomness
 from neuralpk.cohort import Cohort
 from neuralpk.cohort_batch import CohortBatch, collate
 from neuralpk.datamodules import SimulatedLotkaVolterraDataModule, SimulatedPKDataModule
+from neuralpk.diagnostics.metrics import line_rrmse
 from neuralpk.dynamics import CompartmentModel, LotkaVolterra, NeuralCompartments, NeuralField
 from neuralpk.encoders import Posterior, SetEncoder
-from neuralpk.evaluate.metrics import line_rrmse
 from neuralpk.inference import importance
 from neuralpk.inference.map import maximise
 from neuralpk.objectives import ELBO, Loss, MarginalLikelihood, Objective, SquaredError, Step

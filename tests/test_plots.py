@@ -9,11 +9,11 @@ import pytest
 from matplotlib.colors import to_rgba
 
 from neuralpk.cohort import Units
-from neuralpk.evaluate.parameter_plots import eta_figure, parameter_recovery
-from neuralpk.evaluate.plots import Panel, goodness_of_fit, individual_panels, phase_plane
-from neuralpk.evaluate.population_plots import latent_space, npde_figure, vpc_figure
-from neuralpk.evaluate.simulation_checks import vpc, vpc_bins
-from neuralpk.evaluate.style import running_median
+from neuralpk.diagnostics.parameter_plots import eta_figure, parameter_recovery
+from neuralpk.diagnostics.plots import Panel, goodness_of_fit, individual_panels, phase_plane
+from neuralpk.diagnostics.population_plots import latent_space, npde_figure, vpc_figure
+from neuralpk.diagnostics.simulation_checks import vpc, vpc_bins
+from neuralpk.diagnostics.style import running_median
 
 UNITS = Units(time="min", amount="ug", value="ng/mL")
 GRID = np.linspace(0.0, 24.0, 50)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from neuralpk.evaluate.simulation_checks import calibration, npde, prediction_corrected, vpc, vpc_bins
+from neuralpk.diagnostics.simulation_checks import calibration, npde, prediction_corrected, vpc, vpc_bins
 
 SUBJECTS, SAMPLES = 200, 1000
 CLOCK = np.array([0.5, 1.0, 2.0, 4.0, 8.0, 12.0])

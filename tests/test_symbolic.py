@@ -10,8 +10,8 @@ from solving import solve_batch
 
 from neuralpk.cohort import Dose, Subject
 from neuralpk.cohort_batch import collate
+from neuralpk.diagnostics.correction_plots import correction_maps, covered_region
 from neuralpk.dynamics import CompartmentModel, HybridDynamics, LotkaVolterra
-from neuralpk.evaluate.correction_plots import correction_maps, covered_region
 from neuralpk.solve import Auto
 from neuralpk.symbolic import IndividualNetwork, Library, TermDynamics, discover, learn_correction
 from neuralpk.symbolic.best_subsets import best_subsets, criterion, without

@@ -17,9 +17,9 @@ from stopping import Stop
 from neuralpk.cohort import Cohort, Subject
 from neuralpk.cohort_batch import CohortBatch, collate
 from neuralpk.datamodules import SimulatedLotkaVolterraDataModule, SimulatedPKDataModule, TableDataModule
+from neuralpk.diagnostics.metrics import line_rrmse
 from neuralpk.dynamics import CompartmentModel, FluctuatingClearance, LotkaVolterra
 from neuralpk.encoders import SetEncoder
-from neuralpk.evaluate.metrics import line_rrmse
 from neuralpk.individual_estimates import evaluation_batch
 from neuralpk.inference.joint import log_joint
 from neuralpk.objectives import ELBO, Loss, MarginalLikelihood, Objective, PathELBO, SquaredError, Step

@@ -24,8 +24,8 @@ from neuralpk.cohort_figures import (
     simulate_study,
 )
 from neuralpk.datamodules import CohortDataModule
+from neuralpk.diagnostics.simulation_checks import Calibration, calibration
 from neuralpk.estimation.standard_errors import PopulationEstimate
-from neuralpk.evaluate.simulation_checks import Calibration, calibration
 from neuralpk.published_population import PublishedPopulation, write_population
 from neuralpk.task import LatentTask
 

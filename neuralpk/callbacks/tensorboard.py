@@ -11,8 +11,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from neuralpk.cohort_figures import first_seen, fit_figures, latent_estimates, make_panels, phase_figure, quantity_of
 from neuralpk.datamodules import CohortDataModule
-from neuralpk.evaluate.plots import individual_panels
-from neuralpk.evaluate.population_plots import latent_space
+from neuralpk.diagnostics.plots import individual_panels
+from neuralpk.diagnostics.population_plots import latent_space
 from neuralpk.task import LatentTask
 
 _LAYOUT = {

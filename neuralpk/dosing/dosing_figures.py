@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from neuralpk.diagnostics import style
 from neuralpk.dosing.dose_selection import DoseSelection
 from neuralpk.dosing.regimen_simulation import RegimenSimulation
-from neuralpk.evaluate import style
 
 _COLOURS = (style.BLUE, style.ORANGE, style.GREEN, style.VERMILLION, style.PURPLE, style.SKY)
 _WIDTH = 4.6

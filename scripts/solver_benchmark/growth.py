@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from rich.console import Console
 
-from neuralpk.evaluate.style import (
+from neuralpk.diagnostics.style import (
     BLUE,
     GREEN,
     GREY,

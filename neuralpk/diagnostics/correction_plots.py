@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from neuralpk.cohort import FloatArray
-from neuralpk.evaluate.style import BLACK, GREY, SMALL, TEXT, legend_on_top, new_figure
+from neuralpk.diagnostics.style import BLACK, GREY, SMALL, TEXT, legend_on_top, new_figure
 
 # of the extent of either axis: how far from the line a place still counts as one that the data covered
 _NEAR = 0.08

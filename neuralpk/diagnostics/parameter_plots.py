@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from neuralpk.cohort import FloatArray
-from neuralpk.evaluate.metrics import shrinkage
-from neuralpk.evaluate.style import (
+from neuralpk.diagnostics.metrics import shrinkage
+from neuralpk.diagnostics.style import (
     BLUE,
     GREY,
     SKY,

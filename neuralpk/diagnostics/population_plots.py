@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 from neuralpk.cohort import FloatArray, Units
-from neuralpk.evaluate.below_quantification import BoolArray, ShareBelow
-from neuralpk.evaluate.simulation_checks import VPC
-from neuralpk.evaluate.style import (
+from neuralpk.diagnostics.below_quantification import BoolArray, ShareBelow
+from neuralpk.diagnostics.simulation_checks import VPC
+from neuralpk.diagnostics.style import (
     BLACK,
     BLUE,
     GREY,
@@ -46,7 +46,7 @@ def npde_figure(
     Args:
         times: time unit, ``[observation]``.
         pred: population prediction, value unit, ``[observation]``.
-        npde: see `neuralpk.evaluate.simulation_checks.npde`, ``[observation]``.
+        npde: see `neuralpk.diagnostics.simulation_checks.npde`, ``[observation]``.
         units: for the axes.
         below: which observations were imputed, because they are below the limit of quantification, ``[observation]``.
     """
@@ -146,7 +146,7 @@ def vpc_figure(
     values below the limit of quantification a second panel has their share.
 
     Args:
-        vpc: see `neuralpk.evaluate.simulation_checks.vpc`.
+        vpc: see `neuralpk.diagnostics.simulation_checks.vpc`.
         times: time unit, ``[observation]``.
         observed: value unit, ``[observation]``.
         units: for the axes.

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuralpk.cohort import FloatArray
-from neuralpk.evaluate.below_quantification import ShareBelow
-from neuralpk.evaluate.metrics import coverage, crps_ensemble
+from neuralpk.diagnostics.below_quantification import ShareBelow
+from neuralpk.diagnostics.metrics import coverage, crps_ensemble
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from neuralpk.cohort import FloatArray
-from neuralpk.evaluate.style import BLACK, BLUE, legend_on_top, new_figure
+from neuralpk.diagnostics.style import BLACK, BLUE, legend_on_top, new_figure
 
 
 class LearnedTerm(NamedTuple):

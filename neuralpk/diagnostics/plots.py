@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from neuralpk.cohort import FloatArray, Units
-from neuralpk.evaluate.style import (
+from neuralpk.diagnostics.style import (
     BLACK,
     BLUE,
     GREEN,

@@ -1,6 +1,0 @@
-"""Numbers and figures that judge a fitted model: arrays in, numbers or a matplotlib `Figure` out.
-
-``metrics`` errors, coverage, scores, residuals; ``simulation_checks`` VPC and
-npde; ``plots`` figures of fits; ``population_plots`` figures of a population; ``parameter_plots`` figures of individual
-parameters; ``style`` how all figures look.
-"""
