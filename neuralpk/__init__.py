@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from neuralpk.datamodules import SimulatedPKDataModule, TableDataModule
     from neuralpk.dynamics import CompartmentModel, Dynamics, HybridDynamics, NeuralCompartments
     from neuralpk.encoders import Encoder, RecurrentEncoder, SetEncoder
+    from neuralpk.evaluation import Evaluation, evaluate
     from neuralpk.fitting import FittedModel, fit
     from neuralpk.noncompartmental import nca
     from neuralpk.objectives import ELBO, MarginalLikelihood, Objective, SquaredError
@@ -38,6 +39,7 @@ _MODULES = {
     "datamodules": ("SimulatedPKDataModule", "TableDataModule"),
     "dynamics": ("CompartmentModel", "Dynamics", "HybridDynamics", "NeuralCompartments"),
     "encoders": ("Encoder", "RecurrentEncoder", "SetEncoder"),
+    "evaluation": ("Evaluation", "evaluate"),
     "fitting": ("FittedModel", "fit"),
     "noncompartmental": ("nca",),
     "objectives": ("ELBO", "MarginalLikelihood", "Objective", "SquaredError"),
@@ -68,6 +70,7 @@ __all__ = [
     "Dynamics",
     "Encoder",
     "ErrorByEndpoint",
+    "Evaluation",
     "FittedModel",
     "HybridDynamics",
     "LatentTask",
@@ -85,6 +88,7 @@ __all__ = [
     "SquaredError",
     "Subject",
     "TableDataModule",
+    "evaluate",
     "export_rxode2",
     "fit",
     "import_rxode2",

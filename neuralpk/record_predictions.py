@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,13 +61,24 @@ def records(model: PopulationModel, batch: CohortBatch, ipred: Tensor, has_error
 
 def _time_after_dose(batch: CohortBatch) -> Tensor:
     """Time of each record since the last dose before it, ``[subject, observation]``; NaN before the first."""
+    time = batch.time[:, :, None]
+    since = torch.where(_given_before(batch), time - batch.doses.time[:, None], torch.inf)
+    least = torch.cat([since, torch.full_like(time, torch.inf)], dim=2).amin(2)
+    return torch.where(least.isinf(), torch.nan, least)
+
+
+def doses_before(batch: CohortBatch) -> Tensor:
+    """Number of doses before each record, ``[subject, observation]``."""
+    return _given_before(batch).sum(2)
+
+
+def _given_before(batch: CohortBatch) -> Tensor:
+    """Which doses were given before each record, bool ``[subject, observation, dose]``."""
     doses, time = batch.doses, batch.time[:, :, None]
     at = doses.time[:, None]
     before = (at < time) | ((at == time) & (doses.row[:, None] < batch.row[:, :, None]))
     given = doses.mask & ((doses.amount > 0) | (doses.rate > 0))
-    since = torch.where(before & given[:, None], time - at, torch.inf)
-    least = torch.cat([since, torch.full_like(time, torch.inf)], dim=2).amin(2)
-    return torch.where(least.isinf(), torch.nan, least)
+    return before & given[:, None]
 
 
 def _covariates(model: PopulationModel, batch: CohortBatch) -> dict[str, Tensor]:
@@ -77,7 +89,13 @@ def _covariates(model: PopulationModel, batch: CohortBatch) -> dict[str, Tensor]
 
 
 @torch.no_grad()
-def replicates(model: PopulationModel, batch: CohortBatch, samples: int, seed: int) -> FloatArray:
+def replicates(
+    model: PopulationModel,
+    batch: CohortBatch,
+    samples: int,
+    seed: int,
+    progress: Callable[[Sequence[Tensor]], Iterable[Tensor]] = iter,
+) -> FloatArray:
     """Measured values of simulated studies of the same design, ``[sample, observation]``: z from its prior, with
     residual error and, of a stochastic dynamics, with paths of its own.
 
@@ -86,12 +104,13 @@ def replicates(model: PopulationModel, batch: CohortBatch, samples: int, seed: i
         batch: doses and sampling times.
         samples: number of studies.
         seed: of the draws.
+        progress: wraps the iterable of parts of the studies, for example in a progress bar.
     """
     size, width = model.latents(batch).shape[1], batch.time.shape[1]
     noise = randomness.normal(seed, Stream.REPLICATES.at(0), batch.index, samples * (size + width))
     noise = noise.reshape(len(batch), samples, -1).to(batch.time.dtype)
     values = []
-    for k, part in enumerate(torch.split(noise, max(1, _SOLVED_AT_ONCE // len(batch)), dim=1)):
+    for k, part in enumerate(progress(torch.split(noise, max(1, _SOLVED_AT_ONCE // len(batch)), dim=1))):
         drawn = part.flatten(0, 1)
         paths = Noise(seed, Stream.REPLICATES.at(k)) if model.dynamics.stochastic else None
         study = model.simulate(drawn[:, :size], drawn[:, size:], batch.repeat(part.shape[1]), paths)

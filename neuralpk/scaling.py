@@ -24,6 +24,8 @@ class CovariateScale(NamedTuple):
         positive: whether all values are above 0.
         binary: whether all values are 0 or 1.
         mean: arithmetic mean; None where only the centre was given.
+        lowest: value; None where the range is not known.
+        highest: value; None where the range is not known.
     """
 
     centre: float = 0.0
@@ -31,6 +33,8 @@ class CovariateScale(NamedTuple):
     positive: bool = False
     binary: bool = False
     mean: float | None = None
+    lowest: float | None = None
+    highest: float | None = None
 
 
 class Scaling(NamedTuple):
@@ -146,4 +150,5 @@ def _covariate(cohort: Cohort, name: str) -> CovariateScale:
     centre = float(np.median(values)) if positive else float(values.mean())
     spread = float(np.log(values / centre).std() if positive else values.std())
     binary = bool(np.isin(values, (0.0, 1.0)).all())
-    return CovariateScale(centre, spread if spread > 1e-8 else 1.0, positive, binary, float(values.mean()))
+    ends = float(values.min()), float(values.max())
+    return CovariateScale(centre, spread if spread > 1e-8 else 1.0, positive, binary, float(values.mean()), *ends)

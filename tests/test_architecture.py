@@ -37,7 +37,7 @@ LAYERS = (
     },
     {"bootstrap", "datamodules", "diagnostics", "task"},
     {"cohort_figures", "fitting", "saved_model", "table_check"},
-    {"callbacks", "dosing"},
+    {"callbacks", "dosing", "evaluation"},
     {"cli"},
     {"__main__"},
 )

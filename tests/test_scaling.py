@@ -34,7 +34,8 @@ def test_the_scale_of_a_cohort_is_the_one_found_by_hand():
     weight, temperature, sex = (scaling.covariates[name] for name in ("WT", "TEMP", "SEX"))
     assert weight[:3] == pytest.approx((100.0, math.log(2) / math.sqrt(2), True))  # log: −ln 2, 0, 0, ln 2
     assert temperature[:3] == pytest.approx((1.0, math.sqrt(3.5), False))  # −1, 0, 4 and 1: the mean square is 14/4
-    assert sex == (1.0, 1.0, True, True, 1.0)  # where all are alike
+    assert sex == (1.0, 1.0, True, True, 1.0, 1.0, 1.0)  # where all are alike
+    assert temperature[4:] == pytest.approx((1.0, -1.0, 4.0))  # mean and range
     # in the order of the names: SEX, TEMP, WT
     standard = scaling.standardise(torch.tensor([1.0, 1.0 + math.sqrt(3.5), 200.0]))
     torch.testing.assert_close(standard, torch.tensor([0.0, 1.0, math.sqrt(2)]))

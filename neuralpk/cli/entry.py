@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 TRAINING = ("fit", "validate", "test", "predict")
 WITHOUT_TORCH = ("check", "nca")
 COMMANDS = (
-    *TRAINING, "check", "nca", "simulate", "dose", "estimate", "reconstruct", "population", "bootstrap", "import",
-    "export",
+    *TRAINING, "check", "nca", "simulate", "dose", "evaluate", "estimate", "reconstruct", "population", "bootstrap",
+    "import", "export",
 )  # fmt: skip
 
 _USAGE = f"""usage: neuralpk COMMAND [--preset NAME | --config FILE] [options]     (COMMAND --help lists them)
@@ -41,6 +41,7 @@ _USAGE = f"""usage: neuralpk COMMAND [--preset NAME | --config FILE] [options]  
   simulate      write a simulated cohort, of any size, as a table  --out FILE
     --model     courses of patients under regimens                 --model FILE --regimen TEXT --out DIR
   dose          the dose and interval that reach a target          --model FILE --target TEXT --out DIR …
+  evaluate      judge a model on a table: figures, checks, verdict  --model FILE --table FILE --out DIR
   estimate      curves and parameters of your patients             --model FILE --table FILE --out DIR
   reconstruct   another name of estimate
   population    write the fitted population as a population file   --model FILE --out FILE

@@ -17,6 +17,7 @@ from neuralpk.bootstrap import bootstrap as fit_replicates
 from neuralpk.bootstrap import outcome, summarise
 from neuralpk.cli.csv_files import write_csv
 from neuralpk.cli.dosing_commands import DOSE_FILES, REGIMEN_FILES, dose, simulate_regimens
+from neuralpk.cli.evaluation_command import EVALUATION_FILES, evaluate
 from neuralpk.cli.faults import UsageError, sentence
 from neuralpk.cli.merged_configuration import Configuration
 from neuralpk.cli.outputs import OVERWRITE, refuse_results
@@ -157,6 +158,7 @@ REGIMENS = "simulate --model"
 COMMANDS: dict[str, Callable[..., None]] = {
     REGIMENS: simulate_regimens,
     "dose": dose,
+    "evaluate": evaluate,
     "estimate": estimate,
     "reconstruct": estimate,
     "population": population,
@@ -168,6 +170,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 _WRITTEN = {
     REGIMENS: REGIMEN_FILES,
     "dose": DOSE_FILES,
+    "evaluate": EVALUATION_FILES,
     "estimate": (*TABLES, OCCASION_TABLE, "individuals.png"),
     "reconstruct": (*TABLES, OCCASION_TABLE, "individuals.png"),
     "bootstrap": ("bootstrap.csv", "bootstrap_summary.csv"),

@@ -17,7 +17,7 @@ from neuralpk.estimation.profile_intervals import Ends, profile_intervals
 from neuralpk.inference import importance
 from neuralpk.inference.map import map_estimate
 from neuralpk.inference.uncertainty_draws import draw_parameters
-from neuralpk.parameters import Coordinate, LogNormal
+from neuralpk.parameters import Coordinate, LogNormal, ParameterDistribution
 from neuralpk.population_model import PopulationModel
 
 _WIDEST = 2.0  # standard deviation, on the learned scale, of what the data do not determine at all
@@ -159,6 +159,36 @@ def log_likelihood(
     with torch.no_grad():
         held = _adapted(estimator, batch.to(torch.float64).scored_on_context())
         return _log_likelihood(estimator, held, _MOST_SETS)
+
+
+def parameter_rows(model: PopulationModel, z: Tensor, batch: CohortBatch) -> list[dict[str, str | float]]:
+    """`PopulationEstimate.rows` of a model as it was saved. Intervals are those of Wald, by the covariance of its
+    parameter draws; NaN where those were not computed, and of a population whose numbers are all fixed.
+
+    Args:
+        model: the population.
+        z: estimates of the subjects, for the shrinkage, ``[subject, latent]``.
+        batch: the subjects.
+    """
+    coordinates, population, shrinkage = model.coordinates(), model.population, _shrinkage(model, z, batch)
+    draws = model.parameter_draws[:, : len(coordinates)].double()
+    covariance = draws.mT @ draws / len(draws)
+    rows = _rows(model.coordinates(fixed=True), covariance, shrinkage)
+    if population.learned:
+        return rows + _correlations(model, coordinates, covariance, {})
+    omega, kappa = population.omega_values(), population.kappa_values()
+    fixed: list[dict[str, str | float]] = []
+    for name, value in population.typical_values().items():
+        fixed.append({"PARAMETER": name, "ESTIMATE": value})
+        if name in omega:
+            fixed[-1] |= {"OMEGA": omega[name], "SHRINKAGE": shrinkage[name]}
+            fixed[-1] |= _coefficient_of_variation(population.distribution[name], omega[name])
+    for name, value in kappa.items():
+        row: dict[str, str | float] = {"PARAMETER": f"kappa {name}", "ESTIMATE": value}
+        row |= _coefficient_of_variation(population.distribution[name], value)
+        fixed.append(row | {"SHRINKAGE": shrinkage[f"kappa {name}"]})
+    pairs = zip(population.pairs(), population.correlations().tolist(), strict=True)
+    return fixed + rows + [{"PARAMETER": f"corr {a}~{b}", "ESTIMATE": value} for (a, b), value in pairs]
 
 
 def _adapted(estimator: PopulationEstimator, batch: CohortBatch, curved: bool = False) -> HeldDraws:
@@ -313,9 +343,15 @@ def _variability(one: Coordinate, sd: float, profiles: Ends) -> dict[str, str | 
 def _cv(one: Coordinate, sd: float) -> dict[str, str | float]:
     """CV = sqrt(exp(s²) − 1) and CV_RSE, both in percent, of a log-normal parameter with the standard deviation s of
     its random effect; by the delta method."""
-    if not isinstance(getattr(one.distribution, "inner", one.distribution), LogNormal):
-        return {}
+    found = _coefficient_of_variation(one.distribution, math.exp(one.value))
     square = math.exp(2 * one.value)
-    slope = square / -math.expm1(-square)
-    cv = math.sqrt(math.expm1(square)) if square < 700 else math.inf  # exp overflows
-    return {"CV": 100 * cv, "CV_RSE": 100 * slope * sd}
+    return found | {"CV_RSE": 100 * square / -math.expm1(-square) * sd} if found else {}
+
+
+def _coefficient_of_variation(distribution: ParameterDistribution | None, sd: float) -> dict[str, str | float]:
+    """CV = sqrt(exp(s²) − 1) in percent of a log-normal parameter with the standard deviation s of its random
+    effect."""
+    if not isinstance(getattr(distribution, "inner", distribution), LogNormal):
+        return {}
+    square = sd * sd
+    return {"CV": 100 * (math.sqrt(math.expm1(square)) if square < 700 else math.inf)}  # exp overflows

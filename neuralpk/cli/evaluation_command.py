@@ -1,0 +1,112 @@
+"""``neuralpk evaluate``: a model judged on a table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import track
+
+from neuralpk.cli.faults import UsageError
+from neuralpk.cohort import Units
+from neuralpk.evaluation import FIGURES, Evaluation
+from neuralpk.evaluation import evaluate as judge
+from neuralpk.evaluation.evaluation import TABLES, VERDICT
+from neuralpk.saved_model import read_model
+
+EVALUATION_FILES = (*TABLES, *(f"{name}.png" for name in FIGURES), VERDICT)
+_SHOWN = 10
+
+
+def evaluate(
+    model: Path,
+    table: Path,
+    out: Path,
+    strata: list[str] | str | None = None,
+    against: Literal["TIME", "TAD"] | None = None,
+    log: bool = False,
+    simulations: int = 500,
+    draws: int | None = None,
+    likelihood: bool = False,
+    map_estimate: bool | None = None,
+    seed: int = 0,
+    unverified: bool = False,
+    units: list[str] | None = None,
+    **reading: Any,
+) -> None:
+    """Judge a model on an event table: residuals, random effects, visual predictive checks and a verdict.
+
+    Args:
+        model: checkpoint of a training, or population file.
+        table: event table of the patients.
+        out: folder for records.csv (DV, PRED, IPRED, RES, IWRES, WRES, CWRES, NPDE, TAD, …), parameters.csv,
+            random_effects.csv, shrinkage.csv, errors.csv (bias and RMSE), checks.csv, vpc.csv, pcvpc.csv, curves.csv,
+            unseen_covariates.csv, a PNG of every figure, and verdict.json.
+        strata: columns, as in ARM SEX, by which the visual predictive checks are drawn in panels.
+        against: of the visual predictive checks, TIME or TAD (time after dose); null for TIME, and TAD beside it where
+            doses repeat.
+        log: draw the values on a logarithmic scale.
+        simulations: simulated studies of the same design.
+        draws: from the posterior of each patient, for the intervals of the curves; null for 200 for up to 200 patients
+            of a model without a network, else none.
+        likelihood: compute −2 log p(data), AIC and BIC.
+        map_estimate: go on from the encoder to the MAP estimate; null for what the model was trained with.
+        seed: of all that is drawn.
+        unverified: also read a checkpoint without a sha256.
+        units: of time, amount and value of the table; null for those of the model.
+        reading: how the table is read.
+    """
+    columns = [part.strip() for part in strata.split(",")] if isinstance(strata, str) else list(strata or [])
+    if simulations < 100:
+        raise UsageError(f"--simulations must be 100 or more, not {simulations}")
+    saved = read_model(model, unverified)
+    print(saved.description)
+    found = judge(
+        saved,
+        table,
+        simulations=simulations,
+        strata=columns,
+        draws=draws,
+        likelihood=likelihood,
+        map_estimate=map_estimate,
+        seed=seed,
+        progress=_progress,
+        units=Units.of(units) if units else None,
+        **reading,
+    )
+    paths = found.write(out, columns, against, log)
+    _print(found)
+    print(f"{len(paths)} files in {out}: {', '.join(path.name for path in paths)}")
+
+
+def _progress(what: str, parts: Sequence[Any]) -> Iterable[Any]:
+    """A progress bar over the parts of a step, where somebody looks."""
+    return track(parts, what, console=Console(stderr=True), disable=not sys.stderr.isatty())
+
+
+def _print(found: Evaluation) -> None:
+    """The verdict, and what it rests on."""
+
+    def number(value: float) -> str:
+        return f"{value:.4g}"
+
+    print(found.errors.to_string(index=False, float_format=number))
+    if len(found.checks):
+        columns = [*(["DVID"] if len(found.endpoints) > 1 else []), "STATISTIC", "LIMIT", "P", "P_ADJUSTED", "PASSED"]
+        print(found.checks[["CHECK", *columns]].to_string(index=False, float_format=number))
+        print(f"Global test of the NPDE: p = {found.npde_p:.3g}")
+    if found.likelihood:
+        print(", ".join(f"{name} {value:.6g}" for name, value in found.likelihood.items()))
+    for name, own in found.unseen_covariates.groupby("COVARIATE"):
+        ids = list(own["ID"])
+        more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+        low, high = own["SEEN_LOW"].iloc[0], own["SEEN_HIGH"].iloc[0]
+        print(
+            f"{name} outside the {low:g} to {high:g} that the model has seen: subject {', '.join(ids[:_SHOWN])}{more}"
+        )
+    for remark in found.remarks:
+        print(f"Note: {remark}")
+    print(found.sentence)

@@ -1,0 +1,8 @@
+"""A model judged on a table: residuals, simulated studies, a verdict by a fixed rule."""
+
+from __future__ import annotations
+
+from neuralpk.evaluation.evaluating import evaluate
+from neuralpk.evaluation.evaluation import FIGURES, Evaluation
+
+__all__ = ["FIGURES", "Evaluation", "evaluate"]
