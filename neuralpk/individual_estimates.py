@@ -158,7 +158,7 @@ class IndividualEstimates:
 
     def individuals(self) -> pd.DataFrame:
         """ID, then every parameter with its 90 % interval (``CL, CL_LO90, CL_HI90``): those of the dynamics, those
-        derived from them, THALF (terminal half-life, of a linear dynamics) and the random effects ETA_CL, …"""
+        derived from them, THALF (terminal half-life, of linear compartments) and the random effects ETA_CL, …"""
         frame: dict[str, Any] = {"ID": np.asarray(self.ids)}
         return pd.DataFrame(frame | _with_ends(self.parameters))
 
@@ -539,10 +539,10 @@ def _numpy(values: Tensor) -> FloatArray:
 
 
 def _quantities(model: PopulationModel, z: Tensor, batch: CohortBatch) -> dict[str, Tensor]:
-    """Individual parameters with all that follows from them, by name, each ``[subject]``: of a linear dynamics with
-    doses the terminal half-life, log 2 over the slowest rate; and the random effects."""
+    """Individual parameters with all that follows from them, by name, each ``[subject]``: of linear compartments
+    the terminal half-life, log 2 over the slowest rate; and the random effects."""
     values, dynamics = model.individual_parameters(z, batch), model.dynamics
-    if isinstance(dynamics, Dynamics) and dynamics.dosed and dynamics.linear:
+    if isinstance(dynamics, Dynamics) and dynamics.dosed and dynamics.linear and dynamics.flows:
         theta = model.theta(z[:, : model.latent_size], batch)[:, 0]
         rates = torch.linalg.eigvals(dynamics.rate_matrix(theta).double()).real.abs()
         values["THALF"] = (math.log(2) / rates.amin(-1)).to(z)

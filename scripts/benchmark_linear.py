@@ -4,7 +4,10 @@ Two compartments, 20 observations of each subject at different times, double pre
 bolus, and 28 oral doses every 12 h with an infusion. The script prints the times of the fastest runs, their ratio and
 the largest relative difference of the amounts in the central compartment.
 
+With ``--texts``: models of the library written as text, a solve and its gradient, exactly and by steps at rtol 1e-5.
+
     python scripts/benchmark_linear.py
+    python scripts/benchmark_linear.py --texts --subjects 1000
 """
 
 import argparse
@@ -18,12 +21,17 @@ import torch
 
 from neuralpk.cohort import Dose, FloatArray, Subject
 from neuralpk.cohort_batch import CohortBatch, collate
-from neuralpk.dynamics import CompartmentModel
-from neuralpk.solve import Auto
+from neuralpk.dynamics import CompartmentModel, Dynamics, Equations
+from neuralpk.scaling import Scaling
+from neuralpk.solve import Auto, Engine, Exact, RungeKutta
 
 TYPICAL = {"CL": 5.0, "V1": 20.0, "Q": 3.0, "V2": 40.0, "KA": 1.3}
 DOSE, TAKEN = 100.0, np.arange(28) * 12.0
 INFUSED, FROM, TO = 50.0, 30.0, 32.0
+TEXTS = (
+    "one_compartment", "one_compartment_oral_lag", "three_compartments_oral_lag", "parent_metabolite",
+    "enterohepatic_recirculation",
+)  # fmt: skip
 
 
 def rates(theta: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -77,14 +85,47 @@ def fastest(run: Callable[[], object], repeats: int) -> float:
     return 1e3 * min(spent)
 
 
+def with_gradient(engine: Engine, model: Dynamics, theta: torch.Tensor, batch: CohortBatch) -> torch.Tensor:
+    """States, after their gradient has been computed too."""
+    own = theta.clone().requires_grad_()
+    states = engine.solve(model, own[:, None], batch).states
+    states.square().sum().backward()
+    return states.detach()
+
+
+def measure_texts(subjects: int, repeats: int) -> list[dict[str, str | float]]:
+    """Print and return a row for each text: two doses, 24 h."""
+    batch = cohort([Dose(0, DOSE), Dose(12, DOSE)], 23.0, subjects)
+    rows: list[dict[str, str | float]] = []
+    for name in TEXTS:
+        model = Equations(model=name).double()
+        typical = torch.tensor([*model.guess(Scaling()).values()], dtype=torch.float64)
+        spread = np.random.default_rng(1).standard_normal((subjects, len(typical)))
+        theta = typical * torch.exp(0.2 * torch.as_tensor(spread))
+        ms = {
+            kind: fastest(lambda engine=engine: with_gradient(engine, model, theta, batch), repeats)  # noqa: B023
+            for kind, engine in (("exact_ms", Exact()), ("steps_ms", RungeKutta()))
+        }
+        error = with_gradient(RungeKutta(), model, theta, batch) - with_gradient(Exact(), model, theta, batch)
+        rows.append({"text": name, **ms, "error_of_steps": float(error.abs().max() / DOSE)})
+        print(f"{name}: exact {ms['exact_ms']:.1f} ms, by steps {ms['steps_ms']:.1f} ms")
+    return rows
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--subjects", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path, help="file for the rows")
+    parser.add_argument("--texts", action="store_true", help="measure models that are written as text instead")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.texts:
+        texts = measure_texts(options.subjects, options.repeats)
+        if options.json:
+            options.json.write_text(json.dumps(texts, indent=1))
+        return
     trains = {
         "bolus": (CompartmentModel(2), [Dose(0, DOSE)], 48.0, bolus),
         "28 oral doses and an infusion": (
@@ -106,9 +147,8 @@ def main() -> None:
             with torch.no_grad():
                 return Auto().solve(model, theta[:, None], batch).states  # noqa: B023  # run at once
 
-        def backward() -> None:
-            own = theta.clone().requires_grad_()  # noqa: B023
-            Auto().solve(model, own[:, None], batch).states.square().sum().backward()  # noqa: B023
+        def backward() -> torch.Tensor:
+            return with_gradient(Auto(), model, theta, batch)  # noqa: B023
 
         truth = closed(values, batch.time.numpy())
         row = {

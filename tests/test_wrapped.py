@@ -41,7 +41,7 @@ WRAPPERS = {
     StochasticLotkaVolterra: lambda inner: StochasticLotkaVolterra(0.1),
 }
 # the vector field itself, which a wrapper is there to change; and what follows from the other hooks and attributes
-OWN = {"forward", "rate_matrix", "perceptron", "named", "follow", "with_covariates", "read_cohort"}
+OWN = {"forward", "rate_matrix", "forcing", "perceptron", "named", "follow", "with_covariates", "read_cohort"}
 # hooks that take the place of the inner dynamics' answer
 REPLACED = {
     (StochasticLotkaVolterra, "state_size"): "the states are logarithms",

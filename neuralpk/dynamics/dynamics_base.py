@@ -24,7 +24,7 @@ class Dynamics(Decoder):
 
     Attributes:
         autonomous: whether f does not depend on t, so that a steady state under repeated doses exists.
-        linear: whether f(t, y, theta) = K(theta)·y, with K computed by `rate_matrix`.
+        linear: whether f(t, y, theta) = K(theta)·y + u(theta), with K computed by `rate_matrix` and u by `forcing`.
         compiled: whether the vector field is translated into compiled code where that is possible; False for a field
             that computes derivatives by autograd, which cannot be translated.
         flows: pairs (source, destination) of states, destination None for out of the system, of a system of
@@ -72,6 +72,10 @@ class Dynamics(Decoder):
             TypeError: the dynamics is not linear.
         """
         raise TypeError(f"{type(self).__name__} is not linear in its state and has no rate matrix")
+
+    def forcing(self, theta: Tensor) -> Tensor | None:
+        """u of a linear system, its slope where all states are 0, ``[..., state]``; None for 0."""
+        return None
 
     def perceptron(self, theta: Tensor) -> Perceptron | None:
         """The same vector field as tensors for the fused kernels, if it is a perceptron; None if it is not."""

@@ -18,13 +18,13 @@ from neuralpk.dynamics.dynamics_base import Dynamics
 from neuralpk.dynamics.equation_text import TIME
 from neuralpk.dynamics.expression import Expression, Token
 from neuralpk.dynamics.function_text import OfParameters, Start, text_of_function
+from neuralpk.dynamics.linear_form import CONSTANT, LinearForm, Number, linear_slopes
 from neuralpk.dynamics.model_text import ModelText, read_model
 from neuralpk.dynamics.network_terms import NetworkTerm
 from neuralpk.dynamics.typical_course import typical_course
 from neuralpk.part import did_you_mean
 from neuralpk.scaling import Scaling
 
-Number = Tensor | float
 _LIBRARY = resources.files("neuralpk.dynamics") / "library"
 
 
@@ -41,6 +41,11 @@ def _of_two(
 
 def _tensor(value: Number, like: Tensor) -> Tensor:
     return value if isinstance(value, Tensor) else torch.full_like(like, value)
+
+
+def _template(theta: Tensor) -> Tensor:
+    """A tensor ``[...]`` of the shape of one parameter."""
+    return theta[..., 0] if theta.shape[-1] else theta.sum(-1)
 
 
 def _of_one(function: Callable[[Tensor], Tensor], of_number: Callable[[float], float]) -> Callable[[Number], Number]:
@@ -210,6 +215,8 @@ class Equations(Dynamics):
         self.fixed = m.fixed
         self.ranges = {name: (p.low, p.high) for name, p in m.parameters.items() if (p.low, p.high) != (0.0, math.inf)}
         self.autonomous = not any(token.text == TIME for token in _names(m))
+        self._linear_slopes = linear_slopes(m)
+        self.linear = self._linear_slopes is not None
         self.dosed = not m.initial
         self._slots = _slots(m)
         self.endpoints = tuple(self._slots[name] for name in m.outputs)
@@ -372,7 +379,7 @@ class Equations(Dynamics):
 
     def _at_states(self, values: Mapping[str, Expression], theta: Tensor, otherwise: float) -> Tensor:
         """Values ``[..., state]`` that depend on parameters and covariates alone."""
-        known, like = self._known(theta), theta[..., 0] if theta.shape[-1] else theta.sum(-1)
+        known, like = self._known(theta), _template(theta)
         found = (self._evaluate(values[name], known) if name in values else otherwise for name in self.states)
         return torch.stack([_tensor(value, like) for value in found], dim=-1)
 
@@ -380,6 +387,28 @@ class Equations(Dynamics):
         known = self._known(theta, t, y)
         slopes = (self._evaluate(expression, known) for expression in self._model.slopes.values())
         return torch.stack([_tensor(slope, y[..., 0]) for slope in slopes], dim=-1)
+
+    def _coefficients(self, theta: Tensor) -> list[Mapping[str, Number]]:
+        """Those of every slope, if all are linear in the states (`LinearForm`)."""
+        known: dict[str, Any] = dict(self.named(theta))
+        known |= {name: LinearForm({name: 1.0}) for name in self.states}
+        for name in self._linear_slopes.variables if self._linear_slopes else ():
+            known[name] = self._evaluate(self._model.variables[name], known)
+        slopes: list[Any] = [self._evaluate(expression, known) for expression in self._model.slopes.values()]
+        return [slope.coefficients if isinstance(slope, LinearForm) else {CONSTANT: slope} for slope in slopes]
+
+    def rate_matrix(self, theta: Tensor) -> Tensor:
+        if not self.linear:
+            return super().rate_matrix(theta)
+        like = _template(theta)
+        rows = [[_tensor(row.get(name, 0.0), like) for name in self.states] for row in self._coefficients(theta)]
+        return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+
+    def forcing(self, theta: Tensor) -> Tensor | None:
+        if self._linear_slopes is None or not self._linear_slopes.forced:
+            return None
+        constants = [_tensor(row.get(CONSTANT, 0.0), _template(theta)) for row in self._coefficients(theta)]
+        return torch.stack(constants, dim=-1)
 
     def initial_state(self, theta: Tensor) -> Tensor:
         return self._at_states(self._model.initial, theta, 0.0)

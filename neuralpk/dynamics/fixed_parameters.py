@@ -50,5 +50,8 @@ class FixedParameters(Wrapper):
     def rate_matrix(self, theta: Tensor) -> Tensor:
         return self.inner.rate_matrix(self.inner_theta(theta))
 
+    def forcing(self, theta: Tensor) -> Tensor | None:
+        return self.inner.forcing(self.inner_theta(theta))
+
     def perceptron(self, theta: Tensor) -> Perceptron | None:
         return self.inner.perceptron(self.inner_theta(theta))

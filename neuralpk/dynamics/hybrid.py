@@ -73,6 +73,8 @@ class HybridDynamics(Wrapper):
         learned = self.correction.perceptron(of_correction)
         if learned is None or learned.matrix is not None or not self.mechanism.linear:
             return None
+        if self.mechanism.forcing(of_mechanism) is not None:
+            return None
         matrix = self.mechanism.rate_matrix(of_mechanism)
         if learned.clock is not None:  # the time is the last state of the kernel; it has no part in the mechanism
             matrix = torch.nn.functional.pad(matrix, (0, 1, 0, 1))

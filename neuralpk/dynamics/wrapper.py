@@ -15,9 +15,9 @@ class Wrapper(Dynamics):
     """A dynamics that contains another one, `inner`, and has the same initial state, doses and observations.
 
     A subclass says which parameters the inner dynamics gets (`inner_theta`) and what the vector field is: `forward`,
-    and `rate_matrix` and `perceptron` where they exist. All else is that of the inner dynamics unless it is overridden.
-    Its states are those of the inner dynamics, or these followed by further ones, which start at 0, take no dose and
-    are observed as they are.
+    and `rate_matrix`, `forcing` and `perceptron` where they exist. All else is that of the inner dynamics unless it is
+    overridden. Its states are those of the inner dynamics, or these followed by further ones, which start at 0, take no
+    dose and are observed as they are.
 
     Args:
         inner: the dynamics inside.

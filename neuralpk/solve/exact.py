@@ -12,16 +12,22 @@ from neuralpk.solve.event_nodes import Mesh
 
 
 def integrate(dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mesh) -> Tensor:
-    """State at the wanted times, ``[subject, time, state]``, of dy/dt = K(theta)·y + input.
+    """State at the wanted times, ``[subject, time, state]``, of dy/dt = K(theta)·y + u(theta) + input.
 
     On the CPU by the compiled kernels, whose gradients are exact but cannot be differentiated again (torch raises an
     error); on other devices by `matrix_exponentials`.
     """
     if y0.device.type != "cpu":
         return matrix_exponentials(dynamics, y0, theta, mesh)
-    k = dynamics.rate_matrix(theta)
+    k, input_ = dynamics.rate_matrix(theta), _input(dynamics, theta, mesh)
     period = torch.zeros_like(mesh.period) if k.shape[1] == 1 else mesh.period.clamp(max=k.shape[1] - 1)
-    return linear.integrate(k, y0, replace(mesh, period=period))
+    return linear.integrate(k, y0, replace(mesh, period=period, input=input_))
+
+
+def _input(dynamics: Dynamics, theta: Tensor, mesh: Mesh) -> Tensor:
+    """What enters after each node, ``[subject, node, state]``: infusions and the constant part of the slope."""
+    forcing = dynamics.forcing(theta)
+    return mesh.input if forcing is None else mesh.input + theta_in(forcing, mesh.period)
 
 
 def _augmented(dynamics: Dynamics, theta: Tensor, input_: Tensor) -> Tensor:
@@ -36,7 +42,7 @@ def matrix_exponentials(dynamics: Dynamics, y0: Tensor, theta: Tensor, mesh: Mes
 
         exp( h·[[K, u], [0, 0]] )  =  [[exp(hK), ∫ exp(sK)u ds], [0, 1]]
     """
-    block = _augmented(dynamics, theta_in(theta, mesh.period), mesh.input)
+    block = _augmented(dynamics, theta_in(theta, mesh.period), _input(dynamics, theta, mesh))
     h = mesh.times[:, 1:] - mesh.times[:, :-1]
     propagator = torch.linalg.matrix_exp(block[:, :-1] * h[..., None, None])[:, :, :-1]
     y, states = y0, []

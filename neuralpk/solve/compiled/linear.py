@@ -40,6 +40,12 @@ def _last(wanted, s):
     return last
 
 
+@modes.kernel
+def _follows(wanted, wanted_times, s, t):
+    """Whether the wanted time t and the one before it come after the same node: a series is then short from there."""
+    return t > 0 and wanted[s, t] == wanted[s, t - 1] and wanted_times[s, t] >= wanted_times[s, t - 1]
+
+
 @_kernel
 def _decompose(first, end, k, modal, rate, right, left):
     """The modes of K in each period, and whether they may be used, for the subjects `first` to `end` − 1."""
@@ -81,6 +87,9 @@ def _forward(
                     after[i] = states[s, node, i]
             elif modal[s, p]:
                 modes.modal_step(rate, right, s, p, at, flow, node, h, after)
+            elif _follows(wanted, wanted_times, s, t):
+                h = wanted_times[s, t] - wanted_times[s, t - 1]
+                modes.series_step(k[s, p], out[s, t - 1], input_[s, node], h, after, work, terms, powers)
             else:
                 modes.series_step(k[s, p], states[s, node], input_[s, node], h, after, work, terms, powers)
             for i in range(n):
@@ -102,12 +111,13 @@ def _forward(
 @_kernel
 def _backward(
     first, end, times, reset, jump, input_, period, wanted, wanted_times, k, y0, modal, rate, right, left, states,
-    a, dtimes, djump, dinput, dwanted_times, dk, dy0,
+    out, a, dtimes, djump, dinput, dwanted_times, dk, dy0,
 ):  # fmt: skip
-    """Gradients for the subjects `first` to `end` − 1, from a = dL/d(states at the wanted times).
+    """Gradients for the subjects `first` to `end` − 1, from a = dL/d(`out`), the states at the wanted times.
 
-    The arrays of the gradients contain zeros at the start. ``djump`` collects the gradient with respect to the state
-    after each node, which is also that with respect to the jump there.
+    What a series started from another wanted time contributes is added to a. The arrays of the gradients contain zeros
+    at the start. ``djump`` collects the gradient with respect to the state after each node, which is also that with
+    respect to the jump there.
     """
     n = y0.shape[1]
     work, terms, powers = _series_room(n)
@@ -136,12 +146,15 @@ def _backward(
                     dy0[s, i] = adjoint[i]
                 continue
             p = period[s, node]
+            follows = _follows(wanted, wanted_times, s, t) and not modal[s, p]
             if modal[s, p]:
                 modes.modal_pull(
                     rate, right, left, s, p, at, flow, node, h, adjoint, after, before, dinput, dmodes, vectors
                 )
             else:
                 y, u, du = states[s, node], input_[s, node], dinput[s, node]
+                if follows:
+                    y, h = out[s, t - 1], wanted_times[s, t] - wanted_times[s, t - 1]
                 modes.series_pull(k[s, p], y, u, h, adjoint, after, before, du, dk[s, p], work, terms, powers)
             dh = 0.0
             for i in range(n):
@@ -149,12 +162,18 @@ def _backward(
                 for j in range(n):
                     slope += k[s, p, i, j] * after[j]
                 dh += adjoint[i] * slope
-                djump[s, node, i] += before[i]
-            dtimes[s, node] -= dh
+                if follows:
+                    a[s, t - 1, i] += before[i]
+                else:
+                    djump[s, node, i] += before[i]
+            if follows:
+                dwanted_times[s, t - 1] -= dh
+            else:
+                dtimes[s, node] -= dh
             if t < 0:
                 dtimes[s, leg] += dh
             else:
-                dwanted_times[s, t] = dh
+                dwanted_times[s, t] += dh
         for p in range(len(dmodes)):
             if modal[s, p]:
                 modes.modal_gradient(right[s, p], left[s, p], dmodes[p], dk[s, p])
@@ -183,7 +202,7 @@ class _Linear(torch.autograd.Function):
         _in_chunks(_decompose, len(k), k, *found)
         _in_chunks(_forward, len(k), *arrays, *found, states, out)
         ctx.save_for_backward(*tensors)
-        ctx.found = (*found, states)
+        ctx.found = (*found, states, out.copy())
         return torch.from_numpy(out).to(tensors[-1].dtype)
 
     @staticmethod
@@ -196,7 +215,7 @@ class _Linear(torch.autograd.Function):
         tensors = ctx.saved_tensors
         times, _, jump, input_, _, _, wanted_times, k, y0 = tensors
         grads = [np.zeros(tensor.shape) for tensor in (times, jump, input_, wanted_times, k, y0)]
-        _in_chunks(_backward, len(k), *map(_array, tensors), *ctx.found, _array(a), *grads)
+        _in_chunks(_backward, len(k), *map(_array, tensors), *ctx.found, _array(a).copy(), *grads)
         dtimes, djump, dinput, dwanted_times, dk, dy0 = (torch.from_numpy(grad).to(y0.dtype) for grad in grads)
         return dtimes, None, djump, dinput, None, None, dwanted_times, dk, dy0
 
