@@ -171,13 +171,25 @@ CHARACTERS = "abKx019.eE+-*/^()<>=!,:~'# \t\n_tF&%é٣²\u2028\x0c"
 TOKENS = [
     *FUNCTIONS, "parameters:", "states:", "outputs:", "lag", "F", "and", "or", "not", "in", "t", "inf", "x", "y", "K",
     "x'", "d/dt(x)", "x(0)", "=", "+", "-", "*", "/", "^", "**", "(", ")", ",", "<", ">=", "==", "0", "1", "2.5",
-    "1e400", "covariates:", "WT", "~", "proportional", "combined(a = 1)", "lloq", "\n",
+    "1e400", "covariates:", "WT", "~", "proportional", "combined(a = 1)", "lloq", "\n", "units:",
+    "[mg/L]", "[1/h]", "[", "[L^2", "[1]",
 ]  # fmt: skip
+
+
+WITH_UNITS = """units: t [h], C [mg/L]
+    parameters: KA = 1 [1/h], CL = 5 [L/h] in (0, 20), V = 50 [L], KIN = 10 [%/h], KOUT = 0.1, IC50 = 0.5 [mg/L]
+    covariates: WT = 70 [kg]
+    depot' = -KA*depot
+    central' = KA*depot - CL/V*central*(WT/70 [kg])^0.75
+    response' = KIN*(1 - C/(IC50 + C)) - KOUT*response
+    response(0) = KIN/KOUT
+    C = central/V
+    outputs: C ~ proportional, response"""
 
 
 @cache
 def texts():
-    return [Equations(model=name).text for name in library()]
+    return [*(Equations(model=name).text for name in library()), *[WITH_UNITS] * 5]
 
 
 def edited(random):

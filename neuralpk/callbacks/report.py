@@ -93,6 +93,7 @@ class Report(L.Callback):
         relative = "REFERENCE" in frame
         for column in ("estimate", *(["reference"] if relative else []), "RSE", "95 % CI", "CV", "shrinkage"):
             table.add_column(column, justify="right", no_wrap=True)
+        units = task.model.dynamics.units
         for row in frame.to_dict("records"):
             fixed = np.isnan(row["RSE"])
             ends = "" if fixed else f"{row['LO95']:.3g} to {row['HI95']:.3g}"
@@ -100,7 +101,9 @@ class Report(L.Callback):
             varied = [row.get(name, np.nan) for name in ("CV", "SHRINKAGE")]
             varies = ["" if np.isnan(value) else f"{value:.0f} %" for value in varied]
             reference = [_reference(row["REFERENCE"])] if relative else []
-            table.add_row(Text(row["PARAMETER"]), f"{row['ESTIMATE']:.3g}", *reference, error, ends, *varies)
+            name = row["PARAMETER"]
+            name += f" ({units[name]})" if name in units else ""
+            table.add_row(Text(name), f"{row['ESTIMATE']:.3g}", *reference, error, ends, *varies)
         self.console.print(table)
         kinds = frame.groupby("INTERVAL")["PARAMETER"].agg(", ".join).drop("", errors="ignore")
         which = [f"{kind} ({names})" for kind, names in kinds.items()] if len(kinds) > 1 else list(kinds.index)

@@ -50,6 +50,7 @@ class Decoder(Part, nn.Module, ABC):
         ranges: open intervals of named parameters that are not simply positive: between two finite bounds they are
             logit-normal between subjects, between -inf and inf normal.
         fixed: named parameters whose typical value is the starting value and is not learned.
+        units: of parameters, covariates, states and outputs, by name, as far as they are known.
         stochastic: whether the states have noise of their own, so that theta does not determine them.
     """
 
@@ -63,6 +64,7 @@ class Decoder(Part, nn.Module, ABC):
     stochastic: bool = False
     ranges: Mapping[str, tuple[float, float]] = {}
     fixed: tuple[str, ...] = ()
+    units: Mapping[str, str] = {}
 
     def build(self, scaling: Scaling) -> None:
         """Set what depends on the magnitudes of the data, in this decoder and in the decoders inside it.

@@ -21,13 +21,13 @@ FUNCTIONS = {
 """Names of the functions and the number of their arguments."""
 TIME = "t"
 RESERVED = {
-    *FUNCTIONS, NETWORK, TIME, "parameters", "covariates", "states", "outputs", "lag", "alag", "F", "f", "and", "or",
+    *FUNCTIONS, NETWORK, TIME, "parameters", "covariates", "states", "outputs", "units", "lag", "alag", "F", "f", "and", "or",
     "not", "in",
 }  # fmt: skip
 """Names that have a meaning of their own."""
 _TOKEN = re.compile(
     r"(?P<number>(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?)|(?P<name>[A-Za-z_]\w*)"
-    r"|(?P<sign>\*\*|<=|>=|==|!=|[-+*/^()<>=,:'~])|(?P<space>\s+)|(?P<other>.)"
+    r"|(?P<unit>\[[^][]*\])|(?P<sign>\*\*|<=|>=|==|!=|[-+*/^()<>=,:'~])|(?P<space>\s+)|(?P<other>.)"
 )
 
 
@@ -40,7 +40,7 @@ def tokens_of_line(line: str, number: int) -> list[Token]:
     code = line.split("#", 1)[0]
     found = []
     for match in _TOKEN.finditer(code):
-        kind = str(match.lastgroup) if match.lastgroup in ("name", "sign", "space", "other") else "number"
+        kind = str(match.lastgroup) if match.lastgroup in ("name", "unit", "sign", "space", "other") else "number"
         token = Token(kind, match.group(), number, match.start() + 1, line)
         if kind == "other":
             raise token.error(f"the character {token.text!r} has no meaning here")
@@ -75,6 +75,14 @@ class EquationReader(OperatorReader):
         self.at += 1
         return sign * float(token.text)
 
+    def unit(self) -> Token | None:
+        """The next token, if it is a unit in brackets."""
+        token = self.next
+        if token.kind != "unit":
+            return None
+        self.at += 1
+        return token
+
     def interval(self, at: Token) -> tuple[float, float]:
         """Two ends, (low, high): all numbers, the positive ones, or those between two finite ends; `at` is the place of
         a mistake."""
@@ -96,7 +104,7 @@ class EquationReader(OperatorReader):
         token = self.next
         self.at += token.kind != "end"
         if token.kind == "number":
-            return Expression("number", (), token)
+            return Expression("number", (), token, unit=self.unit())
         if token.text == "(":
             inside = self.expression()
             self.need(")")

@@ -212,7 +212,7 @@ class Equations(Dynamics):
         m = self._model
         self.states, self.parameter_names = m.states, (*m.parameters, *m.covariates)
         self.covariates = m.covariates
-        self.fixed = m.fixed
+        self.fixed, self.units = m.fixed, m.units
         self.ranges = {name: (p.low, p.high) for name, p in m.parameters.items() if (p.low, p.high) != (0.0, math.inf)}
         self.autonomous = not any(token.text == TIME for token in _names(m))
         self._linear_slopes = linear_slopes(m)

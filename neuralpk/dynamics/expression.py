@@ -42,12 +42,14 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True)
 class Expression:
-    """A number, a name, or an operation on other expressions; `token` is where it stands. A network has `options`."""
+    """A number, a name, or an operation on other expressions; `token` is where it stands. A network has `options`, a
+    number may have a unit."""
 
     operation: str
     arguments: tuple[Expression, ...]
     token: Token
     options: NetworkOptions | None = None
+    unit: Token | None = None
     depth: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,6 +63,10 @@ class Expression:
             yield self.token
         for argument in self.arguments:
             yield from argument.names()
+
+    def has_units(self) -> bool:
+        """Whether a number in it has a unit."""
+        return self.unit is not None or any(argument.has_units() for argument in self.arguments)
 
     def networks(self) -> Iterator[Expression]:
         """Networks in it, in order."""

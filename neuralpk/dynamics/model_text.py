@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from neuralpk.dynamics.equation_text import RESERVED, TIME, EquationReader, hint, tokens_of_line
 from neuralpk.dynamics.expression import TOO_NESTED, Expression, Token
 from neuralpk.dynamics.network_text import NetworkOptions
+from neuralpk.dynamics.units import check_units, read_unit
 from neuralpk.residual_error import ERROR_NAMES, Assay, error_class
 
 
@@ -38,6 +39,7 @@ class ModelText:
     assays: tuple[Assay, ...]  # of the outputs
     networks: dict[str, Expression]  # by the name of the line in which each stands
     fixed: tuple[str, ...]  # parameters whose typical value is known
+    units: dict[str, str]  # as they are written, of the names that have one
 
 
 def _assay(line: EquationReader, output: str) -> Assay:
@@ -112,6 +114,7 @@ class _Statements:
         self.assays: list[Assay] = []
         self.slopes: dict[str, tuple[Token, Expression]] = {}
         self.variables: dict[str, Expression] = {}
+        self.units: dict[str, tuple[Token, Token]] = {}  # name and unit, by name
         self.of_state: dict[str, dict[str, tuple[Token, Expression]]] = {"(0)": {}, "lag": {}, "F": {}}
 
     def read(self, line: EquationReader) -> None:
@@ -119,7 +122,7 @@ class _Statements:
         first = line.next
         lists = {
             "parameters": self._parameter, "covariates": self._covariate, "states": self._listed,
-            "outputs": self._output,
+            "outputs": self._output, "units": self._named_unit,
         }  # fmt: skip
         if first.text in lists and line.tokens[1].text == ":":
             line.at = 2
@@ -168,6 +171,7 @@ class _Statements:
         line.need("=")
         at = line.next
         start, low, high = line.signed_number(), 0.0, float("inf")
+        self._unit(line, name)
         if line.take("in"):
             low, high = line.interval(at)
         if not low < start < high:
@@ -184,7 +188,24 @@ class _Statements:
             at, value = line.next, line.signed_number()
             if math.isinf(value):
                 raise at.error(f"the value of {name.text} where it is not recorded is a finite number")
+        self._unit(line, name)
         self.covariates[name.text] = value
+
+    def _unit(self, line: EquationReader, name: Token) -> bool:
+        """The unit of a name, if one stands here."""
+        unit = line.unit()
+        if unit is None:
+            return False
+        if name.text in self.units:
+            raise unit.error(f"the unit of {name.text} is given already, in line {self.units[name.text][1].line}")
+        read_unit(unit)
+        self.units[name.text] = (name, unit)
+        return True
+
+    def _named_unit(self, line: EquationReader) -> None:
+        name = line.name("a state, a variable or the time t")
+        if not self._unit(line, name):
+            raise line.next.expected(f"the unit of {name.text}, such as [mg/L],")
 
     def _listed(self, line: EquationReader) -> None:
         name = line.name("a state")
@@ -256,7 +277,11 @@ class _Statements:
                 raise token.error(f"an output cannot depend on {TIME}; write a state clock' = 1 and use it instead")
         if not outputs:
             raise last.error("which value is measured? Write outputs: NAME, …")
-        return ModelText(
+        for name, (token, _) in self.units.items():
+            known = (TIME, *states, *self.variables, *self.parameters, *self.covariates)
+            if name not in known:
+                raise token.error(f"there is no state or variable {name!r}{hint(name, known)}")
+        model = ModelText(
             parameters=self.parameters,
             covariates=self.covariates,
             states=states,
@@ -269,7 +294,11 @@ class _Statements:
             assays=(*self.assays,),
             networks=networks,
             fixed=fixed,
+            units={name: unit.text[1:-1].strip() for name, (_, unit) in self.units.items()},
         )
+        if self.units or any(expression.has_units() for expression in self._all()):
+            check_units(model, {name: unit for name, (_, unit) in self.units.items()}, self.defined, TIME)
+        return model
 
     def _given(self, kind: str) -> dict[str, Expression]:
         """What is given of some states, by their names."""

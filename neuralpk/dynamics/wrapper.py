@@ -36,6 +36,7 @@ class Wrapper(Dynamics):
         self.covariates = inner.covariates
         self.endpoints, self.assays, self.flows = inner.endpoints, inner.assays, inner.flows
         self.ranges, self.fixed, self.compiled = inner.ranges, inner.fixed, inner.compiled
+        self.units = inner.units
         self.dosed, self.penalised, self.autonomous = inner.dosed, inner.penalised, inner.autonomous
 
     @abstractmethod
