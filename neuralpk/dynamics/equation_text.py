@@ -21,8 +21,8 @@ FUNCTIONS = {
 """Names of the functions and the number of their arguments."""
 TIME = "t"
 RESERVED = {
-    *FUNCTIONS, NETWORK, TIME, "parameters", "covariates", "states", "outputs", "units", "lag", "alag", "F", "f", "and", "or",
-    "not", "in",
+    *FUNCTIONS, NETWORK, TIME, "parameters", "covariates", "states", "outputs", "units", "lag", "alag", "F", "f", "and",
+    "or", "not", "in",
 }  # fmt: skip
 """Names that have a meaning of their own."""
 _TOKEN = re.compile(

@@ -171,6 +171,7 @@ class Equations(Dynamics):
     - ``t`` is the time since the first record of a subject.
     - ``covariates: WT, AGE = 40`` makes columns of the data names of the equations; the number is for a subject in whom
       the covariate is not recorded. They are the last components of theta.
+    - Units are optional: ``CL = 5 [L/h]``, ``70 [kg]``, ``units: t [h], C [mg/L]``. Equations have to fit those given.
     - A variable that depends on parameters and covariates alone is reported with the parameters, as a derived quantity.
 
     The equations are compiled at their first use. Doses (bolus, infusion, lag, F, steady state), resets and covariates
