@@ -15,7 +15,7 @@ from neuralpk.estimation.fit_status import FitStatus
 from neuralpk.estimation.held_draws import HeldDraws
 from neuralpk.estimation.profile_intervals import Ends, profile_intervals
 from neuralpk.inference import importance
-from neuralpk.inference.map import map_estimate
+from neuralpk.inference.map import maximise
 from neuralpk.inference.uncertainty_draws import draw_parameters
 from neuralpk.parameters import Coordinate, LogNormal, ParameterDistribution
 from neuralpk.population_model import PopulationModel
@@ -26,6 +26,7 @@ _ADAPTATIONS = (64, 256, 256)  # draws of each subject, by which the proposals a
 _DRAWS = 512  # of each subject in a set
 _LEAST_SETS, _MOST_SETS = 4, 12  # of draws for the likelihood
 _SMALL_ERROR = 0.03  # of log p(data)
+_MODE_TOLERANCE = 1e-3  # in log p, of the random effects whose shrinkage is reported
 # of a model with a network, whose curves take longer and whose likelihood nobody compares to a tenth
 _NETWORK_DRAWS, _NETWORK_SETS = 256, 2
 
@@ -123,8 +124,9 @@ def standard_errors(
         drawn = _of_z(model, single, held, estimator)
     parameter_draws, covariance = draw_parameters(model, single, drawn, covariance, seed)
     covariance = covariance[: len(coordinates), : len(coordinates)]
-    z = (drawn.weight[..., None] * drawn.z).sum(1)
-    mode = map_estimate(model, single, z).z
+    # the likeliest of so many draws lies near the highest maximum
+    likeliest = drawn.z[torch.arange(len(drawn.z), device=drawn.z.device), drawn.log_joint.argmax(1)]
+    mode = maximise(model, single, likeliest, tolerance=_MODE_TOLERANCE).z
     profiles: Ends = {}
     if status is not None and status.converged and not network:
         information = numbers.on_search_scale(vector, total_slope, second + prior[2])[2]
