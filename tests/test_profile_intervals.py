@@ -147,6 +147,20 @@ def test_the_model_stays_as_it_was_and_without_convergence_intervals_are_symmetr
         assert float(row["LO95"]) * float(row["HI95"]) == pytest.approx(float(row["ESTIMATE"]) ** 2)
 
 
+def test_draws_of_the_population_are_as_wide_as_the_profile_intervals(fitted: neuralpk.FittedModel) -> None:
+    model, status = fitted.task.model, fitted.task.status
+    batch = evaluation_batch(model, quadrature.cohort(16, fewest=3))
+    wald, profile = (standard_errors(model, batch, model.typical(16), status=one) for one in (None, status))
+    ratio = profile.parameter_draws / wald.parameter_draws
+    names = [one.name for one in model.coordinates()]
+    k, row = names.index("omega CL"), profile.rows[0]
+    for up, end in ((True, "OMEGA_HI95"), (False, "OMEGA_LO95")):
+        expected = math.log(float(row[end]) / float(row["OMEGA"])) / (1.96 * float(wald.covariance[k, k].sqrt()))
+        chosen = ratio[(wald.parameter_draws[:, k] > 0) == up, k]
+        torch.testing.assert_close(chosen, torch.full_like(chosen, abs(expected)), rtol=1e-4, atol=0.0)
+        assert abs(abs(expected) - 1) > 0.01  # -2LL is no parabola
+
+
 # ---- boundaries
 
 

@@ -21,6 +21,7 @@ from neuralpk.parameters import Coordinate, LogNormal, ParameterDistribution
 from neuralpk.population_model import PopulationModel
 
 _WIDEST = 2.0  # standard deviation, on the learned scale, of what the data do not determine at all
+_QUANTILE = 1.96  # 97.5 % of the standard normal distribution
 _KNOWN = 1e-6  # standard deviation of a number at a bound
 _ADAPTATIONS = (64, 256, 256)  # draws of each subject, by which the proposals adapt to the posterior
 _DRAWS = 512  # of each subject in a set
@@ -45,7 +46,7 @@ class PopulationEstimate:
         covariance: of the coordinates on their learned scale (`neuralpk.parameters.Coordinate`),
             ``[coordinate, coordinate]``.
         parameter_draws: draws of coordinates and network weights, as distances from the estimate,
-            ``[draw, coordinate + weight]``.
+            ``[draw, coordinate + weight]``; of a coordinate with a profile interval as wide as that on either side.
         log_likelihood: log p(data), every z integrated out by importance sampling.
         error: its Monte-Carlo standard error.
         parameters: number of learned numbers, weights of networks included.
@@ -132,6 +133,7 @@ def standard_errors(
         information = numbers.on_search_scale(vector, total_slope, second + prior[2])[2]
         estimator.stage -= 1  # fewer draws than the likelihood needs
         profiles = profile_intervals(estimator, batch, information)
+        parameter_draws = _as_wide_as(profiles, parameter_draws, coordinates, covariance)
     return PopulationEstimate(
         _rows(model.coordinates(fixed=True), covariance, _shrinkage(model, mode, single), profiles)
         + _correlations(model, coordinates, covariance, profiles),
@@ -245,6 +247,20 @@ def _inverse(data: Tensor, prior: Tensor, bound: Tensor) -> Tensor:
     return covariance
 
 
+def _as_wide_as(profiles: Ends, draws: Tensor, coordinates: Sequence[Coordinate], covariance: Tensor) -> Tensor:
+    """Draws of a normal approximation, made as wide as the profile intervals on either side of the estimate: the
+    likelihood of a large omega falls off long before the curvature at a small one says so."""
+    draws = draws.clone()
+    for k, one in enumerate(coordinates):
+        sd = float(covariance[k, k].sqrt())
+        if one.name not in profiles or one.kind == "correlation" or sd <= 2 * _KNOWN:
+            continue
+        below, above = (abs(end - one.value) / (_QUANTILE * sd) for end in profiles[one.name])
+        # of an omega whose interval begins at 0 the draws below stay: it is small or 0 in any of them
+        draws[:, k] *= torch.where(draws[:, k] > 0, above, below if math.isfinite(below) else 1.0)
+    return draws
+
+
 def _shrinkage(model: PopulationModel, z: Tensor, batch: CohortBatch) -> dict[str, float]:
     """1 − sd(eta)/omega of the estimated random effects, in percent by parameter, and 1 − sd(kappa)/kappa of those of
     all occasions by ``kappa PARAMETER``."""
@@ -278,7 +294,7 @@ def _correlations(
     rows: list[dict[str, str | float]] = []
     for k, value, error in zip(which, values.tolist(), sd, strict=True):
         name = coordinates[k].name
-        low, high = profiles.get(name, (max(value - 1.96 * error, -1.0), min(value + 1.96 * error, 1.0)))
+        low, high = profiles.get(name, (max(value - _QUANTILE * error, -1.0), min(value + _QUANTILE * error, 1.0)))
         rse = 100 * error / abs(value) if value else math.inf
         ends: dict[str, str | float] = {"LO95": low, "HI95": high, "INTERVAL": _method(name, profiles), "RSE": rse}
         rows.append({"PARAMETER": name, "ESTIMATE": value} | ends)
@@ -331,7 +347,7 @@ def _interval(one: Coordinate, sd: float, profiles: Ends) -> dict[str, str | flo
     """LO95, HI95 and INTERVAL: of the profile, or else symmetric on the learned scale (Wald)."""
     if one.name not in profiles and math.isnan(sd):
         return {"LO95": math.nan, "HI95": math.nan, "INTERVAL": ""}
-    ends = profiles.get(one.name, (one.value - 1.96 * sd, one.value + 1.96 * sd))
+    ends = profiles.get(one.name, (one.value - _QUANTILE * sd, one.value + _QUANTILE * sd))
     low, high = (float(one.reported(torch.tensor(end, dtype=torch.float64))) for end in ends)
     return {"LO95": low, "HI95": high, "INTERVAL": _method(one.name, profiles)}
 
