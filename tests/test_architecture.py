@@ -21,7 +21,7 @@ LAYERS = (
         "randomness",
         "dataclass_rows",
     },
-    {"checkpoint_files", "cohort_batch", "exposure", "scaling"},
+    {"checkpoint_files", "cohort_batch", "exposure", "run_record", "scaling"},
     {"residual_error"},
     {"dynamics", "encoders", "parameters", "tables"},
     {"datasets", "solve"},

@@ -27,7 +27,7 @@ TRAINING = ("fit", "validate", "test", "predict")
 WITHOUT_TORCH = ("check", "nca")
 COMMANDS = (
     *TRAINING, "check", "nca", "simulate", "dose", "evaluate", "estimate", "reconstruct", "population", "bootstrap",
-    "import", "export",
+    "import", "export", "replay",
 )  # fmt: skip
 
 _USAGE = f"""usage: neuralpk COMMAND [--preset NAME | --config FILE] [options]     (COMMAND --help lists them)
@@ -48,6 +48,7 @@ _USAGE = f"""usage: neuralpk COMMAND [--preset NAME | --config FILE] [options]  
   bootstrap     fit again to patients drawn with replacement       --model FILE --table FILE --out DIR
   import        write an rxode2 function as a population file      --function FILE --out FILE
   export        write a population as an rxode2 function           --model FILE --out FILE
+  replay        run a training again, and compare its weights      FOLDER --out DIR
 
   --model FILE       a checkpoint of a training, or a population file (pop.yaml)
 
@@ -92,6 +93,8 @@ def execute(words: Sequence[str]) -> NeuralPKCLI | None:
     command, *rest = words
     if command in WITHOUT_TORCH and rest and not rest[0].startswith("-"):
         rest = ["--table", *rest]
+    if command == "replay" and rest and not rest[0].startswith("-"):
+        rest = ["--run", *rest]
     if command not in COMMANDS:
         hint = did_you_mean(command, list(COMMANDS))
         _stop(f"neuralpk: there is no command {command!r}{hint}; there are {', '.join(COMMANDS)}", 2)

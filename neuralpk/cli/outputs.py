@@ -11,7 +11,7 @@ from neuralpk.cli.signatures import Option
 OVERWRITE = Option("overwrite", bool, False, "replace results of that name which are there")
 
 _OF_A_RUN = (
-    *("checkpoints/*.ckpt", "events.out.tfevents.*", "config.yaml", "hparams.yaml", "pop.yaml"),
+    *("checkpoints/*.ckpt", "events.out.tfevents.*", "config.yaml", "run.json", "hparams.yaml", "pop.yaml"),
     *("population.csv", "calibration.csv", "records.csv", "individuals.csv", "occasions.csv", "exposure.csv"),
     *("curves.csv", "metrics.csv", "vpc*.png", "npde*.png", "eta.png", "covariate_effects.png", "individuals*.png"),
 )

@@ -174,6 +174,7 @@ _WRITTEN = {
     "estimate": (*TABLES, OCCASION_TABLE, "individuals.png"),
     "reconstruct": (*TABLES, OCCASION_TABLE, "individuals.png"),
     "bootstrap": ("bootstrap.csv", "bootstrap_summary.csv"),
+    "replay": ("config.yaml", "checkpoints/last.ckpt"),
 }
 """Files of the commands whose ``--out`` is a folder."""
 
@@ -184,6 +185,10 @@ def function_of(command: str) -> Callable[..., None]:
         from neuralpk.cli.cohort_command import simulate  # its data modules are Lightning's
 
         return simulate
+    if command == "replay":
+        from neuralpk.cli.replay_command import replay  # a training
+
+        return replay
     return COMMANDS[command]
 
 

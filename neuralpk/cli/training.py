@@ -28,6 +28,7 @@ from neuralpk.cli.outputs import OVERWRITE, refuse_results, results_of_a_run
 from neuralpk.cli.signatures import REQUIRED, Option, find, options_of, path_of
 from neuralpk.cli.stop_signals import exit_codes
 from neuralpk.datamodules import CohortDataModule
+from neuralpk.run_record import RunRecord
 from neuralpk.task import LatentTask
 
 COMMANDS = ("fit", "validate", "test", "predict")
@@ -104,7 +105,8 @@ class SaveConfiguration(SaveConfigCallback):
     one given on the command line, and an untrained model would be measured."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Save ``config.yaml`` in the folder of the run."""
+        """Save ``config.yaml``, and what it is run with, in the folder of the run."""
+        self.values = self.config.as_dict()
         self.config = self.config.clone()
         for name in ("ckpt_path", "weights_only"):
             self.config.pop(name, None)
@@ -113,10 +115,12 @@ class SaveConfiguration(SaveConfigCallback):
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Save ``config.yaml``; called in one process."""
+        """Save ``config.yaml`` and the record of the run; called in one process."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with replacing(self.folder / self.config_filename) as part:
+        path = self.folder / self.config_filename
+        with replacing(path) as part:
             part.write_text(self.parser.dump(self.config, skip_none=False), encoding="utf-8")
+        RunRecord.of(path, self.values, torch.get_num_threads()).write(self.folder)
 
 
 class NeuralPKCLI(LightningCLI):
