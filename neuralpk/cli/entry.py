@@ -27,7 +27,7 @@ TRAINING = ("fit", "validate", "test", "predict")
 WITHOUT_TORCH = ("check", "nca")
 COMMANDS = (
     *TRAINING, "check", "nca", "simulate", "dose", "evaluate", "estimate", "reconstruct", "population", "bootstrap",
-    "import", "export", "replay",
+    "import", "export", "replay", "doctor",
 )  # fmt: skip
 
 _USAGE = f"""usage: neuralpk COMMAND [--preset NAME | --config FILE] [options]     (COMMAND --help lists them)
@@ -49,6 +49,7 @@ _USAGE = f"""usage: neuralpk COMMAND [--preset NAME | --config FILE] [options]  
   import        write an rxode2 function as a population file      --function FILE --out FILE
   export        write a population as an rxode2 function           --model FILE --out FILE
   replay        run a training again, and compare its weights      FOLDER --out DIR
+  doctor        versions, devices, accuracy of gradients
 
   --model FILE       a checkpoint of a training, or a population file (pop.yaml)
 
@@ -201,6 +202,14 @@ def _run(command: str, given: list[Argument], presets: list[str]) -> NeuralPKCLI
     """Run a command that needs torch."""
     if command in TRAINING:
         return _run_training(command, given, presets)
+    if command == "doctor":
+        from neuralpk.cli.doctor_command import doctor
+
+        if not _helps(command, {}, given, doctor):
+            if given:
+                raise UsageError(f"takes no --{given[0].name}")
+            doctor()
+        return None
     from neuralpk.cli import table_commands
     from neuralpk.cli.merged_configuration import Configuration
 
