@@ -1,14 +1,31 @@
 """Evaluation of a model on a table: residuals, simulated studies, checks, figures."""
 
+import dataclasses
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.linalg
+import torch
 from matplotlib.figure import Figure
 
-from neuralpk import Evaluation, datasets, evaluate
-from neuralpk.evaluation import FIGURES
-from neuralpk.published_population import PublishedPopulation, write_population
-from neuralpk.saved_model import SavedModel, read_model
+from neuralpk import Cohort, Dose, Evaluation, FittedModel, Subject, datasets, evaluate
+from neuralpk.cohort_simulation import Design, Population, simulate_cohort
+from neuralpk.dynamics import structure
+from neuralpk.encoders import SetEncoder
+from neuralpk.evaluation import FIGURES, Comparison
+from neuralpk.evaluation.checks import Check, judge, npde_checks
+from neuralpk.evaluation.predictive_check import check_frame, corrected, outside
+from neuralpk.evaluation.record_bins import bins_along, bins_over_time
+from neuralpk.evaluation.simulated_study import prediction_errors
+from neuralpk.objectives import ELBO, SquaredError
+from neuralpk.published_population import PublishedPopulation
+from neuralpk.residual_error import CombinedError
+from neuralpk.saved_model import SavedPopulation
+from neuralpk.scaling import Scaling
+from neuralpk.task import LatentTask
 
 THEOPHYLLINE = {
     "dynamics": {"compartments": 1, "absorption": "first_order"},
@@ -17,18 +34,49 @@ THEOPHYLLINE = {
     "error": "additive",
     "error_sd": {"a": 0.693},
 }
+INFUSED = {
+    "dynamics": {"compartments": 1},
+    "typical": {"CL": 8.0, "V1": 40.0},
+    "omega": {"CL": 0.3, "V1": 0.2},
+    "error": "combined",
+    "error_sd": {"a": 0.05, "b": 0.15},
+}
+TIMES = (1.25, 4.0, 11.5, 13.25, 35.5, 37.25)
+
+
+def published(plain: dict[str, Any]) -> SavedPopulation:
+    return SavedPopulation(Path("pop.yaml"), PublishedPopulation.from_plain(plain))
+
+
+def infused(seed: int, limit: float = 0.4, subjects: int = 30) -> Cohort:
+    """Infusions every 12 h with values below a limit, and an arm."""
+    doses = tuple(Dose(12.0 * k, 100.0, duration=1.0) for k in range(4))
+    drawn = simulate_cohort(
+        structure("one_compartment_infusion"),
+        Population(INFUSED["typical"], INFUSED["omega"]),
+        Design((doses,), TIMES),
+        CombinedError.from_values(a=0.05, b=0.15),
+        subjects,
+        seed,
+    )
+    people = []
+    for k, one in enumerate(drawn):
+        below = one.values < limit
+        values, arm = np.where(below, limit, one.values), {"ARM": float(k % 2)}
+        people.append(dataclasses.replace(one, values=values, censored=below.astype(int), covariates=arm, truth=None))
+    return Cohort(tuple(people))
 
 
 @pytest.fixture(scope="module")
-def theophylline(tmp_path_factory: pytest.TempPathFactory) -> SavedModel:
-    path = tmp_path_factory.mktemp("model") / "pop.yaml"
-    write_population(PublishedPopulation.from_plain(THEOPHYLLINE), path)
-    return read_model(path)
+def evaluation() -> Evaluation:
+    return evaluate(
+        published(THEOPHYLLINE), datasets.theophylline(), simulations=200, strata=["WT"], likelihood=True, draws=20
+    )
 
 
 @pytest.fixture(scope="module")
-def evaluation(theophylline: SavedModel) -> Evaluation:
-    return evaluate(theophylline, datasets.theophylline(), simulations=200, strata=["WT"], likelihood=True)
+def repeated() -> Evaluation:
+    return evaluate(published(INFUSED), infused(2), simulations=200, strata=["ARM"], draws=0)
 
 
 def test_frames(evaluation: Evaluation) -> None:
@@ -48,7 +96,173 @@ def test_frames(evaluation: Evaluation) -> None:
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_figures(evaluation: Evaluation, name: str) -> None:
+def test_every_figure_is_as_wide_as_a_column_and_has_its_data(evaluation: Evaluation, name: str) -> None:
     assert isinstance(evaluation.data(name), pd.DataFrame) and len(evaluation.data(name))
     figure = evaluation.figure(name)
     assert isinstance(figure, Figure) and figure.get_figwidth() == pytest.approx(85 / 25.4)
+
+
+def test_strata_time_after_dose_and_the_share_below_the_limit(repeated: Evaluation) -> None:
+    check = repeated.data("pcvpc", by="ARM", against="TAD")
+    assert list(dict.fromkeys(check["STRATUM"])) == ["ARM 0", "ARM 1"] and check["X"].max() < 12
+    assert check["N"].sum() == 30 * len(TIMES)
+    below = repeated.records["CENS"].mean()
+    assert 0.02 < below < 0.3 and (check["BLQ_OBSERVED"] * check["N"]).sum() == pytest.approx(below * check["N"].sum())
+    assert repeated.repeats and len(repeated.figure("vpc", by="ARM").axes) == 4
+    assert any("imputed" in one for one in repeated.remarks)
+    assert repeated.records.loc[repeated.records["CENS"] == 1, "CWRES"].isna().all()
+
+
+def test_what_cannot_be_shown_is_refused_by_name(evaluation: Evaluation) -> None:
+    for name, options, words in (
+        ("gof", {}, "no figure 'gof'"),
+        ("vpc", {"by": "SEX"}, "no column 'SEX'"),
+        ("vpc", {"against": "PRED"}, "TIME or TAD"),
+        ("vpc", {"endpoint": 2}, "no endpoint 2"),
+        ("individuals", {"subjects": ["77"]}, "no patient 77"),
+        ("individuals", {"page": 2}, "pages 1 to 1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            evaluation.figure(name, **options)
+
+
+def test_a_table_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="no column 'ARM' to stratify by"):
+        evaluate(published(THEOPHYLLINE), datasets.theophylline(), strata=["ARM"])
+    with pytest.raises(ValueError, match="100 or more"):
+        evaluate(published(THEOPHYLLINE), datasets.theophylline(), simulations=20)
+    effects = [dataclasses.replace(one, endpoints=one.endpoints + 1) for one in datasets.theophylline()]
+    with pytest.raises(ValueError, match="endpoint"):
+        evaluate(published(THEOPHYLLINE), Cohort(tuple(effects)))
+
+
+def test_cwres_of_a_linear_model_are_those_of_its_closed_form() -> None:
+    text = "parameters: A = 10, S = 0.5\nline' = S\nline(0) = A\noutputs: line"
+    plain = {
+        "dynamics": {"class_path": "neuralpk.dynamics.Equations", "init_args": {"text": text}},
+        "typical": {"A": 10.0, "S": 0.5},
+        "omega": {"A": 2.0, "S": 0.2},
+        "distributions": {"A": "Normal", "S": "Normal"},
+        "error": "additive",
+        "error_sd": {"a": 0.7},
+    }
+    times, generator = np.array([0.0, 1.0, 2.5, 4.0, 7.0]), np.random.default_rng(0)
+    design = np.column_stack([np.ones(5), times])
+    covariance = design @ np.diag([4.0, 0.04]) @ design.T + 0.49 * np.eye(5)
+    values = generator.multivariate_normal(design @ [10.0, 0.5], covariance, 6)
+    cohort = Cohort(tuple(Subject(str(k), times, own) for k, own in enumerate(values)))
+    found = evaluate(published(plain), cohort, simulations=100, draws=0).records
+    root = np.linalg.inv(np.real(scipy.linalg.sqrtm(covariance)))
+    expected = (values - design @ [10.0, 0.5]) @ root
+    for name in ("CWRES", "WRES"):
+        np.testing.assert_allclose(found[name], expected.ravel(), atol=2e-3)
+
+
+def test_the_rule_fails_a_right_model_at_its_level() -> None:
+    generator, failed = np.random.default_rng(1), 0
+    for _ in range(400):
+        shared = generator.normal(size=200)
+        checks = [Check(f"{k}", 1, "", shared + generator.normal(size=200)) for k in range(4)]
+        table = judge(checks)
+        failed += not table["PASSED"].all()
+        assert ((table["STATISTIC"] >= table["LIMIT"]) == ~table["PASSED"]).all()
+    assert 0.02 <= failed / 400 <= 0.08
+
+
+def test_npde_of_the_right_study_are_standard_normal_and_uncorrelated() -> None:
+    generator = np.random.default_rng(2)
+    mixing = np.array([[1.0, 0, 0], [0.9, 0.5, 0], [0.8, 0.4, 0.3]])
+    found, decorrelated = prediction_errors(np.exp(generator.normal(size=(2000, 3)) @ mixing.T))
+    assert decorrelated and np.abs(found.mean(axis=0)).max() < 1e-9
+    np.testing.assert_allclose(found.std(axis=0), 1.0, atol=0.01)
+    assert np.abs(np.corrcoef(found.T) - np.eye(3)).max() < 0.2  # of logarithms that are not linear
+    assert not prediction_errors(generator.normal(size=(100, 40)))[1]
+    shifted = generator.normal(size=(201, 50))
+    shifted[0] += 0.8
+    assert not judge(npde_checks(shifted, 1))["PASSED"].all()
+
+
+def test_a_wrong_structure_fails_and_the_right_one_passes(repeated: Evaluation) -> None:
+    right = repeated
+    assert right.verdict["adequate"] and right.sentence.startswith("Adequate") and right.npde_p >= 0.05
+    two = INFUSED | {
+        "dynamics": {"compartments": 2},
+        "typical": {"CL": 8.0, "V1": 20.0, "Q": 5.0, "V2": 30.0},
+        "omega": {"CL": 0.3, "V1": 0.2},
+    }
+    wrong = evaluate(published(two), infused(2), simulations=200, strata=["ARM"], draws=0)
+    assert not wrong.verdict["adequate"] and wrong.verdict["failed"]
+    both = Comparison(right, wrong, ("one", "two"))
+    rows = both.table.set_index("QUANTITY")
+    assert rows.loc["ADEQUATE", "DIFFERENCE"] == -1 and rows.loc["RMSE PRED", "DIFFERENCE"] > 0
+    assert [panel.get_title() for panel in both.figure("pcvpc").axes[:2]] == ["one", "two"]
+    assert len(both.figure("fit").axes) == 4
+    with pytest.raises(ValueError, match="same values"):
+        Comparison(right, dataclasses.replace(wrong, records=wrong.records.iloc[1:]))
+
+
+def test_bins_keep_nominal_times_together_and_troughs_apart_from_peaks() -> None:
+    generator = np.random.default_rng(3)
+    nominal = np.repeat([0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 12.0, 24.0], 20)
+    jittered = nominal * generator.uniform(0.93, 1.07, len(nominal))
+    assert (bins_along(jittered) == np.repeat(np.arange(8), 20)).all()
+    since, doses = np.tile([0.5, 11.5], 200), np.repeat([1, 2, 3, 4], 100)
+    since = since + generator.uniform(-0.4, 0.4, len(since))
+    time = 12.0 * (doses - 1) + since
+    bins = bins_over_time(time, since, doses)
+    assert {*map(bool, np.bincount(bins))} == {True} and bins.max() >= 3
+    for k in range(bins.max() + 1):
+        assert np.ptp(since[bins == k]) < 1.0, "a trough and a peak in one bin"
+
+
+def test_percentiles_and_their_bands() -> None:
+    values = np.vstack([np.arange(1.0, 21.0), np.tile(np.arange(1.0, 21.0), (99, 1))])
+    below = values < 3
+    bins = np.repeat([0, 1], 10)
+    frame = check_frame(np.arange(20.0), values, below, bins)
+    assert np.isnan(frame.loc[0, "P5_OBSERVED"]) and frame.loc[0, "BLQ_OBSERVED"] == pytest.approx(0.2)
+    assert frame.loc[1, "P50_OBSERVED"] == frame.loc[1, "P50_MEDIAN"] == 15.0
+    assert (outside(np.tile(np.arange(6.0).reshape(1, 3, 2), (50, 1, 1))) == 0).all()
+    pred = np.where(bins == 0, 2.0, 5.0)
+    np.testing.assert_array_equal(corrected(values, pred, bins), values)
+
+
+def test_covariates_outside_the_range_that_was_seen_are_named() -> None:
+    seen = datasets.theophylline().with_covariates(["WT"])
+    task = LatentTask(structure("one_compartment_oral"), objective=ELBO(), encoder=SetEncoder())
+    task.build(Scaling.of(seen))
+    heavy = dataclasses.replace(seen[0], id="heavy", covariates={"WT": 120.0})
+    found = evaluate(FittedModel(task), Cohort((heavy, *seen[1:4].subjects)), simulations=100, draws=0)
+    assert found.unseen_covariates.to_dict("records") == [
+        {"COVARIATE": "WT", "ID": "heavy", "VALUE": 120.0, "SEEN_LOW": 54.6, "SEEN_HIGH": 86.4}
+    ]
+    assert found.verdict["unseen_covariates"] == ["WT"] and "WT" in found.covariates
+
+
+def test_a_model_without_a_likelihood_says_what_is_left_out() -> None:
+    cohort = datasets.theophylline()[:4].with_covariates([])
+    task = LatentTask(structure("one_compartment_oral"), objective=SquaredError(), encoder=SetEncoder())
+    task.build(Scaling.of(cohort))
+    found = evaluate(FittedModel(task), cohort, simulations=100)
+    assert found.verdict["adequate"] is None and found.study is None and "vpc" not in found.figures
+    assert found.records[["IWRES", "CWRES", "NPDE"]].isna().all().all()
+    assert any("no residual error" in one for one in found.remarks)
+    with pytest.raises(ValueError, match="no figure vpc"):
+        found.figure("vpc")
+    assert len(found.figure("goodness_of_fit").axes) == 2
+
+
+def test_the_seed_sets_what_is_drawn() -> None:
+    first, same, other = (
+        evaluate(published(THEOPHYLLINE), datasets.theophylline(), simulations=100, draws=0, seed=seed)
+        for seed in (1, 1, 2)
+    )
+    assert first.records.equals(same.records) and not first.records["NPDE"].equals(other.records["NPDE"])
+    torch.testing.assert_close(torch.tensor(first.checks["P"]), torch.tensor(same.checks["P"]))
+
+
+def test_a_cluster_of_jittered_times_is_one_bin() -> None:
+    generator = np.random.default_rng(4)
+    phases = np.repeat([1.0, 4.0, 11.5], 100) + generator.uniform(-0.4, 0.4, 300)
+    assert (bins_along(phases) == np.repeat([0, 1, 2], 100)).all()
+    assert len(np.unique(bins_along(generator.uniform(0, 24, 300)))) == 8

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from neuralpk.evaluation.comparison import Comparison
 from neuralpk.evaluation.evaluating import evaluate
 from neuralpk.evaluation.evaluation import FIGURES, Evaluation
 
-__all__ = ["FIGURES", "Evaluation", "evaluate"]
+__all__ = ["FIGURES", "Comparison", "Evaluation", "evaluate"]

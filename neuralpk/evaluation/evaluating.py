@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,6 @@ from neuralpk.evaluation.evaluation import Evaluation, study_bins
 from neuralpk.evaluation.marginal_likelihood import log_likelihood
 from neuralpk.evaluation.predictive_check import corrected, outside, percentiles, shares_below
 from neuralpk.evaluation.simulated_study import SimulatedStudy
-from neuralpk.fitting import FittedModel
 from neuralpk.individual_estimates import IndividualEstimates
 from neuralpk.record_predictions import doses_before, replicates
 from neuralpk.saved_model import SavedModel, SavedTask, read_model
@@ -30,6 +29,9 @@ from neuralpk.saved_model import SavedModel, SavedTask, read_model
 _WITH_INTERVALS = 200  # patients: of more, and of a network, curves have no intervals unless they are asked for
 _DRAWS = 200
 _ROUNDING = 1e-6  # of a covariate's range
+
+if TYPE_CHECKING:  # Lightning, for which a population file does not wait
+    from neuralpk.fitting import FittedModel
 
 Progress = Callable[[str, Sequence[Tensor]], Iterable[Tensor]]
 """Wraps the parts of a step of the work, with its name."""
@@ -103,9 +105,10 @@ def evaluate(
     effects, shrunk = _random_effects(estimates, labels)
     if population.latent_size > len(population.population.varying):
         remarks.append("latent dimensions of the model are no random effects: they are not in the tables of those")
+    parameters = pd.DataFrame(parameter_rows(population, estimates_or_zero(source.z), batch))
     return Evaluation(
         records=records,
-        parameters=pd.DataFrame(parameter_rows(population, estimates_or_zero(source.z), batch)),
+        parameters=parameters,
         random_effects=effects,
         shrinkage=shrunk,
         errors=_errors(records),
@@ -114,7 +117,7 @@ def evaluate(
         checks=judge(checks),
         npde_p=float(judge(npde)["P_ADJUSTED"].min()) if npde else float("nan"),
         unseen_covariates=_unseen(saved, source.cohort, remarks),
-        likelihood=_likelihood(saved, estimates, seed, remarks) if likelihood else {},
+        likelihood=_likelihood(estimates, parameters, seed, remarks) if likelihood else {},
         remarks=tuple(remarks),
         description=saved.description,
         status=saved.status,
@@ -137,9 +140,9 @@ def estimates_or_zero(z: Tensor) -> Tensor:
 
 
 def _saved(model: SavedModel | FittedModel | str | Path) -> SavedModel:
-    if isinstance(model, FittedModel):
-        return SavedTask(Path(), model.task)
-    return model if isinstance(model, SavedModel) else read_model(model)
+    if isinstance(model, str | Path):
+        return read_model(model)
+    return model if isinstance(model, SavedModel) else SavedTask(Path(), model.task)
 
 
 def _read(saved: SavedModel, table: Any, strata: Sequence[str], reading: Mapping[str, Any]) -> Cohort:
@@ -347,7 +350,10 @@ def _unseen(saved: SavedModel, cohort: Cohort, remarks: list[str]) -> pd.DataFra
     return pd.DataFrame(rows, columns=["COVARIATE", "ID", "VALUE", "SEEN_LOW", "SEEN_HIGH"])
 
 
-def _likelihood(saved: SavedModel, estimates: IndividualEstimates, seed: int, remarks: list[str]) -> dict[str, float]:
+def _likelihood(
+    estimates: IndividualEstimates, parameters: pd.DataFrame, seed: int, remarks: list[str]
+) -> dict[str, float]:
+    """log p(data), and AIC and BIC with the numbers that were learned; of a population file all that it holds."""
     source = estimates.source
     if not (source.has_error and source.model.has_likelihood):
         remarks.append("no likelihood: it is an integral over all paths, or the model has no residual error")
@@ -357,8 +363,10 @@ def _likelihood(saved: SavedModel, estimates: IndividualEstimates, seed: int, re
         return {}
     value, error = log_likelihood(source.model, source.batch, source.z, seed)
     model, observations = source.model, int(source.batch.observed.sum())
-    weights = sum(part.numel() for part in model.dynamics.parameters())
-    number = len(model.coordinates(fixed=True)) + model.population.unreported() + weights
+    number = len(model.coordinates()) + model.population.unreported()
+    number += sum(part.numel() for part in model.dynamics.parameters())
+    if not model.population.learned:
+        number = len(parameters) + (int(parameters["OMEGA"].notna().sum()) if "OMEGA" in parameters else 0)
     return {
         "OBJECTIVE": -2 * value,
         "ERROR": 2 * error,

@@ -22,6 +22,7 @@ from neuralpk.evaluation.record_bins import bins_along, bins_over_time
 from neuralpk.evaluation.simulated_study import IntArray, SimulatedStudy
 
 _PANELS = 15
+_WRITTEN_PAGES = 4  # of individual panels
 _LEVELS = 4  # distinct numbers, up to which each is a stratum of its own
 
 FIGURES = {
@@ -118,6 +119,11 @@ class Evaluation:
         return drawn.repeats(self.records)
 
     @property
+    def pages(self) -> int:
+        """Number of pages of individual panels."""
+        return -(-self.curves["ID"].nunique() // _PANELS)
+
+    @property
     def verdict(self) -> dict[str, Any]:
         """Which checks have passed, as plain values: adequate (None where nothing could be checked), rule, level, p of
         the global test of the NPDE, checks, remarks, settings."""
@@ -173,7 +179,7 @@ class Evaluation:
         """
         self._refuse_unknown(name)
         if name in ("vpc", "pcvpc"):
-            return self._predictive_check(name == "pcvpc", **options)[0]
+            return self.check_and_points(name, **options)[0]
         if name in ("random_effects", "covariates"):
             return self.random_effects
         own = self._of_endpoint(options.get("endpoint"))
@@ -218,8 +224,8 @@ class Evaluation:
             return drawn.covariates_figure(self.random_effects, effects, self.covariates, width)
         own = self._of_endpoint(endpoint)
         if name in ("vpc", "pcvpc"):
-            check, points = self._predictive_check(name == "pcvpc", own, by, against)
-            what = "Prediction-corrected value" if name == "pcvpc" else "Value"
+            check, points = self.check_and_points(name, endpoint=own, by=by, against=against)
+            what = drawn.QUANTITIES[name]
             return drawn.vpc_figure(check, points, self.units, width, log, against or "TIME", what)
         records = self.records[self.records["DVID"] == own]
         if name == "individuals":
@@ -232,7 +238,8 @@ class Evaluation:
     def write(
         self, folder: str | Path, by: Sequence[str] = (), against: str | None = None, log: bool = False, dpi: int = 300
     ) -> list[Path]:
-        """Write the frames as `TABLES`, every figure as PNG and, last of all, the verdict as `VERDICT` into a folder.
+        """Write the frames as `TABLES`, every figure as PNG (of ``individuals`` the first 4 pages) and, last of all,
+        the verdict as `VERDICT` into a folder.
 
         Args:
             folder: is made where it does not exist.
@@ -273,6 +280,11 @@ class Evaluation:
             of_all = name in ("random_effects", "covariates")
             for own in self.endpoints[:1] if of_all else self.endpoints:
                 stem = name if of_all or len(self.endpoints) == 1 else f"{name}_{own}"
+                if name == "individuals":
+                    for page in range(1, 1 + min(self.pages, _WRITTEN_PAGES)):
+                        where = stem if page == 1 else f"{stem}_page{page}"
+                        yield where, self.figure(name, endpoint=own, page=page, log=log)
+                    continue
                 if name not in ("vpc", "pcvpc"):
                     yield stem, self.figure(name, endpoint=own, log=log)
                     continue
@@ -307,17 +319,18 @@ class Evaluation:
             if unknown:
                 raise ValueError(f"there is no patient {', '.join(unknown)}; the first are {', '.join(ids[:5])}")
             return [str(one) for one in subjects]
-        pages = -(-len(ids) // _PANELS)
-        if not 1 <= page <= pages:
-            raise ValueError(f"there are pages 1 to {pages} of individual panels, not {page}")
+        if not 1 <= page <= self.pages:
+            raise ValueError(f"there are pages 1 to {self.pages} of individual panels, not {page}")
         return ids[_PANELS * (page - 1) : _PANELS * page]
 
-    def _predictive_check(
-        self, correct: bool, endpoint: int | None = None, by: str | None = None, against: str | None = None
+    def check_and_points(
+        self, name: str, endpoint: int | None = None, by: str | None = None, against: str | None = None
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Rows of bins, and the observations: STRATUM, X, VALUE."""
+        """The frame of ``vpc`` or ``pcvpc`` as of `data`, and the observations of its figure: STRATUM, X, VALUE;
+        arguments as of `figure`."""
+        self._refuse_unknown(name)
         assert self.study is not None
-        axis = against or "TIME"
+        axis, correct = against or "TIME", name == "pcvpc"
         if axis not in ("TIME", "TAD"):
             raise ValueError(f"a visual predictive check is against TIME or TAD, not {axis!r}")
         records = self.records.iloc[self.study.rows]

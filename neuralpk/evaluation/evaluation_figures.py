@@ -37,6 +37,8 @@ from neuralpk.diagnostics.style import (
 
 COLUMN, PAGE = 85.0, 180.0
 """Widths of figures in journals, mm."""
+QUANTITIES = {"vpc": "Value", "pcvpc": "Prediction-corrected value"}
+"""What is drawn in the two kinds of visual predictive check."""
 _INCH = 25.4  # mm
 _TEXT, _SMALL = 7.0, 6.0  # points
 _PANEL = 40.0  # mm: width of a panel with axes
@@ -75,7 +77,7 @@ def _finish(figure: Figure, panels: Sequence[Axes]) -> Figure:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             unique.setdefault(label, handle)
     if unique:
-        widest = 4.5 + 0.5 * max(len(label) for label in unique)
+        widest = 3.6 + 0.45 * max(len(label) for label in unique)
         fitting = max(1, int(72 * figure.get_figwidth() / (_SMALL * widest)))
         figure.legend(
             list(unique.values()),
@@ -129,22 +131,8 @@ def fit_figure(records: pd.DataFrame, units: Units, width: float, log: bool) -> 
         if records[y].notna().any() and (x != "TAD" or repeats(records))
     ]
     figure, panels = _new(2 + len(residuals), width, 38)
-    below = _below(records)
-    dv = records["DV"].to_numpy(float)
     for panel, name in zip(panels, ("PRED", "IPRED"), strict=False):
-        x = records[name].to_numpy(float)
-        _points(panel, x[~below], dv[~below])
-        if below.any():
-            _points(panel, x[below], dv[below], "BLQ, at its limit", "v", mfc="none", mec=VERMILLION, mew=0.6)
-        for which in "xy":
-            set_range(panel, which, x, dv, log=log)
-            if log:
-                log_scale(panel, which)
-        panel.plot(panel.get_xlim(), panel.get_xlim(), color=GREY, lw=0.8, ls="--", zorder=1, label="identity")
-        if not log:
-            _trend(panel, x[~below], dv[~below])
-        panel.set_xlabel(with_unit(name, value))
-        panel.set_ylabel(with_unit("DV", value))
+        _identity_panel(panel, records, name, units, log)
     labels = {"TIME": with_unit("Time", time), "TAD": with_unit("Time after dose", time)}
     for panel, (residual, against) in zip(panels[2:], residuals, strict=True):
         own = records[records[residual].notna() & records[against].notna()]
@@ -153,6 +141,34 @@ def fit_figure(records: pd.DataFrame, units: Units, width: float, log: bool) -> 
         if against in labels:
             time_axis(panel, "", named=False)
     return _finish(figure, panels)
+
+
+def compared_fit_figure(records: Mapping[str, pd.DataFrame], units: Units, width: float, log: bool) -> Figure:
+    """DV against PRED above and IPRED below, a column for each model."""
+    figure, axes = new_figure(2, len(records), width=width / _INCH, height=(2 * 40 + 9) / _INCH)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03)  # type: ignore[union-attr,call-arg]
+    for column, (title, own) in enumerate(records.items()):
+        for row, name in enumerate(("PRED", "IPRED")):
+            _identity_panel(axes[row, column], own, name, units, log)
+        axes[0, column].set_title(title)
+    return _finish(figure, list(axes.flat))
+
+
+def _identity_panel(panel: Axes, records: pd.DataFrame, name: str, units: Units, log: bool) -> None:
+    """DV against a prediction."""
+    below, dv, x = _below(records), records["DV"].to_numpy(float), records[name].to_numpy(float)
+    _points(panel, x[~below], dv[~below])
+    if below.any():
+        _points(panel, x[below], dv[below], "BLQ, at its limit", "v", mfc="none", mec=VERMILLION, mew=0.6)
+    for which in "xy":
+        set_range(panel, which, x, dv, log=log)
+        if log:
+            log_scale(panel, which)
+    panel.plot(panel.get_xlim(), panel.get_xlim(), color=GREY, lw=0.8, ls="--", zorder=1, label="identity")
+    if not log:
+        _trend(panel, x[~below], dv[~below])
+    panel.set_xlabel(with_unit(name, units.value))
+    panel.set_ylabel(with_unit("DV", units.value))
 
 
 def repeats(records: pd.DataFrame) -> bool:
@@ -317,10 +333,19 @@ def _band(panel: Axes, check: pd.DataFrame, name: str, colour: str) -> None:
     if len(x) == 1:  # a band needs two places
         x, lower, upper = (np.repeat(one, 2) for one in (x, lower, upper))
         x = x + np.array([-0.5, 0.5]) * max(float(check["X_HIGH"].iloc[0] - check["X_LOW"].iloc[0]), 1e-9)
-    what = {"P50": "median", "BLQ": "share"}.get(name, "5 % and 95 %")
-    panel.fill_between(x, lower, upper, color=colour, alpha=0.45, lw=0, zorder=2, label=f"simulated {what}, 90 % band")
+    what = {"P50": "50 %", "BLQ": "share"}.get(name, "5, 95 %")
+    panel.fill_between(x, lower, upper, color=colour, alpha=0.45, lw=0, zorder=2, label=f"simulated {what}")
+    _alone(panel, check["X"].to_numpy(float), check[f"{name}_LO90"], check[f"{name}_HI90"], colour)
     look: dict[str, Any] = {"color": BLACK, "lw": 1.1 if middle else 0.9, "ls": "-" if middle else "--"}
     panel.plot(check["X"], seen, marker="o", ms=2, zorder=3, label=f"observed {what}", **look)
+
+
+def _alone(panel: Axes, x: FloatArray, lower: pd.Series[float], upper: pd.Series[float], colour: str) -> None:
+    """Bands of bins whose neighbours have none, as lines: an area needs two places."""
+    known = (lower.notna() & upper.notna()).to_numpy()
+    beside = np.append(False, known[:-1]) | np.append(known[1:], False)
+    own = known & ~beside & (len(x) > 1)
+    panel.vlines(x[own], lower[own], upper[own], color=colour, alpha=0.6, lw=3, zorder=2)
 
 
 def individuals_figure(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,6 +12,7 @@ from neuralpk.cohort import FloatArray
 IntArray = NDArray[np.int64]
 
 _LEAST = 5  # records in a bin
+_APART = 2.0  # times its width: what lies so far from all else is one cluster of jittered times
 _FLAT = 0.05  # of the range: gaps count relative to their distance from the smallest value and this
 
 
@@ -33,12 +36,12 @@ def bins_along(x: FloatArray, most: int = 8) -> IntArray:
     cuts, half = set(), len(x) / (2 * count)
     for k in range(1, count):
         target = k * len(x) / count
-        near = np.arange(max(1, int(target - half) + 1), min(len(x), int(np.ceil(target + half))))
+        near = np.arange(max(1, int(np.ceil(target - half))), min(len(x) - 1, int(target + half)) + 1)
         largest = near[np.isclose(gaps[near - 1], gaps[near - 1].max())]
         best = int(largest[np.abs(largest - target).argmin()])
         if gaps[best - 1] > 0:
             cuts.add(best)
-    kept = _without_small_bins(sorted(cuts), gaps)
+    kept = _without_split_clusters(_without_small_bins(sorted(cuts), gaps), ordered)
     found = np.empty(len(x), np.int64)
     found[order] = np.searchsorted(kept, np.arange(len(x)), side="right")
     return found
@@ -54,6 +57,24 @@ def _without_small_bins(cuts: list[int], gaps: FloatArray) -> list[int]:
         if sizes[smallest] >= _LEAST:
             break
         cuts.remove(min((edge for edge in edges[smallest : smallest + 2] if edge in cuts), key=lambda k: gaps[k - 1]))
+    return cuts
+
+
+def _without_split_clusters(cuts: list[int], ordered: FloatArray) -> list[int]:
+    """The cuts without those inside a cluster: neighbouring bins of which each is wider than the gap to the next, and
+    which are far from all others, are one."""
+    edges = [0, *cuts, len(ordered)]
+    for count in range(len(edges) - 1, 1, -1):  # bins that may be one, many before few
+        for k in range(len(edges) - count):
+            first, inner, last = edges[k], edges[k + 1 : k + count], edges[k + count]
+            before = ordered[first] - ordered[first - 1] if first > 0 else np.inf
+            behind = ordered[last] - ordered[last - 1] if last < len(ordered) else np.inf
+            widths = [ordered[b - 1] - ordered[a] for a, b in pairwise([first, *inner, last])]
+            touching = all(
+                ordered[cut] - ordered[cut - 1] < max(pair) for cut, pair in zip(inner, pairwise(widths), strict=True)
+            )
+            if touching and _APART * (ordered[last - 1] - ordered[first]) <= min(before, behind) < np.inf:
+                return _without_split_clusters([cut for cut in cuts if cut not in inner], ordered)
     return cuts
 
 
