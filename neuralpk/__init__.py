@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from neuralpk.objectives import ELBO, MarginalLikelihood, Objective, SquaredError
     from neuralpk.parameters import PopulationParameters
     from neuralpk.population_model import PopulationModel
+    from neuralpk.report import write_report
     from neuralpk.residual_error import (
         AdditiveError,
         CombinedError,
@@ -45,6 +46,7 @@ _MODULES = {
     "objectives": ("ELBO", "MarginalLikelihood", "Objective", "SquaredError"),
     "parameters": ("PopulationParameters",),
     "population_model": ("PopulationModel",),
+    "report": ("write_report",),
     "residual_error": (
         "AdditiveError",
         "CombinedError",
@@ -95,6 +97,7 @@ __all__ = [
     "nca",
     "read_model",
     "read_table",
+    "write_report",
     "write_table",
 ]
 

@@ -122,10 +122,19 @@ class SavedModel(ABC):
         if units is not None and units != self.units:
             asked, own = (", ".join(one) for one in (units, self.units))
             raise ValueError(f"units {asked}: the model is in {own}, and nothing is converted; convert the table first")
+        return read_table(table, **self.reading(also, **reading))
+
+    def reading(self, also: Sequence[str] = (), **reading: Any) -> dict[str, Any]:
+        """Arguments with which `neuralpk.tables.read_table` reads a table for this model.
+
+        Args:
+            also: further covariates to read.
+            reading: what is asked for.
+        """
         used = sorted({*self.covariates, *also} - {*self.needed})
-        reading["covariates"] = reading.get("covariates") or used
-        reading["occasion"] = reading.get("occasion") or self.occasion_column
-        return read_table(table, units=self.units, needed=self.needed, **reading)
+        named = {"covariates": reading.get("covariates") or used}
+        named |= {"occasion": reading.get("occasion") or self.occasion_column}
+        return reading | named | {"units": self.units, "needed": self.needed}
 
 
 def read_model(path: str | Path, unverified: bool = False) -> SavedModel:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,8 @@ def check_table(
     *,
     arm: str | None = None,
     units: Units = Units(),  # noqa: B008  # immutable
+    needed: Mapping[str, float | None] = MappingProxyType({}),
+    anonymous: bool = False,
     **layout: Any,
 ) -> TableCheck:
     """Read a table and say what is in it; a fault is a finding and no error.
@@ -78,6 +81,8 @@ def check_table(
         table: a data frame, or the path of a file.
         arm: column of the arms of the study.
         units: of the table.
+        needed: covariates that a model reads, as of `neuralpk.tables.read_table`.
+        anonymous: name subjects by their order in the table, and not the file.
         layout: how the table is read, as of `neuralpk.tables.read_table`: `columns`, `covariates`, `map`, …
 
     Raises:
@@ -85,12 +90,13 @@ def check_table(
         ValueError: an argument that cannot be.
         TypeError: an argument that `read_table` does not have.
     """
-    read_as = replace(Layout.of(**layout), labels=(arm,) if arm else ())
-    name = "" if isinstance(table, pd.DataFrame) else Path(table).name
+    labels = (arm,) if arm else ()
+    read_as = replace(Layout.of(**layout), labels=labels, optional=tuple(needed), anonymous=anonymous)
+    name = "" if isinstance(table, pd.DataFrame) or anonymous else Path(table).name
     findings = Findings(name)
     try:
         records = read_records(table, read_as, units, findings)
-        cohort = build(records, units, {}, findings)
+        cohort = build(records, units, needed, findings)
     except DataError as error:
         return TableCheck(name, error.findings, findings.warnings, findings.notes)
     arms = _arms(records, arm)

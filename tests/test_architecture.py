@@ -38,6 +38,7 @@ LAYERS = (
     {"bootstrap", "datamodules", "diagnostics", "task"},
     {"cohort_figures", "fitting", "saved_model", "table_check"},
     {"callbacks", "dosing", "evaluation"},
+    {"report"},
     {"cli"},
     {"__main__"},
 )

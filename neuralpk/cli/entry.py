@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 TRAINING = ("fit", "validate", "test", "predict")
 WITHOUT_TORCH = ("check", "nca")
 COMMANDS = (
-    *TRAINING, "check", "nca", "simulate", "dose", "evaluate", "estimate", "reconstruct", "population", "bootstrap",
-    "import", "export", "replay", "doctor",
+    *TRAINING, "check", "nca", "simulate", "dose", "evaluate", "report", "estimate", "reconstruct", "population",
+    "bootstrap", "import", "export", "replay", "doctor",
 )  # fmt: skip
 
 _USAGE = f"""usage: neuralpk COMMAND [--preset NAME | --config FILE] [options]     (COMMAND --help lists them)
@@ -42,6 +42,7 @@ _USAGE = f"""usage: neuralpk COMMAND [--preset NAME | --config FILE] [options]  
     --model     courses of patients under regimens                 --model FILE --regimen TEXT --out DIR
   dose          the dose and interval that reach a target          --model FILE --target TEXT --out DIR …
   evaluate      judge a model on a table: figures, checks, verdict  --model FILE --table FILE --out DIR
+  report        one HTML file with everything about a model        --model FILE --table FILE --out FILE
   estimate      curves and parameters of your patients             --model FILE --table FILE --out DIR
   reconstruct   another name of estimate
   population    write the fitted population as a population file   --model FILE --out FILE

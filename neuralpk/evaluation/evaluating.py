@@ -112,6 +112,7 @@ def evaluate(
         random_effects=effects,
         shrinkage=shrunk,
         errors=_errors(records),
+        individuals=estimates.individuals(),
         curves=_curves(estimates),
         doses=_doses(cohort),
         checks=judge(checks),

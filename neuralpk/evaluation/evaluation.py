@@ -45,6 +45,7 @@ TABLES = (
     "checks.csv",
     "vpc.csv",
     "pcvpc.csv",
+    "individuals.csv",
     "curves.csv",
     "unseen_covariates.csv",
 )
@@ -69,6 +70,8 @@ class Evaluation:
         errors: bias and root mean square error by DVID and PREDICTION (PRED, IPRED): N, BIAS (mean of the prediction
             minus DV), RMSE, both in the unit of the values, BIAS_PERCENT and RMSE_PERCENT relative to DV (where it is
             positive).
+        individuals: a row for each patient: ID and every parameter with its 90 % interval
+            (`neuralpk.individual_estimates.IndividualEstimates.individuals`).
         curves: ID, TIME, DVID, PRED, IPRED, LO90, HI90 of every patient.
         doses: ID, TIME, AMT of every dose.
         checks: CHECK, DVID, STATISTIC, LIMIT, P, P_ADJUSTED, PASSED, MEANING (`neuralpk.evaluation.checks.judge`).
@@ -90,6 +93,7 @@ class Evaluation:
     random_effects: pd.DataFrame
     shrinkage: pd.DataFrame
     errors: pd.DataFrame
+    individuals: pd.DataFrame
     curves: pd.DataFrame
     doses: pd.DataFrame
     checks: pd.DataFrame

@@ -67,6 +67,7 @@ class Layout:
         impute: by covariate, or for all by an empty name, what stands for one that is missing in a whole subject:
             ``median``, ``mode`` or a number.
         carry: which way the values of a covariate are carried in time: ``forward`` or ``backward``.
+        anonymous: whether subjects are named by their order in the table, whatever their ID is.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -85,6 +86,7 @@ class Layout:
     optional: tuple[str, ...] = ()
     impute: Mapping[str, str] = field(default_factory=dict)
     carry: str = "forward"
+    anonymous: bool = False
 
     @classmethod
     def of(

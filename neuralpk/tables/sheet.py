@@ -55,6 +55,13 @@ class Sheet:
         labels = {name: values[rows] for name, values in self.labels.items()}
         return replace(self, lines=self.lines[rows], ids=self.ids[rows], numbers=numbers, labels=labels, texts={})
 
+    def anonymous(self) -> Sheet:
+        """The same with subjects named S1, S2, … in the order of the rows; an ID that is missing stays missing."""
+        order = {name: k for k, name in enumerate(dict.fromkeys(filter(None, self.ids)), start=1)}
+        width = len(str(len(order)))
+        names = {name: f"S{k:0{width}d}" for name, k in order.items()} | {"": ""}
+        return replace(self, ids=np.array([names[name] for name in self.ids], dtype=object))
+
     def with_numbers(self, **columns: FloatArray) -> Sheet:
         """The same with some columns replaced, or added."""
         return replace(self, numbers=self.numbers | columns)

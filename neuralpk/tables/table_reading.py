@@ -44,7 +44,8 @@ def read_records(source: str | Path | pd.DataFrame, layout: Layout, units: Units
     Raises:
         DataError: a rule of `RULES` is broken.
     """
-    return checked_records(_sheet(source, layout, findings), units.time, findings)
+    sheet = _sheet(source, layout, findings)
+    return checked_records(sheet.anonymous() if layout.anonymous else sheet, units.time, findings)
 
 
 def read_table(

@@ -1,0 +1,200 @@
+"""What the networks of a model have learned, with its band, and its formula where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from neuralpk.cohort import Cohort, FloatArray
+from neuralpk.cohort_figures import learned_effects, learned_term
+from neuralpk.diagnostics.style import BLUE, GREY, legend_on_top, new_figure, set_range
+from neuralpk.diagnostics.term_plots import LearnedEffect, LearnedTerm, learned_effects_figure, learned_term_figure
+from neuralpk.dynamics import Equations
+from neuralpk.dynamics.equation_text import EquationReader, tokens_of_line
+from neuralpk.dynamics.wrapper import Wrapper
+from neuralpk.individual_estimates import evaluation_batch
+from neuralpk.report import mathml
+from neuralpk.report.tables_and_figures import ReportFigure, digits, svg
+from neuralpk.task import LatentTask
+
+
+@dataclass(frozen=True)
+class LearnedSection:
+    """Networks of a model.
+
+    Args:
+        lines: what there is, in words.
+        formulas: name and formula of those that have one.
+        figures: of what was learned.
+    """
+
+    lines: list[str] = field(default_factory=list)
+    formulas: list[tuple[str, Markup]] = field(default_factory=list)
+    figures: list[ReportFigure] = field(default_factory=list)
+
+
+def learned_section(
+    task: LatentTask, cohort: Cohort, formulas: Mapping[str, str], data: dict[str, pd.DataFrame]
+) -> LearnedSection | None:
+    """What the networks of a task have learned; None for a model without one.
+
+    Args:
+        task: after its training.
+        cohort: whose records say which inputs were reached.
+        formulas: text of an expression by the name of the network that it stands for.
+        data: takes the frames of the figures by name.
+
+    Raises:
+        ValueError: a formula of a network that the model does not have.
+    """
+    dynamics, found = task.model.dynamics, LearnedSection()
+    named = [term.name for term in dynamics.terms()] if isinstance(dynamics, Equations) else []
+    unknown = set(formulas) - set(named)
+    if unknown:
+        raise ValueError(f"there is no network {', '.join(sorted(unknown))}; the model has {', '.join(named) or 'none'}")
+    for name in named:
+        figure = _term(learned_term(task, name, cohort), data) if _has_one_input(task, name) else None
+        if figure is None:
+            found.lines.append(f"The network in {name} has several inputs; it is not drawn.")
+        else:
+            found.figures.append(figure)
+        if name in formulas:
+            drawn = mathml.draw(EquationReader(tokens_of_line(formulas[name], 1)).expression(), {})
+            found.formulas.append((name, mathml.equation(mathml.applied("N", mathml.name(name)), drawn)))
+    effects = learned_effects(task, cohort)
+    if effects:
+        found.figures.append(_effects(effects, data))
+    if isinstance(dynamics, Wrapper) and any(True for _ in dynamics.parameters()):
+        found.figures.append(_slopes(learned_slopes(task, cohort), data))
+    elif not named and any(True for _ in dynamics.parameters()):
+        found.lines.append(f"{type(dynamics).__name__} is learned as a whole: there is no mechanism to compare it with.")
+    return found if found.lines or found.figures else None
+
+
+def _has_one_input(task: LatentTask, name: str) -> bool:
+    dynamics = task.model.dynamics
+    assert isinstance(dynamics, Equations)
+    return any(term.name == name and len(term.size) == 1 for term in dynamics.terms())
+
+
+def _term(learned: LearnedTerm, data: dict[str, pd.DataFrame]) -> ReportFigure:
+    stem = f"network_{learned.name.replace(' ', '_')}"
+    columns = {"INPUT": learned.x, "OUTPUT": learned.output, "LO90": learned.low, "HI90": learned.high}
+    data[stem] = pd.DataFrame(columns)
+    text = (
+        f"The network in {learned.name} over its input from {digits(learned.x[0], 3)} to {digits(learned.x[-1], 3)}: "
+        f"{_course(learned.output)}. {_band(learned.low, learned.high)}"
+    )
+    drawing = svg(learned_term_figure(learned), stem)
+    return ReportFigure(stem, f"Network in {learned.name}", text, {"all": drawing}, stem, _READING)
+
+
+_READING = "Band: pointwise 90 %. Marks at the bottom: what the patients have reached."
+
+
+def _course(values: FloatArray) -> str:
+    steps = np.diff(values)
+    word = "rises" if (steps >= 0).all() else "falls" if (steps <= 0).all() else "goes"
+    return f"it {word} from {digits(float(values[0]), 3)} to {digits(float(values[-1]), 3)}" + (
+        "" if word != "goes" else f", between {digits(float(values.min()), 3)} and {digits(float(values.max()), 3)}"
+    )
+
+
+def _band(low: FloatArray, high: FloatArray) -> str:
+    if np.isnan(low).all():
+        return "Its uncertainty is not known."
+    k = len(low) // 2
+    return f"In the middle its 90 % band is {digits(float(low[k]), 3)} to {digits(float(high[k]), 3)}."
+
+
+def _effects(effects: list[LearnedEffect], data: dict[str, pd.DataFrame]) -> ReportFigure:
+    frames = [
+        pd.DataFrame({"PARAMETER": e.parameter, "COVARIATE": e.covariate, "X": e.x, "VALUE": e.value, "LO90": e.low, "HI90": e.high})
+        for e in effects
+    ]
+    data["covariate_effects"] = pd.concat(frames, ignore_index=True)
+    said = [
+        f"{e.parameter} over {e.covariate} from {digits(float(e.x[0]), 3)} to {digits(float(e.x[-1]), 3)}: {_course(e.value)}"
+        for e in effects
+    ]
+    drawing = svg(learned_effects_figure(effects), "covariate_effects")
+    title = "Learned covariate effects"
+    return ReportFigure("covariate_effects", title, ". ".join(said) + ".", {"all": drawing}, "covariate_effects", _READING)
+
+
+@torch.no_grad()
+def learned_slopes(task: LatentTask, cohort: Cohort) -> pd.DataFrame:
+    """Slope of every state at every record, and the part of it that is learned: the slope of the whole minus that of the
+    mechanism alone: ID, TIME, STATE, VALUE, SLOPE, LEARNED.
+
+    Args:
+        task: whose dynamics has a mechanism inside.
+        cohort: the patients, at their individual estimates.
+    """
+    dynamics = task.model.dynamics
+    assert isinstance(dynamics, Wrapper)
+    batch = evaluation_batch(task.model, cohort)
+    path = task.model.trajectory(task.estimate(batch), batch)
+    t, y, theta = (path.times - batch.start[:, None]).flatten(), path.states.flatten(0, 1), path.theta.flatten(0, 1)
+    slope = dynamics(t, y, theta)
+    inner = dynamics.inner(t, dynamics.inner_state(y), dynamics.inner_theta(theta))
+    learned = slope[:, : inner.shape[1]] - inner
+    kept = batch.mask.flatten()
+    row = batch.mask.nonzero(as_tuple=True)[0].cpu().numpy()
+    frames = [
+        pd.DataFrame(
+            {
+                "ID": np.asarray(batch.ids)[row],
+                "TIME": batch.on_data_clock(batch.time)[batch.mask].cpu().double().numpy(),
+                "STATE": state,
+                "VALUE": y[kept, k].cpu().double().numpy(),
+                "SLOPE": slope[kept, k].cpu().double().numpy(),
+                "LEARNED": learned[kept, k].cpu().double().numpy(),
+            }
+        )
+        for k, state in enumerate(dynamics.inner.states)
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def _slopes(frame: pd.DataFrame, data: dict[str, pd.DataFrame]) -> ReportFigure:
+    data["learned_slopes"] = frame
+    said = [
+        f"{state}: the learned part is {digits(100 * _size(own['LEARNED']) / max(_size(own['SLOPE']), 1e-300), 3)} % of the "
+        f"slope (root mean square)"
+        for state, own in frame.groupby("STATE", sort=False)
+    ]
+    title = "Learned part of the slopes"
+    reading = "Each state at the records of all patients: its slope, and the part of it that the mechanism alone does not have."
+    drawing = svg(slopes_figure(frame), "learned_slopes")
+    return ReportFigure("learned_slopes", title, ". ".join(said) + ".", {"all": drawing}, "learned_slopes", reading)
+
+
+def _size(values: pd.Series) -> float:
+    return float(np.sqrt(np.square(values).mean()))
+
+
+def slopes_figure(frame: pd.DataFrame) -> Figure:
+    """`learned_slopes`, a panel for each state."""
+    states = list(dict.fromkeys(frame["STATE"]))
+    columns = min(3, len(states))
+    rows = -(-len(states) // columns)
+    figure, axes = new_figure(rows, columns, width=2.9 * columns + 0.4, height=2.6 * rows + 0.4)
+    for panel in axes.flat[len(states) :]:
+        panel.remove()
+    for panel, state in zip(axes.flat, states, strict=False):
+        own = frame[frame["STATE"] == state]
+        x = own["VALUE"].to_numpy(float)
+        for name, colour, label in (("SLOPE", GREY, "slope"), ("LEARNED", BLUE, "learned part")):
+            panel.plot(x, own[name].to_numpy(float), ls="none", marker="o", ms=2.6, mfc=colour, mec="none", alpha=0.5, label=label)
+        panel.axhline(0, color=GREY, lw=0.8, ls="--", zorder=1)
+        set_range(panel, "x", x)
+        panel.set(xlabel=state, ylabel=f"d {state}/dt")
+    legend_on_top(figure, list(axes.flat[: len(states)]))
+    return figure

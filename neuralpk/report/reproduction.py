@@ -1,0 +1,69 @@
+"""By what a report can be made again: inputs, versions, settings."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from neuralpk.plain_yaml import plain_yaml_text
+from neuralpk.report.tables_and_figures import ReportTable
+
+_PACKAGES = ("neuralpk", "torch", "lightning", "numpy", "pandas", "matplotlib", "numba", "torchdiffeq", "torchsde")
+_AT_ONCE = 1 << 20  # bytes
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(_AT_ONCE):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def inputs_table(inputs: Mapping[str, Path | None], anonymise: bool) -> ReportTable:
+    """The files that the report is made from, with their sha256.
+
+    Args:
+        inputs: by what they are; None for an object of Python.
+        anonymise: leave out the names of the files.
+    """
+    rows = []
+    for what, path in inputs.items():
+        file = path if path is not None and path.is_file() else None
+        name = "an object in Python" if file is None else "–" if anonymise else file.name
+        rows.append((what, name, "–" if file is None else sha256_of(file)))
+    return ReportTable("Inputs", ("input", "file", "sha256"), rows, texts=3)
+
+
+def versions_table() -> ReportTable:
+    """Versions of Python and of the packages that the numbers come from."""
+    rows = [("python", platform.python_version())]
+    rows += [(name, metadata.version(name)) for name in _PACKAGES]
+    rows.append(("machine", f"{platform.system()} {platform.machine()}"))
+    return ReportTable("Versions", ("package", "version"), rows, texts=2)
+
+
+def settings_text(settings: Any, anonymise: bool) -> str:
+    """Settings as YAML.
+
+    Args:
+        settings: plain values.
+        anonymise: leave out paths, and comments in texts of equations.
+    """
+    return plain_yaml_text(_without_names(settings) if anonymise else settings).strip()
+
+
+def _without_names(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_names(inside) for key, inside in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_names(inside) for inside in value]
+    if isinstance(value, str):
+        return "(path)" if re.match(r"(/|~|\\\\|[A-Za-z]:[\\/])", value) else re.sub(r"[ \t]*#[^\n]*", "", value)
+    return value
