@@ -20,8 +20,8 @@ from neuralpk.cli.dosing_commands import DOSE_FILES, REGIMEN_FILES, dose, simula
 from neuralpk.cli.evaluation_command import EVALUATION_FILES, evaluate
 from neuralpk.cli.faults import UsageError, sentence
 from neuralpk.cli.merged_configuration import Configuration
-from neuralpk.cli.report_command import report
 from neuralpk.cli.outputs import OVERWRITE, refuse_results
+from neuralpk.cli.report_command import report
 from neuralpk.cli.signatures import GIVEN_TO_READ_TABLE, Option, options_of_reader
 from neuralpk.cli.stop_signals import leaving_on_sigterm
 from neuralpk.cohort import Units

@@ -12,7 +12,6 @@ from neuralpk.evaluation import Evaluation
 from neuralpk.evaluation.evaluation_figures import COLUMN, PAGE
 from neuralpk.report.tables_and_figures import ReportFigure, digits, svg
 
-_SHOWN = ("goodness_of_fit", "vpc", "pcvpc", "npde", "random_effects", "covariates")
 _LINES = {"P5": "5th percentile", "P50": "median", "P95": "95th percentile", "BLQ": "share below the limit"}
 _OF_ALL, _OF_RECORDS = ("random_effects", "covariates"), ("goodness_of_fit", "npde")
 _TITLES = {
@@ -24,14 +23,15 @@ _TITLES = {
     "covariates": "Random effects against covariates",
 }
 _READINGS = {
-    "goodness_of_fit": "Values lie around the dashed line and residuals around 0, with no trend, where the model is right.",
+    "goodness_of_fit": "Where the model is right, values lie around the dashed line and residuals around 0, without a "
+    "trend.",
     "vpc": "Lines: percentiles 5, 50 and 95 of the data. Bands: the middle 90 % of the same percentiles of simulated "
     "studies. Lines inside their bands speak for the model.",
-    "pcvpc": "As above, with each value multiplied by the typical prediction of its bin over its own prediction, so that "
-    "doses and covariates do not spread the values.",
+    "pcvpc": "As above, with each value multiplied by the typical prediction of its bin over its own prediction: doses "
+    "and covariates do not spread the values.",
     "npde": "They are standard normal where the model is right.",
-    "random_effects": "Histograms of the estimates with the distribution of the population. Large shrinkage says that the "
-    "samples tell little about the parameter of a patient.",
+    "random_effects": "Histograms of the estimates with the distribution of the population. Large shrinkage says that "
+    "the samples tell little about the parameter of a patient.",
     "covariates": "A trend is variability that the covariate could explain.",
 }
 
@@ -46,7 +46,7 @@ def diagnostic_figures(
         data: takes the frames of the figures by name.
         shown: wraps the figures that are drawn, to show how far the work is.
     """
-    names = [name for name in _SHOWN if name in evaluation.figures]
+    names = [name for name in evaluation.figures if name in _TITLES]
     pairs = [(name, endpoint) for name in names for endpoint in _endpoints_of(name, evaluation)]
     return [_drawn(evaluation, name, endpoint, data) for name, endpoint in shown("draw", pairs)]
 
@@ -82,16 +82,16 @@ def _fit_text(evaluation: Evaluation, frame: pd.DataFrame) -> str:
     errors = evaluation.errors[evaluation.errors["DVID"] == frame["DVID"].iloc[0]] if len(frame) else evaluation.errors
     for row in errors.to_dict("records"):
         kind = {"PRED": "Population prediction", "IPRED": "Individual prediction"}[row["PREDICTION"]]
-        said.append(
-            f"{kind}: bias {digits(row['BIAS_PERCENT'], 3)} %, root mean square error {digits(row['RMSE_PERCENT'], 3)} %"
-        )
+        bias, error = digits(row["BIAS_PERCENT"], 3), digits(row["RMSE_PERCENT"], 3)
+        said.append(f"{kind}: bias {bias} %, root mean square error {error} %")
     for name in ("IWRES", "CWRES"):
         values = frame[name].dropna() if name in frame else pd.Series(dtype=float)
         if len(values) > 1:
             outside = 100 * float((values.abs() > 1.96).mean())
             said.append(
                 f"{name}: mean {digits(values.mean(), 2)}, standard deviation {digits(values.std(), 3)}, "
-                f"{digits(outside, 2)} % outside ±1.96, correlation with time {_correlation(frame['TIME'], frame[name])}"
+                f"{digits(outside, 2)} % outside ±1.96, correlation with time "
+                f"{_correlation(frame['TIME'], frame[name])}"
             )
     return ". ".join(said) + "."
 
@@ -126,8 +126,8 @@ def _npde_text(evaluation: Evaluation, frame: pd.DataFrame) -> str:
 
 def _effects_text(evaluation: Evaluation, frame: pd.DataFrame) -> str:
     said = [
-        f"{row['PARAMETER']}: standard deviation {digits(row['SD'], 3)} of the estimates and {digits(row['OMEGA'], 3)} of "
-        f"the population, shrinkage {digits(row['SHRINKAGE'], 2)} %"
+        f"{row['PARAMETER']}: standard deviation {digits(row['SD'], 3)} of the estimates and "
+        f"{digits(row['OMEGA'], 3)} of the population, shrinkage {digits(row['SHRINKAGE'], 2)} %"
         for row in evaluation.shrinkage.to_dict("records")
     ]
     return ". ".join(said) + "."

@@ -36,7 +36,6 @@ class EquationBlock:
     note: str = ""
 
 
-
 def dynamics_equations(dynamics: Decoder) -> Iterator[EquationBlock]:
     """The equations of a dynamics, then those of each dynamics inside it."""
     if isinstance(dynamics, Equations):
@@ -49,8 +48,8 @@ def dynamics_equations(dynamics: Decoder) -> Iterator[EquationBlock]:
         route = {"none": "", "first_order": ", first-order absorption", "transit": ", transit compartments"}
         said = f"{size} compartment{'s' if size > 1 else ''}{route[dynamics.absorption]}, "
         said += f"{dynamics.elimination.replace('_', ' ').replace('michaelis menten', 'Michaelis–Menten')} elimination"
-        text = read_model(compartment_text(dynamics, typical))
-        yield _of_text("Compartments", f"{said}. A is an amount of drug.", text, symbols, "")
+        compartments = read_model(compartment_text(dynamics, typical))
+        yield _of_text("Compartments", f"{said}. A is an amount of drug.", compartments, symbols, "")
     else:
         sentence, text = _documented(type(dynamics))
         note = _network_note(dynamics)

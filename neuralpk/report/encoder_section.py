@@ -72,6 +72,8 @@ def encoder_section(
 
 def _share(without: float, with_it: float) -> str:
     change = 100 * (1 - with_it / without)
+    if abs(change) < 1:
+        return "It alone does not lower the error of the population prediction."
     word = "lowers" if change >= 0 else "raises"
     return f"It alone {word} the error of the population prediction by {digits(abs(change), 2)} %."
 
@@ -79,8 +81,8 @@ def _share(without: float, with_it: float) -> str:
 def _of_search(with_it: float, without: float) -> str:
     if abs(with_it - without) <= 0.01 * without:
         return (
-            "The search for the most probable parameters ends at the same error from the typical patient: the encoder "
-            "makes it shorter, not better."
+            "The search for the most probable parameters ends at the same error, whether it begins at the encoder or "
+            "at the typical patient."
         )
     word = "lower" if with_it < without else "higher"
     return f"The search that begins at the encoder ends at a {word} error than the one from the typical patient."

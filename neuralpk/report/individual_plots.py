@@ -1,7 +1,7 @@
 """Plot of one patient as a small SVG: curves, band, samples and doses, in the colours of the page.
 
-A report has a plot for every patient, so that these are written directly: a figure of matplotlib takes a hundred times as
-long and ten times the space.
+A report has a plot for every patient, so that these are written directly: a figure of matplotlib takes a hundred times
+as long and ten times the space.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def individual_plot(panel: Panel, units: Units, title: str, log: bool = False) -
         title: text alternative of the plot.
         log: whether the values stand on a logarithmic axis; what is not positive then lies at its lower end.
     """
-    observed = panel.observed_values[~np.isnan(panel.observed_values)]
-    lines = [panel.ipred, panel.upper, panel.pred, observed, *([] if log else [panel.lower])]
+    pred = np.full_like(panel.ipred, np.nan) if panel.pred is None else panel.pred
+    lines = [panel.ipred, panel.upper, pred, panel.observed_values, *([] if log else [panel.lower])]
     y = _Axis(*_span(lines, log), _HEIGHT - _BOTTOM, _TOP, log)
     x = _Axis(*_span([panel.times, panel.observed_times], False, at_zero=False), _LEFT, _WIDTH - _RIGHT)
     parts = [_frame(x, y, units)]
@@ -79,7 +79,7 @@ def individual_plot(panel: Panel, units: Units, title: str, log: bool = False) -
         known = ~np.isnan(lower + upper)
         outline = _path(across[known], upper[known]) + "L" + _path(across[known][::-1], lower[known][::-1])[1:] + "Z"
         parts.append(Markup('<path class="band" d="{}"/>').format(outline))
-    for kind, values in (("pred", panel.pred), ("ipred", panel.ipred)):
+    for kind, values in (("pred", pred), ("ipred", panel.ipred)):
         known = ~np.isnan(values)
         if known.any():
             parts.append(Markup('<path class="{}" d="{}"/>').format(kind, _path(across[known], y(values)[known])))
@@ -114,7 +114,9 @@ def _frame(x: _Axis, y: _Axis, units: Units) -> Markup:
     for value in y.ticks():
         at = float(y(np.array(value)))
         grid.append(f"M{_LEFT:.0f} {at:.1f}H{right:.0f}")
-        texts.append(Markup('<text x="{:.0f}" y="{:.1f}" text-anchor="end">{:g}</text>').format(_LEFT - 6, at + 4, value))
+        texts.append(
+            Markup('<text x="{:.0f}" y="{:.1f}" text-anchor="end">{:g}</text>').format(_LEFT - 6, at + 4, value)
+        )
     for value in x.ticks():
         at = float(x(np.array(value)))
         grid.append(f"M{at:.1f} {bottom:.0f}v4")
@@ -139,9 +141,7 @@ def _samples(panel: Panel, x: _Axis, y: _Axis, units: Units) -> list[Markup]:
     found = []
     censored = panel.censored if panel.censored is not None else np.zeros(len(panel.observed_times), bool)
     across, up = x(panel.observed_times), y(panel.observed_values)
-    for a, b, time, value, below in zip(
-        across, up, panel.observed_times, panel.observed_values, censored, strict=True
-    ):
+    for a, b, time, value, below in zip(across, up, panel.observed_times, panel.observed_values, censored, strict=True):
         if np.isnan(b):
             continue
         said = f"{number_and_unit(time, units.time)}: {'below ' if below else ''}{number_and_unit(value, units.value)}"

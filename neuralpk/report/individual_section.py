@@ -54,9 +54,7 @@ class IndividualSection:
     data: tuple[str, ...]
 
 
-def individual_section(
-    evaluation: Evaluation, cohort: Cohort, data: dict[str, pd.DataFrame]
-) -> IndividualSection:
+def individual_section(evaluation: Evaluation, cohort: Cohort, data: dict[str, pd.DataFrame]) -> IndividualSection:
     """Pages of all patients.
 
     Args:
@@ -158,7 +156,7 @@ def _text(
         said.append(f"error of the individual prediction {digits(100 * error, 2)} %")
     weighted = records[records["IWRES"].notna()]
     if len(weighted):
-        worst = weighted.loc[weighted["IWRES"].abs().idxmax()]
+        worst = weighted.iloc[int(weighted["IWRES"].abs().argmax())]
         said.append(f"largest IWRES {digits(worst['IWRES'], 2)} at {number_and_unit(worst['TIME'], units.time)}")
     if unsolved:
         said.append("the equations could not be solved for this patient")
@@ -167,10 +165,12 @@ def _text(
 
 def _table(values: Mapping[Any, Any], name: str) -> ReportTable | None:
     estimates = [key for key in values if key != "ID" and not str(key).endswith(("_LO90", "_HI90"))]
+    drawn = any(np.isfinite(values.get(f"{key}_LO90", np.nan)) for key in estimates)
     rows = []
     for key in estimates:
         low, high = values.get(f"{key}_LO90", np.nan), values.get(f"{key}_HI90", np.nan)
         between = f"{digits(low, 3)} to {digits(high, 3)}" if np.isfinite(low) else "–"
-        rows.append((str(key).replace("ETA_", "η "), digits(values[key], 3), between))
+        rows.append((str(key).replace("ETA_", "η "), digits(values[key], 3), *([between] if drawn else [])))
     solved = any(np.isfinite(values[key]) for key in estimates)
-    return ReportTable(f"Estimates of {name}", ("", "estimate", "90 % interval"), rows) if solved else None
+    heads = ("", "estimate", *(["90 % interval"] if drawn else []))
+    return ReportTable(f"Estimates of {name}", heads, rows) if solved else None

@@ -15,8 +15,8 @@ from neuralpk.cohort import Cohort, FloatArray
 from neuralpk.cohort_figures import learned_effects, learned_term
 from neuralpk.diagnostics.style import BLUE, GREY, legend_on_top, new_figure, set_range
 from neuralpk.diagnostics.term_plots import LearnedEffect, LearnedTerm, learned_effects_figure, learned_term_figure
-from neuralpk.dynamics import Equations
-from neuralpk.dynamics.equation_text import EquationReader, tokens_of_line
+from neuralpk.dynamics import Decoder, Equations
+from neuralpk.dynamics.expression import Expression
 from neuralpk.dynamics.wrapper import Wrapper
 from neuralpk.individual_estimates import evaluation_batch
 from neuralpk.report import mathml
@@ -40,24 +40,23 @@ class LearnedSection:
 
 
 def learned_section(
-    task: LatentTask, cohort: Cohort, formulas: Mapping[str, str], data: dict[str, pd.DataFrame]
+    task: LatentTask, cohort: Cohort, formulas: Mapping[str, Expression], data: dict[str, pd.DataFrame]
 ) -> LearnedSection | None:
     """What the networks of a task have learned; None for a model without one.
 
     Args:
         task: after its training.
         cohort: whose records say which inputs were reached.
-        formulas: text of an expression by the name of the network that it stands for.
+        formulas: expressions by the name of the network that each stands for.
         data: takes the frames of the figures by name.
-
-    Raises:
-        ValueError: a formula of a network that the model does not have.
     """
     dynamics, found = task.model.dynamics, LearnedSection()
-    named = [term.name for term in dynamics.terms()] if isinstance(dynamics, Equations) else []
+    named = network_names(dynamics)
     unknown = set(formulas) - set(named)
     if unknown:
-        raise ValueError(f"there is no network {', '.join(sorted(unknown))}; the model has {', '.join(named) or 'none'}")
+        raise ValueError(
+            f"there is no network {', '.join(sorted(unknown))}; the model has {', '.join(named) or 'none'}"
+        )
     for name in named:
         figure = _term(learned_term(task, name, cohort), data) if _has_one_input(task, name) else None
         if figure is None:
@@ -65,7 +64,7 @@ def learned_section(
         else:
             found.figures.append(figure)
         if name in formulas:
-            drawn = mathml.draw(EquationReader(tokens_of_line(formulas[name], 1)).expression(), {})
+            drawn = mathml.draw(formulas[name], {})
             found.formulas.append((name, mathml.equation(mathml.applied("N", mathml.name(name)), drawn)))
     effects = learned_effects(task, cohort)
     if effects:
@@ -73,8 +72,15 @@ def learned_section(
     if isinstance(dynamics, Wrapper) and any(True for _ in dynamics.parameters()):
         found.figures.append(_slopes(learned_slopes(task, cohort), data))
     elif not named and any(True for _ in dynamics.parameters()):
-        found.lines.append(f"{type(dynamics).__name__} is learned as a whole: there is no mechanism to compare it with.")
+        found.lines.append(
+            f"{type(dynamics).__name__} is learned as a whole: there is no mechanism to compare it with."
+        )
     return found if found.lines or found.figures else None
+
+
+def network_names(dynamics: Decoder) -> list[str]:
+    """Names of the networks in the equations of a dynamics."""
+    return [term.name for term in dynamics.terms()] if isinstance(dynamics, Equations) else []
 
 
 def _has_one_input(task: LatentTask, name: str) -> bool:
@@ -114,24 +120,21 @@ def _band(low: FloatArray, high: FloatArray) -> str:
 
 
 def _effects(effects: list[LearnedEffect], data: dict[str, pd.DataFrame]) -> ReportFigure:
-    frames = [
-        pd.DataFrame({"PARAMETER": e.parameter, "COVARIATE": e.covariate, "X": e.x, "VALUE": e.value, "LO90": e.low, "HI90": e.high})
-        for e in effects
-    ]
-    data["covariate_effects"] = pd.concat(frames, ignore_index=True)
-    said = [
-        f"{e.parameter} over {e.covariate} from {digits(float(e.x[0]), 3)} to {digits(float(e.x[-1]), 3)}: {_course(e.value)}"
-        for e in effects
-    ]
-    drawing = svg(learned_effects_figure(effects), "covariate_effects")
-    title = "Learned covariate effects"
-    return ReportFigure("covariate_effects", title, ". ".join(said) + ".", {"all": drawing}, "covariate_effects", _READING)
+    stem, frames, said = "covariate_effects", [], []
+    for one in effects:
+        columns = {"X": one.x, "VALUE": one.value, "LO90": one.low, "HI90": one.high}
+        frames.append(pd.DataFrame({"PARAMETER": one.parameter, "COVARIATE": one.covariate} | columns))
+        ends = f"{digits(float(one.x[0]), 3)} to {digits(float(one.x[-1]), 3)}"
+        said.append(f"{one.parameter} over {one.covariate} from {ends}: {_course(one.value)}")
+    data[stem] = pd.concat(frames, ignore_index=True)
+    drawings = {"all": svg(learned_effects_figure(effects), stem)}
+    return ReportFigure(stem, "Learned covariate effects", ". ".join(said) + ".", drawings, stem, _READING)
 
 
 @torch.no_grad()
 def learned_slopes(task: LatentTask, cohort: Cohort) -> pd.DataFrame:
-    """Slope of every state at every record, and the part of it that is learned: the slope of the whole minus that of the
-    mechanism alone: ID, TIME, STATE, VALUE, SLOPE, LEARNED.
+    """Slope of every state at every record, and the part of it that is learned, which is the slope of the whole minus
+    that of the mechanism alone: ID, TIME, STATE, VALUE, SLOPE, LEARNED.
 
     Args:
         task: whose dynamics has a mechanism inside.
@@ -164,16 +167,16 @@ def learned_slopes(task: LatentTask, cohort: Cohort) -> pd.DataFrame:
 
 
 def _slopes(frame: pd.DataFrame, data: dict[str, pd.DataFrame]) -> ReportFigure:
-    data["learned_slopes"] = frame
-    said = [
-        f"{state}: the learned part is {digits(100 * _size(own['LEARNED']) / max(_size(own['SLOPE']), 1e-300), 3)} % of the "
-        f"slope (root mean square)"
-        for state, own in frame.groupby("STATE", sort=False)
-    ]
-    title = "Learned part of the slopes"
-    reading = "Each state at the records of all patients: its slope, and the part of it that the mechanism alone does not have."
-    drawing = svg(slopes_figure(frame), "learned_slopes")
-    return ReportFigure("learned_slopes", title, ". ".join(said) + ".", {"all": drawing}, "learned_slopes", reading)
+    stem, said = "learned_slopes", []
+    data[stem] = frame
+    for state, own in frame.groupby("STATE", sort=False):
+        share = 100 * _size(own["LEARNED"]) / max(_size(own["SLOPE"]), 1e-300)
+        said.append(f"{state}: the learned part is {digits(share, 3)} % of the slope (root mean square)")
+    reading = (
+        "Each state at the records of all patients: its slope, and the part that the mechanism alone does not have."
+    )
+    drawings = {"all": svg(slopes_figure(frame), stem)}
+    return ReportFigure(stem, "Learned part of the slopes", ". ".join(said) + ".", drawings, stem, reading)
 
 
 def _size(values: pd.Series) -> float:
@@ -192,7 +195,17 @@ def slopes_figure(frame: pd.DataFrame) -> Figure:
         own = frame[frame["STATE"] == state]
         x = own["VALUE"].to_numpy(float)
         for name, colour, label in (("SLOPE", GREY, "slope"), ("LEARNED", BLUE, "learned part")):
-            panel.plot(x, own[name].to_numpy(float), ls="none", marker="o", ms=2.6, mfc=colour, mec="none", alpha=0.5, label=label)
+            panel.plot(
+                x,
+                own[name].to_numpy(float),
+                ls="none",
+                marker="o",
+                ms=2.6,
+                mfc=colour,
+                mec="none",
+                alpha=0.5,
+                label=label,
+            )
         panel.axhline(0, color=GREY, lw=0.8, ls="--", zorder=1)
         set_range(panel, "x", x)
         panel.set(xlabel=state, ylabel=f"d {state}/dt")

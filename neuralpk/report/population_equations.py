@@ -14,8 +14,8 @@ from neuralpk.parameters import (
     LinearEffect,
     LogitNormal,
     LogNormal,
-    NoVariability,
     Normal,
+    NoVariability,
     ParameterDistribution,
     PopulationParameters,
     PowerEffect,
@@ -192,19 +192,20 @@ def error_equations(error: ResidualError, outputs: Sequence[str]) -> EquationBlo
     formulas, others = [], []
     for k, (one, output) in enumerate(zip(models, outputs, strict=False)):
         place = 0 if isinstance(error, ErrorByEndpoint) else k
-        values = {key: value.detach().tolist() for key, value in one.parameters_by_name().items() if key in one.log_values}
+        held = one.parameters_by_name() if one.numbers() else {}
+        values = {key: value.detach().tolist() for key, value in held.items()}
         numbers = {key: number(value[min(place, len(value) - 1)]) for key, value in values.items() if value}
         if len(numbers) < len(one.names):
             continue
         right = _measured(one, numbers)
         if right is None:
-            held = ", ".join(f"{key} = {value[min(place, len(value) - 1)]:.4g}" for key, value in values.items())
-            others.append(f"{output}: {type(one).__name__}, {held}")
+            said = ", ".join(f"{key} = {value[min(place, len(value) - 1)]:.4g}" for key, value in values.items())
+            others.append(f"{output}: {type(one).__name__}, {said}")
             continue
         left = name("y") if len(outputs) == 1 else sub("y", output)
         formulas.append(equation(left, right))
-    said = "y is a measured value, f its prediction and ε standard normal."
-    return EquationBlock("Residual error", said if formulas else "", tuple(formulas), note="; ".join(others))
+    sentence = "y is a measured value, f its prediction and ε standard normal." if formulas else ""
+    return EquationBlock("Residual error", sentence, tuple(formulas), note="; ".join(others))
 
 
 def _measured(error: ResidualError, numbers: dict[str, Markup]) -> Markup | None:

@@ -22,6 +22,7 @@ _COLOURS = {
     "#ffffff": "paper", "#000000": "ink", "#808080": "grey",
 }  # fmt: skip
 """Name of the page's colour for each colour of the figures; a dark page has its own of them."""
+_SCALE = 1.7  # pixels a point
 _DECIMALS = re.compile(r"(-?\d+\.\d{2})\d+")
 
 
@@ -113,7 +114,7 @@ def svg(figure: Figure, name: str) -> Markup:
     text = text[text.index("<svg") :]
     # a style sheet would be that of the whole page
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', _OPENING, text, count=1, flags=re.DOTALL)
+    text = re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', _opening, text, count=1, flags=re.DOTALL)
     text = re.sub(r"<g id=\"[^\"]+\"", "<g", text)
     text = re.sub(r" font-family: [^;\"]+;?| transform=\"rotate\(-?0 [^)]*\)\"", "", text)
     text = re.sub(r'(id="|xlink:href="#|url\(#)', lambda found: f"{found[1].removeprefix('xlink:')}{name}-", text)
@@ -123,7 +124,11 @@ def svg(figure: Figure, name: str) -> Markup:
     return Markup(re.sub(r"\s*\n\s*", "\n", text))
 
 
-_OPENING = r'<svg viewBox="\1" aria-hidden="true" stroke-linejoin="round">'
+def _opening(found: re.Match[str]) -> str:
+    """The first tag, with a width at which the texts have the size of those of the page."""
+    width = _SCALE * float(found[1].split()[2])
+    look = f'style="max-width: {width:.0f}px" stroke-linejoin="round"'
+    return f'<svg viewBox="{found[1]}" aria-hidden="true" {look}>'
 
 
 def _grouped(found: re.Match[str]) -> str:

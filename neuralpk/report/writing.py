@@ -21,17 +21,21 @@ from markupsafe import Markup
 import neuralpk
 from neuralpk.atomic_files import replacing
 from neuralpk.cohort import Cohort
+from neuralpk.dynamics.equation_text import EquationReader, tokens_of_line
+from neuralpk.dynamics.expression import Expression
 from neuralpk.evaluation import Evaluation, evaluate
 from neuralpk.fitting import FittedModel
 from neuralpk.report.data_section import data_section
 from neuralpk.report.diagnostics_section import diagnostic_figures
 from neuralpk.report.dynamics_equations import EquationBlock, dynamics_equations
+from neuralpk.report.encoder_section import encoder_section
 from neuralpk.report.individual_section import individual_section
+from neuralpk.report.learned_section import learned_section, network_names
 from neuralpk.report.population_equations import error_equations, population_equations
 from neuralpk.report.reproduction import inputs_table, settings_text, versions_table
 from neuralpk.report.tables_and_figures import ReportTable, cell, csv_text, digits
 from neuralpk.saved_model import SavedModel, SavedTask, read_model
-from neuralpk.table_check import TableCheck, check_table
+from neuralpk.table_check import check_table
 from neuralpk.tables import DataError
 
 Progress = Callable[[str, Sequence[Any]], Iterable[Any]]
@@ -49,10 +53,11 @@ _SECTIONS = {
     "reproduction": "Reproduction",
 }
 _PARAMETER_COLUMNS = ("parameter", "estimate", "reference", "RSE", "95 % interval", "ω", "CV", "shrinkage")
+_METHODS = {"profile": "profile likelihood", "wald": "Wald"}
 _LARGEST_RSE = 1000.0  # percent
 _ERROR_COLUMNS = {
-    "PREDICTION": "prediction", "DVID": "DVID", "N": "values", "BIAS": "bias", "RMSE": "RMSE", "BIAS_PERCENT": "bias, %",
-    "RMSE_PERCENT": "RMSE, %",
+    "PREDICTION": "prediction", "DVID": "DVID", "N": "values", "BIAS": "bias", "RMSE": "RMSE",
+    "BIAS_PERCENT": "bias, %", "RMSE_PERCENT": "RMSE, %",
 }  # fmt: skip
 _CHECK_COLUMNS = {
     "CHECK": "check", "MEANING": "statistic", "DVID": "DVID", "STATISTIC": "value", "LIMIT": "limit",
@@ -104,6 +109,7 @@ def write_report(
         neuralpk.solve.SolveError: no patient could be solved.
     """
     saved = model if isinstance(model, SavedModel) else _read(model)
+    expressions = _read_formulas(saved, formulas or {})
     check = check_table(table, anonymous=anonymise, **saved.reading(**reading))
     if check.faults:
         raise DataError(check.faults)
@@ -113,7 +119,13 @@ def write_report(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         evaluation = evaluate(
-            saved, cohort, simulations=simulations, draws=draws, likelihood=True, map_estimate=map_estimate, seed=seed,
+            saved,
+            cohort,
+            simulations=simulations,
+            draws=draws,
+            likelihood=True,
+            map_estimate=map_estimate,
+            seed=seed,
             progress=shown,
         )
     for warning in caught:
@@ -140,16 +152,11 @@ def write_report(
             ],
         },
     }
-    if isinstance(saved, SavedTask):  # only then Lightning is loaded already
-        from neuralpk.report.encoder_section import encoder_section
-        from neuralpk.report.learned_section import learned_section
-
+    if isinstance(saved, SavedTask):
         task = saved.task()
-        page["learned"] = learned_section(task, cohort, formulas or {}, data)
+        page["learned"] = learned_section(task, cohort, expressions, data)
         if task.encoder is not None:
             page["encoder"] = encoder_section(task, evaluation, cohort, data)
-    elif formulas:
-        raise ValueError(f"formulas are those of networks, and {saved.path} has none")
     page["sections"] = [{"name": name, "title": word} for name, word in _SECTIONS.items() if page.get(name)]
     page["frames"] = {name: csv_text(frame) for name, frame in data.items()}
     page["date"] = "" if anonymise else datetime.date.today().isoformat()
@@ -168,6 +175,26 @@ def _rendered(page: Mapping[str, Any]) -> str:
 
 def _read(model: FittedModel | str | Path) -> SavedModel:
     return SavedTask(Path(), model.task) if isinstance(model, FittedModel) else read_model(model)
+
+
+def _read_formulas(saved: SavedModel, formulas: Mapping[str, str]) -> dict[str, Expression]:
+    """Expressions that stand for networks.
+
+    Raises:
+        ValueError: a network that the model does not have; a text that is no expression.
+    """
+    known = network_names(saved.task().model.dynamics) if isinstance(saved, SavedTask) else []
+    for name in formulas:
+        if name not in known:
+            raise ValueError(
+                f"formulas: there is no network {name!r} in the model; it has {', '.join(known) or 'none'}"
+            )
+    found = {}
+    for name, text in formulas.items():
+        reader = EquationReader(tokens_of_line(text, 1))
+        found[name] = reader.expression()
+        reader.end()
+    return found
 
 
 def _path_of(given: object) -> Path | None:
@@ -288,11 +315,7 @@ def _model(saved: SavedModel, cohort: Cohort, anonymise: bool) -> dict[str, Any]
     blocks.append(error_equations(model.error, outputs))
     units = saved.units
     sentence = f"Time in {units.time}, amounts in {units.amount}, values in {units.value}."
-    settings: Any = None
-    if isinstance(saved, SavedTask):
-        settings = dict(saved.task().hparams)
-    else:
-        settings = saved.published().to_plain()
+    settings = dict(saved.task().hparams) if isinstance(saved, SavedTask) else saved.published().to_plain()
     return {"sentence": sentence, "blocks": blocks, "settings": settings_text(settings, anonymise)}
 
 
@@ -301,10 +324,10 @@ def _population(
 ) -> dict[str, Any]:
     data["parameters"] = evaluation.parameters
     frame, fixed = evaluation.parameters, evaluation.parameters["RSE"].isna()
-    kinds = frame.loc[~fixed].groupby("INTERVAL")["PARAMETER"].agg(", ".join) if "INTERVAL" in frame else pd.Series()
-    methods = [kind if len(kinds) == 1 else f"{kind} ({names})" for kind, names in kinds.items() if kind]
+    kinds = frame.loc[~fixed].groupby("INTERVAL")["PARAMETER"].agg(", ".join)
+    methods = [f"{_METHODS[str(kind)]} ({names})" for kind, names in kinds.items() if kind]
     note = "ω: standard deviation of the random effect; CV: variability of a log-normal parameter. "
-    note += f"Intervals: {', '.join(map(str, methods))}. " if methods else ""
+    note += f"Intervals: {', '.join(methods)}. " if methods else ""
     note += "A dash under RSE: fixed, or not known from the file." if fixed.any() else ""
     rows = [_parameter(row) for row in frame.to_dict("records")]
     table = ReportTable("Parameters of the population", _PARAMETER_COLUMNS, rows, note=note, data="parameters")
