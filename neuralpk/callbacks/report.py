@@ -205,6 +205,10 @@ class Report(L.Callback):
                 "estimate your own patients",
                 f"neuralpk estimate --model {checkpoint} --table T.csv --out DIR",
             ),
+            (
+                "write everything about the model and its data as one HTML file",
+                f"neuralpk report --model {checkpoint} --table T.csv --out report.html",
+            ),
         ):
             self._say(f"To {what}:\n  {command}")
 
