@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from neuralpk import LatentTask, SetEncoder, SimulatedPKDataModule, read_model, write_report
 from neuralpk.cli import main
@@ -24,6 +25,7 @@ from neuralpk.diagnostics.style import new_figure
 from neuralpk.dynamics import CompartmentModel, Equations, HybridDynamics, NeuralCompartments, NeuralField
 from neuralpk.dynamics.equation_text import EquationReader, tokens_of_line
 from neuralpk.evaluation import Evaluation, evaluate
+from neuralpk.objectives import SquaredError
 from neuralpk.parameters import LinearEffect, LogitNormal, Normal, PopulationParameters
 from neuralpk.report import mathml
 from neuralpk.report.dynamics_equations import dynamics_equations
@@ -295,18 +297,32 @@ def test_learned_terms_are_drawn_with_their_formula(cohort: Cohort) -> None:
     assert figure.name == "network_k" and set(data["network_k"]) == {"INPUT", "OUTPUT", "LO90", "HI90"}
 
 
-def test_the_learned_part_of_a_slope_and_what_the_encoder_contributed(cohort: Cohort) -> None:
-    bare = cohort.with_covariates([])[:3]
-    task = task_of(NeuralCompartments(CompartmentModel(1)), bare, encoder=SetEncoder(), engine=TorchDiffEq())
+def test_the_learned_part_of_a_slope(cohort: Cohort) -> None:
+    bare = cohort.with_covariates([])[:2]
     data: dict[str, pd.DataFrame] = {}
+    task = task_of(NeuralCompartments(CompartmentModel(1)), bare, engine=TorchDiffEq(), encoder=SetEncoder())
+    task.objective = SquaredError()  # the estimate is that of the encoder: no search through a slow solver
+    with torch.no_grad():
+        for weight in task.model.dynamics.parameters():
+            weight.fill_(0.1)
     found = learned_section(task, bare, {}, data)
     assert found is not None and [figure.name for figure in found.figures] == ["learned_slopes"]
-    assert set(data["learned_slopes"]["STATE"]) == {"central"}
-    np.testing.assert_allclose(data["learned_slopes"]["LEARNED"], 0.0, atol=1e-6)  # nothing yet
-    evaluation = evaluate(SavedTask(Path("x"), task), bare, simulations=100)
+    slopes = data["learned_slopes"]
+    assert set(slopes["STATE"]) == {"central"} and (slopes["LEARNED"].abs() > 0).any()
+    # out of one compartment: slope = −CL/V1·A·g, of which the learned part is −CL/V1·A·(g − 1)
+    mechanism = slopes["SLOPE"] - slopes["LEARNED"]
+    rate = (mechanism / slopes["VALUE"])[slopes["VALUE"] > 1e-3]
+    assert rate.max() < 0 and rate.groupby(slopes["ID"]).std().max() < 1e-4 * rate.abs().min()
+
+
+def test_what_the_encoder_contributed(cohort: Cohort) -> None:
+    bare = cohort.with_covariates([])[:3]
+    task, data = task_of(CompartmentModel(1, "first_order"), bare, encoder=SetEncoder()), {}
+    evaluation = evaluate(SavedTask(Path("x"), task), bare, simulations=100, draws=0)
     section = encoder_section(task, evaluation, bare, data)
-    assert len(section.table.rows) == 4
-    population, _, begun, from_typical = data["encoder"]["RMSE_PERCENT"]
+    assert len(section.table.rows) == 4 and "does not lower" in section.lines[0]  # it has learned nothing
+    population, alone, begun, from_typical = data["encoder"]["RMSE_PERCENT"]
+    assert alone == pytest.approx(population, rel=1e-3)
     assert begun == pytest.approx(from_typical, rel=1e-2) and begun < population
 
 
