@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from neuralpk.dynamics.dynamics_base import Dynamics
 from neuralpk.dynamics.equation_text import TIME
 from neuralpk.dynamics.expression import Expression, Token
-from neuralpk.dynamics.function_text import OfParameters, Start, text_of_function
+from neuralpk.dynamics.function_text import OfParameters, Start, declared, text_of_function
 from neuralpk.dynamics.linear_form import CONSTANT, LinearForm, Number, linear_slopes
 from neuralpk.dynamics.model_text import ModelText, read_model
 from neuralpk.dynamics.network_terms import NetworkTerm
@@ -355,6 +355,33 @@ class Equations(Dynamics):
             raise ValueError(f"{name} depends on {', '.join(missing)}: give a value for each")
         return torch.as_tensor(known[name], dtype=like.dtype, device=like.device)
 
+    def with_formula(self, name: str, formula: str, parameters: Mapping[str, Start]) -> Equations:
+        """The model with a formula in place of a network and its factor::
+
+            model.with_formula("effect", "EMAX*{x}/(EC50 + {x})", {"EMAX": (0.9, 0, 1), "EC50": 2.0})
+
+        Args:
+            name: of the network.
+            formula: in the names of the text and those of the new parameters; ``{x}`` is the first input.
+            parameters: starting values of the new parameters, or (start, low, high) of one between two ends.
+
+        Raises:
+            ValueError: no network of this name.
+            EquationError: a text that is no model.
+        """
+        if name not in self._model.networks:
+            raise ValueError(f"there is no network {name!r}{did_you_mean(name, [*self._model.networks])}")
+        token = self._model.networks[name].token
+        lines = self.text.splitlines()
+        line, begin = lines[token.line - 1], token.column - 1
+        first, end = _call(line, begin)
+        source = line[line.index("(", begin) + 1 : first].strip()
+        inside = formula.replace("{x}", source if source.isidentifier() else f"({source})")
+        lines[token.line - 1] = f"{line[:begin]}({inside}){line[end:]}"
+        if line[:begin].rstrip().endswith("=") and not line[end:].split("#")[0].strip():
+            lines[token.line - 1] = f"{line[:begin]}{inside}{line[end:]}"
+        return Equations("\n".join([*lines, declared(parameters), ""]))
+
     def log_prior(self) -> Tensor | float:
         return sum((term.log_prior() for term in self.terms()), 0.0)
 
@@ -441,6 +468,18 @@ class Equations(Dynamics):
     def guess(self, scaling: Scaling) -> dict[str, float]:
         """The starting values of the text, whatever the data are."""
         return {name: parameter.start for name, parameter in self._model.parameters.items()}
+
+
+def _call(line: str, begin: int) -> tuple[int, int]:
+    """Where the first argument of a call ends, and the place behind the call."""
+    depth, first = 0, -1
+    for place in range(line.index("(", begin), len(line)):
+        depth += {"(": 1, ")": -1}.get(line[place], 0)
+        if first < 0 and (depth == 0 or (depth == 1 and line[place] == ",")):
+            first = place
+        if depth == 0:
+            return first, place + 1
+    raise AssertionError("the text has been read, so that its parentheses are in pairs")
 
 
 def _names(model: ModelText) -> Iterable[Token]:

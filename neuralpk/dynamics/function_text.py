@@ -82,11 +82,10 @@ def text_of_function(
         if name not in slopes and name not in variables:
             known = [*slopes, *variables]
             raise FunctionError(f"there is no output {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}")
-    declared = ", ".join(f"{name} = {_start(value)}" for name, value in parameters.items())
     return "\n".join(
         [
             f"# {_name(function)}",
-            *([f"parameters: {declared}"] if declared else []),
+            *([declared(parameters)] if parameters else []),
             *_statements(lines, variables, [*outputs], taken),
             f"outputs: {', '.join(outputs)}",
             "",
@@ -96,6 +95,11 @@ def text_of_function(
 
 def _name(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", type(function).__name__)
+
+
+def declared(parameters: Mapping[str, Start]) -> str:
+    """The line that declares some parameters."""
+    return "parameters: " + ", ".join(f"{name} = {_start(value)}" for name, value in parameters.items())
 
 
 def _start(value: Start) -> str:

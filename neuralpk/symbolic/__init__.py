@@ -12,5 +12,16 @@ from neuralpk.symbolic.individual_network import IndividualNetwork
 from neuralpk.symbolic.learn_correction import Learned, learn_correction
 from neuralpk.symbolic.library import Library
 from neuralpk.symbolic.term_dynamics import TermDynamics
+from neuralpk.symbolic.term_formulas import TermFormula, find_formulas
 
-__all__ = ["Equations", "IndividualNetwork", "Learned", "Library", "TermDynamics", "discover", "learn_correction"]
+__all__ = [
+    "Equations",
+    "IndividualNetwork",
+    "Learned",
+    "Library",
+    "TermDynamics",
+    "TermFormula",
+    "discover",
+    "find_formulas",
+    "learn_correction",
+]
