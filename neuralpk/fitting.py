@@ -20,6 +20,7 @@ from neuralpk.datamodules import CohortDataModule
 from neuralpk.dynamics import Decoder, structure
 from neuralpk.individual_estimates import IndividualEstimates
 from neuralpk.objectives import MarginalLikelihood, Objective
+from neuralpk.parameters import PopulationParameters
 from neuralpk.published_population import PublishedPopulation, write_population
 from neuralpk.tables import read_table
 from neuralpk.task import LatentTask
@@ -162,6 +163,17 @@ class FittedModel:
         scaling, status = self.task.model.scaling, self.task.status
         population = PublishedPopulation.from_model(self.task.model, None if scaling is None else scaling.units)
         write_population(population, Path(path), "" if status is None else f"Population fit: {status.sentence}")
+
+    def held(self) -> PopulationParameters:
+        """The population as the fixed part of a larger model, as `PublishedPopulation.held`::
+
+            pk = neuralpk.fit(concentrations, pk_text)
+            pd = neuralpk.fit(everything, pk_and_pd_text, parameters=pk.held())
+
+        Raises:
+            ValueError: network weights, or correlated random effects.
+        """
+        return PublishedPopulation.from_model(self.task.model).held()
 
     @property
     def curves(self) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from neuralpk.cohort_simulation import omega_from_cv
 from neuralpk.dynamics import Absorption, CompartmentModel, Decoder, Elimination
 from neuralpk.parameters import (
     CovariateEffect,
+    Effects,
     ExponentialEffect,
     FactorEffect,
     LinearEffect,
@@ -110,6 +111,34 @@ class PublishedPopulation:
     def from_model(cls, model: PopulationModel, units: Units | None = None) -> PublishedPopulation:
         """The population of a fitted model; as `from_parts`."""
         return cls.from_parts(model.dynamics, model.population, model.error, units)
+
+    def held(self) -> PopulationParameters:
+        """The numbers as the fixed part of a larger model, such as that of a pharmacodynamics fitted after its
+        pharmacokinetics: typical values, omega, kappa and effects keep their values, and parameters that are not here
+        are estimated as usual.
+
+        Raises:
+            ValueError: correlated random effects, which cannot be held.
+        """
+        if self.correlation:
+            pairs = ", ".join(f"{a}~{b}" for a, b in self.correlation)
+            raise ValueError(f"correlations cannot be held, and here are {pairs}: fit without them")
+        asked: dict[str, list[CovariateEffect]] = {}
+        for (parameter, covariate), effect in self.effects.items():
+            if not isinstance(effect, CovariateEffect):
+                effect = power_or_factor(covariate, effect, self.references.get(covariate))
+            asked.setdefault(parameter, []).append(effect)
+        omega = {name: self.omega.get(name, 0.0) for name in self.typical}
+        spreads = [*(f"omega {name}" for name in self.omega), *(f"kappa {name}" for name in self.kappa)]
+        return PopulationParameters(
+            dict(self.typical),
+            omega,
+            distributions=dict(self.distributions),
+            effects=cast(Effects, asked),
+            fixed=[*self.typical, *spreads],
+            kappa=dict(self.kappa),
+            occasions=self.occasions,
+        )
 
     @classmethod
     def from_parts(

@@ -98,9 +98,9 @@ def find_formulas(
     """Formulas that follow the output of a network of one input, the best first.
 
     Linear, Emax, sigmoid Emax, exponential and logarithm (linear and tanh for an input with both signs) are fitted to
-    the output by least squares, weighted by the width of the band. With ``zero_at`` the formula is 0 there too, otherwise
-    it has a baseline. First come the formulas that lie inside the band at 95 % of the places, those with the fewest
-    numbers before others; the rest follows by its deviation.
+    the output by least squares, weighted by the width of the band. With ``zero_at`` the formula is 0 there too,
+    otherwise it has a baseline. First come the formulas that lie inside the band at 95 % of the places, those with the
+    fewest numbers before others; the rest follows by its deviation.
 
     Args:
         model: the equations with the network.
@@ -169,7 +169,7 @@ def _fitted(
         """Amplitude and baseline that are best for these numbers, and the residuals."""
         columns = [shape.value(u, *np.exp(logs)), *([np.ones_like(u)] if baseline else [])]
         design = weight[:, None] * np.stack(columns, axis=1)
-        best: Array = np.linalg.lstsq(design, weight * output, rcond=None)[0]
+        best = np.asarray(np.linalg.lstsq(design, weight * output, rcond=None)[0], np.float64)
         return best, design @ best - weight * output
 
     count, reach = len(shape.names) - 1, float(np.abs(u).max())

@@ -1,0 +1,59 @@
+"""A pharmacodynamics that is fitted after its pharmacokinetics."""
+
+import pytest
+import torch
+
+import neuralpk
+from neuralpk import Dose, ProportionalError
+from neuralpk.cohort_simulation import Design, Population, simulate_cohort
+from neuralpk.dynamics import Equations
+from neuralpk.published_population import PublishedPopulation
+from neuralpk.scaling import Scaling
+
+MODEL = Equations(model="direct_emax")
+POPULATION = {
+    "dynamics": {"class_path": "Equations", "init_args": {"text": Equations(model="one_compartment").text}},
+    "typical": {"CL": 4.0, "V": 60.0},
+    "omega": {"CL": 0.31},
+    "effects": {"CL~WT": 0.75},
+    "references": {"WT": 70.0},
+    "error": "proportional",
+    "error_sd": {"b": 0.1},
+}
+
+
+def test_a_population_is_held_and_what_it_does_not_have_is_estimated():
+    cohort = simulate_cohort(
+        MODEL,
+        Population({"CL": 4.0, "V": 60.0, "E0": 10.0, "EMAX": 90.0, "EC50": 1.0}, {"CL": 0.3}),
+        Design(((Dose(0.0, 100.0),),), (1.0, 6.0, 20.0), endpoints=(1, 2)),
+        ProportionalError.from_values(2, b=0.1),
+        subjects=6,
+        seed=0,
+    )
+    held = PublishedPopulation.from_plain({**POPULATION, "effects": {}, "references": {}}).held()
+    fitted = neuralpk.fit(cohort, MODEL, parameters=held, error=ProportionalError(), epochs=1, progress=False)
+    population = fitted.task.model.population
+    typical, omega = population.typical_values(), population.omega_values()
+    assert (typical["CL"], typical["V"], omega["CL"]) == pytest.approx((4.0, 60.0, 0.31), rel=1e-6)
+    assert "V" not in omega and typical["EC50"] != pytest.approx(1.0, abs=1e-4) and omega["E0"] != pytest.approx(0.3)
+    rows = fitted.population.set_index("PARAMETER")
+    assert rows.loc[["CL", "V"], "RSE"].isna().all() and rows.loc[["E0", "EMAX", "EC50"], "RSE"].notna().all()
+    assert fitted.held().fixed[:2] == ("CL", "V") and "omega EC50" in fitted.held().fixed
+
+
+def test_covariate_effects_are_held_too():
+    held = PublishedPopulation.from_plain(POPULATION).held()
+    scaling = Scaling.from_plain(
+        {"time": 1.0, "amount": 1.0, "value": [1.0], "covariates": {"WT": [70.0, 10.0, False]}}
+    )
+    held.build(MODEL.guess(Scaling()), 0, scaling, torch.float64)
+    assert not [one.name for one in held.coordinates() if "CL" in one.name]
+    ((name, effect),) = held.effects_by_parameter()
+    assert name == "CL" and float(effect.fitted().exponent) == 0.75
+
+
+def test_correlations_are_not_held():
+    plain = {**POPULATION, "omega": {"CL": 0.3, "V": 0.2}, "correlation": {"CL~V": 0.5}}
+    with pytest.raises(ValueError, match="correlations cannot be held, and here are CL~V"):
+        PublishedPopulation.from_plain(plain).held()
