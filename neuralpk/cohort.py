@@ -20,6 +20,9 @@ IntArray = NDArray[np.int64]
 Covariate = float | tuple[tuple[float, float], ...]
 """A constant, or the steps of a piecewise constant function as ``((time, value), ...)``."""
 
+MODELLED_RATE, MODELLED_DURATION = -1.0, -2.0
+"""Values of the rate of a dose (RATE): the rate, or the duration, of its infusion is a parameter of the model."""
+
 MOST_ADDITIONAL = 1_000
 """Additional doses of one record: each is an event of its own for the solver."""
 MOST_OVERLAPPING = 100
@@ -53,7 +56,8 @@ class Dose:
         time: when the record stands, cohort time unit.
         amount: dose, cohort amount unit (AMT). 0 for a pure reset or a steady-state constant infusion.
         compartment: where it goes, counted from 1 (CMT).
-        rate: infusion rate, amount per time (RATE); bioavailability then changes the duration. 0: not given.
+        rate: infusion rate, amount per time (RATE); bioavailability then changes the duration. 0: not given. -1: a
+            parameter of the model is the rate; -2: one is the duration.
         duration: infusion duration, time (DUR); bioavailability then changes the rate. 0: not given.
         interval: time between additional or steady-state doses (II).
         additional: number of further identical doses (ADDL).
@@ -78,8 +82,14 @@ class Dose:
 
     @property
     def infused_over(self) -> float:
-        """Duration of the infusion as the record states it, bioavailability aside; 0 for a bolus."""
-        return self.amount / self.rate if self.rate else self.duration
+        """Duration of the infusion as the record states it, bioavailability aside; 0 for a bolus, and where it is a
+        parameter of the model."""
+        return self.amount / self.rate if self.rate > 0 else self.duration
+
+    @property
+    def is_modelled(self) -> bool:
+        """Whether the rate or the duration of its infusion is a parameter of the model."""
+        return self.rate < 0
 
     @property
     def infusion_ends(self) -> list[float]:
@@ -92,7 +102,8 @@ class Dose:
         numbers = (self.time, self.amount, self.rate, self.duration, self.interval)
         if not all(np.isfinite(numbers)):
             raise ValueError(f"dose at {self.time}: time, amount, rate, duration and interval must be finite: {self}")
-        if min(self.amount, self.rate, self.duration, self.interval, self.additional) < 0:
+        rate = 0.0 if self.rate in (MODELLED_RATE, MODELLED_DURATION) else self.rate
+        if min(self.amount, rate, self.duration, self.interval, self.additional) < 0:
             raise ValueError(f"dose at {self.time}: nothing in a dose may be negative: {self}")
         if self.compartment < 1:
             raise ValueError(f"dose at {self.time}: compartments are counted from 1, not {self.compartment}")
@@ -109,7 +120,7 @@ class Dose:
             raise ValueError(f"dose at {self.time}: steady state needs an interval above 0")
         if self.additional > MOST_ADDITIONAL:
             raise ValueError(f"dose at {self.time}: {self.additional} additional doses; at most {MOST_ADDITIONAL:,}")
-        lasts = self.amount / self.rate if self.rate else self.duration
+        lasts = self.infused_over
         if self.steady_state and self.interval and lasts > MOST_OVERLAPPING * self.interval:
             raise ValueError(
                 f"dose at {self.time}: an infusion at steady state of {lasts / self.interval:,.0f} intervals; at most "

@@ -35,6 +35,8 @@ from torch import Tensor
 
 from neuralpk.cohort import Cohort, Dose, Occasion, Subject, written_out
 
+_MANY_DOSES = 10_000  # with their padding; fewer are no burden
+_MOST_PADDING = 3  # times the doses
 BEFORE_ANY_RECORD = -1
 """Row of a period that begins before all records of its time."""
 
@@ -333,6 +335,16 @@ class CohortBatch:
             if item.metadata.get("axis") == "observation"
         }
         return dataclasses.replace(self, doses=self.doses.trimmed(), **cut)
+
+    def of_like_length(self) -> list[CohortBatch]:
+        """The batch, unless most of its doses would be padding: then its subjects in batches of those with half to all
+        of a number of doses, which is a power of two."""
+        count = self.doses.mask.sum(1)
+        padded = self.doses.mask.numel()
+        if padded < _MANY_DOSES or padded < _MOST_PADDING * int(count.sum()):
+            return [self]
+        power = count.clamp(min=1).double().log2().ceil()
+        return [self.select((power == k).nonzero()[:, 0]).trimmed() for k in sorted(set(power.tolist()))]
 
     def clone(self) -> CohortBatch:
         """A copy that shares no memory."""

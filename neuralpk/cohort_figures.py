@@ -185,13 +185,13 @@ def population_figures(task: LatentTask, cohort: Cohort, studies: Mapping[int, S
         )
         figures[f"npde{name}"] = npde_figure(time, pred, errors, cohort.units, below)
     population = task.model.population
-    if population.names:
+    if population.varying:
         omega = population.log_omega.detach().exp().cpu().double().numpy()
         assert task.model.scaling is not None
         covariates = {key: _first_values(cohort, key) for key in sorted(task.model.scaling.covariates)}
         with torch.no_grad():
             eta = population.eta(latent_estimates(task, cohort)).cpu().double().numpy()
-        figures["eta"] = eta_figure(eta, population.names, omega, covariates)
+        figures["eta"] = eta_figure(eta, population.varying, omega, covariates)
     effects = learned_effects(task, cohort)
     if effects:
         figures["covariate effects"] = learned_effects_figure(effects)

@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,9 +125,9 @@ class IndividualEstimates:
         (`neuralpk.record_predictions.records`)."""
         model, batch, z = self.source.model, self.source.batch, self.source.z
         solved = ~z.isnan().any(1)
-        ipred = model.predict(torch.where(solved[:, None], z, 0.0), batch, self.source.guide).value.detach()
-        ipred = ipred.masked_fill(~solved[:, None], torch.nan)
-        return records(model, batch, ipred, self.source.has_error)
+        found = model.predict(torch.where(solved[:, None], z, 0.0), batch, self.source.guide)
+        found = replace(found, value=found.value.detach().masked_fill(~solved[:, None], torch.nan))
+        return records(model, batch, found, self.source.has_error)
 
     def exposure(self) -> pd.DataFrame:
         """AUC, CMAX, TMAX and CMIN of each patient, from the first to the last record and by dosing interval

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from neuralpk.cohort import Cohort
 from neuralpk.cohort_batch import CohortBatch, theta_in
-from neuralpk.dynamics import Decoder, StochasticDynamics
-from neuralpk.parameters import Coordinate, PopulationParameters
-from neuralpk.residual_error import ResidualError, stated_error
+from neuralpk.dynamics import Decoder, StochasticDynamics, check_doses
+from neuralpk.parameters import RESIDUAL, Coordinate, PopulationParameters
+from neuralpk.residual_error import ResidualError, outputs_read, stated_error
 from neuralpk.scaling import Scaling
 from neuralpk.solve import Auto, Engine, Noise, Trajectory, solve_paths
 
@@ -34,12 +34,15 @@ class Prediction:
         theta: individual parameters at the first record, ``[subject, parameter]``.
         value: predicted value of every record, ``[subject, observation]``; NaN for a subject that could not be solved.
         trajectory: the solution behind it.
+        factor: of the residual error of every record (`PopulationModel.factor`), ``[subject, observation]``; None for
+            1.
     """
 
     z: Tensor
     theta: Tensor
     value: Tensor
     trajectory: Trajectory
+    factor: Tensor | None = None
 
 
 class PopulationModel(nn.Module):
@@ -47,6 +50,8 @@ class PopulationModel(nn.Module):
 
         z_i ~ N(0, I)      theta_i = population(z_i, covariates_i)      A_i = dynamics(theta_i, doses_i)
         y_ij ~ error(observe(A_i(t_ij)))
+
+    Where the population has the parameter RUV, the residual error of a subject is RUV_i times as large.
 
     What depends on the magnitudes of the data (starting values, the units in which networks read) is made by `build`;
     a model with all its numbers given is built with ``Scaling()``.
@@ -94,16 +99,20 @@ class PopulationModel(nn.Module):
             ValueError: more endpoints in the data than in the dynamics; a dynamics whose named parameters do not come
                 first; names of parameters or covariates that do not exist.
         """
-        endpoints = self.dynamics.endpoints
-        if len(scaling.value) > len(endpoints):
+        outputs = outputs_read(self.error, len(self.dynamics.endpoints))
+        self.endpoints = tuple(self.dynamics.endpoints[k] for k in outputs)
+        if len(scaling.value) > len(outputs):
             raise ValueError(
                 f"the data have {len(scaling.value)} endpoints (DVID); {type(self.dynamics).__name__} has "
-                f"{len(endpoints)}"
+                f"{len(outputs)}. Several assays of one output: outputs of ErrorByEndpoint, as in --outputs 1 1"
             )
         if dtype is not None:
             self.to(dtype)
-        self.dynamics.build(scaling)
-        names, guess = self.dynamics.population_names, self.dynamics.guess(scaling)
+        # of an output that several endpoints read the first counts
+        sizes = dict(reversed([*zip(outputs, scaling.value, strict=False)]))
+        of_outputs = scaling._replace(value=tuple(sizes[k] for k in sorted(sizes)))
+        self.dynamics.build(of_outputs)
+        names, guess = self.dynamics.population_names, self.dynamics.guess(of_outputs)
         guess = {name: guess[name] for name in names if name in guess}
         if tuple(guess) != names[: len(guess)]:
             raise ValueError(
@@ -117,13 +126,30 @@ class PopulationModel(nn.Module):
                 f"{type(self.dynamics).__name__} reads the covariates {', '.join(unknown)}; the data have {known}"
             )
         self.scaling = scaling
-        self.population.build(guess, len(names) - len(guess), scaling, dtype, self.dynamics.ranges, self.dynamics.fixed)
+        latent, fixed = len(names) - len(guess), self.dynamics.fixed
+        self._named_parameters = len(guess)
+        if self.population.asks_for_residual:
+            self._check_residual(guess)
+            guess, fixed = {**guess, RESIDUAL: 1.0}, (*fixed, RESIDUAL)
+        self.population.build(guess, latent, scaling, dtype, self.dynamics.ranges, fixed)
         self.error.build(scaling)
         self.register_buffer("value_scale", torch.tensor(scaling.value), persistent=False)
         weights = [*self.covariate_weights(), *self.uncertain_weights()]
         size = len(self.coordinates()) + sum(weight.numel() for weight in weights)
         self.register_buffer("parameter_draws", torch.full((_PARAMETER_DRAWS, size), torch.nan))
         return self if dtype is None else self.to(dtype)
+
+    def _check_residual(self, guess: Mapping[str, float]) -> None:
+        """Refuse what a factor of the residual error cannot be."""
+        if RESIDUAL in guess:
+            raise ValueError(
+                f"{RESIDUAL} is the factor of the residual error: give that parameter of the dynamics another name"
+            )
+        if self.dynamics.stochastic:
+            raise ValueError(
+                f"{type(self.dynamics).__name__} has noise of its own; the parameter {RESIDUAL} of the residual error "
+                "is for models without"
+            )
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """What has not been computed is not saved: a state holds finite numbers only."""
@@ -267,7 +293,7 @@ class PopulationModel(nn.Module):
         prediction = self.predict(z, batch)
         solved = prediction.trajectory.ok
         if bool(solved.all()):
-            return self.error.log_likelihood(batch, prediction.value).sum(-1)
+            return self.error.log_likelihood(batch, prediction.value, prediction.factor).sum(-1)
         # rows are left out, not masked: the derivative of a masked NaN is still NaN
         kept = solved.nonzero()[:, 0]
         out = z.new_full((len(z),), -torch.inf)
@@ -280,16 +306,25 @@ class PopulationModel(nn.Module):
         return self.value_scale.new_zeros((subjects, self.latent_size))
 
     def individual_parameters(self, z: Tensor, batch: CohortBatch) -> dict[str, Tensor]:
-        """Parameters at the first record and without kappa, with those derived from them, by name, each
+        """Parameters at the first record and without kappa, with those derived from them and RUV, by name, each
         ``[subject]``."""
-        return self._named(self.theta(z[:, : self.latent_size], batch)[:, 0])
+        of_subject = z[:, : self.latent_size]
+        return self._named(self.theta(of_subject, batch)[:, 0]) | self._residual(of_subject, batch)
 
     def occasion_parameters(self, z: Tensor, batch: CohortBatch) -> dict[str, Tensor]:
         """Parameters at the beginning of every occasion, with those derived from them, by name, each
         ``[subject, occasion]``; NaN for padding."""
         here = batch.occasion[:, None] == torch.arange(batch.occasions.shape[1], device=batch.device)[:, None]
-        theta = theta_in(self.theta(z, batch), here.long().argmax(-1))  # the first period of each
-        return {name: torch.where(batch.occasions, value, torch.nan) for name, value in self._named(theta).items()}
+        first = here.long().argmax(-1)  # period of each
+        named = self._named(theta_in(self.theta(z, batch), first)) | self._residual(z, batch, first)
+        return {name: torch.where(batch.occasions, value, torch.nan) for name, value in named.items()}
+
+    def _residual(self, z: Tensor, batch: CohortBatch, periods: Tensor | None = None) -> dict[str, Tensor]:
+        """The parameter of the residual error by name, at the first period or at some, ``[subject, period]``."""
+        if not self.has_factor:
+            return {}
+        found = self.population(z, batch.covariates, batch.occasion)[..., self._named_parameters]
+        return {RESIDUAL: found[:, 0] if periods is None else found.gather(1, periods)}
 
     def _named(self, theta: Tensor) -> dict[str, Tensor]:
         named = self.dynamics.named(theta)
@@ -297,11 +332,28 @@ class PopulationModel(nn.Module):
 
     def theta(self, z: Tensor, batch: CohortBatch) -> Tensor:
         """Parameters of the dynamics, its covariates among them, ``[subject, period, parameter]``."""
-        return self.with_covariates(self.population(z, batch.covariates, batch.occasion), batch)
+        return self.of_dynamics(self.population(z, batch.covariates, batch.occasion), batch)
 
-    def with_covariates(self, theta: Tensor, batch: CohortBatch) -> Tensor:
-        """Individual parameters ``[subject, period, parameter]`` with the covariates that the dynamics reads."""
+    @property
+    def has_factor(self) -> bool:
+        """Whether the population has a parameter of the residual error, RUV."""
+        return RESIDUAL in self.population.names
+
+    def factor(self, z: Tensor, batch: CohortBatch) -> Tensor | None:
+        """Factor of the residual error of every record, ``[subject, observation]``; None for 1, where the population
+        has no RUV."""
+        if not self.has_factor:
+            return None
+        of_periods = self.population(z, batch.covariates, batch.occasion)[..., self._named_parameters]
+        return batch.theta_at(of_periods[..., None], batch.time, batch.row)[..., 0]
+
+    def of_dynamics(self, theta: Tensor, batch: CohortBatch) -> Tensor:
+        """Individual parameters ``[subject, period, parameter]`` without that of the residual error, with the
+        covariates that the dynamics reads."""
         assert self.scaling is not None
+        if self.has_factor:
+            k = self._named_parameters
+            theta = torch.cat([theta[..., :k], theta[..., k + 1 :]], dim=-1)
         columns = dict(zip(sorted(self.scaling.covariates), batch.covariates.unbind(-1), strict=True))
         return self.dynamics.with_covariates(theta, columns)
 
@@ -326,6 +378,7 @@ class PopulationModel(nn.Module):
             ValueError: a record of a compartment or endpoint that the dynamics does not have.
         """
         self._check_records(batch)
+        check_doses(self.dynamics, batch.doses)
         theta = self.theta(z, batch)
         if not self.dynamics.stochastic:
             return self.dynamics.follow(theta, batch, times, self.engine)
@@ -338,20 +391,25 @@ class PopulationModel(nn.Module):
         """Predicted value of every record; arguments as for `trajectory`."""
         trajectory = self.trajectory(z, batch, guide=guide, noise=noise)
         value = self.recorded(trajectory.states, trajectory.theta, batch)
-        return Prediction(z, trajectory.theta[:, 0], value, trajectory)
+        return Prediction(z, trajectory.theta[:, 0], value, trajectory, self.factor(z, batch))
 
     def observe(self, trajectory: Trajectory) -> Tensor:
         """Noise-free value of every endpoint along a solution, ``[subject, time, endpoint]``."""
-        return self.dynamics.observe(trajectory.states, trajectory.theta)[..., list(self.dynamics.endpoints)]
+        return self.dynamics.observe(trajectory.states, trajectory.theta)[..., list(self.endpoints)]
 
     def recorded(self, states: Tensor, theta: Tensor, batch: CohortBatch) -> Tensor:
         """Noise-free value of every record, ``[subject, observation]``, from the states and the parameters at the
         records, ``[subject, observation, ...]``: of the compartment (CMT) of the record, else of its endpoint (DVID).
         """
         observed = self.dynamics.observe(states, theta)
-        of_endpoint = torch.tensor(self.dynamics.endpoints, device=batch.device)[batch.endpoint]
+        of_endpoint = torch.tensor(self.endpoints, device=batch.device)[batch.endpoint]
         state = torch.where(batch.compartment < 0, of_endpoint, batch.compartment)
         return observed.gather(-1, state[..., None])[..., 0]
+
+    def residual(self, batch: CohortBatch, prediction: Prediction) -> Tensor:
+        """Quantile residual of every record, ``[subject, observation]`` (`ResidualError.standardise`)."""
+        found = self.error.standardise(batch.value, prediction.value, batch.endpoint)
+        return found if prediction.factor is None else found / prediction.factor
 
     def simulate(self, z: Tensor, noise: Tensor, batch: CohortBatch, paths: Noise | None = None) -> CohortBatch:
         """Simulated values instead of the measured ones, with the same doses, covariates, times and context.
@@ -363,6 +421,7 @@ class PopulationModel(nn.Module):
             paths: of a stochastic dynamics, the Brownian motions; None for the path without noise.
         """
         prediction = self.predict(z, batch, noise=paths)
+        noise = noise if prediction.factor is None else prediction.factor * noise
         value = self.error.simulate(prediction.value, batch.endpoint, noise)
         return dataclasses.replace(batch, value=value.nan_to_num(0.0), censored=torch.zeros_like(batch.censored))
 
@@ -374,7 +433,7 @@ class PopulationModel(nn.Module):
         return self.value_scale.new_zeros(()) if penalty is None else penalty.sum()
 
     def _check_records(self, batch: CohortBatch) -> None:
-        states, outputs = self.dynamics.states, self.dynamics.endpoints
+        states, outputs = self.dynamics.states, self.endpoints
         wrong = (batch.compartment >= len(states)) | (batch.endpoint >= len(outputs))
         if bool(wrong.any()):
             names = [batch.ids[k] for k in wrong.any(1).nonzero()[:5, 0].tolist()]

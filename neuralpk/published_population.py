@@ -15,6 +15,7 @@ from neuralpk.cohort import Cohort, Units
 from neuralpk.cohort_simulation import omega_from_cv
 from neuralpk.dynamics import Absorption, CompartmentModel, Decoder, Elimination
 from neuralpk.parameters import (
+    RESIDUAL,
     CovariateEffect,
     Effects,
     ExponentialEffect,
@@ -44,6 +45,7 @@ _KEYS = (
     "cv",
     "correlation",
     "effects",
+    "outputs",
     "references",
     "distributions",
     "kappa",
@@ -79,13 +81,15 @@ class PublishedPopulation:
         dynamics: compartments, absorption, elimination, transits and lag of a `CompartmentModel`, or ``class_path`` and
             ``init_args`` of other equations.
         typical: value of every parameter of the dynamics, in its order.
-        omega: standard deviation of eta by parameter; those left out do not vary.
+        omega: standard deviation of eta by parameter; those left out do not vary. RUV is a parameter too, the factor of
+            the residual error, also of `kappa`, `correlation` and `effects`.
         correlation: (parameter, parameter) to the correlation of their etas; those left out have none.
         effects: (parameter, covariate) to the exponent of (c/reference), or for a 0-or-1 covariate the logarithm of its
             factor; or to another `CovariateEffect`.
         references: reference value by covariate, of all effects that are numbers and have one.
         error: short name of the residual error (`neuralpk.residual_error.ERROR_NAMES`); of endpoints with errors
             of their own one by endpoint.
+        outputs: output of the dynamics that each endpoint reads, from 1; empty where endpoint k reads output k.
         error_sd: its standard deviations, ``a`` in the unit of the value, ``b`` relative; one dictionary by endpoint
             where `error` has several names.
         units: of the patients' table.
@@ -106,6 +110,7 @@ class PublishedPopulation:
     distributions: Mapping[str, ParameterDistribution] = field(default_factory=dict)
     kappa: Mapping[str, float] = field(default_factory=dict)
     occasions: str | None = None
+    outputs: Sequence[int] = ()
 
     @classmethod
     def from_model(cls, model: PopulationModel, units: Units | None = None) -> PublishedPopulation:
@@ -175,7 +180,7 @@ class PublishedPopulation:
         pairs = zip(parameters.pairs(), parameters.correlations(), strict=True)
         return cls(
             dynamics=_dynamics_of(dynamics),
-            typical=parameters.typical_values(),
+            typical={name: value for name, value in parameters.typical_values().items() if name != RESIDUAL},
             omega=parameters.omega_values(),
             correlation={pair: number(value) for pair, value in pairs},
             effects=effects,
@@ -186,6 +191,7 @@ class PublishedPopulation:
             distributions=_uncommon(parameters.distribution),
             kappa=parameters.kappa_values(),
             occasions=parameters.occasion_column,
+            outputs=error.outputs,
         )
 
     @classmethod
@@ -216,13 +222,15 @@ class PublishedPopulation:
                 f"typical lacks {', '.join(p for p in parameters if p not in typical)}; these dynamics have "
                 f"{', '.join(parameters)} (V1 is always the central volume)"
             )
-        omega = _variability("omega" if "omega" in plain else "cv", plain, parameters)
-        kappa = _variability("kappa", plain, parameters) if "kappa" in plain else {}
+        every = (*parameters, RESIDUAL)
+        omega = _variability("omega" if "omega" in plain else "cv", plain, every)
+        kappa = _variability("kappa", plain, every) if "kappa" in plain else {}
         occasions = plain.get("occasions")
         if occasions is not None and not (kappa and isinstance(occasions, str) and occasions):
             raise ValueError(f"occasions is the column of the occasions that kappa is for; got {occasions!r}, {kappa}")
         references = _numbers("references", plain.get("references", {}))
-        effects = _effects(plain.get("effects", {}), parameters, references)
+        effects = _effects(plain.get("effects", {}), every, references)
+        outputs = _outputs(plain.get("outputs", []), plain["error"], decoder)
         unused = set(references) - {covariate for _, covariate in effects}
         if unused:
             raise ValueError(f"references name {', '.join(sorted(unused))}, which no effect has")
@@ -230,10 +238,11 @@ class PublishedPopulation:
             dynamics=dynamics,
             typical={name: typical[name] for name in parameters},
             omega=omega,
-            correlation=_correlation(plain.get("correlation", {}), omega, parameters),
+            correlation=_correlation(plain.get("correlation", {}), omega, every),
             effects=effects,
             references=references,
-            error=_error(plain["error"], decoder),
+            error=_error(plain["error"], decoder, outputs),
+            outputs=outputs,
             error_sd=_error_sd(plain["error"], plain["error_sd"]),
             units=_units(plain.get("units", {})),
             distributions=distributions,
@@ -255,6 +264,7 @@ class PublishedPopulation:
             "distributions": {name: describe(kind) for name, kind in self.distributions.items()},
             "kappa": dict(self.kappa),
             "occasions": self.occasions,
+            "outputs": list(self.outputs),
             "error": self.error if isinstance(self.error, str) else list(self.error),
             "error_sd": dict(sd) if isinstance(sd := self.error_sd, Mapping) else [dict(one) for one in sd],
             "units": self.units._asdict(),
@@ -291,7 +301,14 @@ class PublishedPopulation:
             return error_class(self.error).from_values(1, **cast(Mapping[str, float], self.error_sd))
         numbers = cast(Sequence[Mapping[str, float]], self.error_sd)
         pairs = zip(self.error, numbers, strict=True)
-        return ErrorByEndpoint([error_class(name).from_values(1, **values) for name, values in pairs]).fix()
+        errors = [error_class(name).from_values(1, **values) for name, values in pairs]
+        return ErrorByEndpoint(errors, list(self.outputs) or None).fix()
+
+    @property
+    def has_factor(self) -> bool:
+        """Whether the residual error differs between subjects or occasions, or with covariates."""
+        names = {*self.omega, *self.kappa, *(name for name, _ in self.effects)}
+        return RESIDUAL in names
 
     def model(self, cohort: Cohort) -> PopulationModel:
         """The population model for some patients, in float64 and with every number fixed.
@@ -313,7 +330,8 @@ class PublishedPopulation:
         measured = any(subject.observed.any() for subject in cohort)
         scaling = (Scaling.of(cohort) if measured else Scaling())._replace(covariates=centres)
         population = PopulationParameters.from_values(
-            self.typical, self.omega, effects, self.correlation, self.references, self.distributions,
+            {**self.typical, RESIDUAL: 1.0} if self.has_factor else self.typical,
+            self.omega, effects, self.correlation, self.references, self.distributions,
             kappa=self.kappa, occasions=self.occasion_column,
         )  # fmt: skip
         model = PopulationModel(dynamics, population, self.residual_error(), Auto(rtol=1e-6, atol=1e-8))
@@ -572,15 +590,30 @@ def _errors_of(error: ResidualError) -> list[tuple[str, dict[str, float]]]:
     return found
 
 
-def _error(given: object, dynamics: Decoder) -> str | list[str]:
+def _outputs(given: object, error: object, dynamics: Decoder) -> tuple[int, ...]:
+    """The output that each endpoint reads; empty for its own."""
+    if not given:
+        return ()
+    count, most = len(error) if isinstance(error, list) else 1, len(dynamics.endpoints)
+    fits = isinstance(given, list) and len(given) == count > 1
+    if not fits or not all(type(one) is int and 1 <= one <= most for one in cast(list[object], given)):
+        raise ValueError(
+            f"outputs holds the output from 1 to {most} that each name under error is for, as in [1, 1] for two assays "
+            f"of one output; got {given!r} for {count}"
+        )
+    return tuple(cast(list[int], given))
+
+
+def _error(given: object, dynamics: Decoder, outputs: tuple[int, ...]) -> str | list[str]:
     """The name of the error, or one name by endpoint; it is that of the text, where the text says it."""
     several = isinstance(given, list) and len(given) > 1
     names = [str(name) for name in given] if isinstance(given, list) and several else [str(given)]
     for name in names:
         error_class(name)
-    if len(names) > len(dynamics.endpoints):
+    if not outputs and len(names) > len(dynamics.endpoints):
         raise ValueError(f"error has {len(names)} names; these dynamics have {len(dynamics.endpoints)} endpoints")
-    for name, assay in zip(names, dynamics.assays, strict=False):
+    assays = [dynamics.assays[k - 1] for k in outputs] if dynamics.assays and outputs else dynamics.assays
+    for name, assay in zip(names, assays, strict=False):
         if assay.error not in (None, name):
             raise ValueError(f"error of {assay.output} is {name}; the text of the dynamics says {assay.error}")
     return names if several else names[0]

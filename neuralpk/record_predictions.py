@@ -13,7 +13,7 @@ from torch import Tensor
 from neuralpk import randomness
 from neuralpk.cohort import FloatArray
 from neuralpk.cohort_batch import CohortBatch
-from neuralpk.population_model import PopulationModel
+from neuralpk.population_model import PopulationModel, Prediction
 from neuralpk.randomness import Stream
 from neuralpk.solve import Noise
 
@@ -24,7 +24,7 @@ _SOLVED_AT_ONCE = 20_000  # subjects × studies: bounds the memory
 
 
 @torch.no_grad()
-def records(model: PopulationModel, batch: CohortBatch, ipred: Tensor, has_error: bool = True) -> pd.DataFrame:
+def records(model: PopulationModel, batch: CohortBatch, individual: Prediction, has_error: bool = True) -> pd.DataFrame:
     """One row for each record: ID, TIME, DVID, DV, PRED, IPRED, IRES, IWRES, TAD; of data with censored values CENS and
     LLOQ; and the covariates of the model at the record.
 
@@ -34,14 +34,15 @@ def records(model: PopulationModel, batch: CohortBatch, ipred: Tensor, has_error
     Args:
         model: predicts the typical patient.
         batch: the records.
-        ipred: individual prediction of each of them, ``[subject, observation]``.
+        individual: individual prediction of each of them.
         has_error: whether the residual error was learned; without one IWRES is NaN.
     """
     pred = model.predict(model.typical(len(batch)), batch.unseen()).value
     row, column = batch.mask.nonzero(as_tuple=True)
     observed = torch.where(batch.observed, batch.value, torch.nan)
     measured = torch.where(batch.censored == 0, observed, torch.nan)
-    iwres = model.error.standardise(batch.value, ipred, batch.endpoint)
+    ipred = individual.value
+    iwres = model.residual(batch, individual)
     columns = {
         "TIME": batch.on_data_clock(batch.time),
         "DVID": batch.endpoint + 1,

@@ -55,7 +55,7 @@ from neuralpk.objectives.base import posterior
 from neuralpk.parameters import PopulationParameters
 from neuralpk.part import Part, describe, make
 from neuralpk.path_guide import PathGuide
-from neuralpk.population_model import PopulationModel
+from neuralpk.population_model import PopulationModel, Prediction
 from neuralpk.pretrained_model import Pretrained
 from neuralpk.residual_error import ResidualError, stated_error
 from neuralpk.scaling import Scaling
@@ -370,8 +370,11 @@ class LatentTask(L.LightningModule):
 
     def forward(self, batch: CohortBatch) -> Tensor:
         """Individual prediction (IPRED) of every record, ``[subject, observation]``."""
-        value: Tensor = self.model.predict(self.estimate(batch), batch, self.guide).value
-        return value
+        return self.predicted(batch).value
+
+    def predicted(self, batch: CohortBatch) -> Prediction:
+        """Individual prediction of every record with what it is made of."""
+        return self.model.predict(self.estimate(batch), batch, self.guide)
 
     # ---- training
 
@@ -656,7 +659,7 @@ class LatentTask(L.LightningModule):
     def predict_step(self, batch: CohortBatch, batch_idx: int) -> pd.DataFrame:
         """The table of records (`neuralpk.record_predictions.records`)."""
         with self._all_digits():
-            return record_predictions.records(self.model, batch, self(batch), self.objective.has_likelihood)
+            return record_predictions.records(self.model, batch, self.predicted(batch), self.objective.has_likelihood)
 
     def configure_optimizers(self) -> Any:
         """The estimator of the population where the objective has one; otherwise Adam, with a one-cycle schedule where
@@ -840,7 +843,7 @@ class LatentTask(L.LightningModule):
         """The table of records (`neuralpk.record_predictions.records`) of every measured value, with `context` as for
         `reconstruct`."""
         batch = evaluation_batch(self.model, cohort, context)
-        table = record_predictions.records(self.model, batch, self(batch), self.objective.has_likelihood)
+        table = record_predictions.records(self.model, batch, self.predicted(batch), self.objective.has_likelihood)
         return table[table["DV"].notna()]
 
     @contextlib.contextmanager

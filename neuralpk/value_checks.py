@@ -93,8 +93,7 @@ def warn_of_far_values(model: PopulationModel, batch: CohortBatch, z: Tensor) ->
         batch: the subjects, whose context is looked at.
         z: their estimates, ``[subject, latent]``.
     """
-    value = model.predict(z, batch).value
-    residual = model.error.standardise(batch.value, value, batch.endpoint)
+    residual = model.residual(batch, model.predict(z, batch))
     far = batch.context & batch.observed & (batch.censored == 0) & (residual.abs() > _FAR_RESIDUAL)
     times = batch.on_data_clock(batch.time)
     found = [

@@ -45,8 +45,6 @@ REFUSED = {
     # in model()
     "time after the dose": (text(model="x <- tad"), 8, "tad: a number of the doses"),
     "time after dose of a state": (text(model="x <- tad(depot)"), 8, "the function tad()"),
-    "a modelled duration": (text(model="dur(central) <- v"), 8, "dur(): a duration that the model computes"),
-    "a modelled rate": (text(model="rate(central) <- v"), 8, "rate(): a rate that the model computes"),
     "the normal distribution function": (text(model="x <- phi(v)"), 8, "the function phi()"),
     "a probit": (text(model="x <- probitInv(lv, 0, 1)"), 8, "the function probitInv()"),
     "a factorial": (text(model="x <- factorial(v)"), 8, "the function factorial()"),

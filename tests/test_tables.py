@@ -72,7 +72,7 @@ FAULTS = {
     "amt missing on a dose": ("NPK-D23", 2, rows("ID,TIME,EVID,AMT,DV", "1,0,1,.,.", "1,1,0,0,5")),
     "evid unknown": ("NPK-D20", 3, rows("ID,TIME,EVID,AMT,DV", "1,0,1,9,.", "1,1,5,0,5")),
     "mdv unknown": ("NPK-D12", 2, rows("ID,TIME,MDV,DV", "1,0,2,1", "1,1,0,5")),
-    "rate modelled": ("NPK-D25", 2, rows(DOSING, "1,0,1,1,100,-2,0,0,0,0,1,.", LAST)),
+    "rate modelled": ("NPK-D25", 2, rows(DOSING, "1,0,1,1,100,-2,2,0,0,0,1,.", LAST)),
     "rate negative": ("NPK-D30", 2, rows(DOSING, "1,0,1,1,100,-3,0,0,0,0,1,.", LAST)),
     "rate against duration": ("NPK-D26", 2, rows(DOSING, "1,0,1,1,100,10,5,0,0,0,1,.", LAST)),
     "additional without interval": ("NPK-D27", 2, rows(DOSING, "1,0,1,1,100,0,0,0,3,0,1,.", LAST)),

@@ -25,7 +25,7 @@ _HOW = (
 )
 _LONG_EFFECTS = ("model.parameters.effects", "model.parameters.init_args.effects")
 _CLEARANCES, _VOLUMES = ("CL", "VMAX"), ("V1", "V")
-_KAPPA = 0.2  # starting value
+_KAPPA, _OMEGA = 0.2, 0.3  # starting values
 _EPOCHS = 200  # a bound: the fit ends when it has converged
 
 
@@ -35,7 +35,10 @@ def study(
     covariates: list[str] | str | None = None,
     effects: list[str] | str | None = None,
     kappa: list[str] | str | None = None,
+    omega: list[str] | str | None = None,
+    correlated: list[str] | str | None = None,
     error: list[str] | str | None = None,
+    outputs: list[int] | None = None,
     units: list[str] | None = None,
     out: str | None = None,
     **reading: Any,
@@ -50,8 +53,13 @@ def study(
             all or none. Default each covariate on clearance and central volume.
         kappa: parameters that change between the occasions of a patient, as in CL V1, or CL=0.1 with the starting value
             of the standard deviation; the occasions are in OCC, or the column of --occasion.
+        omega: starting values of standard deviations of random effects, as in CL=0.5; KA=0 for a parameter without
+            variability, RUV=0.3 for a residual error that differs between patients.
+        correlated: parameters with correlated random effects, as in CL V1; all for a full Omega.
         error: residual error: additive, proportional, combined (default), log_normal or student; of several endpoints
             one by DVID.
+        outputs: output of the model that each DVID reads, as in 1 1 for two assays of one output; needs an error by
+            DVID. Default its own.
         units: of time, amount and value, as in h mg mg/L; kept with the model.
         out: folder of the results; default lightning_logs/version_N.
         reading: how the table is read.
@@ -67,7 +75,15 @@ def study(
         asked = _effects(effects, covariates, structure)
         population = {"effects": asked} if asked else {}
         if kappa:
-            population |= {"kappa": _kappa(_words(kappa)), "occasions": given.get("occasion", "OCC")}
+            population |= {
+                "kappa": _by_parameter("kappa", _words(kappa), _KAPPA),
+                "occasions": given.get("occasion", "OCC"),
+            }
+        if omega:
+            population["omega"] = _by_parameter("omega", _words(omega), _OMEGA)
+        if correlated:
+            names = _words(correlated)
+            population["correlated"] = True if names == ["all"] else names
         if population:
             node["model"]["parameters"] = {"class_path": "PopulationParameters", "init_args": population}
         own = {"table": table, "covariates": _covariates(covariates, asked), "units": units} | given
@@ -77,12 +93,18 @@ def study(
         if error is None and mechanism:
             node["model"]["error"] = path_of(CombinedError)
         node["trainer"] |= {"max_epochs": _EPOCHS, "check_val_every_n_epoch": 5, "log_every_n_steps": 1}
-    elif any(one is not None for one in (effects, covariates, kappa, units)) or reading:
-        named = ("effects", effects), ("covariates", covariates), ("kappa", kappa), ("units", units), *reading.items()
-        first = next(name for name, value in named if value is not None)
-        raise UsageError(f"--{first} is of a --table, which is not given; of another data module it is --data.{first}")
+    else:
+        own_words = {"effects": effects, "covariates": covariates, "kappa": kappa, "omega": omega, "units": units}
+        named = {**own_words, "correlated": correlated, **reading}
+        first = next((name for name, value in named.items() if value is not None), None)
+        if first is not None:
+            raise UsageError(
+                f"--{first} is of a --table, which is not given; of another data module it is --data.{first}"
+            )
     if error is not None:
-        node["model"]["error"] = _error([error] if isinstance(error, str) else error)
+        node["model"]["error"] = _error([error] if isinstance(error, str) else error, outputs)
+    elif outputs is not None:
+        raise UsageError("--outputs needs --error with an error for each DVID, as in --error proportional additive")
     if out is not None:
         where = {"save_dir": out, "name": None, "version": "", "default_hp_metric": False}
         node["trainer"]["logger"] = {"class_path": path_of(TensorBoardLogger), "init_args": where}
@@ -137,14 +159,17 @@ def _dynamics(name: str) -> dict[str, Any]:
     return described
 
 
-def _error(names: Sequence[str]) -> Any:
+def _error(names: Sequence[str], outputs: list[int] | None) -> Any:
     try:
         classes = [path_of(error_class(name)) for name in names]
     except ValueError as error:
         raise UsageError(f"--{error}") from error
-    return (
-        classes[0] if len(classes) == 1 else {"class_path": path_of(ErrorByEndpoint), "init_args": {"errors": classes}}
-    )
+    if outputs is not None and (len(outputs) != len(classes) or len(classes) == 1):
+        raise UsageError(f"--outputs holds one number for each name of --error, of which there are {len(classes)}")
+    if len(classes) == 1:
+        return classes[0]
+    of_endpoints = {"errors": classes} | ({} if outputs is None else {"outputs": outputs})
+    return {"class_path": path_of(ErrorByEndpoint), "init_args": of_endpoints}
 
 
 def _words(given: list[str] | str | None) -> list[str]:
@@ -188,15 +213,15 @@ def _effects(given: list[str] | str | None, covariates: list[str] | str | None, 
     return found
 
 
-def _kappa(words: list[str]) -> dict[str, float]:
-    """Starting values by parameter."""
+def _by_parameter(option: str, words: list[str], usual: float) -> dict[str, float]:
+    """Starting values by parameter; the usual one where none is given."""
     found = {}
     for word in words:
         name, equals, number = (part.strip() for part in word.partition("="))
         try:
-            found[name] = float(number) if equals else _KAPPA
+            found[name] = float(number) if equals else usual
         except ValueError:
-            raise UsageError(f"--kappa {word!r} is not PARAMETER or PARAMETER=NUMBER, as in CL or CL=0.1") from None
+            raise UsageError(f"--{option} {word!r} is not PARAMETER or PARAMETER=NUMBER, as in CL or CL=0.1") from None
     return found
 
 

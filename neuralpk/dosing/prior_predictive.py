@@ -53,13 +53,16 @@ def data_p_values(
         if not bool(measured.any()):
             continue
         subject = subject.scored_on(measured)
-        predicted = model.predict(z.to(batch.time), subject.repeat(count)).value
+        prediction = model.predict(z.to(batch.time), subject.repeat(count))
+        predicted, factor = prediction.value, prediction.factor
         noise = randomness.normal(seed, Stream.SIMULATED_COURSES.at(3), torch.arange(simulated), predicted.shape[1])
-        drawn = model.error.simulate(predicted[:simulated], subject.endpoint.expand(simulated, -1), noise.to(predicted))
+        noise = noise.to(predicted) if factor is None else noise.to(predicted) * factor[:simulated]
+        drawn = model.error.simulate(predicted[:simulated], subject.endpoint.expand(simulated, -1), noise)
         values = torch.cat([subject.value, torch.where(measured, drawn, 0.0)])
         rows = subject.repeat((simulated + 1) * draws)
         rows = dataclasses.replace(rows, value=values.repeat_interleave(draws, dim=0))
-        likelihood = model.error.log_likelihood(rows, predicted[simulated:].repeat(simulated + 1, 1)).sum(1)
+        of_rows = None if factor is None else factor[simulated:].repeat(simulated + 1, 1)
+        likelihood = model.error.log_likelihood(rows, predicted[simulated:].repeat(simulated + 1, 1), of_rows).sum(1)
         likelihood = torch.where(likelihood.isnan(), -torch.inf, likelihood).reshape(simulated + 1, draws)
         unlikely = -log_mean_weight(likelihood)
         found[k] = (1 + int((unlikely[1:] >= unlikely[0]).sum())) / (1 + simulated)

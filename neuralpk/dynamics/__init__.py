@@ -9,7 +9,7 @@ from neuralpk.dynamics.compartments import (
     RateConstants,
 )
 from neuralpk.dynamics.corrections import Correction, NeuralFlows, NeuralSlope
-from neuralpk.dynamics.decoder_base import Decoder, Solver
+from neuralpk.dynamics.decoder_base import Decoder, Solver, check_doses
 from neuralpk.dynamics.dynamics_base import Dynamics
 from neuralpk.dynamics.equations import Equations, library
 from neuralpk.dynamics.expression import EquationError
@@ -65,6 +65,7 @@ __all__ = [
     "StochasticLotkaVolterra",
     "Symbol",
     "Wrapper",
+    "check_doses",
     "library",
     "structure",
     "structures",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
@@ -116,10 +117,12 @@ class CompartmentModel(Compartments):
         transits: number of transit compartments.
         lag: name of the compartment whose doses are delayed by LAG, or None.
         bioavailability: name of the compartment whose doses are multiplied by F, or None.
+        rate: name of the compartment whose infusions with RATE -1 have the rate R, or None.
+        duration: name of the compartment whose infusions with RATE -2 last D, or None.
         outputs: names of the compartments whose concentrations are measured, in the order of DVID; None for central.
 
     Parameters are CL (L/h), V1 (L), Q, V2 (L/h, L), Q3, V3, KA, KTR (1/h), VMAX (mg/h), KM (mg/L), LAG (h), F,
-    in the cohort's units; V1 is always the central volume.
+    R (mg/h), D (h), in the cohort's units; V1 is always the central volume.
 
     Raises:
         ValueError: an option outside this list.
@@ -134,6 +137,8 @@ class CompartmentModel(Compartments):
         lag: str | None = None,
         bioavailability: str | None = None,
         outputs: Sequence[str] | None = None,
+        rate: str | None = None,
+        duration: str | None = None,
     ) -> None:
         if compartments not in (1, 2, 3):
             raise ValueError(f"compartments must be 1, 2 or 3, not {compartments}")
@@ -151,11 +156,14 @@ class CompartmentModel(Compartments):
         # the order of CMT in an event table: transits last, so that central is 2 after any absorption
         states = (*inputs[absorption], "central", *peripherals, *chain)
         super().__init__(states, mammillary_flows(states))
-        for name in (lag, bioavailability):
+        for name in (lag, bioavailability, rate, duration):
             if name is not None and name not in states:
-                raise ValueError(f"lag and bioavailability name one of the compartments {states}, not {name!r}")
+                raise ValueError(
+                    f"lag, bioavailability, rate and duration name one of the compartments {states}, not {name!r}"
+                )
         self.absorption, self.elimination = absorption, elimination
         self.lag_compartment, self.bioavailability_compartment = lag, bioavailability
+        self.with_rate, self.with_duration = (() if name is None else (name,) for name in (rate, duration))
         self.linear = elimination == "linear"
         self.autonomous = elimination != "time_varying"
         self.central = states.index("central")
@@ -165,7 +173,8 @@ class CompartmentModel(Compartments):
         self.endpoints = tuple(states.index(name) for name in outputs or ("central",))
         names = [*parameters[elimination], "V1", *("Q", "V2", "Q3", "V3")[: 2 * len(peripherals)]]
         names += {"none": [], "first_order": ["KA"], "transit": ["KTR"]}[absorption]
-        names += ["LAG"] * (lag is not None) + ["F"] * (bioavailability is not None)
+        options = {"LAG": lag, "F": bioavailability, "R": rate, "D": duration}
+        names += [name for name, compartment in options.items() if compartment is not None]
         self.parameter_names = tuple(names)
 
     def rates(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
@@ -210,6 +219,17 @@ class CompartmentModel(Compartments):
             self.named(theta)["F"], self.states.index(self.bioavailability_compartment), len(self.states), 1.0
         )
 
+    def infusion_rate(self, theta: Tensor) -> Tensor | None:
+        return self._infused("R", self.with_rate, theta)
+
+    def infusion_duration(self, theta: Tensor) -> Tensor | None:
+        return self._infused("D", self.with_duration, theta)
+
+    def _infused(self, name: str, states: tuple[str, ...], theta: Tensor) -> Tensor | None:
+        if not states:
+            return None
+        return at_state(self.named(theta)[name], self.states.index(states[0]), len(self.states), math.nan)
+
     def derived(self, theta: Tensor) -> dict[str, Tensor]:
         """The rate constants k10 = CL/V1, k12 = Q/V1, k21 = Q/V2 (and k13, k31), per time."""
         p = self.named(theta)
@@ -225,6 +245,7 @@ class CompartmentModel(Compartments):
         values = {"CL": volume * rate, "V1": volume, "Q": volume * rate, "V2": volume, "Q3": volume * rate / 4}
         values |= {"V3": volume, "KA": 4 * rate, "KTR": 8 * rate, "VMAX": scaling.value[0] * volume * rate}
         values |= {"KM": scaling.value[0], "CLR": 0.7, "KCL": rate, "LAG": 0.01 * scaling.time, "F": 0.9}
+        values |= {"R": scaling.amount * rate, "D": 1 / rate}
         return {name: values[name] for name in self.parameter_names}
 
 

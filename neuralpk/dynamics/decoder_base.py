@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from neuralpk.cohort import Cohort
-from neuralpk.cohort_batch import CohortBatch
+from neuralpk.cohort import MODELLED_DURATION, MODELLED_RATE, Cohort
+from neuralpk.cohort_batch import CohortBatch, Doses
 from neuralpk.part import Part
 from neuralpk.residual_error import Assay, censored_below_lloq
 from neuralpk.scaling import Scaling
@@ -51,6 +51,8 @@ class Decoder(Part, nn.Module, ABC):
             logit-normal between subjects, between -inf and inf normal.
         fixed: named parameters whose typical value is the starting value and is not learned.
         units: of parameters, covariates, states and outputs, by name, as far as they are known.
+        with_rate: states whose infusions with RATE -1 have a rate that the model knows.
+        with_duration: states whose infusions with RATE -2 have a duration that the model knows.
         stochastic: whether the states have noise of their own, so that theta does not determine them.
     """
 
@@ -65,6 +67,8 @@ class Decoder(Part, nn.Module, ABC):
     ranges: Mapping[str, tuple[float, float]] = {}
     fixed: tuple[str, ...] = ()
     units: Mapping[str, str] = {}
+    with_rate: tuple[str, ...] = ()
+    with_duration: tuple[str, ...] = ()
 
     def build(self, scaling: Scaling) -> None:
         """Set what depends on the magnitudes of the data, in this decoder and in the decoders inside it.
@@ -164,3 +168,31 @@ class Decoder(Part, nn.Module, ABC):
             times: where the states are wanted, ``[subject, time]``; None for the records of the batch.
             engine: solver of differential equations; a decoder without such an equation does not use it.
         """
+
+
+def check_doses(decoder: Decoder, doses: Doses) -> None:
+    """Whether a decoder has a rate or a duration for every infusion that leaves it to the model (RATE -1, -2).
+
+    Args:
+        decoder: which the doses enter.
+        doses: of some subjects.
+
+    Raises:
+        ValueError: a dose for which it has none.
+    """
+    for code, have, what in (
+        (MODELLED_RATE, decoder.with_rate, "rate"),
+        (MODELLED_DURATION, decoder.with_duration, "duration"),
+    ):
+        asked = doses.mask & (doses.rate == code)
+        if not bool(asked.any()):
+            continue
+        given = torch.tensor([name in have for name in decoder.states], device=asked.device)
+        without = asked & ~given[doses.compartment.clamp(max=len(decoder.states) - 1)]
+        if bool(without.any()):
+            name = decoder.states[int(doses.compartment[without][0].clamp(max=len(decoder.states) - 1))]
+            raise ValueError(
+                f"{int(without.sum())} doses into {name} have RATE {code:g}, which leaves the {what} of the "
+                f"infusion to the model, and {type(decoder).__name__} has none: write {what}({name}) = … in the text "
+                f"of the model, take CompartmentModel({what}='{name}'), or give RATE or DUR"
+            )

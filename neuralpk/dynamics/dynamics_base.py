@@ -60,6 +60,14 @@ class Dynamics(Decoder):
         """Fraction of a dose that arrives, ``[..., state]``; None where all of it arrives."""
         return None
 
+    def infusion_rate(self, theta: Tensor) -> Tensor | None:
+        """Rate of infusions with RATE -1, amount per time, ``[..., state]``; None where the model has none."""
+        return None
+
+    def infusion_duration(self, theta: Tensor) -> Tensor | None:
+        """Duration of infusions with RATE -2, ``[..., state]``; None where the model has none."""
+        return None
+
     def dose_unit(self, theta: Tensor) -> Tensor | None:
         """Increase of each state per unit of a dose that arrives in it, ``[..., state]``; None where states are
         amounts, so that it is 1."""

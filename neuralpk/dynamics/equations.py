@@ -157,7 +157,7 @@ class Equations(Dynamics):
         R' = 2*(1 - IMAX*C/(3 + C)) - 0.1*R
         R(0) = 20                             # without such a line a state starts at 0
         lag(depot) = LAG
-        F(depot) = 0.8
+        F(depot) = 0.8                        # also rate(central) = R1 and duration(depot) = D1, for RATE -1 and -2
         outputs: C ~ proportional(b = 0.2) lloq 0.05, R      # what is measured: DVID 1, DVID 2
 
     - Parameters have a starting value. They are positive and log-normal between subjects unless an interval is given:
@@ -222,6 +222,7 @@ class Equations(Dynamics):
         self._slots = _slots(m)
         self.endpoints = tuple(self._slots[name] for name in m.outputs)
         self.assays = m.assays
+        self.with_rate, self.with_duration = tuple(m.rates), tuple(m.durations)
         self.networks = nn.ModuleList(
             NetworkTerm(name, len(one.arguments), one.options) for name, one in m.networks.items() if one.options
         )
@@ -235,6 +236,8 @@ class Equations(Dynamics):
         initial: OfParameters | None = None,
         lag: OfParameters | None = None,
         bioavailability: OfParameters | None = None,
+        rate: OfParameters | None = None,
+        duration: OfParameters | None = None,
     ) -> Equations:
         """The dynamics of a Python function, which runs once, on symbols, and is written as text::
 
@@ -257,12 +260,14 @@ class Equations(Dynamics):
             initial: initial value by state: numbers, or a function of the parameters that returns them.
             lag: time between a dose and its arrival, likewise.
             bioavailability: share of a dose that arrives, likewise.
+            rate: of infusions with RATE -1, likewise.
+            duration: of infusions with RATE -2, likewise.
 
         Raises:
             FunctionError: what cannot be written as text, with the line in which it stands.
             EquationError: a text that is no model.
         """
-        return cls(text_of_function(function, parameters, outputs, initial, lag, bioavailability))
+        return cls(text_of_function(function, parameters, outputs, initial, lag, bioavailability, rate, duration))
 
     def _evaluate(self, expression: Expression, known: Mapping[str, Number]) -> Number:
         places = (one.token for one in self._model.networks.values())
@@ -446,6 +451,12 @@ class Equations(Dynamics):
 
     def bioavailability(self, theta: Tensor) -> Tensor | None:
         return self._at_states(self._model.fractions, theta, 1.0) if self._model.fractions else None
+
+    def infusion_rate(self, theta: Tensor) -> Tensor | None:
+        return self._at_states(self._model.rates, theta, math.nan) if self._model.rates else None
+
+    def infusion_duration(self, theta: Tensor) -> Tensor | None:
+        return self._at_states(self._model.durations, theta, math.nan) if self._model.durations else None
 
     def observe(self, y: Tensor, theta: Tensor) -> Tensor:
         """The outputs, each at its place; the other states as they are, ``[..., state]``; further outputs after them.

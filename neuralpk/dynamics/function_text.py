@@ -55,6 +55,8 @@ def text_of_function(
     initial: OfParameters | None = None,
     lag: OfParameters | None = None,
     bioavailability: OfParameters | None = None,
+    rate: OfParameters | None = None,
+    duration: OfParameters | None = None,
 ) -> str:
     """The text of a model; arguments as for `neuralpk.dynamics.Equations.from_function`.
 
@@ -72,7 +74,9 @@ def text_of_function(
             "slope"
         )
     lines = {f"{name}'": symbol(value) for name, value in slopes.items()}
-    for pattern, given in (("{}(0)", initial), ("lag({})", lag), ("F({})", bioavailability)):
+    of_states = {"{}(0)": initial, "lag({})": lag, "F({})": bioavailability}
+    of_states |= {"rate({})": rate, "duration({})": duration}
+    for pattern, given in of_states.items():
         values, more = _traced(given, (parameter,)) if callable(given) else (given or {}, {})
         local = more | local
         lines |= {pattern.format(name): symbol(value) for name, value in values.items()}

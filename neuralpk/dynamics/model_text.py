@@ -12,6 +12,15 @@ from neuralpk.dynamics.network_text import NetworkOptions
 from neuralpk.dynamics.units import check_units, read_unit
 from neuralpk.residual_error import ERROR_NAMES, Assay, error_class
 
+_OF_DOSES = {
+    "lag": "a lag",
+    "F": "a bioavailability",
+    "rate": "the rate of an infusion",
+    "duration": "the duration of an infusion",
+}
+"""What is given of the doses into a state."""
+_DOSE_WORDS = {**{name: name for name in _OF_DOSES}, "alag": "lag", "f": "F", "dur": "duration"}
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -34,6 +43,8 @@ class ModelText:
     initial: dict[str, Expression]
     lags: dict[str, Expression]
     fractions: dict[str, Expression]
+    rates: dict[str, Expression]
+    durations: dict[str, Expression]
     variables: dict[str, Expression]  # in an order in which each can be computed from those before it
     outputs: tuple[str, ...]
     assays: tuple[Assay, ...]  # of the outputs
@@ -115,7 +126,7 @@ class _Statements:
         self.slopes: dict[str, tuple[Token, Expression]] = {}
         self.variables: dict[str, Expression] = {}
         self.units: dict[str, tuple[Token, Token]] = {}  # name and unit, by name
-        self.of_state: dict[str, dict[str, tuple[Token, Expression]]] = {"(0)": {}, "lag": {}, "F": {}}
+        self.of_state: dict[str, dict[str, tuple[Token, Expression]]] = {kind: {} for kind in ("(0)", *_OF_DOSES)}
 
     def read(self, line: EquationReader) -> None:
         """One statement."""
@@ -136,11 +147,11 @@ class _Statements:
             name = line.name("a state")
             line.need(")")
             self._slope(line, name)
-        elif first.text in ("lag", "alag", "F", "f") and line.tokens[1].text == "(":
+        elif first.text in _DOSE_WORDS and line.tokens[1].text == "(":
             line.at = 2
             name = line.name("a state")
             line.need(")")
-            self._of_state(line, "lag" if first.text in ("lag", "alag") else "F", name)
+            self._of_state(line, _DOSE_WORDS[first.text], name)
         else:
             name = line.name("a state or a variable")
             if line.take("'"):
@@ -262,7 +273,7 @@ class _Statements:
                         "an input of a network changes with time or between patients, and this is a constant"
                     )
         timed = self._depending(order, {TIME})
-        for kind, what in (("(0)", "an initial value"), ("lag", "a lag"), ("F", "a bioavailability")):
+        for kind, what in (("(0)", "an initial value"), *_OF_DOSES.items()):
             for expression in self._given(kind).values():
                 for token in expression.names():
                     if token.text in varying:
@@ -289,6 +300,8 @@ class _Statements:
             initial=self._given("(0)"),
             lags=self._given("lag"),
             fractions=self._given("F"),
+            rates=self._given("rate"),
+            durations=self._given("duration"),
             variables={name: self.variables[name] for name in order},
             outputs=outputs,
             assays=(*self.assays,),

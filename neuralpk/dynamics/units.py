@@ -139,6 +139,10 @@ def check_units(model: ModelText, given: Mapping[str, Token], places: Mapping[st
         *((f"{name}(0)", one.token, one, units.of_name(name)) for name, one in model.initial.items()),
         *((f"lag({name})", one.token, one, clock) for name, one in model.lags.items()),
         *((f"F({name})", one.token, one, NONE) for name, one in model.fractions.items()),
+        *((f"duration({name})", one.token, one, clock) for name, one in model.durations.items()),
+    ]
+    lines += [
+        (f"rate({name})", one.token, one, times(units.of_name(name), clock, -1)) for name, one in model.rates.items()
     ]
     for what, place, expression, unit in lines:
         found = units.unit(expression)

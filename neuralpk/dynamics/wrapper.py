@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 
 import torch
@@ -35,6 +36,7 @@ class Wrapper(Dynamics):
         self.states, self.parameter_names = inner.states, inner.parameter_names
         self.covariates = inner.covariates
         self.endpoints, self.assays, self.flows = inner.endpoints, inner.assays, inner.flows
+        self.with_rate, self.with_duration = inner.with_rate, inner.with_duration
         self.ranges, self.fixed, self.compiled = inner.ranges, inner.fixed, inner.compiled
         self.units = inner.units
         self.dosed, self.penalised, self.autonomous = inner.dosed, inner.penalised, inner.autonomous
@@ -85,6 +87,12 @@ class Wrapper(Dynamics):
 
     def bioavailability(self, theta: Tensor) -> Tensor | None:
         return self._with_others(self.inner.bioavailability(self.inner_theta(theta)), 1.0)
+
+    def infusion_rate(self, theta: Tensor) -> Tensor | None:
+        return self._with_others(self.inner.infusion_rate(self.inner_theta(theta)), math.nan)
+
+    def infusion_duration(self, theta: Tensor) -> Tensor | None:
+        return self._with_others(self.inner.infusion_duration(self.inner_theta(theta)), math.nan)
 
     def dose_unit(self, theta: Tensor) -> Tensor | None:
         return self._with_others(self.inner.dose_unit(self.inner_theta(theta)), 1.0)

@@ -211,10 +211,11 @@ class PopulationEstimator:
         batch = batch.to(torch.float64).scored_on_all()
         rows = [k for k, index in enumerate(batch.index.tolist()) if index not in self._drawn]
         if rows:
-            held = self.draw(batch.select(torch.tensor(rows, device=batch.device)))
-            log_p = log_mean_weight(held.log_weight(self.numbers, self.numbers.get()))
-            self._drawn |= dict(zip(held.batch.index.tolist(), log_p.tolist(), strict=True))
-            self._draws.append(held)
+            for part in batch.select(torch.tensor(rows, device=batch.device)).of_like_length():
+                held = self.draw(part)
+                log_p = log_mean_weight(held.log_weight(self.numbers, self.numbers.get()))
+                self._drawn |= dict(zip(held.batch.index.tolist(), log_p.tolist(), strict=True))
+                self._draws.append(held)
         return batch.value.new_tensor([self._drawn[index] for index in batch.index.tolist()])
 
     def posterior(self, batch: CohortBatch) -> PosteriorDraws | None:

@@ -41,7 +41,8 @@ class HeldDraws:
         unconstrained: theta on the scale of the random effects, at the first record and without kappa, and kappa of
             every occasion (`PopulationParameters.unconstrained`), ``[subject, draw, parameter]``.
         log_q: log density of the proposal of `unconstrained`, ``[subject, draw]``; inf for a draw without solution.
-        value: predictions, ``[draw, subject, observation]``; 1 where there is no solution.
+        value: predictions, ``[draw, subject, observation]``; 1 where there is no solution. Where the population has a
+            parameter of the residual error, the logarithms of its factor follow as further observations.
         slopes: their derivatives in the numbers `movers`, ``[mover, draw, subject, observation]``.
         bends: their second derivatives, ``[mover, mover, draw, subject, observation]``; None where they are not needed.
         movers: positions of these numbers in the vector of learned numbers.
@@ -112,7 +113,7 @@ class HeldDraws:
                 opposite = moved((k, 1), (m, -1)) + moved((k, -1), (m, 1))
                 bends[k, m] = bends[m, k] = (same - opposite) / (4 * _MOVE**2)
         numbers.set(at)
-        solved = torch.isfinite(torch.where(batch.target, value, 0.0)).all(-1).T
+        solved = torch.isfinite(torch.where(batch.target, value[..., : batch.target.shape[1]], 0.0)).all(-1).T
         log_q = torch.where(solved, log_q + log_volume, torch.inf)
         bends = None if bends is None else bends.nan_to_num(0.0)
         return replace(found, log_q=log_q, value=value.nan_to_num(1.0), slopes=slopes.nan_to_num(0.0), bends=bends)
@@ -149,7 +150,10 @@ class HeldDraws:
             value = value + torch.tensordot(by, self.slopes, dims=1)
             if self.bends is not None:
                 value = value + 0.5 * torch.tensordot(by, torch.tensordot(by, self.bends, dims=1), dims=1)
-        found: Tensor = numbers.model.error.log_likelihood(self.batch, value).sum(-1).T
+        width, factor = self.batch.target.shape[1], None
+        if numbers.model.has_factor:
+            value, factor = value[..., :width], value[..., width:].exp()
+        found: Tensor = numbers.model.error.log_likelihood(self.batch, value, factor).sum(-1).T
         return found.nan_to_num(-torch.inf, posinf=-torch.inf)
 
     def _density(self, numbers: LearnedNumbers, vector: Tensor) -> Tensor:
@@ -391,15 +395,19 @@ def _gradient(value: Tensor, numbers: LearnedNumbers, create_graph: bool = False
 
 
 def _predict(model: PopulationModel, unconstrained: Tensor, batch: CohortBatch) -> Tensor:
-    """Predictions of individual parameters, ``[draw, subject, observation]``, float64; NaN without a solution. The
-    dynamics are solved with the digits of their weights, where they have any."""
+    """Predictions of individual parameters, ``[draw, subject, observation]``, float64, and after them the logarithms of
+    the factor of the residual error, where there is one; NaN without a solution. The dynamics are solved with the
+    digits of their weights, where they have any."""
     z = model.population.z_of(unconstrained, batch.covariates[:, :1], batch.occasions[:, None])[0]
     draws, parts = z.shape[1], []
     digits = next((weight.dtype for weight in model.dynamics.parameters()), z.dtype)
     for rows in torch.split(torch.arange(len(batch), device=batch.device), max(1, _SOLVED_AT_ONCE // draws)):
         repeated = batch.select(rows).repeat(draws)
-        theta = model.theta(z[rows].flatten(0, 1), repeated).to(digits)
+        of_rows = z[rows].flatten(0, 1)
+        theta = model.theta(of_rows, repeated).to(digits)
         trajectory = model.dynamics.follow(theta, repeated.to(digits), None, model.engine)
         value = model.recorded(trajectory.states, trajectory.theta, repeated).to(z.dtype)
+        factor = model.factor(of_rows, repeated)
+        value = value if factor is None else torch.cat([value, factor.log()], dim=-1)
         parts.append(value.reshape(len(rows), draws, -1).transpose(0, 1))
     return torch.cat(parts, dim=1)

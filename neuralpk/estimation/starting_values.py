@@ -131,7 +131,7 @@ class _Pooled:
         latent = x.new_zeros((*x.shape[:-1], population.latent))
         individual = population.transform(torch.cat([x, latent], dim=-1))
         repeated = part.repeat(len(points))
-        ordered = self.model.with_covariates(individual.transpose(0, 1).flatten(0, 1), repeated)
+        ordered = self.model.of_dynamics(individual.transpose(0, 1).flatten(0, 1), repeated)
         trajectory = self.model.dynamics.follow(ordered, repeated, None, self.model.engine)
         value = self.model.recorded(trajectory.states, trajectory.theta, repeated)
         value = value.reshape(len(rows), len(points), -1).transpose(0, 1)

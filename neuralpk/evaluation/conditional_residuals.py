@@ -40,11 +40,13 @@ def conditional_residuals(model: PopulationModel, batch: CohortBatch, z: Tensor)
 def _residuals(model: PopulationModel, batch: CohortBatch, z: Tensor) -> Tensor:
     one = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
     steps = _DIFFERENCE * torch.cat([one.new_zeros((1, len(one))), one, -one])
-    value = model.predict((z[:, None] + steps).flatten(0, 1), batch.repeat(len(steps))).value
-    value = value.reshape(len(z), len(steps), -1).double()
+    prediction = model.predict((z[:, None] + steps).flatten(0, 1), batch.repeat(len(steps)))
+    value = prediction.value.reshape(len(z), len(steps), -1).double()
     predicted, ahead, behind = value[:, 0], value[:, 1 : 1 + len(one)], value[:, 1 + len(one) :]
     slope = ((ahead - behind) / (2 * _DIFFERENCE)).mT  # [subject, observation, latent]
     variance = 1 / model.error.information(predicted.to(z), batch.endpoint).double()
+    if prediction.factor is not None:
+        variance = variance * prediction.factor.reshape(value.shape)[:, 0].double().square()
     expected = predicted - (slope @ z.double()[..., None])[..., 0]
     counted = batch.observed & (batch.censored == 0) & torch.isfinite(variance) & torch.isfinite(slope).all(2)
     # what is left out has variance 1 and no covariance with the others

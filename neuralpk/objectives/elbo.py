@@ -47,7 +47,7 @@ class ELBO(Objective):
         z = q.mean + q.sd * step.normal(batch, q.mean.shape[1]) if step.training else q.mean
         prediction, scored, kept = predict_solvable(model, z, batch)
         return Loss(
-            -model.error.log_likelihood(scored, prediction.value).sum(),
+            -model.error.log_likelihood(scored, prediction.value, prediction.factor).sum(),
             scored.target.sum(),
             failures(batch, kept),
             kl=q.kl()[kept].sum(),

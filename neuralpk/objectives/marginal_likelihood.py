@@ -97,7 +97,7 @@ class MarginalLikelihood(Objective):
         draws = held.z.shape[1]
         repeated = batch.scored_on_all().repeat(draws)
         prediction, part, kept = predict_solvable(model, held.z.flatten(0, 1), repeated)
-        fit = -model.error.log_likelihood(part, prediction.value).sum() / draws
+        fit = -model.error.log_likelihood(part, prediction.value, prediction.factor).sum() / draws
         encoder_loss = None
         if encoder is not None:
             of_draws: Tensor = -q.log_density(held.z).mean(1).sum()

@@ -11,10 +11,11 @@ from neuralpk.parameters.covariates import (
 from neuralpk.parameters.distributions import LogitNormal, LogNormal, Normal, NoVariability, ParameterDistribution
 from neuralpk.parameters.effect_spelling import Effects, effect_of, plain_effect, power_or_factor
 from neuralpk.parameters.network_effect import NetworkEffect
-from neuralpk.parameters.population import PopulationParameters
+from neuralpk.parameters.population import RESIDUAL, PopulationParameters
 from neuralpk.parameters.reported_numbers import Coordinate
 
 __all__ = [
+    "RESIDUAL",
     "Coordinate",
     "CovariateEffect",
     "Effects",

@@ -25,6 +25,10 @@ from neuralpk.parameters.reported_numbers import Coordinate, Kind
 from neuralpk.part import Part
 from neuralpk.scaling import CovariateScale, Scaling
 
+RESIDUAL = "RUV"
+"""Parameter of the residual error (residual unexplained variability): the factor by which it differs between
+subjects."""
+
 _OMEGA = 0.3
 
 
@@ -41,6 +45,9 @@ class PopulationParameters(Part, nn.Module):
     also differ between the occasions k of a subject, by one z_k for each of them that comes after (z_m, z_n)::
 
         theta_k = h(h^-1(typical) + Σ effect(covariates) + eta + kappa_k)       kappa_k = kappa·z_k ~ N(0, kappa²)
+
+    RUV, a name in `omega`, `kappa`, `correlated`, `correlation` or `effects`, is a parameter of the residual error: a
+    factor of its standard deviation, typically 1, which varies only where omega or kappa name it.
 
     Args:
         typical: starting values by parameter, in its unit; those left out are taken from the dynamics.
@@ -107,6 +114,11 @@ class PopulationParameters(Part, nn.Module):
             for name, value in numbers.items():
                 if not 0 <= value < math.inf:
                     raise ValueError(f"{option}{name and '.'}{name} must be 0 or above, not {value}")
+        if RESIDUAL in (typical or {}) or RESIDUAL in (distributions or {}):
+            raise ValueError(
+                f"{RESIDUAL} is a factor of the residual error, typically 1 and log-normal: typical and distributions "
+                "do not name it; omega, kappa, correlated, correlation and effects may"
+            )
         for option, given in (("omega_prior_sd", omega_prior_sd), ("typical_prior_sd", typical_prior_sd)):
             for name, sd in given.items() if isinstance(given, Mapping) else [("", given)]:
                 if sd is not None and not 0 < sd < math.inf:
@@ -179,11 +191,18 @@ class PopulationParameters(Part, nn.Module):
         self._build_distribution(dict(guess) | self.typical_start, dtype)
         self._build_effects(dtype)
 
+    @property
+    def asks_for_residual(self) -> bool:
+        """Whether an option names the parameter `RESIDUAL`."""
+        options = (self.omega_start, self.kappa_start, self.correlated, self.asked_effects.value)
+        named = {name for one in options if isinstance(one, Mapping | list) for name in one}
+        return RESIDUAL in named.union(*self.correlation_start)
+
     def _omega(self) -> dict[str, float]:
         """Starting value of omega by parameter."""
-        if isinstance(self.omega_start, Mapping):
-            return dict.fromkeys(self.names, _OMEGA) | dict(self.omega_start)
-        return dict.fromkeys(self.names, self.omega_start)
+        start = self.omega_start
+        given, usual = (start, _OMEGA) if isinstance(start, Mapping) else ({}, start)
+        return {name: given.get(name, 0.0 if name == RESIDUAL else usual) for name in self.names}
 
     def _check_priors(self) -> None:
         """Refuse a prior around a starting value that was not given."""
@@ -275,7 +294,8 @@ class PopulationParameters(Part, nn.Module):
     def _build_effects(self, dtype: torch.dtype) -> None:
         asked, covariates = self.asked_effects.value, sorted(self.scaling.covariates)
         if asked == "all":
-            asked = {name: [ChosenEffect(covariate) for covariate in covariates] for name in self.names}
+            of_dynamics = [name for name in self.names if name != RESIDUAL]
+            asked = {name: [ChosenEffect(covariate) for covariate in covariates] for name in of_dynamics}
         self._refuse_unknown("effects", set(asked))
         self.effects = nn.ModuleDict()
         self._columns: dict[str, list[list[int]]] = {}
@@ -360,7 +380,7 @@ class PopulationParameters(Part, nn.Module):
         # given references and coefficients need no data: positive, so that every kind of effect can be built
         covariates = {name: CovariateScale((references or {}).get(name, 1.0), 1.0, True) for name in read}
         made = cls(
-            dict(typical),
+            {name: value for name, value in typical.items() if name != RESIDUAL},
             {name: omega.get(name, 0.0) for name in typical},
             learned=False,
             distributions=dict(distributions or {}),

@@ -1,6 +1,6 @@
 """Residual error: the distribution of an observed value around the prediction."""
 
-from neuralpk.residual_error.assay import Assay, censored_below_lloq, stated_error
+from neuralpk.residual_error.assay import Assay, censored_below_lloq, outputs_read, stated_error
 from neuralpk.residual_error.base import ErrorNumber, ResidualError
 from neuralpk.residual_error.by_endpoint import ErrorByEndpoint
 from neuralpk.residual_error.log_normal import LogNormalError
@@ -22,5 +22,6 @@ __all__ = [
     "StudentTError",
     "censored_below_lloq",
     "error_class",
+    "outputs_read",
     "stated_error",
 ]

@@ -59,6 +59,8 @@ def stated_error(assays: Sequence[Assay], given: ResidualError | None) -> Residu
     asked: Sequence[ResidualError | None] = [given] * len(stated)
     if isinstance(given, ErrorByEndpoint):
         asked = given.models
+        read = outputs_read(given, len(assays))
+        assays, stated = [assays[k] for k in read], [stated[k] for k in read]
         if len(asked) != len(stated):
             raise ValueError(f"error has {len(asked)} endpoints; the text of the model has {len(stated)} outputs")
     # one error for all is for the outputs of which nothing is stated
@@ -74,7 +76,25 @@ def stated_error(assays: Sequence[Assay], given: ResidualError | None) -> Residu
                 f"the text of the model states the error of {assay.output}, {assay.error}, and error is a "
                 f"{type(own).__name__}: leave error out, or remove '~ {assay.error}' from the text"
             )
-    return used[0] if len(used) == 1 else ErrorByEndpoint(used)
+    outputs = given.outputs if isinstance(given, ErrorByEndpoint) else ()
+    if len(used) == 1:
+        return used[0]
+    return ErrorByEndpoint(used, list(outputs)) if outputs else ErrorByEndpoint(used)
+
+
+def outputs_read(error: ResidualError, outputs: int) -> list[int]:
+    """Output of a model that each endpoint reads, from 0.
+
+    Args:
+        error: the residual error, which says it.
+        outputs: how many the model has.
+
+    Raises:
+        ValueError: an output that the model does not have.
+    """
+    if error.outputs and max(error.outputs) > outputs:
+        raise ValueError(f"outputs of the residual error are {list(error.outputs)}; the model has {outputs}")
+    return [k - 1 for k in error.outputs] or list(range(outputs))
 
 
 def censored_below_lloq(cohort: Cohort, assays: Sequence[Assay]) -> Cohort:

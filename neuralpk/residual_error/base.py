@@ -62,6 +62,7 @@ class ResidualError(Part, nn.Module, ABC):
     Attributes:
         names: of the parameters. All are positive; they are learned as logarithms.
         constants: names of further numbers of the constructor, which are not learned.
+        outputs: output of the model that each endpoint reads, from 1; empty where endpoint k reads output k.
         log_values: logarithms of the parameters by name, each ``[endpoint]``; made by `build`.
         smallest: a ten-thousandth of the typical value, ``[endpoint]``; 0 without data.
 
@@ -72,6 +73,7 @@ class ResidualError(Part, nn.Module, ABC):
 
     names: ClassVar[tuple[str, ...]] = ()
     constants: ClassVar[tuple[str, ...]] = ()
+    outputs: tuple[int, ...] = ()
     smallest: Tensor
 
     def __init__(
@@ -190,8 +192,12 @@ class ResidualError(Part, nn.Module, ABC):
             endpoint: of each prediction, from 0, ``[...]``.
         """
 
-    def log_likelihood(self, batch: CohortBatch, prediction: Tensor) -> Tensor:
+    def log_likelihood(self, batch: CohortBatch, prediction: Tensor, factor: Tensor | None = None) -> Tensor:
         """log p(value | prediction) of every record, ``[..., subject, observation]``; 0 where nothing is scored.
+
+        With a factor k the quantile residual of a record (`standardise`) is k times as large as under `distribution`:
+        its standard deviation is k. Of normal and log-normal errors this is k times the standard deviation of y or of
+        log y.
 
         A censored value contributes the probability of its interval (M3, Beal 2001): below the limit of
         quantification log P(y < LLOQ), between LIMIT and LLOQ log P(LIMIT < y < LLOQ).
@@ -199,30 +205,50 @@ class ResidualError(Part, nn.Module, ABC):
         Args:
             batch: the records; ``target`` says which are scored.
             prediction: ``[..., subject, observation]``.
+            factor: of the residual error, as `prediction`; None for 1.
         """
         scored, endpoint = batch.target, batch.endpoint.expand(prediction.shape)
         measured = scored & (batch.censored == 0)
         # what is not scored must not reach the logarithm of 0: its gradient would be 0·inf = NaN
         value = torch.where(measured, batch.value, prediction.detach().clamp(min=POSITIVE))
-        log_p = torch.where(measured, self.distribution(prediction, endpoint).log_prob(value), 0.0)
+        log_p = self.distribution(prediction, endpoint).log_prob(value)
+        if factor is not None:
+            z = self.standardise(value, prediction, endpoint)
+            log_p = log_p + 0.5 * (z.square() - (z / factor).square()) - factor.log()
+        log_p = torch.where(measured, log_p, 0.0)
         censored = (scored & (batch.censored != 0)).expand(prediction.shape)
         if bool(censored.any()):
             records = (batch.value, batch.limit, batch.censored)
             bound, limit, side = (record.expand(prediction.shape)[censored] for record in records)
-            found = self._log_interval(bound, limit, side, prediction[censored], endpoint[censored])
+            own = None if factor is None else factor[censored]
+            found = self._log_interval(bound, limit, side, prediction[censored], endpoint[censored], own)
             log_p = log_p.index_put((censored,), found)
         return log_p
 
-    def _log_interval(self, bound: Tensor, limit: Tensor, side: Tensor, prediction: Tensor, endpoint: Tensor) -> Tensor:
+    def _log_interval(
+        self,
+        bound: Tensor,
+        limit: Tensor,
+        side: Tensor,
+        prediction: Tensor,
+        endpoint: Tensor,
+        factor: Tensor | None,
+    ) -> Tensor:
         """Logarithm of the probability of censored values, ``[record]``: below `bound` where `side` is 1, above it
         where it is −1, and if there is a `limit` not beyond that."""
-        log_lower, log_upper = self.log_tails(bound, prediction, endpoint)
+
+        def tails(value: Tensor) -> tuple[Tensor, Tensor]:
+            if factor is None:
+                return self.log_tails(value, prediction, endpoint)
+            return normal_tails(self.standardise(value, prediction, endpoint) / factor)
+
+        log_lower, log_upper = tails(bound)
         one_sided = torch.where(side > 0, log_lower, log_upper)
         with_limit = torch.isfinite(limit) & (limit != bound)
         if not bool(with_limit.any()):
             return one_sided
         limit = torch.where(with_limit, limit, bound)
-        other_lower, other_upper = self.log_tails(limit, prediction, endpoint)
+        other_lower, other_upper = tails(limit)
         wider_lower, narrower_lower = torch.maximum(log_lower, other_lower), torch.minimum(log_lower, other_lower)
         wider_upper, narrower_upper = torch.maximum(log_upper, other_upper), torch.minimum(log_upper, other_upper)
         # a difference of the tails on that side of the prediction on which they are small
@@ -323,3 +349,8 @@ class ResidualError(Part, nn.Module, ABC):
         if parts:
             out = out.index_copy(-1, rows, torch.cat(parts, dim=-1))
         return out.reshape(*lead, *shape)
+
+
+def normal_tails(z: Tensor) -> tuple[Tensor, Tensor]:
+    """log Phi(z) and log Phi(−z)."""
+    return torch.special.log_ndtr(z), torch.special.log_ndtr(-z)

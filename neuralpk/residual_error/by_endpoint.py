@@ -19,19 +19,24 @@ class ErrorByEndpoint(ResidualError):
 
         ErrorByEndpoint([ProportionalError(b=0.2), AdditiveError()])
 
-    The parameters are reported with the number of their endpoint: b1, a2.
+    The parameters are reported with the number of their endpoint: b1, a2. Several assays of one output are endpoints
+    that read the same output::
+
+        ErrorByEndpoint([ProportionalError(), AdditiveError()], outputs=[1, 1])
 
     Args:
         errors: one error model by endpoint, each an object of its own.
+        outputs: output of the model that each endpoint reads, from 1; by default endpoint k reads output k.
 
     Attributes:
         errors: the error models.
 
     Raises:
-        ValueError: no error model; one that is itself by endpoint; the same object twice.
+        ValueError: no error model; one that is itself by endpoint; the same object twice; outputs that are not one by
+            endpoint, from 1.
     """
 
-    def __init__(self, errors: list[ResidualError]) -> None:
+    def __init__(self, errors: list[ResidualError], outputs: list[int] | None = None) -> None:
         super().__init__()
         kinds = [type(error) for error in errors]
         if not errors or not all(issubclass(kind, ResidualError) for kind in kinds) or ErrorByEndpoint in kinds:
@@ -41,6 +46,12 @@ class ErrorByEndpoint(ResidualError):
             )
         if len({id(error) for error in errors}) < len(errors):
             raise ValueError("errors holds one object twice, which would share its parameters: make one by endpoint")
+        if outputs is not None and (len(outputs) != len(errors) or min(outputs) < 1):
+            raise ValueError(
+                f"outputs holds the output of the model, from 1, that each of the {len(errors)} endpoints reads, as in "
+                f"{[1] * len(errors)} for assays of one output; got {outputs}"
+            )
+        self.outputs = tuple(outputs or ())
         self.errors = nn.ModuleList(errors)
 
     @property

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, LogNormal
 
-from neuralpk.residual_error.base import POSITIVE, ResidualError
-from neuralpk.residual_error.normal import normal_tails
+from neuralpk.residual_error.base import POSITIVE, ResidualError, normal_tails
 
 
 class LogNormalError(ResidualError):

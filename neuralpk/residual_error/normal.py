@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
-from neuralpk.residual_error.base import ResidualError
+from neuralpk.residual_error.base import ResidualError, normal_tails
 
 
 class NormalError(ResidualError, ABC):
@@ -101,8 +101,3 @@ class CombinedError(NormalError):
 
     def sd(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
         return torch.sqrt(self.by_endpoint("a", endpoint) ** 2 + (self.by_endpoint("b", endpoint) * prediction) ** 2)
-
-
-def normal_tails(z: Tensor) -> tuple[Tensor, Tensor]:
-    """log Phi(z) and log Phi(−z)."""
-    return torch.special.log_ndtr(z), torch.special.log_ndtr(-z)

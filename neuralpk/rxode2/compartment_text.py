@@ -48,4 +48,7 @@ def compartment_text(model: CompartmentModel, typical: Mapping[str, float]) -> s
         lines.append(f"lag({model.lag_compartment}) = LAG")
     if model.bioavailability_compartment is not None:
         lines.append(f"F({model.bioavailability_compartment}) = F1")
+    names = names_in_text(model)
+    lines += [f"rate({state}) = {names['R']}" for state in model.with_rate]
+    lines += [f"duration({state}) = {names['D']}" for state in model.with_duration]
     return "\n".join([*lines, "C = central/V1", "outputs: C"]) + "\n"

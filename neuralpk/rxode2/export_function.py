@@ -189,7 +189,7 @@ class _Function:
 
     def _equations(self) -> None:
         text, names = self.text_of, self.names
-        every = (text.slopes, text.variables, text.initial, text.lags, text.fractions)
+        every = (text.slopes, text.variables, text.initial, text.lags, text.fractions, text.rates, text.durations)
         if any(token.text == TIME for given in every for one in given.values() for token in one.names()):
             self.lines.append(f"# {TIME} counts from the first record of a subject")
         for variable, expression in text.variables.items():
@@ -199,6 +199,8 @@ class _Function:
             ("{}(0)", text.initial),
             ("alag({})", text.lags),
             ("f({})", text.fractions),
+            ("rate({})", text.rates),
+            ("dur({})", text.durations),
         ):
             for state, expression in given.items():
                 self.lines.append(f"{form.format(names[state])} <- {r_text(expression, names)}")

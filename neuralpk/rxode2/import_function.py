@@ -15,7 +15,16 @@ from neuralpk.rxode2.error_lines import ErrorLine, read_error_line
 from neuralpk.rxode2.expression_text import equation_text
 from neuralpk.rxode2.individual_parameters import IndividualParameter, individual_parameters
 from neuralpk.rxode2.initial_values import InitialValues, read_initial_values
-from neuralpk.rxode2.model_block import FRACTION, INITIAL, LAG, SLOPE, ModelBlock, read_model_block
+from neuralpk.rxode2.model_block import (
+    DURATION,
+    FRACTION,
+    INITIAL,
+    LAG,
+    RATE,
+    SLOPE,
+    ModelBlock,
+    read_model_block,
+)
 from neuralpk.rxode2.model_function import ModelFunction, read_model_function
 from neuralpk.rxode2.rxode_model import RxodeModel
 
@@ -182,6 +191,7 @@ class _Translation:
         for key, expression in self.variables.items():
             lines.append(f"{self.names[key]} = {equation_text(expression, self.names)}")
         forms = {SLOPE: "{}'", INITIAL: "{}(0)", LAG: "lag({})", FRACTION: "F({})"}
+        forms |= {RATE: "rate({})", DURATION: "duration({})"}
         for kind, form in forms.items():
             for state in self.block.states:
                 if state in self.block.of_states[kind]:

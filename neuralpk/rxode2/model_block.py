@@ -16,7 +16,7 @@ from neuralpk.rxode2.initial_values import CONSTANTS, constant
 from neuralpk.rxode2.linear_compartments import STATES, LinearCompartments, linear_compartments
 from neuralpk.rxode2.r_syntax import number_text, refusal
 
-SLOPE, INITIAL, LAG, FRACTION = "d/dt", "initial", "lag", "F"
+SLOPE, INITIAL, LAG, FRACTION, RATE, DURATION = "d/dt", "initial", "lag", "F", "rate", "duration"
 EXPIT = "expit"  # lo + (hi − lo)/(1 + exp(−x)); written out in the equations
 _SAME = {"exp", "log", "log10", "log1p", "expm1", "sqrt", "abs", "tanh", "sin", "cos"}
 _OTHER_NAMES = {"ln": "log", "fabs": "abs", "pow": "pow", "R_pow": "pow", "ifelse": "where"}
@@ -139,7 +139,7 @@ class _Statements:
         model.states = (*self.cmt, *(state for state in states if state not in self.cmt))
         if not states:
             raise self.block.token.error("a model needs differential equations, d/dt(STATE), or linCmt()")
-        for kind in (SLOPE, INITIAL, LAG, FRACTION):
+        for kind in (SLOPE, INITIAL, LAG, FRACTION, RATE, DURATION):
             model.of_states[kind] = {}
         for target, key in self.now.items():
             kind, _, state = target.partition(" ")
@@ -221,12 +221,7 @@ class _Statements:
 
     def _assign_to_state(self, left: Expression, right: Expression) -> None:
         token = left.token
-        kinds = {"f": FRACTION, "F": FRACTION, "lag": LAG, "alag": LAG}
-        if token.text in ("rate", "dur"):
-            what = "rate" if token.text == "rate" else "duration"
-            raise refusal(
-                token, f"{token.text}(): a {what} that the model computes", "is not supported (RATE -1 and -2)"
-            )
+        kinds = {"f": FRACTION, "F": FRACTION, "lag": LAG, "alag": LAG, "rate": RATE, "dur": DURATION}
         if token.text in kinds and len(left.arguments) == 1 and left.arguments[0].operation == "name":
             state = left.arguments[0].token
             self._define(f"{kinds[token.text]} {state.text}", state, right)

@@ -69,6 +69,11 @@ class RxodeModel:
                 f"a function of rxode2 is written without variability between occasions: kappa of "
                 f"{', '.join(population.kappa)} has no place in it. Remove kappa and occasions from the population"
             )
+        if population.has_factor or population.outputs:
+            raise ValueError(
+                "a function of rxode2 is written without a residual error that differs between subjects (RUV) and "
+                "without several assays of one output (outputs). Remove them from the population"
+            )
         dynamics = equations(population.dynamics)
         names = {name: name for name in dynamics.parameter_names if name not in dynamics.covariates}
         if isinstance(dynamics, CompartmentModel):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from neuralpk.cohort_batch import CohortBatch
-from neuralpk.dynamics import Dynamics, StochasticDynamics
+from neuralpk.dynamics import Dynamics, StochasticDynamics, check_doses
 from neuralpk.part import Part
 from neuralpk.solve import adaptive_integrator, exact, stochastic_paths, torchdiffeq_steps
 from neuralpk.solve.event_nodes import Mesh, build_mesh, dose_inputs, join_inputs
@@ -383,6 +383,7 @@ def check_inputs(dynamics: Dynamics, y0: Tensor, theta: Tensor, batch: CohortBat
             f"subject {_first_ids(batch, outside)}: a dose into a compartment beyond the {len(dynamics.states)} of "
             f"this model, {', '.join(dynamics.states)} (CMT 1 to {len(dynamics.states)})"
         )
+    check_doses(dynamics, doses)
     if not dynamics.autonomous and bool(doses.at_steady_state.any()):
         raise ValueError(f"{type(dynamics).__name__} changes with time and has no steady state; write the doses out")
     early = (times < batch.start[:, None]).any(1)
@@ -450,6 +451,7 @@ def _mesh(
     """Doses with their lag and bioavailability, steady states filled in, sorted into the events of every subject."""
     steady_state = bool((batch.doses.steady_state > 0).any())
     of_theta = any(f(theta) is not None for f in (dynamics.lag, dynamics.bioavailability, dynamics.dose_unit))
+    of_theta = of_theta or bool((batch.doses.rate < 0).any())
     if not (steady_state or of_theta):
         return _kept_mesh(dynamics, theta, batch, times, rows, stop)
     inputs = dose_inputs(dynamics, theta, batch)

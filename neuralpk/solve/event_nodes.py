@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from neuralpk.cohort import MODELLED_DURATION, MODELLED_RATE
 from neuralpk.cohort_batch import CohortBatch
 from neuralpk.dynamics import Dynamics
 from neuralpk.solve.compiled import event_order as compiled
@@ -101,17 +102,26 @@ def dose_inputs(dynamics: Dynamics, theta: Tensor, batch: CohortBatch) -> Inputs
     """The doses of a batch as they act: lag delays them, bioavailability scales them.
 
     For an infusion with a RATE, bioavailability F changes the duration, F·AMT/RATE; for one with a duration, the rate.
+    This holds too where the rate or the duration is a parameter of the model.
     """
     at_dose = batch.theta_at(theta, batch.doses.time, batch.doses.row)
     compartment = batch.doses.compartment
     lag = _of_compartment(dynamics.lag(at_dose), compartment, 0.0)
     amount = batch.doses.amount * _of_compartment(dynamics.bioavailability(at_dose), compartment, 1.0)
-    with_rate, with_duration = batch.doses.rate > 0, batch.doses.duration > 0
+    stated_rate, stated_duration = batch.doses.rate.clamp(min=0.0), batch.doses.duration
+    for code, of_states in ((MODELLED_RATE, dynamics.infusion_rate), (MODELLED_DURATION, dynamics.infusion_duration)):
+        modelled = batch.doses.rate == code
+        values = of_states(at_dose) if bool(modelled.any()) else None
+        if values is not None and code == MODELLED_RATE:
+            stated_rate = torch.where(modelled, _of_compartment(values, compartment, 0.0), stated_rate)
+        elif values is not None:
+            stated_duration = torch.where(modelled, _of_compartment(values, compartment, 0.0), stated_duration)
+    with_rate, with_duration = stated_rate > 0, stated_duration > 0
     infused = with_rate | with_duration
     # the inner where keeps a division by zero out of the gradient of the branch that is not taken
-    duration = torch.where(with_rate, amount / torch.where(with_rate, batch.doses.rate, 1.0), batch.doses.duration)
-    by_duration = amount / torch.where(with_duration, batch.doses.duration, 1.0)
-    rate = torch.where(with_rate, batch.doses.rate, torch.where(with_duration, by_duration, 0.0))
+    duration = torch.where(with_rate, amount / torch.where(with_rate, stated_rate, 1.0), stated_duration)
+    by_duration = amount / torch.where(with_duration, stated_duration, 1.0)
+    rate = torch.where(with_rate, stated_rate, torch.where(with_duration, by_duration, 0.0))
     start = batch.doses.time + lag
     unit = _of_compartment(dynamics.dose_unit(at_dose), compartment, 1.0)
     return Inputs(

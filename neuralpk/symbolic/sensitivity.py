@@ -138,6 +138,8 @@ def predict_with_slopes(
             f"{type(dynamics).__name__} has a lag or bioavailability, for which slopes are not computed: choose a "
             "model without"
         )
+    if bool((batch.doses.rate < 0).any()):
+        raise ValueError("infusions with RATE -1 or -2 end at times that depend on parameters: give their RATE or DUR")
     outside = ((batch.doses.compartment >= len(dynamics.states)) & batch.doses.mask).any(1)
     if bool(outside.any()):
         names = [batch.ids[k] for k in outside.nonzero().flatten().tolist()[:5]]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from neuralpk.cohort import MOST_ADDITIONAL, MOST_OVERLAPPING
+from neuralpk.cohort import MODELLED_DURATION, MODELLED_RATE, MOST_ADDITIONAL, MOST_OVERLAPPING
 from neuralpk.tables.cells import MAX_CELL, cell_text, number_fault
 from neuralpk.tables.classic_events import is_classic, with_plain_events
 from neuralpk.tables.clock_restarts import with_one_clock
@@ -107,8 +107,9 @@ def _record_faults(records: Records) -> Iterator[Fault]:
     yield "NPK-D22", "AMT", dose & (amount <= 0) & ~constant & ~unknown & ~records.placebo
     yield "NPK-D23", "AMT", dose & unknown
     yield "NPK-D24", "AMT", ~dose & (amount != 0)
-    yield "NPK-D25", "RATE", dose & np.isin(rate, (-1, -2))
-    yield "NPK-D30", "RATE", dose & (rate < 0) & ~np.isin(rate, (-1, -2))
+    modelled = np.isin(rate, (MODELLED_RATE, MODELLED_DURATION))
+    yield "NPK-D25", "RATE", dose & modelled & (duration > 0)
+    yield "NPK-D30", "RATE", dose & (rate < 0) & ~modelled
     yield "NPK-D30", "DUR", dose & (duration < 0)
     yield "NPK-D30", "II", dose & (interval < 0)
     both = dose & (rate > 0) & (duration > 0)

@@ -49,7 +49,8 @@ RULES: dict[str, str] = {
     " constant infusion at steady state (SS 1, II 0). Give the amount, or EVID 2.",
     "NPK-D23": "A dose has an AMT. Give the amount, or EVID 2.",
     "NPK-D24": "AMT is 0 or missing on records that are no dose. Give EVID 1 or 4, or remove the amount.",
-    "NPK-D25": "RATE -1 and -2 (a rate or duration that the model estimates) are not supported. Give RATE or DUR.",
+    "NPK-D25": "RATE -1 and -2 (the rate, or the duration, of the infusion is a parameter of the model) have no DUR."
+    " Remove DUR, or give a RATE.",
     "NPK-D26": "Where RATE and DUR are both given, DUR = AMT / RATE. Remove one of them.",
     "NPK-D27": "Additional doses (ADDL above 0) need an interval II above 0. Give II, or ADDL 0.",
     "NPK-D28": "Steady state (SS 1 or 2) needs an interval II above 0, or SS 1 with AMT 0, RATE above 0 and II 0."
