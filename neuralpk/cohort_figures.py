@@ -19,6 +19,7 @@ from neuralpk.diagnostics.metrics import auc_relative_error, interpolate, line_r
 from neuralpk.diagnostics.parameter_plots import eta_figure
 from neuralpk.diagnostics.plots import Panel, goodness_of_fit, individual_panels, phase_plane
 from neuralpk.diagnostics.population_plots import npde_figure, vpc_figure
+from neuralpk.diagnostics.record_bins import bin_edges, bins_over_time
 from neuralpk.diagnostics.simulation_checks import correction, npde, prediction_corrected, vpc, vpc_bins
 from neuralpk.diagnostics.style import with_unit
 from neuralpk.diagnostics.term_plots import (
@@ -129,6 +130,7 @@ class SimulatedStudy(NamedTuple):
         npde: see `neuralpk.diagnostics.simulation_checks.npde`.
         below: which are below the limit.
         limits: of quantification; minus infinity for none.
+        edges: of the bins of time, in which troughs and peaks stay apart, ``[bin + 1]``.
     """
 
     time: FloatArray
@@ -138,6 +140,7 @@ class SimulatedStudy(NamedTuple):
     npde: FloatArray
     below: BoolArray
     limits: FloatArray
+    edges: FloatArray
 
 
 def simulate_study(task: LatentTask, cohort: Cohort) -> dict[int, SimulatedStudy]:
@@ -149,7 +152,9 @@ def simulate_study(task: LatentTask, cohort: Cohort) -> dict[int, SimulatedStudy
     censored = np.concatenate([subject.censored[subject.observed] for subject in cohort])
     every_limit = quantification_limits(cohort)
     kept = (censored >= 0) & (table["PRED"] > 0).to_numpy()
-    simulated = record_predictions.replicates(task.model, evaluation_batch(task.model, cohort), _STUDIES, task.seed)
+    batch = evaluation_batch(task.model, cohort)
+    doses = record_predictions.doses_before(batch)[batch.observed].cpu().numpy()
+    simulated = record_predictions.replicates(task.model, batch, _STUDIES, task.seed)
     studies = {}
     for endpoint in sorted(table["DVID"].unique()):
         of = (table["DVID"] == endpoint).to_numpy() & kept
@@ -161,16 +166,17 @@ def simulate_study(task: LatentTask, cohort: Cohort) -> dict[int, SimulatedStudy
             uniform = randomness.uniform(task.seed, stream, torch.arange(1 + len(values)), len(observed)).numpy()
             observed, drawn = imputed(observed, values, below, limits, uniform)
         errors = npde(observed, drawn, subject)
-        studies[int(endpoint)] = SimulatedStudy(time, observed, pred, values, errors, below, limits)
+        edges = bin_edges(time, bins_over_time(time, table["TAD"].to_numpy()[of], doses[of]))
+        edges = vpc_bins(time) if edges is None else edges
+        studies[int(endpoint)] = SimulatedStudy(time, observed, pred, values, errors, below, limits, edges)
     return studies
 
 
 def population_figures(task: LatentTask, cohort: Cohort, studies: Mapping[int, SimulatedStudy]) -> dict[str, Figure]:
     """Checks of the population against simulated studies: prediction-corrected VPC, npde, random effects."""
     figures = {}
-    for endpoint, (time, dv, pred, simulated, errors, below, limits) in studies.items():
+    for endpoint, (time, dv, pred, simulated, errors, below, limits, bins) in studies.items():
         name = f" {endpoint}" if len(studies) > 1 else ""
-        bins = vpc_bins(time)
         # doses differ between subjects: only relative to what is predicted for them are their values of one kind
         observed, corrected = prediction_corrected(time, dv, simulated, pred, bins)
         scaled = limits * correction(time, pred, bins)

@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 
 from neuralpk import Cohort, Dose, Evaluation, FittedModel, Subject, datasets, evaluate
 from neuralpk.cohort_simulation import Design, Population, simulate_cohort
+from neuralpk.diagnostics.record_bins import bin_edges, bins_along, bins_over_time
 from neuralpk.dynamics import structure
 from neuralpk.encoders import SetEncoder
 from neuralpk.evaluation import FIGURES, Comparison
 from neuralpk.evaluation.checks import Check, judge, npde_checks
 from neuralpk.evaluation.predictive_check import check_frame, corrected, outside
-from neuralpk.evaluation.record_bins import bins_along, bins_over_time
 from neuralpk.evaluation.simulated_study import prediction_errors
 from neuralpk.objectives import ELBO, SquaredError
 from neuralpk.published_population import PublishedPopulation
@@ -213,6 +213,9 @@ def test_bins_keep_nominal_times_together_and_troughs_apart_from_peaks() -> None
     assert {*map(bool, np.bincount(bins))} == {True} and bins.max() >= 3
     for k in range(bins.max() + 1):
         assert np.ptp(since[bins == k]) < 1.0, "a trough and a peak in one bin"
+    edges = bin_edges(time, bins)
+    assert edges is not None and (np.searchsorted(edges[1:-1], time) == bins).all()
+    assert bin_edges(np.array([1.0, 3.0, 2.0, 4.0]), np.array([0, 0, 1, 1])) is None
 
 
 def test_percentiles_and_their_bands() -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from neuralpk.cohort import FloatArray
-from neuralpk.evaluation.record_bins import IntArray
+from neuralpk.diagnostics.record_bins import IntArray
 
 LEVEL = 0.05
 """Probability that a right model fails any of the checks."""

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from neuralpk.atomic_files import replacing
 from neuralpk.cohort import Units
+from neuralpk.diagnostics.record_bins import bins_along, bins_over_time
 from neuralpk.evaluation import evaluation_figures as drawn
 from neuralpk.evaluation.checks import LEVEL
 from neuralpk.evaluation.predictive_check import check_frame, corrected
-from neuralpk.evaluation.record_bins import bins_along, bins_over_time
 from neuralpk.evaluation.simulated_study import IntArray, SimulatedStudy
 
 _PANELS = 15

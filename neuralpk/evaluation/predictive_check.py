@@ -10,7 +10,7 @@ import pandas as pd
 
 from neuralpk.cohort import FloatArray
 from neuralpk.diagnostics.below_quantification import BoolArray
-from neuralpk.evaluation.record_bins import IntArray
+from neuralpk.diagnostics.record_bins import IntArray
 
 PERCENTILES = (5, 50, 95)
 _BAND = (0.05, 0.5, 0.95)
