@@ -162,6 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("size", "power", "time"))
     parser.add_argument("--studies", type=int, default=50, help="of each kind")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first study")
     parser.add_argument("--simulations", type=int, default=500)
     parser.add_argument("--kinds", nargs="*", help="some of the kinds")
     options = parser.parse_args()
@@ -177,7 +178,7 @@ def main() -> None:
     for kind in options.kinds or (("oral", "repeated") if options.what == "size" else tuple(ELIMINATION)):
         if options.what == "size":
             rows = []
-            for seed in range(options.studies):
+            for seed in range(options.first, options.first + options.studies):
                 found, inside = size(kind, seed, options.simulations)
                 rows.append((found.npde_p < 0.05, not found.verdict["adequate"], inside))
             rejected, flagged, inside = np.mean(rows, axis=0)
@@ -187,7 +188,7 @@ def main() -> None:
             print(f"  percentiles within their bands {100 * inside:.1f} %", flush=True)
         elif options.what == "power":
             seen: dict[str, list[bool]] = {"right": [], "wrong": []}
-            for seed in range(options.studies):
+            for seed in range(options.first, options.first + options.studies):
                 for name, found in power(kind, seed, options.simulations).items():
                     seen[name].append(not found.verdict["adequate"])
                     print(f"  {kind} {seed} {name}: {found.sentence}", flush=True)

@@ -156,6 +156,12 @@ def test_cwres_of_a_linear_model_are_those_of_its_closed_form() -> None:
     expected = (values - design @ [10.0, 0.5]) @ root
     for name in ("CWRES", "WRES"):
         np.testing.assert_allclose(found[name], expected.ravel(), atol=2e-3)
+    # in other units, and with a patient who has fewer records, they are the same
+    small = plain | {"typical": {"A": 1e-8, "S": 5e-10}, "omega": {"A": 2e-9, "S": 2e-10}, "error_sd": {"a": 7e-10}}
+    people = [Subject(str(k), times, own * 1e-9) for k, own in enumerate(values)]
+    people.append(Subject("few", times[:2], values[0, :2] * 1e-9))
+    found = evaluate(published(small), Cohort(tuple(people)), simulations=100, draws=0).records
+    np.testing.assert_allclose(found.loc[found["ID"] != "few", "CWRES"], expected.ravel(), atol=2e-3)
 
 
 def test_the_rule_fails_a_right_model_at_its_level() -> None:

@@ -49,9 +49,10 @@ def _residuals(model: PopulationModel, batch: CohortBatch, z: Tensor) -> Tensor:
         variance = variance * prediction.factor.reshape(value.shape)[:, 0].double().square()
     expected = predicted - (slope @ z.double()[..., None])[..., 0]
     counted = batch.observed & (batch.censored == 0) & torch.isfinite(variance) & torch.isfinite(slope).all(2)
-    # what is left out has variance 1 and no covariance with the others
+    # what is left out has no covariance with the others, and a variance of their size
     slope = torch.where(counted[..., None], slope, 0.0)
-    covariance = slope @ slope.mT + torch.diag_embed(torch.where(counted, variance, 1.0))
+    usual = (torch.where(counted, variance, 0.0).sum(1) / counted.sum(1)).nan_to_num(1.0)[:, None]
+    covariance = slope @ slope.mT + torch.diag_embed(torch.where(counted, variance, usual))
     residual = torch.where(counted, batch.value.double() - expected, 0.0)
     # unit variances would change the root; one factor for a whole patient does not, and keeps its numbers near 1
     scale = covariance.diagonal(dim1=1, dim2=2).mean(1).sqrt()[:, None]
