@@ -135,7 +135,7 @@ def write_report(
         check = dataclasses.replace(check, notes=_without_ids(check.notes))
     page = {
         **_head(title, saved, evaluation, cohort, anonymise),
-        "remarks": [*evaluation.remarks, *_said(caught)],
+        "remarks": [_sentence(remark) for remark in (*evaluation.remarks, *_said(caught))],
         "data": data_section(check, data),
         "model": _model(saved, cohort, anonymise),
         "population": _population(saved, evaluation, anonymise, data),
@@ -243,6 +243,11 @@ def _without_ids(notes: Sequence[str]) -> list[str]:
     return [re.sub(r"""(ignore )('[^']*'|"[^"]*")""", r"\1…", note) for note in kept]
 
 
+def _sentence(text: str) -> str:
+    """A sentence with a capital letter and a full stop."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
 def _said(caught: Sequence[warnings.WarningMessage]) -> list[str]:
     """What was warned of by this package, each once."""
     ours = [str(one.message) for one in caught if one.category is UserWarning]
@@ -280,7 +285,7 @@ def _head(title: str, saved: SavedModel, evaluation: Evaluation, cohort: Cohort,
     return {
         "title": title or "Population model",
         "subtitle": _description(saved, anonymise),
-        "verdict": {"state": state, "sentence": evaluation.sentence, "lines": lines, "rule": verdict["rule"]},
+        "verdict": {"state": state, "sentence": evaluation.sentence, "lines": lines, "rule": _sentence(verdict["rule"])},
         "facts": facts,
         "checks": checks,
     }
@@ -295,7 +300,7 @@ def _description(saved: SavedModel, anonymise: bool) -> str:
     """What the model is."""
     if isinstance(saved, SavedTask):
         return f"{saved.description}."
-    return "The model is a published population." if anonymise else f"{saved.description}."
+    return "The model is a published population." if anonymise else f"The model is the population of {saved.path.name}."
 
 
 def _status(saved: SavedModel, anonymise: bool) -> str:
