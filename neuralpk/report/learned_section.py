@@ -17,10 +17,12 @@ from neuralpk.diagnostics.style import BLUE, GREY, legend_on_top, new_figure, se
 from neuralpk.diagnostics.term_plots import LearnedEffect, LearnedTerm, learned_effects_figure, learned_term_figure
 from neuralpk.dynamics import Decoder, Equations
 from neuralpk.dynamics.expression import Expression
+from neuralpk.dynamics.model_text import read_model
 from neuralpk.dynamics.wrapper import Wrapper
 from neuralpk.individual_estimates import evaluation_batch
 from neuralpk.report import mathml
 from neuralpk.report.tables_and_figures import ReportFigure, digits, svg
+from neuralpk.symbolic.term_formulas import find_formulas
 from neuralpk.task import LatentTask
 
 
@@ -58,14 +60,16 @@ def learned_section(
             f"there is no network {', '.join(sorted(unknown))}; the model has {', '.join(named) or 'none'}"
         )
     for name in named:
-        figure = _term(learned_term(task, name, cohort), data) if _has_one_input(task, name) else None
-        if figure is None:
-            found.lines.append(f"The network in {name} has several inputs; it is not drawn.")
-        else:
-            found.figures.append(figure)
         if name in formulas:
-            drawn = mathml.draw(formulas[name], {})
-            found.formulas.append((name, mathml.equation(mathml.applied("N", mathml.name(name)), drawn)))
+            right = mathml.draw(formulas[name], {})
+            found.formulas.append((name, mathml.equation(mathml.applied("N", mathml.name(name)), right)))
+        if not _has_one_input(task, name):
+            found.lines.append(f"The network in {name} has several inputs; it is not drawn.")
+            continue
+        learned = learned_term(task, name, cohort)
+        found.figures.append(_term(learned, data))
+        if name not in formulas:
+            _find_formula(dynamics, learned, found)
     effects = learned_effects(task, cohort)
     if effects:
         found.figures.append(_effects(effects, data))
@@ -87,6 +91,22 @@ def _has_one_input(task: LatentTask, name: str) -> bool:
     dynamics = task.model.dynamics
     assert isinstance(dynamics, Equations)
     return any(term.name == name and len(term.size) == 1 for term in dynamics.terms())
+
+
+def _find_formula(dynamics: Decoder, learned: LearnedTerm, found: LearnedSection) -> None:
+    """Say which formula follows a network best (`neuralpk.symbolic.term_formulas.find_formulas`)."""
+    assert isinstance(dynamics, Equations)
+    try:
+        best = find_formulas(dynamics, learned.name, learned.x, learned.output, learned.low, learned.high)[0]
+    except ValueError as error:  # such as a network that is constant
+        found.lines.append(f"No formula for the network in {learned.name}: {error}.")
+        return
+    text = read_model(best.equations.text)
+    sides = {mathml.name(name): right for name, right in text.variables.items() if name == learned.name}
+    sides |= {mathml.slope(name): right for name, right in text.slopes.items() if name == learned.name}
+    for left, right in sides.items():
+        found.formulas.append((learned.name, mathml.equation(left, mathml.draw(right, {}))))
+    found.lines.append(f"A formula that follows the network in {learned.name}: {best}.")
 
 
 def _term(learned: LearnedTerm, data: dict[str, pd.DataFrame]) -> ReportFigure:

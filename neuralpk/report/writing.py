@@ -285,7 +285,12 @@ def _head(title: str, saved: SavedModel, evaluation: Evaluation, cohort: Cohort,
     return {
         "title": title or "Population model",
         "subtitle": _description(saved, anonymise),
-        "verdict": {"state": state, "sentence": evaluation.sentence, "lines": lines, "rule": _sentence(verdict["rule"])},
+        "verdict": {
+            "state": state,
+            "sentence": evaluation.sentence,
+            "lines": lines,
+            "rule": _sentence(verdict["rule"]),
+        },
         "facts": facts,
         "checks": checks,
     }
