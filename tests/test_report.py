@@ -34,7 +34,7 @@ from neuralpk.report.individual_plots import individual_plot
 from neuralpk.report.learned_section import learned_section
 from neuralpk.report.population_equations import error_equations, population_equations
 from neuralpk.report.tables_and_figures import digits, svg
-from neuralpk.residual_error import CombinedError
+from neuralpk.residual_error import CombinedError, ProportionalError
 from neuralpk.saved_model import SavedTask
 from neuralpk.scaling import CovariateScale, Scaling
 from neuralpk.solve import TorchDiffEq
@@ -231,6 +231,8 @@ def test_other_distributions_and_effects() -> None:
     assert said[1] == "E0=−1" and said[2] == "η∼N(0,0.04)" and "2 latent dimensions" in block.note
     (error,) = error_equations(CombinedError.from_values(a=0.1, b=0.2), ["C"]).formulas
     assert "".join(ElementTree.fromstring(error).itertext()) == "y=f+0.12+(0.2f)2ε"
+    (error,) = error_equations(ProportionalError.from_values(b=0.2), ["C"], "RUV").formulas
+    assert "".join(ElementTree.fromstring(error).itertext()) == "y=f·(1+0.2RUVε)"
 
 
 # ---- figures

@@ -88,6 +88,8 @@ def _of_text(title: str, sentence: str, text: ModelText, symbols: dict[str, Mark
     formulas += [equation(starts[state], mathml.draw(s, symbols)) for state, s in text.initial.items()]
     formulas += [equation(applied("lag", symbol(s)), mathml.draw(e, symbols)) for s, e in text.lags.items()]
     formulas += [equation(applied("F", symbol(s)), mathml.draw(e, symbols)) for s, e in text.fractions.items()]
+    formulas += [equation(applied("rate", symbol(s)), mathml.draw(e, symbols)) for s, e in text.rates.items()]
+    formulas += [equation(applied("duration", symbol(s)), mathml.draw(e, symbols)) for s, e in text.durations.items()]
     formulas += [equation(symbol(v), mathml.draw(e, symbols)) for v, e in text.variables.items()]
     measured = f"Measured: {', '.join(f'{v} (DVID {k})' for k, v in enumerate(text.outputs, start=1))}."
     return EquationBlock(title, sentence, tuple(formulas), note=f"{measured} {note}".strip())

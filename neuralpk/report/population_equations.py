@@ -181,13 +181,16 @@ def _omega_matrix(population: PopulationParameters, omega: list[float]) -> Marku
     return matrix([[number(f"{value:.3g}") for value in line] for line in covariance])
 
 
-def error_equations(error: ResidualError, outputs: Sequence[str]) -> EquationBlock:
+def error_equations(error: ResidualError, outputs: Sequence[str], factor: str = "") -> EquationBlock:
     """How a value y is distributed around its prediction f.
 
     Args:
         error: of the model.
         outputs: name of each endpoint.
+        factor: name of the parameter that multiplies the error of a patient; empty for none.
     """
+    epsilon = element("mi", "ε")
+    noise = row(name(factor), epsilon) if factor else epsilon
     models = error.models if isinstance(error, ErrorByEndpoint) else [error] * len(outputs)
     formulas, others = [], []
     for k, (one, output) in enumerate(zip(models, outputs, strict=False)):
@@ -197,7 +200,7 @@ def error_equations(error: ResidualError, outputs: Sequence[str]) -> EquationBlo
         numbers = {key: number(value[min(place, len(value) - 1)]) for key, value in values.items() if value}
         if len(numbers) < len(one.names):
             continue
-        right = _measured(one, numbers)
+        right = _measured(one, numbers, noise)
         if right is None:
             said = ", ".join(f"{key} = {value[min(place, len(value) - 1)]:.4g}" for key, value in values.items())
             others.append(f"{output}: {type(one).__name__}, {said}")
@@ -208,9 +211,9 @@ def error_equations(error: ResidualError, outputs: Sequence[str]) -> EquationBlo
     return EquationBlock("Residual error", sentence, tuple(formulas), note="; ".join(others))
 
 
-def _measured(error: ResidualError, numbers: dict[str, Markup]) -> Markup | None:
+def _measured(error: ResidualError, numbers: dict[str, Markup], noise: Markup) -> Markup | None:
     """The right side of the equation of a value; None for an error without a formula here."""
-    f, noise = element("mi", "f"), element("mi", "ε")
+    f = element("mi", "f")
     if isinstance(error, AdditiveError):
         return row(f, sign("+"), numbers["a"], noise)
     if isinstance(error, ProportionalError):

@@ -25,6 +25,7 @@ from neuralpk.dynamics.equation_text import EquationReader, tokens_of_line
 from neuralpk.dynamics.expression import Expression
 from neuralpk.evaluation import Evaluation, evaluate
 from neuralpk.fitting import FittedModel
+from neuralpk.parameters import RESIDUAL
 from neuralpk.report.data_section import data_section
 from neuralpk.report.diagnostics_section import diagnostic_figures
 from neuralpk.report.dynamics_equations import EquationBlock, dynamics_equations
@@ -320,9 +321,10 @@ def _status(saved: SavedModel, anonymise: bool) -> str:
 def _model(saved: SavedModel, cohort: Cohort, anonymise: bool) -> dict[str, Any]:
     model = saved.population_model(cohort)
     dynamics = model.dynamics
-    outputs = getattr(dynamics, "outputs", None) or [f"DVID {k}" for k in range(1, len(dynamics.endpoints) + 1)]
+    endpoints = len(model.error.outputs) or len(dynamics.endpoints)
+    factor = RESIDUAL if RESIDUAL in model.population.names else ""
     blocks: list[EquationBlock] = [*dynamics_equations(dynamics), population_equations(model.population)]
-    blocks.append(error_equations(model.error, outputs))
+    blocks.append(error_equations(model.error, [f"DVID {k}" for k in range(1, endpoints + 1)], factor))
     units = saved.units
     sentence = f"Time in {units.time}, amounts in {units.amount}, values in {units.value}."
     settings = dict(saved.task().hparams) if isinstance(saved, SavedTask) else saved.published().to_plain()
