@@ -5,7 +5,7 @@ import torch
 
 from neuralpk.cohort import Dose
 from neuralpk.dynamics import CompartmentModel, Equations, FixedParameters, HybridDynamics, NeuralSlope, library
-from neuralpk.solve import Auto, Exact, RungeKutta, solve
+from neuralpk.solve import Auto, Exact, RungeKutta, exact, solve
 
 FINE = RungeKutta(rtol=1e-11, atol=1e-13, max_evaluations=10**6)
 LINEAR = [
@@ -176,3 +176,13 @@ def test_the_constant_part_of_the_slope_survives_what_is_wrapped_around_it():
     y, t = torch.tensor([[3.0, 4.0, 20.0]]).double(), torch.zeros(1).double()
     assert not hybrid.linear and hybrid.perceptron(theta) is None
     torch.testing.assert_close(hybrid(t, y, theta), text(t, y, theta) + hybrid.correction(t, y, theta[:, 6:]))
+
+
+def test_matrix_exponentials_of_torch_have_the_constant_part_too(monkeypatch):
+    model = Equations(TURNOVER).double()
+    theta = typical(model)
+    expected, slope = solved(model, theta, Auto())
+    monkeypatch.setattr(exact, "integrate", exact.matrix_exponentials)
+    found, of_torch = solved(model, theta, Auto())
+    torch.testing.assert_close(found.states, expected.states, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(of_torch, slope, rtol=1e-7, atol=1e-7)
