@@ -530,3 +530,21 @@ def test_a_checkpoint_holds_the_text(tmp_path):
     again = [part.make(one, Dynamics, "dynamics") for one in described]
     assert [model.text for model in again] == [GOOD, GOOD, Equations(model="tmdd").text]
     assert part.describe(again[1]) == described[1]
+
+
+@pytest.mark.parametrize("gate", ["where(t > TE, 1, 0)", "hill(t, TE, 20)"])
+def test_a_learned_time_has_its_gradient_in_a_steep_hill_and_none_in_a_condition(gate):
+    model = Equations(f"parameters: K = 2, TE = 8\nopen = {gate}\nx' = -K*open*x\nx(0) = 1\noutputs: x").double()
+    theta = start(model)
+
+    def total(theta):
+        times = torch.tensor([2.0, 7.0, 8.5, 9.0], dtype=torch.float64)
+        states = solve(model, theta, times, start=torch.zeros(1, dtype=torch.float64), engine=FINE).states
+        return states.square().sum()
+
+    own = theta.clone().requires_grad_()
+    found = float(torch.autograd.grad(total(own), own)[0][0, 1])
+    shift = torch.tensor([[0.0, 1e-3]], dtype=torch.float64)
+    difference = float(total(theta + shift) - total(theta - shift)) / 2e-3
+    assert difference > 0.1
+    assert found == pytest.approx(difference, rel=1e-3) if "hill" in gate else found == 0.0
