@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 import neuralpk
+from neuralpk import cohort_batch
 from neuralpk.cli import main
-from neuralpk.cohort import Cohort
+from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.cohort_batch import CohortBatch, collate
 from neuralpk.datamodules import SimulatedPKDataModule
 from neuralpk.datasets import load
@@ -131,6 +132,23 @@ def test_derivatives_are_those_of_the_value(case: str, error: Any) -> None:
     np.testing.assert_allclose(first, [(a[0] - b[0]) / 2e-4 for a, b in ends], rtol=1e-4, atol=1e-4)
     differences = torch.stack([(a[1] - b[1]) / 2e-4 for a, b in ends])
     np.testing.assert_allclose(second, differences, rtol=2e-3, atol=2e-3)
+
+
+def test_subjects_with_like_numbers_of_doses_are_drawn_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    times, many = np.array([1.0, 30.0]), tuple(Dose(float(k), 1.0) for k in range(40))
+    doses = [(Dose(0.0, 10.0),)] * 6 + [many] + [()]
+    cohort = Cohort(tuple(Subject(str(k), times, np.array([0.3, 0.1]), given) for k, given in enumerate(doses)))
+    model = PopulationModel(CompartmentModel(1), error=AdditiveError()).build(Scaling.of(cohort))
+    batch = collate(cohort, dtype=torch.float64)
+    together = PopulationEstimator(model)
+    whole = together.add(batch)
+    monkeypatch.setattr(cohort_batch, "_MANY_DOSES", 10)
+    parts = batch.of_like_length()
+    assert sorted(part.doses.mask.shape[1] for part in parts) == [1, 40]
+    assert sorted(name for part in parts for name in part.ids) == [str(k) for k in range(8)]
+    apart = PopulationEstimator(model)
+    torch.testing.assert_close(apart.add(batch), whole)
+    assert len(apart.likelihood().draws) == 2
 
 
 def test_a_subject_without_solution_in_a_draw_keeps_the_others() -> None:
