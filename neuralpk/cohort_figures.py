@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -21,7 +22,7 @@ from neuralpk.diagnostics.plots import Panel, goodness_of_fit, individual_panels
 from neuralpk.diagnostics.population_plots import npde_figure, vpc_figure
 from neuralpk.diagnostics.record_bins import bin_edges, bins_over_time
 from neuralpk.diagnostics.simulation_checks import correction, npde, prediction_corrected, vpc, vpc_bins
-from neuralpk.diagnostics.style import with_unit
+from neuralpk.diagnostics.style import png, with_unit
 from neuralpk.diagnostics.term_plots import (
     LearnedEffect,
     LearnedTerm,
@@ -47,9 +48,20 @@ def first_seen(data: CohortDataModule) -> int | None:
     return data.context_size if data.evaluation_context == "first" else None
 
 
-def quantity_of(cohort: Cohort) -> str:
-    """What the values are called in a figure: a concentration where there are doses, else a density."""
-    return "Concentration" if any(subject.doses for subject in cohort) else "Density"
+def is_dosed(cohort: Cohort) -> bool:
+    """Whether anybody gets a dose: the subjects are then patients, and the values concentrations."""
+    return any(subject.doses for subject in cohort)
+
+
+def quantity_of(cohort: Cohort, model: PopulationModel, endpoint: int = 0) -> str:
+    """What the values of an endpoint are called in a figure: a concentration where there are doses, else the name of
+    the state."""
+    dynamics = model.dynamics
+    if is_dosed(cohort):
+        return "Concentration" if len(dynamics.endpoints) == 1 else f"Endpoint {endpoint + 1}"
+    names = [dynamics.states[k] for k in dynamics.endpoints] if dynamics.states else []
+    name = names[endpoint] if endpoint < len(names) else "value"
+    return name.removeprefix("log_").replace("_", " ").capitalize()
 
 
 def make_panels(cohort: Cohort, result: IndividualEstimates, endpoint: int = 0, seen: int | None = None) -> list[Panel]:
@@ -84,8 +96,9 @@ def save_panels(cohort: Cohort, result: IndividualEstimates, folder: Path, seen:
     for endpoint in range(endpoints):
         path = folder / ("individuals.png" if endpoints == 1 else f"individuals_{endpoint + 1}.png")
         panels = make_panels(cohort, result, endpoint, seen)
+        quantity = quantity_of(cohort, result.source.model, endpoint)
         with replacing(path) as part:
-            individual_panels(panels, cohort.units, shared=False, quantity=quantity_of(cohort)).savefig(part, dpi=130)
+            part.write_bytes(png(individual_panels(panels, cohort.units, shared=False, quantity=quantity)))
         yield path
 
 
@@ -106,15 +119,19 @@ def latent_estimates(task: LatentTask, cohort: Cohort, context: int | None = Non
     return task.estimate(evaluation_batch(task.model, cohort, context))
 
 
-def fit_figures(task: LatentTask, data: CohortDataModule, cohort: Cohort) -> dict[str, Figure]:
-    """Goodness of fit of every endpoint."""
-    table = task.residuals(cohort, context=first_seen(data))
+def fit_figures(table: pd.DataFrame, cohort: Cohort) -> dict[str, Figure]:
+    """Goodness of fit of every endpoint.
+
+    Args:
+        table: of records (`LatentTask.residuals`).
+        cohort: whose records they are.
+    """
     figures = {}
     for endpoint, rows in table.groupby("DVID"):
         several = table["DVID"].nunique() > 1
         time, dv, pred, ipred, iwres = (rows[name].to_numpy() for name in ("TIME", "DV", "PRED", "IPRED", "IWRES"))
         below = rows["CENS"].to_numpy() > 0 if "CENS" in rows else None
-        name = f"goodness of fit/endpoint {endpoint}" if several else "goodness of fit"
+        name = f"goodness of fit {endpoint}" if several else "goodness of fit"
         figures[name] = goodness_of_fit(time, dv, pred, ipred, iwres, cohort.units, censored=below)
     return figures
 
@@ -186,7 +203,7 @@ def population_figures(task: LatentTask, cohort: Cohort, studies: Mapping[int, S
             time,
             observed,
             cohort.units,
-            quantity=f"Prediction-corrected {quantity_of(cohort).lower()}",
+            quantity=f"Prediction-corrected {quantity_of(cohort, task.model, endpoint - 1).lower()}",
             below=below,
         )
         figures[f"npde{name}"] = npde_figure(time, pred, errors, cohort.units, below)
@@ -194,7 +211,7 @@ def population_figures(task: LatentTask, cohort: Cohort, studies: Mapping[int, S
     if population.varying:
         omega = population.log_omega.detach().exp().cpu().double().numpy()
         assert task.model.scaling is not None
-        covariates = {key: _first_values(cohort, key) for key in sorted(task.model.scaling.covariates)}
+        covariates = {key: first_values(cohort, key) for key in sorted(task.model.scaling.covariates)}
         with torch.no_grad():
             eta = population.eta(latent_estimates(task, cohort)).cpu().double().numpy()
         figures["eta"] = eta_figure(eta, population.varying, omega, covariates)
@@ -224,7 +241,7 @@ def learned_effects(task: LatentTask, cohort: Cohort) -> list[LearnedEffect]:
     found = []
     for parameter, effect in task.model.population.networks_by_parameter():
         for name in effect.covariates:
-            recorded = _first_values(cohort, name)
+            recorded = first_values(cohort, name)
             levels = np.unique(recorded)
             x = levels if len(levels) == 2 else np.linspace(recorded.min(), recorded.max(), 100)
             value = _over_covariate(task.model, parameter, name, x)
@@ -299,28 +316,50 @@ def _network(dynamics: Decoder, name: str) -> NetworkTerm:
     return next(term for term in dynamics.terms() if term.name == name)
 
 
-def _first_values(cohort: Cohort, covariate: str) -> FloatArray:
+def first_values(cohort: Cohort, covariate: str) -> FloatArray:
+    """First value of a covariate of each subject, ``[subject]``."""
     values = [subject.covariates[covariate] for subject in cohort]
     return np.array([value[0][1] if isinstance(value, tuple) else value for value in values], float)
 
 
 def curve_errors(data: CohortDataModule, task: LatentTask, cohort: Cohort) -> dict[str, tuple[FloatArray, FloatArray]]:
-    """Errors of the first endpoint's curve against the truth, relative RMSE and relative error of the AUC, each
-    ``[subject]``: of the model, of the typical subject of the true population, and of the samples joined by lines."""
+    """Errors of the curves against the truth, relative RMSE ``[subject, endpoint]`` and relative error of the first
+    endpoint's AUC ``[subject]``: of the model, of the typical subject of the true population, and of the samples joined
+    by lines. Empty where the truth is not known."""
     truths = [subject.truth for subject in cohort if subject.truth is not None]
     if len(truths) < len(cohort):
         return {}
     times = truths[0].times
-    true = np.stack([truth.line[:, 0] for truth in truths])
+    true = np.stack([truth.line for truth in truths])
     result = task.reconstruct(cohort, times.tolist(), draws=0, context=first_seen(data))
-    lines = {"model": result.ipred[..., 0]}
+    lines = {"model": result.ipred}
     typical = data.typical_lines(cohort)
     if typical is not None:
-        lines["typical patient"] = typical[..., 0]
-    lines["samples, interpolated"] = np.stack([_joined(subject, times) for subject in cohort])
-    return {name: (line_rrmse(line, true), auc_relative_error(times, line, true)) for name, line in lines.items()}
+        lines["typical subject, simulated"] = typical
+    lines["samples, interpolated"] = np.stack([_joined(subject, times, true.shape[2]) for subject in cohort])
+    return {
+        name: (
+            np.stack([line_rrmse(line[..., k], true[..., k]) for k in range(true.shape[2])], axis=1),
+            auc_relative_error(times, line[..., 0], true[..., 0]),
+        )
+        for name, line in lines.items()
+    }
 
 
-def _joined(subject: Subject, times: FloatArray) -> FloatArray:
-    kept = subject.observed & (subject.endpoints == 1)
-    return interpolate(times, subject.times[kept], subject.values[kept])
+def _joined(subject: Subject, times: FloatArray, endpoints: int) -> FloatArray:
+    """``[time, endpoint]``."""
+    kept = [subject.observed & (subject.endpoints == k + 1) for k in range(endpoints)]
+    return np.stack([interpolate(times, subject.times[own], subject.values[own]) for own in kept], axis=1)
+
+
+@torch.no_grad()
+def held_out(data: CohortDataModule, task: LatentTask) -> pd.DataFrame:
+    """The records of the test that the estimates were not shown, with DV, PRED and IPRED; without rows where the test
+    holds nothing back."""
+    frames = []
+    for batch in data.test_dataloader():
+        table = record_predictions.records(task.model, batch, task(batch), task.objective.has_likelihood)
+        hidden = (batch.observed & batch.target & ~batch.context)[batch.mask].cpu().numpy()
+        frames.append(table.loc[hidden])
+    found: pd.DataFrame = pd.concat(frames, ignore_index=True)
+    return found

@@ -552,8 +552,9 @@ class LatentTask(L.LightningModule):
 
     def _log_progress(self, estimator: PopulationEstimator) -> None:
         if estimator.history:
-            self.log("-2LL", -2 * estimator.log_likelihood, prog_bar=True, rank_zero_only=True)
-            self.log("gain", estimator.gain, prog_bar=True, rank_zero_only=True)
+            # the loggers get both at the end of a pass, as population/-2LL and population/gain
+            self.log("-2LL", -2 * estimator.log_likelihood, prog_bar=True, logger=False, rank_zero_only=True)
+            self.log("gain", estimator.gain, prog_bar=True, logger=False, rank_zero_only=True)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """A step of the optimiser; at the end of a pass over the subjects that of the estimator of the population."""

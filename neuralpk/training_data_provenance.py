@@ -36,8 +36,8 @@ class Provenance(NamedTuple):
         if self.populations:
             return f"pre-trained on {self.data_description}, tuned to no study"
         if self.pretraining:
-            return f"pre-trained on {self.pretraining}, then tuned to the study's {self.subjects} patients"
-        return f"learned from the study's own {self.subjects} patients only"
+            return f"pre-trained on {self.pretraining}, then tuned to the study's {self.subjects} subjects"
+        return f"learned from the study's own {self.subjects} subjects only"
 
     @property
     def data_description(self) -> str:

@@ -303,10 +303,10 @@ def test_the_report_states_the_provenance(pretrained, tmp_path, monkeypatch, cap
         simulated = pd.read_csv(tmp_path / name / "calibration.csv")
         assert 0 < simulated["crps"].item() < simulated["absolute"].item()
         assert f"CRPS {simulated['crps'].item():.3g} mg/L" in printed
-    assert found["study"] == "learned from the study's own 6 patients only"
+    assert found["study"] == "learned from the study's own 6 subjects only"
     assert found["tuned"] == (
         "pre-trained on 40 simulated patients of populations within a factor 3 of CL 4, V1 70 (omega within 2, "
-        "residual error within 2 of their centres), then tuned to the study's 6 patients"
+        "residual error within 2 of their centres), then tuned to the study's 6 subjects"
     )
     assert pretrained[1].provenance.description.endswith("tuned to no study")
     trainer.save_checkpoint(tmp_path / "tuned.ckpt")

@@ -2,35 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import lightning as L
 import numpy as np
 import pandas as pd
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from neuralpk.atomic_files import replacing
-from neuralpk.callbacks.tensorboard import parts_of, writers_of
+from neuralpk.callbacks.logged_media import log_figures, log_text
+from neuralpk.callbacks.tensorboard import in_group, logged_step, parts_of, patient_figures
+from neuralpk.cohort import Cohort, FloatArray
 from neuralpk.cohort_figures import (
     SimulatedStudy,
     curve_errors,
     first_seen,
+    first_values,
+    fit_figures,
+    held_out,
+    is_dosed,
     population_figures,
-    save_panels,
+    quantity_of,
     simulate_study,
 )
-from neuralpk.datamodules import CohortDataModule
+from neuralpk.datamodules import CohortDataModule, SimulatedDataModule
+from neuralpk.diagnostics.population_plots import latent_space
 from neuralpk.diagnostics.simulation_checks import Calibration, calibration
+from neuralpk.diagnostics.style import png
 from neuralpk.estimation.standard_errors import PopulationEstimate
+from neuralpk.individual_estimates import IndividualEstimates
 from neuralpk.published_population import PublishedPopulation, write_population
+from neuralpk.tables import write_table
 from neuralpk.task import LatentTask
 
 _MOST_RSE = 1000  # percent: wider digits would push the names out of the table
+_POOR_RSE = 50  # percent
 _WITH_INTERVALS = 200  # patients
+_EXAMPLE = 20  # subjects of the table with which the printed command runs
 
 
 def _reference(value: object) -> str:
@@ -42,7 +57,8 @@ def _reference(value: object) -> str:
 
 class Report(L.Callback):
     """Report at the end of a training: the population and its checks (of an objective that maximises the likelihood), a
-    table of the errors, individual panels beside the checkpoints, and the commands that come next.
+    table of the errors, figures and tables beside the checkpoints, and the commands that come next. The figures, and
+    what was said, also go to the loggers that take them (`neuralpk.callbacks.logged_media`).
 
     Args:
         subjects: how many panels.
@@ -53,30 +69,71 @@ class Report(L.Callback):
             raise ValueError(f"subjects must be 1 or more, got {subjects}")
         self.subjects = subjects
         self.console = Console(highlight=False, soft_wrap=True)
+        self._verdict: list[str] = []
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         parts = parts_of(trainer, pl_module)
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # all processes together: rank 0 tells it
         if parts is None or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        _end_progress(trainer)
         task, data = parts
         folder.mkdir(parents=True, exist_ok=True)
-        self._say(f"This model was {task.provenance.description}")
+        self._verdict = []
+        figures: dict[str, bytes] = {}
+        self._conclude(f"This model was {task.provenance.description}")
         callback = trainer.checkpoint_callback
         last = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
-        if task.covariance is not None:
+        if task.covariance is None:
+            self._values(data, task)
+        else:
             self._population(data, task, task.covariance, folder)
-            self._checks(trainer, data, task, folder)
+            figures |= in_group("population", self._checks(data, task, folder))
         self._errors(data, task)
-        self._panels(data, task, folder)
+        figures |= in_group("patients", self._figures(data, task, folder))
         self._population_file(task, folder)
-        self._estimates(data, task, folder)
+        result = self._estimates(data, task, folder)
+        figures["patients/latent space"] = png(latent_space(result.z))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                _project(logger, data.part("train"), result)
+        log_figures(trainer.loggers, figures, logged_step(trainer))
+        log_text(trainer.loggers, "verdict", "\n".join(f"- {line}" for line in self._verdict), logged_step(trainer))
         if last:
-            self._next(folder, last)
+            self._next(trainer, data, folder, last)
 
     def _say(self, text: str) -> None:
         """Print a line as it is: names and paths may hold what rich takes for markup."""
         self.console.print(Text(text))
+
+    def _conclude(self, text: str) -> None:
+        """Print a line, and keep it for the verdict: no path and no ID may be in it."""
+        self._verdict.append(text)
+        self._say(text)
+
+    def _show(self, table: Table) -> None:
+        """Print a table, and keep it for the verdict."""
+        columns = [list(map(str, column.cells)) for column in table.columns]
+        names = [str(column.header) for column in table.columns]
+        rows = [names, ["---"] * len(names), *map(list, zip(*columns, strict=True))]
+        text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        self._verdict.append(f"{table.title}\n\n{text}\n")
+        self.console.print(table)
+
+    def _values(self, data: CohortDataModule, task: LatentTask) -> None:
+        """What was learned without standard errors, of simulated subjects beside the truth."""
+        values = task.model.reported_values()
+        if not values:
+            return
+        truth = _truth(data)
+        table = Table(title=f"Population of the {_count(data.part('train'), 'training')}")
+        table.add_column("parameter", overflow="fold")
+        for column in ("estimate", *(["true value"] if truth else [])):
+            table.add_column(column, justify="right", no_wrap=True)
+        for name, value in values.items():
+            known = [f"{truth[name]:.3g}" if name in truth else ""] if truth else []
+            table.add_row(Text(name), f"{value:.3g}", *known)
+        self._show(table)
 
     def _population(self, data: CohortDataModule, task: LatentTask, estimate: PopulationEstimate, folder: Path) -> None:
         frame = pd.DataFrame(estimate.rows)
@@ -86,7 +143,7 @@ class Report(L.Callback):
         with replacing(folder / "population.csv") as part:
             frame.assign(**notes).to_csv(part, index=False)
         table = Table(
-            title=Text(f"Population of the {len(data.part('train'))} training patients"),
+            title=Text(f"Population of the {_count(data.part('train'), 'training')}"),
             caption=Text(task.provenance.description),
         )
         table.add_column("parameter", overflow="fold")
@@ -104,7 +161,13 @@ class Report(L.Callback):
             name = row["PARAMETER"]
             name += f" ({units[name]})" if name in units else ""
             table.add_row(Text(name), f"{row['ESTIMATE']:.3g}", *reference, error, ends, *varies)
-        self.console.print(table)
+        self._show(table)
+        poor = [row["PARAMETER"] for row in frame.to_dict("records") if row["RSE"] > _POOR_RSE]
+        if poor:
+            self._conclude(
+                f"Not determined by these data (RSE above {_POOR_RSE} %): {', '.join(poor)}. Fix them, give priors, or "
+                "take a smaller model"
+            )
         kinds = frame.groupby("INTERVAL")["PARAMETER"].agg(", ".join).drop("", errors="ignore")
         which = [f"{kind} ({names})" for kind, names in kinds.items()] if len(kinds) > 1 else list(kinds.index)
         self._say(f"95 % CI: {', '.join(which) or 'none'}")
@@ -123,6 +186,7 @@ class Report(L.Callback):
             self._say(f"A prior holds {', '.join(task.model.with_prior())} near the starting value")
         if estimate.status is not None:
             self._say(f"Population fit: {estimate.status.sentence}")
+            self._verdict.append(f"Population fit: {replace(estimate.status, subject='').sentence}")
 
     def _population_file(self, task: LatentTask, folder: Path) -> None:
         """The population as plain numbers, where they say all of it."""
@@ -136,19 +200,15 @@ class Report(L.Callback):
         write_population(population, folder / "pop.yaml", note)
         self._say(f"Population file: {folder / 'pop.yaml'}")
 
-    def _checks(self, trainer: L.Trainer, data: CohortDataModule, task: LatentTask, folder: Path) -> None:
-        """Calibration of the population, visual predictive check, npde and random effects of the training subjects,
-        beside the checkpoints and in TensorBoard."""
+    def _checks(self, data: CohortDataModule, task: LatentTask, folder: Path) -> dict[str, bytes]:
+        """Calibration of the population, visual predictive check, npde and random effects of the training subjects."""
         cohort = data.part("train")
         studies = simulate_study(task, cohort)
         self._calibration(studies, cohort.units.value, folder)
-        figures = population_figures(task, cohort, studies)
-        for name, figure in figures.items():
-            with replacing(folder / f"{name.replace(' ', '_')}.png") as part:
-                figure.savefig(part, dpi=130)
-            for writer in writers_of(trainer):
-                writer.add_figure(f"population/{name}", figure, trainer.global_step)
+        figures = {name: png(figure) for name, figure in population_figures(task, cohort, studies).items()}
+        _write(figures, folder)
         self._say(f"Checks of the population: {', '.join(figures)}, beside it")
+        return figures
 
     def _calibration(self, studies: Mapping[int, SimulatedStudy], unit: str, folder: Path) -> None:
         found = {dvid: _calibrated(own) for dvid, own in studies.items()}
@@ -157,60 +217,165 @@ class Report(L.Callback):
             pd.DataFrame(rows).to_csv(part, index=False)
         for dvid, one in found.items():
             endpoint = f", endpoint {dvid}" if len(found) > 1 else ""
-            self._say(
+            self._conclude(
                 f"Simulated from the population, {one.observations} values{endpoint}: {100 * one.cover90:.0f} % "
                 f"within their 90 % intervals, CRPS {one.crps:.3g} {unit} (absolute error of the medians "
                 f"{one.absolute:.3g}), npde mean {one.npde_mean:+.2f}, sd {one.npde_sd:.2f}{_imputed(studies[dvid])}"
             )
 
     def _errors(self, data: CohortDataModule, task: LatentTask) -> None:
-        for name, cohort in (("the training patients", data.part("train")), ("new patients", data.part("test"))):
-            if name == "new patients" and set(cohort.ids) <= set(data.part("train").ids):
-                continue
+        train, test = data.part("train"), data.part("test")
+        new = not set(test.ids) <= set(train.ids)
+        for name, cohort in {"training": train, "new": test}.items() if new else [("training", train)]:
             errors = curve_errors(data, task, cohort)
-            if not errors:
-                continue
-            table = Table(title=f"Error of the curve against the truth, {len(cohort)} of {name}")
-            table.add_column("reconstruction by", no_wrap=True)
-            for column in ("curve, rel. RMSE", "AUC, rel. RMSE", "AUC, mean error"):
-                table.add_column(column, justify="right", no_wrap=True)
-            for by, (curve, auc) in errors.items():
-                rmse = np.sqrt(np.mean(auc**2))
-                table.add_row(by, f"{curve.mean():.3f}", f"{100 * rmse:.1f} %", f"{100 * auc.mean():+.1f} %")
-            self.console.print(table)
+            if errors:
+                self._show(_error_table(errors, task, cohort, name))
+        if train[0].truth is None:
+            self._held_out(data, task)
 
-    def _panels(self, data: CohortDataModule, task: LatentTask, folder: Path) -> None:
-        cohort = data.part("val")[: self.subjects]
-        result = task.reconstruct(cohort, context=first_seen(data))
-        for path in save_panels(cohort, result, folder, first_seen(data)):
-            self._say(f"Individual panels: {path}")
+    def _held_out(self, data: CohortDataModule, task: LatentTask) -> None:
+        """Error of the measured values that a test holds back: of subjects left out, or of a forecast."""
+        table = held_out(data, task)
+        table = table[(table["DV"] > 0) & (table["PRED"] > 0) & (table["IPRED"] > 0)]
+        if table.empty:
+            return
+        by = {name: np.sqrt(np.mean(np.log(table[name] / table["DV"]) ** 2)) for name in ("PRED", "IPRED")}
+        self._conclude(
+            f"{len(table)} values of {table['ID'].nunique()} test {_noun(data.part('test'))} that no estimate was "
+            f"shown, root mean square of log(prediction/observation): PRED {by['PRED']:.3f}, IPRED {by['IPRED']:.3f}"
+        )
 
-    def _estimates(self, data: CohortDataModule, task: LatentTask, folder: Path) -> None:
-        """Tables of the training patients; of many patients, and of a network, without intervals, which take long."""
+    def _figures(self, data: CohortDataModule, task: LatentTask, folder: Path) -> dict[str, bytes]:
+        """Panels of the validation subjects, of other test subjects whose truth is not known too; goodness of fit."""
+        seen = first_seen(data)
+        val, test = data.part("val"), data.part("test")
+        figures = patient_figures(task, data, task.reconstruct(val[: self.subjects], context=seen))
+        fits = {name: png(figure) for name, figure in fit_figures(task.residuals(val, context=seen), val).items()}
+        files = {name.replace("individual fits", "individuals"): own for name, own in (figures | fits).items()}
+        if test is not val and test[0].truth is None:
+            shown = test[: self.subjects].hidden_from(data.forecast) if data.forecast else test[: self.subjects]
+            result = task.reconstruct(shown, _span(test[: self.subjects]), context=seen)
+            held = patient_figures(task, data, _of(result, test[: self.subjects]))
+            files |= {name.replace("individual fits", "individuals test"): own for name, own in held.items()}
+            figures |= {f"{name}, test": own for name, own in held.items()}
+        _write(files, folder)
+        self._say(f"Figures of the {_noun(val)}: {', '.join(str(folder / _file(name)) for name in files)}")
+        return figures | fits
+
+    def _estimates(self, data: CohortDataModule, task: LatentTask, folder: Path) -> IndividualEstimates:
+        """Tables of the training subjects; of many subjects, and of a network, without intervals, which take long."""
         cohort = data.part("train")
         many = len(cohort) > _WITH_INTERVALS or task.model.has_network
-        paths = task.reconstruct(cohort, draws=0 if many else 200).write(folder)
+        result = task.reconstruct(cohort, draws=0 if many else 200)
+        names = ", ".join(path.name for path in result.write(folder))
         without = ", without intervals (neuralpk estimate computes them)" if many else ""
-        self._say(f"Tables of the training patients: {', '.join(map(str, paths))}{without}")
+        self._say(f"Tables of the training {_noun(cohort)} in {folder}: {names}{without}")
+        return result
 
-    def _next(self, folder: Path, checkpoint: str) -> None:
-        for what, command in (
-            ("open the dashboard", f"tensorboard --logdir {folder}"),
-            (
-                "load the model in Python",
-                'python -c "from neuralpk.task import LatentTask; '
-                f"print(LatentTask.load_from_checkpoint('{checkpoint}').model)\"",
+    def _next(self, trainer: L.Trainer, data: CohortDataModule, folder: Path, checkpoint: str) -> None:
+        table = folder / "new_subjects.csv"
+        write_table(data.part("test")[:_EXAMPLE], table)
+        model = shlex.quote(checkpoint)
+        code = (
+            f"from neuralpk import LatentTask; task = LatentTask.load_from_checkpoint({checkpoint!r}); "
+            "print(task.model.reported_values())"
+        )
+        commands = {
+            "load the model in Python": f'python -c "{code}"'
+            if not set(code) & set('"$`\\')
+            else f"python -c {shlex.quote(code)}",
+            f"estimate subjects of a table ({table.name} shows the columns)": (
+                f"neuralpk estimate --model {model} --table {shlex.quote(str(table))} "
+                f"--out {shlex.quote(str(folder / 'estimates'))}"
             ),
-            (
-                "estimate your own patients",
-                f"neuralpk estimate --model {checkpoint} --table T.csv --out DIR",
+            "write everything about the model and its data as one HTML file": (
+                f"neuralpk report --model {model} --table {shlex.quote(str(table))} "
+                f"--out {shlex.quote(str(folder / 'report.html'))}"
             ),
-            (
-                "write everything about the model and its data as one HTML file",
-                f"neuralpk report --model {checkpoint} --table T.csv --out report.html",
-            ),
-        ):
+        }
+        if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+            commands = {"open the dashboard": f"tensorboard --logdir {shlex.quote(str(folder))}"} | commands
+        for what, command in commands.items():
             self._say(f"To {what}:\n  {command}")
+
+
+def _end_progress(trainer: L.Trainer) -> None:
+    """Close the progress bar: one that is still alive goes back over the last lines that are printed below it."""
+    bar = trainer.progress_bar_callback
+    if isinstance(bar, RichProgressBar) and bar.progress is not None:
+        bar.progress.stop()
+
+
+def _noun(cohort: Cohort) -> str:
+    """What the subjects are: patients where there are doses, else series."""
+    return "patients" if is_dosed(cohort) else "series"
+
+
+def _count(cohort: Cohort, kind: str) -> str:
+    noun = _noun(cohort).removesuffix("s" if len(cohort) == 1 and is_dosed(cohort) else "\0")
+    return f"{len(cohort)} {kind} {noun}"
+
+
+def _truth(data: CohortDataModule) -> dict[str, float]:
+    """The population that simulated subjects come from, by the names of a report; empty of measured ones."""
+    if not isinstance(data, SimulatedDataModule):
+        return {}
+    omega = data.population.omega
+    spread = {f"omega {name}": value for name, value in omega.items()} if isinstance(omega, Mapping) else {}
+    return {**data.population.typical, **spread, **data.error_sd}
+
+
+def _error_table(
+    errors: Mapping[str, tuple[FloatArray, FloatArray]], task: LatentTask, cohort: Cohort, kind: str
+) -> Table:
+    """Of the curves by endpoint; and of the AUC, where there are doses."""
+    table = Table(title=f"Error of the curve against the truth, {_count(cohort, kind)}")
+    table.add_column("reconstruction by", no_wrap=True)
+    endpoints = next(iter(errors.values()))[0].shape[1]
+    named = ["curve"] if endpoints == 1 else [quantity_of(cohort, task.model, k).lower() for k in range(endpoints)]
+    of_area = ("AUC, rel. RMSE", "AUC, mean error") if is_dosed(cohort) else ()
+    for column in (*(f"{name}, rel. RMSE" for name in named), *of_area):
+        table.add_column(column, justify="right", no_wrap=True)
+    for by, (curve, auc) in errors.items():
+        area = (f"{100 * np.sqrt(np.mean(auc**2)):.1f} %", f"{100 * auc.mean():+.1f} %") if of_area else ()
+        table.add_row(by, *(f"{value:.3f}" for value in curve.mean(axis=0)), *area)
+    return table
+
+
+def _span(cohort: Cohort) -> Sequence[float]:
+    """200 times over all records."""
+    every = np.concatenate([subject.times for subject in cohort])
+    return np.linspace(every.min(), every.max(), 200).tolist()  # type: ignore[no-any-return]
+
+
+def _of(result: IndividualEstimates, cohort: Cohort) -> IndividualEstimates:
+    """The same estimates beside all records of their subjects, those too that they were not shown."""
+    return replace(result, source=replace(result.source, cohort=cohort))
+
+
+def _file(name: str) -> str:
+    return f"{name.replace(' ', '_')}.png"
+
+
+def _write(figures: Mapping[str, bytes], folder: Path) -> None:
+    for name, content in figures.items():
+        with replacing(folder / _file(name)) as part:
+            part.write_bytes(content)
+
+
+def _project(logger: TensorBoardLogger, cohort: Cohort, result: IndividualEstimates) -> None:
+    """The estimates of z for TensorBoard's projector, which colours them by parameters, covariates and dose."""
+    if result.z.shape[1] < 2:  # a plane at least
+        return
+    columns: dict[str, Iterable[float]] = {"number": range(1, len(cohort) + 1)}
+    columns |= {name: value for name, (value, _, _) in result.parameters.items()}
+    columns |= {name: first_values(cohort, name) for name in cohort.covariate_names}
+    if is_dosed(cohort):
+        columns["first dose"] = [subject.doses[0].amount if subject.doses else 0.0 for subject in cohort]
+    rows = [[f"{value:.4g}" for value in row] for row in zip(*columns.values(), strict=True)]
+    solved = np.flatnonzero(np.isfinite(result.z).all(axis=1))
+    metadata = [rows[k] for k in solved]
+    logger.experiment.add_embedding(result.z[solved], metadata, tag="latent space", metadata_header=list(columns))
 
 
 def _calibrated(study: SimulatedStudy) -> Calibration:

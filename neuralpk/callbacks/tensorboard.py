@@ -1,39 +1,23 @@
-"""Figures and layout of TensorBoard during a training."""
+"""What a training shows while it runs: curves of its numbers, its settings, figures of the validation subjects."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger
-from torch.utils.tensorboard import SummaryWriter
 
-from neuralpk.cohort_figures import first_seen, fit_figures, latent_estimates, make_panels, phase_figure, quantity_of
+from neuralpk.callbacks.logged_media import log_figures, log_text, takes_figures
+from neuralpk.callbacks.tensorboard_runs import TensorBoardRuns, flat
+from neuralpk.cohort_figures import first_seen, fit_figures, make_panels, phase_figure, quantity_of
 from neuralpk.datamodules import CohortDataModule
 from neuralpk.diagnostics.plots import individual_panels
-from neuralpk.diagnostics.population_plots import latent_space
+from neuralpk.diagnostics.style import png
+from neuralpk.individual_estimates import IndividualEstimates
 from neuralpk.task import LatentTask
 
-_LAYOUT = {
-    "Training": {
-        "loss": ["Multiline", ["train_loss", "val_loss"]],
-        "parts of the loss": [
-            "Multiline",
-            ["train_fit", "train_kl", "train_encoder", "val_fit", "val_kl", "val_encoder"],
-        ],
-        "learning rate": ["Multiline", ["learning_rate"]],
-        "gradient norm": ["Multiline", ["gradient_norm"]],
-    },
-    "Reconstruction": {
-        "error against the samples": ["Multiline", ["val_rmse", "val_log_rmse"]],
-        "error against the true curve": ["Multiline", ["val_curve_rrmse"]],
-    },
-    "Solver": {
-        "evaluations of the field": ["Multiline", ["val_evaluations"]],
-        "subjects not solved": ["Multiline", ["train_failures", "val_failures"]],
-    },
-}
+_VERSIONS = ("neuralpk", "torch", "lightning")
 
 
 def parts_of(trainer: L.Trainer, module: L.LightningModule) -> tuple[LatentTask, CohortDataModule] | None:
@@ -44,74 +28,96 @@ def parts_of(trainer: L.Trainer, module: L.LightningModule) -> tuple[LatentTask,
     return None
 
 
-def writers_of(trainer: L.Trainer) -> Iterator[SummaryWriter]:
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            yield logger.experiment
+def logged_step(trainer: L.Trainer) -> int:
+    """The step under which Lightning writes the numbers of an epoch: the last of its batches, counted from 0."""
+    return max(0, trainer.global_step - 1)
 
 
 class Dashboard(L.Callback):
-    """Figures of the validation subjects in TensorBoard every few epochs, a readable layout, hparams with results.
+    """What a training shows while it runs, in every logger that takes it (`neuralpk.callbacks.logged_media`): the
+    learning rate, the settings as a text and, in TensorBoard, as a row of its table; and every few epochs figures of
+    the validation subjects. The figures after the last epoch are those of the `Report`.
+
+    No path, user name or subject ID is in the texts and the settings.
 
     Args:
         every: epochs between figures.
         subjects: how many individual panels.
     """
 
-    def __init__(self, every: int = 5, subjects: int = 10) -> None:
+    def __init__(self, every: int = 20, subjects: int = 10) -> None:
         if min(every, subjects) < 1:
             raise ValueError(f"every and subjects must be 1 or more, got {every} and {subjects}")
         self.every, self.subjects = every, subjects
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for writer in writers_of(trainer):
-            writer.add_custom_scalars(_LAYOUT)
+        parts = parts_of(trainer, pl_module)
+        if parts is None or not trainer.is_global_zero:
+            return
+        settings = dict(flat({"model": parts[0].hparams, "data": _public(parts[1])}))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardRuns):
+                logger.start_session(settings)
+        log_text(trainer.loggers, "settings", _table(settings), 0)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         rate = trainer.optimizers[0].param_groups[-1]["lr"]
         pl_module.log("learning_rate", rate, rank_zero_only=True)
-        last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
-        if trainer.current_epoch % self.every == 0 or last:
-            self._draw(trainer, pl_module, embed=last)
+        if (trainer.current_epoch + 1) % self.every == 0:
+            self._draw(trainer, pl_module)
 
-    def _draw(self, trainer: L.Trainer, module: L.LightningModule, embed: bool) -> None:
+    def _draw(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         parts = parts_of(trainer, module)
-        writers = list(writers_of(trainer))
-        if parts is None or not writers or not trainer.is_global_zero:
+        if parts is None or not trainer.is_global_zero or not any(map(takes_figures, trainer.loggers)):
             return
         task, data = parts
-        cohort = data.part("val")
-        shown = cohort[: self.subjects]
-        figures = {}
-        result = task.reconstruct(shown, draws=50, context=first_seen(data), population_known=True)
-        for endpoint in range(result.ipred.shape[2]):
-            name = "individual fits" if result.ipred.shape[2] == 1 else f"individual fits/endpoint {endpoint + 1}"
-            panels = make_panels(shown, result, endpoint, first_seen(data))
-            figures[name] = individual_panels(panels, cohort.units, shared=False, quantity=quantity_of(cohort))
-        if result.ipred.shape[2] == 2 and not any(subject.doses for subject in cohort):
-            first, second = (task.model.dynamics.states[k].capitalize() for k in task.model.dynamics.endpoints[:2])
-            figures["phase plane"] = phase_figure(shown, result, (first, second))
-        figures |= fit_figures(task, data, cohort)
-        mean = latent_estimates(task, cohort, first_seen(data)).cpu().double()
-        figures["latent space"] = latent_space(mean.numpy())
-        for writer in writers:
-            for name, figure in figures.items():
-                writer.add_figure(name, figure, trainer.global_step)
-            if embed:
-                writer.add_embedding(mean, metadata=list(range(len(mean))), tag="latent space")
-
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        names = ("val_loss", "val_rmse", "val_log_rmse", "val_curve_rrmse")
-        final = {name: float(value) for name, value in trainer.callback_metrics.items() if name in names}
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and final:
-                logger.log_hyperparams(dict(_flat(pl_module.hparams)), {f"final/{k}": v for k, v in final.items()})
+        shown, seen = data.part("val")[: self.subjects], first_seen(data)
+        # as the validation estimates them: to search every MAP again and again would take longer than the training
+        searched = task.objective.maximises_likelihood
+        result = task.reconstruct(shown, draws=50, context=seen, population_known=True, map=searched)
+        figures = patient_figures(task, data, result) | {
+            name: png(figure) for name, figure in fit_figures(task.residuals(shown, context=seen), shown).items()
+        }
+        log_figures(trainer.loggers, in_group("patients", figures), logged_step(trainer))
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as the flat numbers and words that TensorBoard's table shows."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif value is not None:
-            yield prefix + name, value if isinstance(value, bool | int | float) else str(value)
+def patient_figures(task: LatentTask, data: CohortDataModule, result: IndividualEstimates) -> dict[str, bytes]:
+    """Panels of subjects by endpoint, and of two states without doses also the one against the other, as PNG.
+
+    Args:
+        task: that estimated.
+        data: its data module.
+        result: estimates of subjects of it, with all they have been shown (`first_seen`).
+    """
+    cohort, endpoints = result.source.cohort, result.ipred.shape[2]
+    figures = {}
+    for endpoint in range(endpoints):
+        name = "individual fits" if endpoints == 1 else f"individual fits {endpoint + 1}"
+        panels = make_panels(cohort, result, endpoint, first_seen(data))
+        quantity = quantity_of(cohort, task.model, endpoint)
+        figures[name] = png(individual_panels(panels, cohort.units, shared=False, quantity=quantity))
+    if endpoints == 2 and not any(subject.doses for subject in cohort):
+        names = (quantity_of(cohort, task.model, 0), quantity_of(cohort, task.model, 1))
+        figures["phase plane"] = png(phase_figure(cohort, result, names))
+    return figures
+
+
+def in_group(group: str, figures: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The same under names of a group, which a dashboard shows together."""
+    return {f"{group}/{name}": content for name, content in figures.items()}
+
+
+def _public(data: CohortDataModule) -> dict[str, Any]:
+    """Settings of a data module, but where its table lies."""
+    names = vars(L.LightningDataModule())
+    return {
+        name: value
+        for name, value in vars(data).items()
+        if not name.startswith("_") and name not in names and name != "table"
+    }
+
+
+def _table(settings: Mapping[str, Any]) -> str:
+    rows = [f"| {name} | {value} |" for name, value in settings.items()]
+    rows += [f"| {name} | {version(name)} |" for name in _VERSIONS]
+    return "\n".join(["| setting | value |", "|---|---|", *rows])

@@ -6,8 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch.loggers import TensorBoardLogger
-
+from neuralpk.callbacks import TensorBoardRuns
 from neuralpk.cli.argument_tokens import Argument
 from neuralpk.cli.faults import UsageError
 from neuralpk.cli.merged_configuration import Configuration, Node
@@ -106,8 +105,8 @@ def study(
     elif outputs is not None:
         raise UsageError("--outputs needs --error with an error for each DVID, as in --error proportional additive")
     if out is not None:
-        where = {"save_dir": out, "name": None, "version": "", "default_hp_metric": False}
-        node["trainer"]["logger"] = {"class_path": path_of(TensorBoardLogger), "init_args": where}
+        where = {"save_dir": out, "name": None, "version": ""}
+        node["trainer"]["logger"] = {"class_path": path_of(TensorBoardRuns), "init_args": where}
     return {name: inside for name, inside in node.items() if inside}
 
 

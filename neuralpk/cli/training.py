@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from neuralpk.atomic_files import refuse_unwritable, replacing
-from neuralpk.callbacks import Dashboard, LastCheckpoint, Report
+from neuralpk.callbacks import Dashboard, LastCheckpoint, Report, TensorBoardRuns
 from neuralpk.checkpoint_files import read_checkpoint
 from neuralpk.checkpoint_io import verify_checkpoints
 from neuralpk.cli.faults import UsageError, sentence
@@ -60,7 +60,7 @@ def options(command: str) -> dict[str, Option]:
 
 def defaults() -> Node:
     """What every run starts from: a folder of TensorBoard's."""
-    logger = {"class_path": path_of(TensorBoardLogger), "init_args": {"name": None, "default_hp_metric": False}}
+    logger = {"class_path": path_of(TensorBoardRuns), "init_args": {"name": None}}
     return {"trainer": {"logger": logger}}
 
 

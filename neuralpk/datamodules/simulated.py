@@ -62,9 +62,9 @@ class SimulatedDataModule(CohortDataModule):
         self.subjects, self.test_subjects = subjects, test_subjects
         self.error, self.error_sd = error, error_sd
 
-    def _simulate(self, population: Population, design: Design, subjects: int) -> Cohort:
+    def _simulate(self, population: Population, design: Design, subjects: int, dynamics: Dynamics) -> Cohort:
         error = self._residual_error(design)
-        return simulate_cohort(self.dynamics, population, design, error, subjects, self.seed, self.units)
+        return simulate_cohort(dynamics, population, design, error, subjects, self.seed, self.units)
 
     def _residual_error(self, design: Design) -> ResidualError:
         return error_class(self.error).from_values(endpoints=len(set(design.endpoints)), **self.error_sd)
@@ -79,7 +79,7 @@ class SimulatedDataModule(CohortDataModule):
             yield batch_frame(batch, design.regimens, names, design.lloq is not None, design.occasions)
 
     def make_cohort(self) -> Cohort:
-        return self._simulate(self.population, self.design, self.subjects + self.test_subjects)
+        return self._simulate(self.population, self.design, self.subjects + self.test_subjects, self.dynamics)
 
     def split(self, cohort: Cohort) -> dict[Part, Cohort]:
         parts = super().split(cohort[: self.subjects])
@@ -87,7 +87,13 @@ class SimulatedDataModule(CohortDataModule):
 
     def typical_lines(self, cohort: Cohort) -> np.ndarray | None:
         typical = dataclasses.replace(self.population, omega={}, kappa={}, prior=PopulationPrior())
-        lines = self._simulate(typical, self.design, max(int(i) for i in cohort.ids))
+        # without its noise: a path drawn by the same random numbers would be that of the subject itself
+        dynamics = (
+            self.dynamics.inner
+            if isinstance(self.dynamics, FluctuatingClearance | StochasticLotkaVolterra)
+            else self.dynamics
+        )
+        lines = self._simulate(typical, self.design, max(int(i) for i in cohort.ids), dynamics)
         return np.stack([truth.line for i in cohort.ids if (truth := lines[int(i) - 1].truth) is not None])
 
 

@@ -26,6 +26,7 @@ from neuralpk.diagnostics.style import (
     SKY,
     TEXT,
     VERMILLION,
+    fixed_margins,
     identity_line,
     legend_on_top,
     log_scale,
@@ -116,7 +117,7 @@ def individual_panels(
     rows = -(-len(subjects) // columns)
     # one panel alone would be as tall as the page
     height = 0.8 + rows * min(1.9, 9.0 / columns) if columns > 2 else 0.8 + 3.2 * rows
-    figure, axes = new_figure(rows, columns, height=height, sharex=shared, sharey=shared)
+    figure, axes = new_figure(rows, columns, height=height, sharex=shared, sharey=shared, fitted=False)
     for panel, one in zip(axes.flat, subjects, strict=False):
         _draw_panel(panel, one)
     _scale_panels(axes, subjects, log, shared)
@@ -127,7 +128,8 @@ def individual_panels(
         axes.flat[last].tick_params(labelbottom=True)
     figure.supxlabel(with_unit("Time", units.time), fontsize=TEXT + 1)
     figure.supylabel(with_unit(quantity, units.value), fontsize=TEXT + 1)
-    legend_on_top(figure, list(axes.flat[: len(subjects)]))
+    legend_rows = legend_on_top(figure, list(axes.flat[: len(subjects)]))
+    fixed_margins(figure, rows, columns, gap=0.2 if shared else 0.5, legend_rows=legend_rows)
     return figure
 
 

@@ -6,6 +6,7 @@ its last reference.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,17 +36,47 @@ def new_figure(
     height: float | None = None,
     sharex: bool = False,
     sharey: bool = False,
+    fitted: bool = True,
 ) -> tuple[Figure, NDArray[Any]]:
-    """A figure and its axes ``[row, column]``; height in inches, by default that of square panels."""
-    figure = Figure(
-        figsize=(width, height if height is not None else width * rows / columns), dpi=120, layout="constrained"
-    )
+    """A figure and its axes ``[row, column]``; height in inches, by default that of square panels. `fitted` lays it out
+    by the extent of every text; without it the margins are given by `fixed_margins`."""
+    size = (width, height if height is not None else width * rows / columns)
+    figure = Figure(figsize=size, dpi=120, layout="constrained" if fitted else None)
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)  # type: ignore[union-attr,call-arg]  # the constrained one
+    if fitted:
+        figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)  # type: ignore[union-attr,call-arg]
     axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
     for axis in axes.flat:
         style_axes(axis)
     return figure, axes
+
+
+def png(figure: Figure, dpi: int = 130) -> bytes:
+    """The figure as a PNG, laid out and drawn once (`Figure.savefig` draws twice)."""
+    buffer = io.BytesIO()
+    figure.set_dpi(dpi)
+    assert isinstance(figure.canvas, FigureCanvasAgg)
+    figure.canvas.print_png(buffer)  # type: ignore[no-untyped-call]
+    return buffer.getvalue()
+
+
+def fixed_margins(figure: Figure, rows: int, columns: int, *, gap: float, legend_rows: int) -> None:
+    """Lay out equal panels by margins in inches instead of by the extent of every text, which takes ten times as long.
+
+    Args:
+        figure: of `new_figure` with ``fitted=False``.
+        rows: of panels.
+        columns: of panels.
+        gap: between columns, for the numbers of the y axis.
+        legend_rows: above the panels.
+    """
+    width, height = figure.get_size_inches()
+    left, right, bottom, top, between = 0.75, 0.12, 0.55, 0.3 + 0.2 * legend_rows, 0.5
+    wide = (width - left - right - gap * (columns - 1)) / columns
+    high = (height - bottom - top - between * (rows - 1)) / rows
+    figure.subplots_adjust(
+        left / width, bottom / height, 1 - right / width, 1 - top / height, gap / wide, between / high
+    )
 
 
 def style_axes(axes: Axes) -> None:
@@ -167,8 +198,8 @@ def note_hidden(axes: Axes, *values: FloatArray) -> None:
         note(axes, f"{int(hidden.sum())} not above 0, not shown")
 
 
-def legend_on_top(figure: Figure, panels: Sequence[Axes], *, columns: int = 9) -> None:
-    """One legend for all panels, above them, a mark that several of them hold named once."""
+def legend_on_top(figure: Figure, panels: Sequence[Axes], *, columns: int = 9) -> int:
+    """One legend for all panels, above them, a mark that several of them hold named once; returns its rows."""
     unique: dict[str, Any] = {}
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
@@ -176,11 +207,13 @@ def legend_on_top(figure: Figure, panels: Sequence[Axes], *, columns: int = 9) -
     # an entry is its mark, the gaps and the text, here in units of the text size
     widest = 4.8 + 0.55 * max(len(label) for label in unique)
     fitting = max(1, int(72 * figure.get_figwidth() / (TEXT * widest)))
+    columns = min(columns, fitting, len(unique))
     figure.legend(
         list(unique.values()),
         list(unique),
         loc="outside upper center",
-        ncols=min(columns, fitting, len(unique)),
+        ncols=columns,
         frameon=False,
         fontsize=TEXT,
     )
+    return -(-len(unique) // columns)

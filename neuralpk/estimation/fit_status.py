@@ -64,7 +64,8 @@ class FitStatus:
         if self.bounds:
             text += f"; {', '.join(self.bounds)} at a bound, where the likelihood is largest"
         if self.smallest_effective < math.inf:
-            text += f"; fewest effective draws {self.smallest_effective:.0f} of {self.draws} (subject {self.subject})"
+            text += f"; fewest effective draws {self.smallest_effective:.0f} of {self.draws}"
+            text += f" (subject {self.subject})" if self.subject else ""
         if self.smallest_effective < _POOR:
             text += ", too few for a sure result"
         return f"{text}; {self.remark}" if self.remark else text

@@ -169,8 +169,9 @@ class Objective(Part, ABC):
 
     @property
     def searches_map(self) -> bool:
-        """Whether `estimate` searches the maximum of the posterior through the solver."""
-        return self.maximises_likelihood
+        """Whether estimates of a trained task go on from the encoder to the maximum of the posterior, through the
+        solver; by default wherever there is a likelihood."""
+        return self.has_likelihood
 
 
 def posterior(model: PopulationModel, encoder: Encoder | None, batch: CohortBatch) -> Posterior:

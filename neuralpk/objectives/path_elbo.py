@@ -42,6 +42,11 @@ class PathELBO(Objective):
         if guide is None:
             raise ValueError("a dynamics with noise needs a guide for its paths: give one, as guide=PathGuide()")
 
+    @property
+    def searches_map(self) -> bool:
+        """Never: the likelihood is an integral over all paths of the noise."""
+        return False
+
     def loss(
         self, model: PopulationModel, encoder: Encoder | None, guide: PathGuide | None, batch: CohortBatch, step: Step
     ) -> Loss:
