@@ -768,7 +768,8 @@ class LatentTask(L.LightningModule):
                 context=context,
                 seed=self.seed if seed is None else seed,
                 map=searched,
-                population_known=population_known,
+                # only a fit by maximum likelihood has the uncertainty of its population
+                population_known=population_known or not self.objective.maximises_likelihood,
                 has_error=self.objective.has_likelihood,
                 progress=progress,
             )
@@ -795,7 +796,14 @@ class LatentTask(L.LightningModule):
         used = self.seed if seed is None else seed
         with self._evaluating():
             return draw_individuals(
-                self.model, cohort, draws, encoder=self.encoder, context=context, seed=used, map=searched
+                self.model,
+                cohort,
+                draws,
+                encoder=self.encoder,
+                context=context,
+                seed=used,
+                map=searched,
+                population_known=not self.objective.maximises_likelihood,
             )
 
     def _searches(self, map: bool | None) -> bool:

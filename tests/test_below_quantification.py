@@ -94,7 +94,7 @@ def test_figures_of_a_study_show_limits_as_limits() -> None:
     task = LatentTask(CompartmentModel(2), parameters, ProportionalError(b=0.1)).build(Scaling.of(cohort))
     (found,) = simulate_study(task, cohort).values()
     assert found.below.any() and (found.observed[found.below] < found.limits[found.below]).all()
-    figures = population_figures(task, cohort, {1: found}) | fit_figures(task, data, cohort)
+    figures = population_figures(task, cohort, {1: found}) | fit_figures(task.residuals(cohort), cohort)
     vpc_axes = figures["vpc"].axes
     assert [axes.get_ylabel() for axes in vpc_axes[1:]] == ["Share below LLOQ"]
     points = next(line for line in vpc_axes[0].lines if line.get_label() == "observation")

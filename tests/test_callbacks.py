@@ -10,18 +10,26 @@ import sys
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import CustomProgress
+from lightning.pytorch.loggers import CSVLogger, Logger
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from neuralpk.callbacks import Dashboard, Report
+from neuralpk.callbacks import Dashboard, Report, TensorBoardRuns
+from neuralpk.callbacks.logged_media import log_figures, log_text
+from neuralpk.callbacks.report import _end_progress
+from neuralpk.callbacks.tensorboard import _public
+from neuralpk.callbacks.tensorboard_runs import flat
 from neuralpk.cohort_figures import curve_errors, make_panels
 from neuralpk.datamodules import SimulatedLotkaVolterraDataModule, SimulatedPKDataModule, TableDataModule
+from neuralpk.diagnostics.metrics import line_rrmse
+from neuralpk.diagnostics.population_plots import latent_space
+from neuralpk.diagnostics.style import png
 from neuralpk.dynamics import CompartmentModel, LotkaVolterra
 from neuralpk.encoders import SetEncoder
 from neuralpk.objectives import ELBO, SquaredError
@@ -29,22 +37,11 @@ from neuralpk.residual_error import LogNormalError
 from neuralpk.solve import Auto
 from neuralpk.task import LatentTask
 
-SCALARS = [
-    "train_loss",
-    "train_fit",
-    "train_kl",
-    "train_failures",
-    "val_loss",
-    "val_fit",
-    "val_kl",
-    "val_failures",
-    "val_rmse",
-    "val_log_rmse",
-    "val_curve_rrmse",
-    "val_evaluations",
-    "learning_rate",
-    "gradient_norm",
-]
+SCALARS = {
+    "train": ["loss/total", "loss/fit", "loss/kl"],
+    "val": ["loss/total", "loss/fit", "loss/kl", "error/rmse", "error/log_rmse", "error/curve_rrmse"],
+    ".": ["training/learning_rate", "training/gradient_norm"],
+}
 
 
 def compartments() -> LatentTask:
@@ -59,7 +56,7 @@ def fit(data: L.LightningDataModule, task: LatentTask, folder: Path, epochs: int
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
-        logger=TensorBoardLogger(folder, name=None, default_hp_metric=False),
+        logger=TensorBoardRuns(str(folder)),
         callbacks=[ModelCheckpoint(save_last=True), Dashboard(every=1, subjects=3), report],
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -79,98 +76,182 @@ def run(tmp_path_factory) -> tuple[L.Trainer, str, SimulatedPKDataModule, Latent
     return trainer, printed, data, task
 
 
+def read(folder: Path | str) -> EventAccumulator:
+    """The event file of a run."""
+    return EventAccumulator(str(folder), {"images": 0, "tensors": 0, "scalars": 0}).Reload()
+
+
 @pytest.fixture(scope="module")
-def events(run) -> EventAccumulator:
-    """The event file of the run."""
-    trainer, *_ = run
-    trainer.logger.experiment.flush()
-    return EventAccumulator(trainer.log_dir, {"images": 0, "tensors": 0, "scalars": 0}).Reload()
+def events(run) -> dict[str, EventAccumulator]:
+    """Event files by run."""
+    folder = Path(run[0].log_dir)
+    return {name: read(folder / name) for name in SCALARS}
 
 
-@pytest.mark.parametrize("name", SCALARS)
-def test_every_scalar_of_the_dashboard_is_logged_each_epoch(name: str, events: EventAccumulator) -> None:
-    assert len(events.Scalars(name)) == 2
+@pytest.mark.parametrize(("stage", "tag"), [(stage, tag) for stage, tags in SCALARS.items() for tag in tags])
+def test_every_scalar_is_in_its_run_each_epoch(stage: str, tag: str, events: dict[str, EventAccumulator]) -> None:
+    assert [event.step for event in events[stage].Scalars(tag)] == [1, 3]
 
 
-def test_the_layout_names_only_scalars_that_are_logged(events: EventAccumulator) -> None:
-    (event,) = events.Tensors("custom_scalars__config__")
-    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
-    assert [category.title for category in layout.category] == ["Training", "Reconstruction", "Solver"]
-    named = {tag for category in layout.category for chart in category.chart for tag in chart.multiline.tag}
-    assert named
-    assert named <= set(events.Tags()["scalars"])
+def test_no_series_is_zero_throughout_or_counts_epochs(events: dict[str, EventAccumulator]) -> None:
+    for one in events.values():
+        tags = one.Tags()["scalars"]
+        assert tags
+        assert not any("epoch" in tag for tag in tags)
+        assert all(any(event.value for event in one.Scalars(tag)) for tag in tags)
+        assert all("/" in tag for tag in tags)  # no group of one chart
 
 
-@pytest.mark.parametrize("name", ["individual fits", "goodness of fit", "latent space"])
-def test_every_figure_is_drawn(name: str, events: EventAccumulator) -> None:
-    images = events.Images(name)
-    assert len(images) == 2
+def test_a_series_that_is_no_longer_zero_begins_with_its_zeros(tmp_path) -> None:
+    logger = TensorBoardRuns(str(tmp_path))
+    for step, value in enumerate([0.0, 0.0, 2.0, 0.0]):
+        logger.log_metrics({"train_failures": value, "epoch": step}, step)
+    logger.finalize("success")
+    (tag,) = read(Path(logger.log_dir, "train")).Tags()["scalars"]
+    assert tag == "solver/failures"
+    assert [event.value for event in read(Path(logger.log_dir, "train")).Scalars(tag)] == [0.0, 0.0, 2.0, 0.0]
+
+
+@pytest.mark.parametrize("name", ["individual fits", "goodness of fit"])
+def test_figures_are_drawn_while_it_trains_and_at_the_end(name: str, events: dict[str, EventAccumulator]) -> None:
+    images = events["."].Images(f"patients/{name}")
+    assert [image.step for image in images] == [1, 3, 3]
     assert images[0].encoded_image_string.startswith(b"\x89PNG")
     assert images[0].encoded_image_string != images[1].encoded_image_string
 
 
-def test_the_latent_space_is_kept_for_the_projector(run) -> None:
-    folder = Path(run[0].log_dir)
-    (tensors,) = folder.glob("*/latent space/tensors.tsv")
-    rows = tensors.read_text().strip().splitlines()
+def test_the_latent_space_is_kept_for_the_projector_with_what_colours_it(run, events) -> None:
+    assert len(events["."].Images("patients/latent space")) == 1
+    (folder,) = Path(run[0].log_dir).glob("*/latent space")
+    rows = (folder / "tensors.tsv").read_text().strip().splitlines()
     assert len(rows) == 6
     assert len(rows[0].split("\t")) == 4  # CL, V1, Q, V2
+    names, *metadata = (line.split("\t") for line in (folder / "metadata.tsv").read_text().strip().splitlines())
+    assert {"CL", "V1", "Q", "V2", "first dose"} <= set(names)
+    assert len(metadata) == 6
+    assert {row[names.index("first dose")] for row in metadata} == {"10", "30", "60", "120"}
 
 
-def test_settings_are_beside_the_final_metrics(run, events: EventAccumulator) -> None:
-    trainer, *_ = run
-    final = {name for name in events.Tags()["scalars"] if name.startswith("final/")}
-    assert final == {"final/val_loss", "final/val_rmse", "final/val_log_rmse", "final/val_curve_rrmse"}
-    assert events.Scalars("final/val_rmse")[-1].value == pytest.approx(float(trainer.callback_metrics["val_rmse"]))
-    assert "hp_metric" not in events.Tags()["scalars"]
-    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-    start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
-    assert start.hparams["objective.class_path"].string_value == "neuralpk.objectives.elbo.ELBO"
-    assert start.hparams["dynamics.class_path"].string_value == "neuralpk.dynamics.compartments.CompartmentModel"
-    assert start.hparams["learning_rate"].number_value == pytest.approx(run[3].learning_rate)
+def test_settings_are_a_row_whose_results_are_those_of_the_validation(run, events) -> None:
+    contents = [events["."].SummaryMetadata(f"_hparams_/{name}") for name in ("experiment", "session_start_info")]
+    experiment, start = (plugin_data_pb2.HParamsPluginData.FromString(one.plugin_data.content) for one in contents)
+    for metric in experiment.experiment.metric_infos:
+        assert events[metric.name.group].Scalars(metric.name.tag)
+    settings = start.session_start_info.hparams
+    assert settings["model.objective"].string_value == "ELBO"
+    assert settings["model.dynamics"].string_value == "CompartmentModel"
+    assert settings["model.learning_rate"].number_value == pytest.approx(run[3].learning_rate)
+    assert settings["data.subjects"].number_value == 6
+
+
+def test_texts_hold_settings_and_verdict_without_paths_and_ids(run, events) -> None:
+    texts = {
+        name: events["."].Tensors(f"{name}/text_summary")[-1].tensor_proto.string_val[0].decode()
+        for name in ("settings", "verdict")
+    }
+    assert "| model.objective | ELBO |" in texts["settings"]
+    assert "| torch |" in texts["settings"]
+    assert "learned from the study's own 6 subjects only" in texts["verdict"]
+    assert "samples, interpolated" in texts["verdict"]
+    folder = Path(run[0].log_dir)
+    for text in texts.values():
+        assert str(folder) not in text
+        assert folder.parent.name not in text
+
+
+def test_the_file_of_a_table_is_in_no_setting() -> None:
+    data = TableDataModule("/home/jane/study_007.csv", columns={"DV": "LIDV"})
+    settings = dict(flat({"data": _public(data)}))
+    assert settings["data.passes_per_epoch"] == 1
+    assert not any("jane" in str(value) or "study" in str(value) for value in settings.values())
+
+
+class Pictures(Logger):
+    """A logger with the face of Weights & Biases."""
+
+    name, version = "pictures", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pictures: dict[str, int] = {}
+        self.texts: list[str] = []
+
+    def log_hyperparams(self, *_, **__) -> None:
+        """Nothing."""
+
+    def log_metrics(self, *_, **__) -> None:
+        """Nothing."""
+
+    def log_image(self, key: str, images: list, step: int) -> None:
+        """As of `lightning.pytorch.loggers.WandbLogger`."""
+        self.pictures[key] = images[0].width
+
+    def log_text(self, key: str, columns: list, data: list, step: int) -> None:
+        """Likewise."""
+        self.texts += data[0]
+
+
+def test_another_logger_gets_the_figures_and_texts() -> None:
+    logger = Pictures()
+    content = png(latent_space(np.zeros((3, 2))))
+    log_figures([logger, CSVLogger("unused")], {"patients/latent space": content}, step=3)
+    log_text([logger], "verdict", "- good", step=3)
+    assert logger.pictures["patients/latent space"] > 500
+    assert logger.texts == ["- good"]
 
 
 def test_the_panels_are_a_picture_beside_the_checkpoints(run) -> None:
     picture = Path(run[0].log_dir) / "individuals.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert f"Individual panels: {picture}" in run[1]
+    assert f"Figures of the patients: {picture}" in run[1]
 
 
 def test_the_report_compares_with_what_needs_no_model(run) -> None:
     printed = run[1]
-    assert "6 of the training patients" in printed
-    assert "3 of new patients" in printed
-    for name in ("model", "typical patient", "samples, interpolated"):
+    assert "6 training patients" in printed
+    assert "3 new patients" in printed
+    for name in ("model", "typical subject, simulated", "samples, interpolated"):
         assert len(re.findall(rf"^│ {name} +│ +\d\.\d{{3}} │", printed, re.MULTILINE)) == 2, name
 
 
 def test_the_errors_are_those_of_the_curves(run) -> None:
     _, _, data, task = run
     errors = curve_errors(data, task, data.part("test"))
-    assert set(errors) == {"model", "typical patient", "samples, interpolated"}
-    (result,) = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False).test(
-        task, data, verbose=False
-    )
-    assert errors["model"][0].mean() == pytest.approx(result["test_curve_rrmse"], rel=1e-4)
+    assert set(errors) == {"model", "typical subject, simulated", "samples, interpolated"}
+    truths = [subject.truth for subject in data.part("test")]
+    lines = task.reconstruct(data.part("test"), truths[0].times.tolist(), draws=0).ipred[..., 0]
+    expected = line_rrmse(lines, np.stack([truth.line[:, 0] for truth in truths]))
+    assert errors["model"][0][:, 0] == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_three_next_commands_are_printed_and_work(run, tmp_path) -> None:
-    printed = run[1]
-    commands = re.findall(r"^To [^\n]+:\n  ([^\n]+)$", printed, re.MULTILINE)
+def test_the_next_commands_run_as_they_are_printed(run) -> None:
+    commands = re.findall(r"^To [^\n]+:\n  ([^\n]+)$", run[1], re.MULTILINE)
     assert [shlex.split(command)[0] for command in commands] == ["tensorboard", "python", "neuralpk"]
     board, load, own = map(shlex.split, commands)
     assert Path(board[board.index("--logdir") + 1]).is_dir()
     done = subprocess.run([sys.executable, *load[1:]], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "PopulationModel(" in done.stdout
+    assert "'CL': " in done.stdout
 
     from neuralpk.cli import main
-    from neuralpk.tables import write_table
 
-    table, out = tmp_path / "T.csv", tmp_path / "out"
-    write_table(run[2].part("test"), table)
-    main([str(table) if a == "T.csv" else str(out) if a == "DIR" else a for a in own[1:]])
-    assert {path.name for path in out.iterdir()} >= {"curves.csv", "individuals.csv", "records.csv", "exposure.csv"}
+    main(own[1:])
+    written = {path.name for path in Path(own[own.index("--out") + 1]).iterdir()}
+    assert written >= {"curves.csv", "individuals.csv", "records.csv", "exposure.csv"}
+
+
+def test_a_model_of_the_elbo_shows_its_population_beside_the_truth(run) -> None:
+    assert re.search(r"^│ CL +│ +\d\S* │ +4 │", run[1], re.MULTILINE)
+    assert re.search(r"^│ b +│ +\d\S* │ +0.2 │", run[1], re.MULTILINE)
+
+
+def test_the_progress_bar_is_closed_before_the_report() -> None:
+    bar = RichProgressBar()
+    bar.progress = CustomProgress(console=Console(file=io.StringIO(), force_terminal=True))
+    bar.progress.start()
+    trainer = L.Trainer(callbacks=[bar], accelerator="cpu", logger=False, enable_checkpointing=False)
+    _end_progress(trainer)
+    assert not bar.progress.live.is_started
 
 
 def test_measured_data_have_no_table_of_errors(tmp_path) -> None:
@@ -178,6 +259,7 @@ def test_measured_data_have_no_table_of_errors(tmp_path) -> None:
     task = LatentTask(CompartmentModel(), encoder=SetEncoder(), objective=SquaredError())
     trainer, printed = fit(data, task, tmp_path, epochs=1)
     assert "against the truth" not in printed
+    assert re.search(r"42 values of 6 test patients that no estimate was shown", printed)
     assert (Path(trainer.log_dir) / "individuals.png").exists()
 
 
@@ -187,12 +269,18 @@ def test_each_endpoint_has_its_own_panels(tmp_path) -> None:
     task = LatentTask(
         LotkaVolterra(), error=LogNormalError(), engine=Auto(rtol=1e-3), encoder=SetEncoder(), objective=ELBO()
     )
-    trainer, _ = fit(data, task, tmp_path, epochs=1)
+    trainer, printed = fit(data, task, tmp_path, epochs=1)
     folder = Path(trainer.log_dir)
     assert (folder / "individuals_1.png").exists()
     assert (folder / "individuals_2.png").exists()
-    images = EventAccumulator(str(folder)).Reload().Tags()["images"]
-    assert {f"{name}/endpoint {k}" for name in ("individual fits", "goodness of fit") for k in (1, 2)} <= set(images)
+    images = read(folder).Tags()["images"]
+    named = {f"patients/{name} {k}" for name in ("individual fits", "goodness of fit") for k in (1, 2)}
+    assert named | {"patients/phase plane"} <= set(images)
+    assert "2 training series" in printed
+    assert "prey, rel. RMSE" in printed
+    assert "predator, rel. RMSE" in printed
+    assert "patient" not in printed
+    assert "AUC" not in printed
 
 
 @pytest.mark.filterwarnings("ignore:subject .* the most probable")  # of a model that was hardly trained
