@@ -738,8 +738,9 @@ class LatentTask(L.LightningModule):
             draws: draws of z for the 90 % intervals.
             context: how many of each patient's first observations are read; None for all.
             map: search the maximum a posteriori through the solver, with intervals from draws weighted by importance;
-                None as the objective does, which is True for `MarginalLikelihood`.
-            population_known: intervals given the population as it stands, without its own uncertainty.
+                None as the objective does: wherever there is a likelihood, except of a dynamics with noise.
+            population_known: intervals given the population as it stands, without its own uncertainty; always of an
+                objective that does not maximise the likelihood.
             progress: wraps the iterable of parts of the cohort, for example in a progress bar.
             seed: of the draws; None for that of the training.
             table: further arguments of `neuralpk.tables.read_table`; the covariates are those of the model.

@@ -56,7 +56,7 @@ def fit(data: L.LightningDataModule, task: LatentTask, folder: Path, epochs: int
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
-        logger=TensorBoardRuns(str(folder)),
+        logger=TensorBoardRuns(str(folder), name=None),
         callbacks=[ModelCheckpoint(save_last=True), Dashboard(every=1, subjects=3), report],
         enable_progress_bar=False,
         enable_model_summary=False,

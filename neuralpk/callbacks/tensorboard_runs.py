@@ -39,7 +39,7 @@ class TensorBoardRuns(TensorBoardLogger):
     """
 
     def __init__(
-        self, save_dir: str, name: str | None = None, version: int | str | None = None, **options: Any
+        self, save_dir: str, name: str | None = "lightning_logs", version: int | str | None = None, **options: Any
     ) -> None:
         super().__init__(save_dir, name, version, **{"default_hp_metric": False} | options)
         self._runs: dict[str, SummaryWriter] = {}

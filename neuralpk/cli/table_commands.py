@@ -59,8 +59,8 @@ def estimate(
             CMIN), with variability between occasions occasions.csv (every parameter on every occasion), and the figure
             individuals.png of the first patients.
         draws: draws from the posterior behind the intervals.
-        map_estimate: go on from the encoder to the MAP estimate, through the solver; null for what the model was
-            trained with.
+        map_estimate: go on from the encoder to the MAP estimate, through the solver; null for wherever there is a
+            likelihood.
         seed: of the draws.
         unverified: also read a checkpoint without a sha256.
         units: of time, amount and value of the table; null for those of the model.
