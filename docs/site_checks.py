@@ -1,5 +1,6 @@
-"""Checks of the built site: a page that would ask another host for a script, a style, a font or a picture, or that has
-more than three megabytes, ends the build. `mkdocs.yml` loads this file as a hook; mkdocs itself checks links and anchors.
+"""Checks of the built site. `mkdocs.yml` loads this file as a hook; mkdocs itself checks links and anchors.
+
+A page that would ask another host for a script, a style, a font or a picture, or that is too large, ends the build.
 """
 
 import re
