@@ -142,8 +142,9 @@ class SampleReader(nn.Module):
 class PrecisionSum(nn.Module):
     """q(z) from what was read at each sample, as a product of normal factors: the prior and one for each sample.
 
-    With precisions λ_j and means m_j of the factors, taken by a linear layer, q has precision 1 + Σ_j λ_j and mean
-    Σ_j λ_j·m_j / (1 + Σ_j λ_j).
+    With precisions λ_j of the factors and their means times their precisions h_j, taken by a linear layer, q has
+    precision 1 + Σ_j λ_j and mean Σ_j h_j / (1 + Σ_j λ_j). A layer that gave the means themselves would learn nothing
+    more where the precisions have become small, as at the beginning of a training; h_j moves the mean there too.
 
     Args:
         hidden: length of what was read at a sample.
@@ -152,16 +153,19 @@ class PrecisionSum(nn.Module):
 
     def __init__(self, hidden: int, latent_size: int) -> None:
         super().__init__()
+        # without it a few long steps make the precisions so small that they have no gradient any more
+        self.normalise = nn.LayerNorm(hidden)
         self.factors = nn.Linear(hidden, 2 * latent_size)
         nn.init.normal_(self.factors.weight, std=0.1 / hidden**0.5)
         nn.init.zeros_(self.factors.bias)
 
     def forward(self, read: Tensor, context: Tensor) -> Posterior:
         """q(z) from ``read [subject, observation, hidden]`` at the samples in ``context [subject, observation]``."""
-        log_precision, mean = self.factors(read).chunk(2, dim=-1)
+        factors = torch.where(context[..., None], self.factors(self.normalise(read)), 0.0)
+        log_precision, weighted = factors.chunk(2, dim=-1)
         precision = torch.where(context[..., None], nn.functional.softplus(log_precision), 0.0)
         total = 1.0 + precision.sum(1)
-        return Posterior((precision * mean).sum(1) / total, total.rsqrt())
+        return Posterior(weighted.sum(1) / total, total.rsqrt())
 
 
 class SetEncoder(Encoder):

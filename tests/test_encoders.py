@@ -123,7 +123,7 @@ def test_everything_that_was_measured_or_given_matters(encoder, name):
     value = getattr(batch, of)
     moved = dataclasses.replace(value, **{inner: getattr(value, inner) + 0.01}) if inner else value + 0.01
     changed = dataclasses.replace(batch, **{of: moved})
-    assert not torch.allclose(encoder(changed).mean[0], encoder(batch).mean[0])
+    assert not torch.allclose(encoder(changed).mean[0], encoder(batch).mean[0], rtol=1e-9, atol=0.0)
 
 
 def test_the_truth_does_not_matter(encoder):
@@ -178,6 +178,24 @@ def test_the_gradient_reaches_every_weight_and_only_from_samples(encoder):
     encoder.zero_grad()
     encoder(batch_of(people()[2:])).mean.sum().backward()
     assert all(not p.grad.any() for p in encoder.parameters() if p.grad is not None)
+
+
+def test_the_mean_is_learned_also_where_precisions_have_become_small(encoder):
+    layer = encoder.requires_grad_(True).posterior.factors
+    with torch.no_grad():
+        layer.bias[: encoder.latent_size] = -50.0
+    q = encoder(batch_of(people()))
+    assert (1 - q.sd).abs().max() < 1e-9  # as good as the prior
+    (slope,) = torch.autograd.grad(q.log_density(torch.ones_like(q.mean)[:, None]).sum(), layer.weight)
+    assert slope[encoder.latent_size :].abs().max() > 0.1
+
+
+def test_precisions_keep_a_gradient_however_large_what_is_read_becomes(encoder):
+    layer = encoder.requires_grad_(True).posterior.factors
+    read = -1e6 * layer.weight[0].detach()[None, None]  # as far against the first precision as can be
+    q = encoder.posterior(read, torch.ones(1, 1, dtype=torch.bool))
+    (slope,) = torch.autograd.grad(q.log_density(torch.ones_like(q.mean)[:, None]).sum(), layer.bias)
+    assert slope[0].abs() > 1e-4
 
 
 def test_a_reader_knows_a_sample_and_all_later_ones_only():
