@@ -358,7 +358,7 @@ def held_out(data: CohortDataModule, task: LatentTask) -> pd.DataFrame:
     holds nothing back."""
     frames = []
     for batch in data.test_dataloader():
-        table = record_predictions.records(task.model, batch, task(batch), task.objective.has_likelihood)
+        table = record_predictions.records(task.model, batch, task.predicted(batch), task.objective.has_likelihood)
         hidden = (batch.observed & batch.target & ~batch.context)[batch.mask].cpu().numpy()
         frames.append(table.loc[hidden])
     found: pd.DataFrame = pd.concat(frames, ignore_index=True)

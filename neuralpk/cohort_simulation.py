@@ -19,7 +19,7 @@ from neuralpk.cohort_batch import BEFORE_ANY_RECORD, CohortBatch, TruthBatch, co
 from neuralpk.dynamics import Dynamics, StochasticDynamics
 from neuralpk.parameters import CovariateEffect, LogNormal, ParameterDistribution, power_or_factor
 from neuralpk.randomness import Stream
-from neuralpk.residual_error import ResidualError
+from neuralpk.residual_error import ResidualError, outputs_read
 from neuralpk.solve import Exact, Noise, TorchDiffEq, TorchSDE, Trajectory, solve_paths
 
 _STEPS = 400  # of a path between the first and the last time of a design
@@ -313,6 +313,7 @@ def simulate_batches(
     templates = [Subject(str(k), nothing, nothing, doses) for k, doses in enumerate(design.regimens)]
     arms = collate(templates, dtype=torch.float64)
     order = [list(population.typical).index(name) for name in names]
+    read = [dynamics.endpoints[k] for k in outputs_read(error, len(dynamics.endpoints))]
     for first in range(0, subjects, size):
         index = torch.arange(first, min(first + size, subjects))
         covariates = population.draw_covariates(seed, index)
@@ -323,7 +324,7 @@ def simulate_batches(
             theta = population.draw_occasions(seed, index, covariates, len(design.occasions))[..., order]
             columns = {name: value[:, None].expand(theta.shape[:2]) for name, value in covariates.items()}
             theta = dynamics.with_covariates(theta, columns)
-        observed, curve = _without_error(dynamics, theta, batch, design, seed, line)
+        observed, curve = _without_error(dynamics, theta, batch, design, read, seed, line)
         by_name = dynamics.named(without_kappa)
         truth = TruthBatch(*curve, {name: by_name[name] for name in names} | dynamics.derived(without_kappa))
         *_, noisier = population.prior.draw(seed, index, len(population.typical))
@@ -402,19 +403,19 @@ def _planned(
 
 
 def _without_error(
-    dynamics: Dynamics, theta: Tensor, batch: CohortBatch, design: Design, seed: int, line: bool
+    dynamics: Dynamics, theta: Tensor, batch: CohortBatch, design: Design, states: list[int], seed: int, line: bool
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """What every sample would read without error, ``[subject, observation]``, and the times and values of the true
-    curve."""
+    curve; `states` are those that the endpoints read."""
     grid = torch.as_tensor(design.true_times() if line else design.true_times()[:0]).expand(len(batch), -1)
     with torch.no_grad():
         times = torch.cat([batch.time, torch.maximum(grid, batch.start[:, None])], dim=1)
         solution = _solved(dynamics, theta, batch, times, design, seed)
         read = dynamics.observe(solution.states, solution.theta)
     n = batch.time.shape[1]
-    state = torch.tensor(dynamics.endpoints)[batch.endpoint]
+    state = torch.tensor(states)[batch.endpoint]
     observed = read[:, :n].gather(2, state[..., None])[..., 0]
-    lines = read[:, n:][..., [dynamics.endpoints[e - 1] for e in sorted(set(design.endpoints))]]
+    lines = read[:, n:][..., [states[e - 1] for e in sorted(set(design.endpoints))]]
     return observed, (grid, lines)
 
 

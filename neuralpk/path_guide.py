@@ -55,16 +55,17 @@ class PathGuide(Part, nn.Module):
         self.hidden = hidden
         self.reader = SampleReader(hidden)
 
-    def build(self, dynamics: StochasticDynamics, scaling: Scaling) -> None:
-        """Make the networks for a dynamics and the magnitudes of the data."""
+    def build(self, model: PopulationModel, scaling: Scaling) -> None:
+        """Make the networks for a model that was built, and the magnitudes of the data."""
+        dynamics = cast(StochasticDynamics, model.dynamics)
         self.reader.build(scaling)
-        states, endpoints = len(dynamics.states), len(dynamics.endpoints)
+        states, endpoints = len(dynamics.states), len(model.endpoints)
         self.network = mlp(2 * states + 4 * endpoints + self.hidden, self.hidden, 2, 2 * len(dynamics.noisy))
         for weight in self.network[-1].parameters():
             nn.init.zeros_(weight)
         # of a Brownian bridge towards a sample that is e residual standard deviations away, with rate = (g/sd)²:
         # u = sqrt(rate)·e/(1 + rate·span). Where an endpoint has no noise of its own, the gain is learned from 0
-        noisy = [[float(state == noisy) for state in dynamics.endpoints] for noisy in dynamics.noisy]
+        noisy = [[float(state == noisy) for state in model.endpoints] for noisy in dynamics.noisy]
         rate = 40.0 / scaling.time
         self.gain = nn.Parameter(rate**0.5 * torch.tensor(noisy))
         self.log_rate = nn.Parameter(torch.full((endpoints,), rate).log())
@@ -108,7 +109,7 @@ class PathGuide(Part, nn.Module):
 
     def _guide(self, model: PopulationModel, batch: CohortBatch, summaries: Tensor) -> Guide:
         """u for the samples of a batch; `summaries`, ``[subject, observation, hidden]``, hold the later samples."""
-        endpoints = len(model.dynamics.endpoints)
+        endpoints = len(model.endpoints)
         elapsed = batch.time - batch.start[:, None]
         of = torch.arange(endpoints, device=batch.device)
         of_endpoint = batch.context[:, None] & (batch.endpoint[:, None] == of[:, None])
@@ -157,5 +158,5 @@ class PathGuide(Part, nn.Module):
         """Residual of the next sample of an endpoint if there were no more noise until then, ``[subject]``."""
         dynamics = cast(StochasticDynamics, model.dynamics)
         later = dynamics.observe(dynamics.foresee(y, drift, span), theta)
-        predicted = later[:, model.dynamics.endpoints[endpoint]]
+        predicted = later[:, model.endpoints[endpoint]]
         return model.error.standardise(value, predicted, torch.full_like(predicted, endpoint, dtype=torch.int64))

@@ -246,7 +246,7 @@ class PopulationModel(nn.Module):
         Raises:
             ValueError: no occasion in the data, where the population has that variability.
         """
-        cohort = self.dynamics.read_cohort(cohort)
+        cohort = self.dynamics.read_cohort(cohort, self.error.outputs)
         column = self.population.occasion_column
         if column is None:
             return cohort.without_occasions()

@@ -34,7 +34,7 @@ from neuralpk.parameters.covariates import number
 from neuralpk.part import describe, make
 from neuralpk.plain_yaml import plain_yaml_text, read_yaml_text
 from neuralpk.population_model import PopulationModel
-from neuralpk.residual_error import ERROR_NAMES, ErrorByEndpoint, ResidualError, error_class
+from neuralpk.residual_error import ERROR_NAMES, ErrorByEndpoint, ResidualError, assays_read, error_class
 from neuralpk.scaling import CovariateScale, Scaling
 from neuralpk.solve import Auto
 
@@ -133,7 +133,7 @@ class PublishedPopulation:
             if not isinstance(effect, CovariateEffect):
                 effect = power_or_factor(covariate, effect, self.references.get(covariate))
             asked.setdefault(parameter, []).append(effect)
-        omega = {name: self.omega.get(name, 0.0) for name in self.typical}
+        omega = dict.fromkeys(self.typical, 0.0) | dict(self.omega)
         spreads = [*(f"omega {name}" for name in self.omega), *(f"kappa {name}" for name in self.kappa)]
         return PopulationParameters(
             dict(self.typical),
@@ -612,8 +612,7 @@ def _error(given: object, dynamics: Decoder, outputs: tuple[int, ...]) -> str | 
         error_class(name)
     if not outputs and len(names) > len(dynamics.endpoints):
         raise ValueError(f"error has {len(names)} names; these dynamics have {len(dynamics.endpoints)} endpoints")
-    assays = [dynamics.assays[k - 1] for k in outputs] if dynamics.assays and outputs else dynamics.assays
-    for name, assay in zip(names, assays, strict=False):
+    for name, assay in zip(names, assays_read(dynamics.assays, outputs), strict=False):
         if assay.error not in (None, name):
             raise ValueError(f"error of {assay.output} is {name}; the text of the dynamics says {assay.error}")
     return names if several else names[0]

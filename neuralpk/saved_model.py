@@ -240,13 +240,13 @@ class SavedPopulation(SavedModel):
 
     def _estimate(self, cohort: Cohort, map: bool | None, **options: Any) -> IndividualEstimates:
         self._refuse_no_search(map)
-        cohort = self._dynamics.read_cohort(cohort)
+        cohort = self._dynamics.read_cohort(cohort, self._population.outputs)
         model = self.population_model(cohort)
         return estimate_individuals(model, cohort, **options)
 
     def _draw(self, cohort: Cohort, map: bool | None, **options: Any) -> PosteriorDraws:
         self._refuse_no_search(map)
-        cohort = self._dynamics.read_cohort(cohort)
+        cohort = self._dynamics.read_cohort(cohort, self._population.outputs)
         return draw_individuals(self.population_model(cohort), cohort, **options)
 
     def _refuse_no_search(self, map: bool | None) -> None:

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Self, cast
+from typing import IO, Any, Self
 
 import lightning as L
 import numpy as np
@@ -33,7 +33,7 @@ from neuralpk.checkpoint_files import (
 from neuralpk.checkpoint_io import refuse_pickles, verify_checkpoints
 from neuralpk.cohort import Cohort
 from neuralpk.cohort_batch import CohortBatch
-from neuralpk.dynamics import Decoder, StochasticDynamics
+from neuralpk.dynamics import Decoder
 from neuralpk.encoders import Encoder
 from neuralpk.estimation import (
     FitStatus,
@@ -220,7 +220,7 @@ class LatentTask(L.LightningModule):
         if self.encoder is not None:
             self.encoder.build(scaling, self.model.latent_size)
         if self.guide is not None:
-            self.guide.build(cast(StochasticDynamics, self.model.dynamics), scaling)
+            self.guide.build(self.model, scaling)
 
     def setup(self, stage: str) -> None:
         """Build the model for the data of the Trainer, unless it has been built; called by Lightning."""

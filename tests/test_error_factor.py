@@ -16,15 +16,19 @@ from neuralpk import (
     CompartmentModel,
     Dose,
     ErrorByEndpoint,
+    LatentTask,
     PopulationModel,
     PopulationParameters,
     ProportionalError,
+    SimulatedPKDataModule,
     Subject,
     fit,
     read_model,
 )
 from neuralpk.cohort_batch import collate
-from neuralpk.cohort_figures import population_figures
+from neuralpk.cohort_figures import held_out, population_figures
+from neuralpk.cohort_simulation import Design, Population, simulate_cohort
+from neuralpk.dynamics import Equations
 from neuralpk.inference.joint import gradient, information
 from neuralpk.published_population import PublishedPopulation, read_population, write_population
 from neuralpk.residual_error import LogNormalError
@@ -177,3 +181,44 @@ def test_what_cannot_be_is_refused() -> None:
         PopulationModel(CompartmentModel(1)).build(Scaling(value=(1.0, 1.0)))
     with pytest.raises(ValueError, match=r"outputs holds the output from 1 to 1"):
         _population(error=["proportional", "additive"], error_sd=[{"b": 0.1}, {"a": 0.1}], outputs=[1, 2])
+
+
+def test_the_limit_of_quantification_of_an_output_is_that_of_all_its_assays(tmp_path) -> None:
+    text = "parameters: CL = 4, V = 30\ncentral' = -CL/V*central\nC = central/V\nR' = 1 - R\n"
+    text += "outputs: C ~ proportional(b = 0.1) lloq 2.6, R ~ additive(a = 1) lloq 0.2\n"
+    subject = Subject(
+        "1", TIMES[:4], np.array([3.1, 2.9, 2.5, 1.9]), (Dose(0.0, 100.0),), endpoints=np.array([1, 2] * 2)
+    )
+    cohort = Cohort((subject,))
+    error = ErrorByEndpoint([ProportionalError(b=0.1), ProportionalError(b=0.1)], outputs=[1, 1])
+    with pytest.warns(UserWarning, match=r"2 of C \(LLOQ 2.6\)"):
+        (read,) = PopulationModel(Equations(text), error=error).read_cohort(cohort)
+    assert read.censored.tolist() == [0, 0, 1, 1] and read.values.tolist() == [3.1, 2.9, 2.6, 2.6]
+    population = _population(
+        dynamics={"class_path": "Equations", "init_args": {"text": text}}, typical={"CL": 4.0, "V": 30.0},
+        omega={"CL": 0.3}, error=["proportional", "proportional"], error_sd=[{"b": 0.1}, {"b": 0.1}], outputs=[1, 1],
+    )  # fmt: skip
+    write_population(population, tmp_path / "pop.yaml")
+    with pytest.warns(UserWarning, match=r"2 of C \(LLOQ 2.6\)"):
+        estimates = read_model(tmp_path / "pop.yaml").estimate(cohort)
+    assert estimates.records()["CENS"].tolist() == [0, 0, 1, 1]
+
+
+def test_several_assays_of_one_output_are_simulated() -> None:
+    design = Design(((Dose(0.0, 100.0),),), (1.0, 6.0), endpoints=(1, 2))
+    errors = ErrorByEndpoint([ProportionalError(b=1e-6), AdditiveError(a=1e-6)], outputs=[1, 1]).fix()
+    (subject,) = simulate_cohort(
+        CompartmentModel(1), Population({"CL": 4.0, "V1": 30.0}, {}), design, errors, subjects=1, seed=0
+    )
+    curve = 100 / 30 * np.exp(-4 / 30 * subject.times)
+    assert subject.endpoints.tolist() == [1, 2, 1, 2]
+    np.testing.assert_allclose(subject.values, curve, rtol=1e-4)
+
+
+def test_values_that_a_test_holds_back_have_their_predictions() -> None:
+    data = SimulatedPKDataModule(subjects=3, compartments=1, typical={"CL": 4.0, "V1": 30.0}, omega={}, forecast=6.0)
+    task = LatentTask(CompartmentModel(1))
+    task.build(Scaling.of(data.part("train")))
+    table = held_out(data, task)
+    assert len(table) and (table["TIME"] >= 6.0).all()
+    assert table[["DV", "PRED", "IPRED"]].notna().all().all()

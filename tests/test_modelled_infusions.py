@@ -10,11 +10,13 @@ import pandas as pd
 import pytest
 import torch
 
-from neuralpk import Cohort, CompartmentModel, Dose, ProportionalError, Subject, fit, read_table
+from neuralpk import Cohort, CompartmentModel, Dose, PopulationModel, ProportionalError, Subject, fit, read_table
 from neuralpk.cohort_batch import collate
+from neuralpk.dosing import Regimen, SimulatedPatients
 from neuralpk.dynamics import Equations
 from neuralpk.rxode2 import export_rxode2, import_rxode2
-from neuralpk.solve import Exact, RungeKutta
+from neuralpk.scaling import Scaling
+from neuralpk.solve import Exact, RungeKutta, solve
 from neuralpk.tables import to_frame
 
 CL, V, D, R, F, LAG = 3.0, 20.0, 4.0, 25.0, 0.6, 0.5
@@ -161,3 +163,20 @@ outputs: C
     swapped = text.replace("= R1", "= D").replace("= D1", "= R1").replace("= D\n", "= D1\n")
     with pytest.raises(ValueError, match=r"(rate|duration)\(central\) is in .*, and its right side in"):
         Equations(swapped)
+
+
+@pytest.mark.parametrize(("code", "line"), [(-1.0, "rate(central) = D - 30"), (-2.0, "duration(central) = D - 30")])
+def test_a_rate_or_a_duration_that_cannot_be_gives_no_solution(code: float, line: str) -> None:
+    model = Equations(f"parameters: K = 0.1, D = 4\ncentral' = -K*central\n{line}\noutputs: central\n")
+    doses = [[Dose(0.0, 100.0, rate=code)], [Dose(0.0, 100.0, rate=10.0)]]
+    theta = torch.tensor([[0.1, 4.0]], dtype=torch.float64).expand(2, -1)
+    found = solve(model, theta, torch.tensor([1.0, 5.0], dtype=torch.float64), doses)
+    assert found.ok.tolist() == [False, True]
+
+
+def test_a_regimen_that_gives_at_once_what_the_model_infuses_is_named() -> None:
+    model = PopulationModel(Equations(TEXT), error=ProportionalError(b=0.1)).build(Scaling(), torch.float64)
+    patients = SimulatedPatients.typical(model)
+    with pytest.warns(UserWarning, match=r"doses of a regimen into central are given at once, .* 'infusion 2 h'"):
+        patients.batch(Regimen.parse("100 q12h x 2"), None)
+    patients.batch(Regimen.parse("100 q12h x 2, infusion 2 h"), None)  # warnings are errors in tests

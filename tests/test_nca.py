@@ -327,3 +327,20 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         main(["nca", "T.csv", "--out", "o"])
     assert ended.value.code == 2 and "give --overwrite" in capsys.readouterr().err
+
+
+def test_a_dose_that_is_left_out_ends_the_profile_before():
+    t = np.array([1.0, 2.0, 4.0, 8.0, 25.0, 26.0, 28.0])
+    table = events(t, np.array([4.0, 3.0, 2.0, 1.0, 5.0, 4.0, 3.0]))
+    dose = table[table["EVID"] == 1].iloc[:1].assign(TIME=24.0)
+    alone = wide(nca(table[table["TIME"] < 24], terminal=[2.0, 4.0, 8.0])).iloc[0]
+    for second, said in (
+        (dose.assign(RATE=-2.0), r"infusions without a rate or a duration \(RATE -1, -2\) at TIME 24"),
+        (pd.concat([dose.assign(RATE=0.0), dose.assign(RATE=10.0)]), "doses of several durations at TIME 24"),
+    ):
+        both = pd.concat([table.assign(RATE=0.0), second]).sort_values(["TIME", "EVID"], ascending=[True, False])
+        with pytest.warns(UserWarning, match=f"subject 1: {said} are left out"):
+            found = wide(nca(both))
+        assert found["DOSE"].tolist() == [1]
+        assert found["TLST"].iloc[0] == 8.0
+        assert found["AUCLST"].iloc[0] == pytest.approx(alone["AUCLST"])

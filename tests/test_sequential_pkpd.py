@@ -57,3 +57,15 @@ def test_correlations_are_not_held():
     plain = {**POPULATION, "omega": {"CL": 0.3, "V": 0.2}, "correlation": {"CL~V": 0.5}}
     with pytest.raises(ValueError, match="correlations cannot be held, and here are CL~V"):
         PublishedPopulation.from_plain(plain).held()
+
+
+def test_a_residual_error_that_differs_is_held_too():
+    for spread, name in (({"omega": {"CL": 0.3, "RUV": 0.4}}, "omega RUV"), ({"kappa": {"RUV": 0.3}}, "kappa RUV")):
+        held = PublishedPopulation.from_plain({**POPULATION, "effects": {}, "references": {}, **spread}).held()
+        model = neuralpk.PopulationModel(MODEL, held, ProportionalError()).build(Scaling())
+        reported = {
+            **model.population.omega_values(),
+            **{f"kappa {k}": v for k, v in model.population.kappa_values().items()},
+        }
+        assert reported[name.removeprefix("omega ")] == pytest.approx(spread.popitem()[1]["RUV"])
+        assert not [one for one in model.coordinates() if "RUV" in one.name]

@@ -138,7 +138,7 @@ class GuidedModel(torch.nn.Module):
         super().__init__()
         self.model, self.encoder, self.guide = model, RecurrentEncoder(8), PathGuide(8)
         self.encoder.build(scaling, model.latent_size)
-        self.guide.build(model.dynamics, scaling)
+        self.guide.build(model, scaling)
 
     def draw(self, batch, normal, noise) -> PathDraws:
         return self.guide.draw(self.model, self.encoder(batch), batch, normal, noise)

@@ -19,7 +19,7 @@ from neuralpk.datamodules.batch_loading import BatchDataset, GlobalBatchSampler,
 from neuralpk.datamodules.seen_records import Context
 from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
-from neuralpk.residual_error import Assay
+from neuralpk.residual_error import Assay, assays_read
 from neuralpk.scaling import Scaling
 from neuralpk.training_data_provenance import Provenance
 
@@ -211,4 +211,8 @@ def _stated(model: PopulationModel | None) -> tuple[tuple[Assay, ...], Mapping[s
     """What a model states of the data."""
     if model is None:
         return (), {}, None
-    return model.dynamics.assays, model.dynamics.covariates, model.population.occasion_column
+    return (
+        tuple(assays_read(model.dynamics.assays, model.error.outputs)),
+        model.dynamics.covariates,
+        model.population.occasion_column,
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -155,6 +156,7 @@ class SimulatedPatients:
             ValueError: an amount per kg for a patient without WT; a covariate that the model needs; a start before the
                 first record of a patient.
         """
+        self._warn_of_doses_at_once(regimen)
         people = []
         for k, subject in enumerate(self.cohort):
             start = 0.0 if starts is None else float(starts[k])
@@ -179,6 +181,19 @@ class SimulatedPatients:
             people.append(dataclasses.replace(subject, doses=(*before, *given), values=values, occasions=occasions))
         batch = evaluation_batch(self.models[0], dataclasses.replace(self.cohort, subjects=tuple(people)))
         return batch.unseen() if starts is None else batch
+
+    def _warn_of_doses_at_once(self, regimen: Regimen) -> None:
+        """Say that a regimen does not use the rate or the duration that the model has for infusions."""
+        dynamics = self.models[0].dynamics
+        at_once = {course.compartment for course in regimen.courses if not course.duration}
+        numbered = enumerate(dynamics.states, start=1)
+        states = [name for k, name in numbered if k in at_once and name in dynamics.with_rate + dynamics.with_duration]
+        if states:
+            warnings.warn(
+                f"doses of a regimen into {', '.join(states)} are given at once, without the rate or the duration that "
+                "the model has for infusions (RATE -1, -2); state a duration, as in 'infusion 2 h'",
+                stacklevel=3,
+            )
 
 
 def _constant(subject: Subject) -> dict[str, float]:

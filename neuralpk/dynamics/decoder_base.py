@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from neuralpk.cohort import MODELLED_DURATION, MODELLED_RATE, Cohort
 from neuralpk.cohort_batch import CohortBatch, Doses
 from neuralpk.part import Part
-from neuralpk.residual_error import Assay, censored_below_lloq
+from neuralpk.residual_error import Assay, assays_read, censored_below_lloq
 from neuralpk.scaling import Scaling
 
 if TYPE_CHECKING:
@@ -110,9 +110,13 @@ class Decoder(Part, nn.Module, ABC):
         parts |= {name: covariates[name].to(theta).expand(theta.shape[:-1]) for name in self.covariates}
         return torch.stack([parts[name] for name in self.parameter_names], dim=-1)
 
-    def read_cohort(self, cohort: Cohort) -> Cohort:
+    def read_cohort(self, cohort: Cohort, outputs: Sequence[int] = ()) -> Cohort:
         """Data as the decoder states that they are recorded: values below its limits of quantification are censored
         (`censored_below_lloq`), and covariates that the data do not have get the values for that case, with a warning.
+
+        Args:
+            cohort: the data.
+            outputs: that the endpoints read, from 1; empty where endpoint k reads output k.
         """
         absent = {k: v for k, v in self.covariates.items() if v is not None and k not in cohort.covariate_names}
         if absent and len(cohort):
@@ -120,7 +124,7 @@ class Decoder(Part, nn.Module, ABC):
             warnings.warn(f"the data have no covariate {', '.join(absent)}; the model takes {values}", stacklevel=2)
             subjects = (dataclasses.replace(s, covariates={**s.covariates, **absent}) for s in cohort)
             cohort = dataclasses.replace(cohort, subjects=tuple(subjects))
-        return censored_below_lloq(cohort, self.assays)
+        return censored_below_lloq(cohort, assays_read(self.assays, outputs))
 
     def initial_state(self, theta: Tensor) -> Tensor:
         """State at the first record of a subject, ``[..., state]`` for theta ``[..., parameter]``: 0 by default."""

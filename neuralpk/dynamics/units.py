@@ -147,7 +147,10 @@ def check_units(model: ModelText, given: Mapping[str, Token], places: Mapping[st
     for what, place, expression, unit in lines:
         found = units.unit(expression)
         if not units.equal(found, unit):
-            raise place.error(f"{what} is in {units.text(unit)}, and its right side in {units.text(found)}")
+            raise place.error(
+                f"{what} is in {units.text(unit)}, and its right side in {units.text(found)}; a number has a unit only "
+                "where it is written, as in 70 [kg]"
+            )
 
 
 class _Units:

@@ -59,6 +59,7 @@ class _Given:
     tau: float
     first: bool
     steady: bool
+    analysed: bool = True
 
 
 def profiles(
@@ -78,7 +79,7 @@ def profiles(
     """
     for subject in cohort:
         given = list(_given(subject, steady_from, notes))
-        if not given:
+        if not any(one.analysed for one in given):
             notes.append(f"subject {subject.id}: no dose that could be analysed")
             continue
         for endpoint in sorted({int(k) for k in subject.endpoints[subject.observed]}):
@@ -95,11 +96,14 @@ def _given(subject: Subject, steady_from: float | None, notes: list[str]) -> Ite
     for k, group in enumerate(amounts):
         real = [dose for dose in group if dose.amount > 0]
         durations = {dose.infused_over for dose in real}
-        if len(durations) > 1:
-            notes.append(f"subject {subject.id}: doses of several durations at TIME {real[0].time:g} are left out")
-            before = None
-            continue
         time, amount, interval = real[0].time, sum(dose.amount for dose in real), real[0].interval
+        modelled = any(dose.is_modelled for dose in real)
+        if modelled or len(durations) > 1:
+            what = "infusions without a rate or a duration (RATE -1, -2)" if modelled else "doses of several durations"
+            notes.append(f"subject {subject.id}: {what} at TIME {time:g} are left out")
+            before = None  # it ends the profile of the dose before
+            yield _Given(time, real[0].row, amount, 0.0, np.nan, False, False, analysed=False)
+            continue
         later = [other[0].time for other in amounts[k + 1 : k + 2]]
         # the last dose has the interval of the one before
         tau = later[0] - time if later else interval or (before.tau if before is not None else np.nan)
@@ -132,6 +136,8 @@ def _of_endpoint(
     if early.any():
         notes.append(f"subject {subject.id}: {int(early.sum())} values before the first dose are left out")
     for k, one in enumerate(given):
+        if not one.analysed:
+            continue
         following = given[k + 1] if k + 1 < len(given) else None
         kind: Route = "infusion" if one.duration else route
         after = (time > one.time) | ((time == one.time) & (row > one.row))

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
 import re
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from neuralpk.plain_yaml import plain_yaml_text
 from neuralpk.report.tables_and_figures import ReportTable
-
-_PACKAGES = ("neuralpk", "torch", "lightning", "numpy", "pandas", "matplotlib", "numba", "torchdiffeq", "torchsde")
-_AT_ONCE = 1 << 20  # bytes
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(_AT_ONCE):
-            digest.update(part)
-    return digest.hexdigest()
+from neuralpk.run_record import machine, sha256_of, versions
 
 
 def inputs_table(inputs: Mapping[str, Path | None], anonymise: bool) -> ReportTable:
@@ -43,9 +29,7 @@ def inputs_table(inputs: Mapping[str, Path | None], anonymise: bool) -> ReportTa
 
 def versions_table() -> ReportTable:
     """Versions of Python and of the packages that the numbers come from."""
-    rows = [("python", platform.python_version())]
-    rows += [(name, metadata.version(name)) for name in _PACKAGES]
-    rows.append(("machine", f"{platform.system()} {platform.machine()}"))
+    rows = [*versions().items(), ("machine", machine())]
     return ReportTable("Versions", ("package", "version"), rows, texts=2)
 
 

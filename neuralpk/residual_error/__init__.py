@@ -1,6 +1,6 @@
 """Residual error: the distribution of an observed value around the prediction."""
 
-from neuralpk.residual_error.assay import Assay, censored_below_lloq, outputs_read, stated_error
+from neuralpk.residual_error.assay import Assay, assays_read, censored_below_lloq, outputs_read, stated_error
 from neuralpk.residual_error.base import ErrorNumber, ResidualError
 from neuralpk.residual_error.by_endpoint import ErrorByEndpoint
 from neuralpk.residual_error.log_normal import LogNormalError
@@ -20,6 +20,7 @@ __all__ = [
     "ProportionalError",
     "ResidualError",
     "StudentTError",
+    "assays_read",
     "censored_below_lloq",
     "error_class",
     "outputs_read",

@@ -59,8 +59,9 @@ def stated_error(assays: Sequence[Assay], given: ResidualError | None) -> Residu
     asked: Sequence[ResidualError | None] = [given] * len(stated)
     if isinstance(given, ErrorByEndpoint):
         asked = given.models
-        read = outputs_read(given, len(assays))
-        assays, stated = [assays[k] for k in read], [stated[k] for k in read]
+        outputs_read(given, len(assays))
+        assays = assays_read(assays, given.outputs)
+        stated = [assay.residual_error() for assay in assays]
         if len(asked) != len(stated):
             raise ValueError(f"error has {len(asked)} endpoints; the text of the model has {len(stated)} outputs")
     # one error for all is for the outputs of which nothing is stated
@@ -80,6 +81,16 @@ def stated_error(assays: Sequence[Assay], given: ResidualError | None) -> Residu
     if len(used) == 1:
         return used[0]
     return ErrorByEndpoint(used, list(outputs)) if outputs else ErrorByEndpoint(used)
+
+
+def assays_read(assays: Sequence[Assay], outputs: Sequence[int]) -> Sequence[Assay]:
+    """Assay of the output that each endpoint reads.
+
+    Args:
+        assays: of the outputs of a model; empty where the model says nothing.
+        outputs: that the endpoints read, from 1; empty where endpoint k reads output k.
+    """
+    return [assays[k - 1] for k in outputs] if assays and outputs else assays
 
 
 def outputs_read(error: ResidualError, outputs: int) -> list[int]:
@@ -104,19 +115,19 @@ def censored_below_lloq(cohort: Cohort, assays: Sequence[Assay]) -> Cohort:
 
     Args:
         cohort: the data.
-        assays: of the outputs, in the order of the endpoints.
+        assays: of the endpoints, in their order.
     """
     limits = {k + 1: (assay.output, assay.lloq) for k, assay in enumerate(assays) if assay.lloq is not None}
-    subjects, found = [], dict.fromkeys(limits, 0)
+    subjects, found = [], dict.fromkeys(limits.values(), 0)
     for subject in cohort if limits else ():
         values, censored = subject.values.copy(), subject.censored.copy()
-        for endpoint, (_, lloq) in limits.items():
+        for endpoint, (output, lloq) in limits.items():
             with np.errstate(invalid="ignore"):
                 below = (subject.endpoints == endpoint) & (subject.censored == 0) & (subject.values < lloq)
-            found[endpoint] += int(below.sum())
+            found[output, lloq] += int(below.sum())
             values[below], censored[below] = lloq, 1
         subjects.append(dataclasses.replace(subject, values=values, censored=censored))
-    counted = [f"{n} of {limits[k][0]} (LLOQ {limits[k][1]:g})" for k, n in found.items() if n]
+    counted = [f"{n} of {output} (LLOQ {lloq:g})" for (output, lloq), n in found.items() if n]
     if not counted:
         return cohort
     if cohort.states_censoring:

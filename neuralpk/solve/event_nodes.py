@@ -102,7 +102,8 @@ def dose_inputs(dynamics: Dynamics, theta: Tensor, batch: CohortBatch) -> Inputs
     """The doses of a batch as they act: lag delays them, bioavailability scales them.
 
     For an infusion with a RATE, bioavailability F changes the duration, F·AMT/RATE; for one with a duration, the rate.
-    This holds too where the rate or the duration is a parameter of the model.
+    This holds too where the rate or the duration is a parameter of the model; with one that cannot be, a rate that is
+    not above 0 or a duration below 0, the subject has no solution.
     """
     at_dose = batch.theta_at(theta, batch.doses.time, batch.doses.row)
     compartment = batch.doses.compartment
@@ -116,6 +117,9 @@ def dose_inputs(dynamics: Dynamics, theta: Tensor, batch: CohortBatch) -> Inputs
             stated_rate = torch.where(modelled, _of_compartment(values, compartment, 0.0), stated_rate)
         elif values is not None:
             stated_duration = torch.where(modelled, _of_compartment(values, compartment, 0.0), stated_duration)
+    possible = (stated_rate > 0) | (batch.doses.rate != MODELLED_RATE)
+    possible &= (stated_duration >= 0) | (batch.doses.rate != MODELLED_DURATION)
+    amount = torch.where(possible, amount, torch.nan)
     with_rate, with_duration = stated_rate > 0, stated_duration > 0
     infused = with_rate | with_duration
     # the inner where keeps a division by zero out of the gradient of the branch that is not taken
