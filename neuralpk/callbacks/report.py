@@ -127,7 +127,7 @@ class Report(L.Callback):
             return
         truth = _truth(data)
         table = Table(title=f"Population of the {_count(data.part('train'), 'training')}")
-        table.add_column("parameter", overflow="fold")
+        table.add_column("parameter", overflow="fold", min_width=len("parameter"))
         for column in ("estimate", *(["true value"] if truth else [])):
             table.add_column(column, justify="right", no_wrap=True)
         for name, value in values.items():
@@ -146,7 +146,7 @@ class Report(L.Callback):
             title=Text(f"Population of the {_count(data.part('train'), 'training')}"),
             caption=Text(task.provenance.description),
         )
-        table.add_column("parameter", overflow="fold")
+        table.add_column("parameter", overflow="fold", min_width=len("parameter"))
         relative = "REFERENCE" in frame
         for column in ("estimate", *(["reference"] if relative else []), "RSE", "95 % CI", "CV", "shrinkage"):
             table.add_column(column, justify="right", no_wrap=True)
