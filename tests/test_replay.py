@@ -79,6 +79,9 @@ def test_other_weights_and_other_data_are_not_the_same(capsys: pytest.CaptureFix
         assert stopped.value.code == 2 and "T.csv" in capsys.readouterr().err
     Path("T.csv").write_text(table)
     assert not Path("third").exists()
+    with pytest.raises(SystemExit):
+        main(["replay", "run", "--out", "run", "--overwrite"])
+    assert "the folder of the run itself" in capsys.readouterr().err and path.read_bytes() == whole
 
 
 @pytest.mark.usefixtures("_there")

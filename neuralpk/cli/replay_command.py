@@ -29,6 +29,8 @@ def replay(run: Path, out: Path) -> None:
             started, if paths in it are relative.
         out: folder of the new run.
     """
+    if out.resolve() == run.resolve():
+        raise UsageError("--out is the folder of the run itself: give another")
     record = RunRecord.read(run)
     there = _state(run / _CHECKPOINT)
     _refuse_changed(record, run / _CONFIGURATION)
