@@ -172,6 +172,7 @@ def simulate_study(task: LatentTask, cohort: Cohort) -> dict[int, SimulatedStudy
     batch = evaluation_batch(task.model, cohort)
     doses = record_predictions.doses_before(batch)[batch.observed].cpu().numpy()
     simulated = record_predictions.replicates(task.model, batch, _STUDIES, task.seed)
+    kept &= np.isfinite(simulated).all(axis=0)
     studies = {}
     for endpoint in sorted(table["DVID"].unique()):
         of = (table["DVID"] == endpoint).to_numpy() & kept

@@ -419,11 +419,15 @@ class PopulationModel(nn.Module):
             noise: of the residual error, standard normal, ``[subject, observation]``.
             batch: what is dosed and when it is sampled.
             paths: of a stochastic dynamics, the Brownian motions; None for the path without noise.
+
+        Returns:
+            The batch with its simulated values, NaN for a subject that could not be solved.
         """
         prediction = self.predict(z, batch, noise=paths)
         noise = noise if prediction.factor is None else prediction.factor * noise
         value = self.error.simulate(prediction.value, batch.endpoint, noise)
-        return dataclasses.replace(batch, value=value.nan_to_num(0.0), censored=torch.zeros_like(batch.censored))
+        value = torch.where(batch.mask, value, 0.0)
+        return dataclasses.replace(batch, value=value, censored=torch.zeros_like(batch.censored))
 
     def penalty(self, prediction: Prediction, batch: CohortBatch) -> Tensor:
         """Training penalty of the dynamics along the predicted trajectories at the scored records, a scalar sum."""

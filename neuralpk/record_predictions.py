@@ -98,7 +98,8 @@ def replicates(
     progress: Callable[[Sequence[Tensor]], Iterable[Tensor]] = iter,
 ) -> FloatArray:
     """Measured values of simulated studies of the same design, ``[sample, observation]``: z from its prior, with
-    residual error and, of a stochastic dynamics, with paths of its own.
+    residual error and, of a stochastic dynamics, with paths of its own; NaN for a simulated patient who could not be
+    solved.
 
     Args:
         model: simulates the patients.

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from neuralpk.cli.faults import UsageError
+from neuralpk.cli.unsolved_patients import refuse_unsolved
 from neuralpk.cohort import Units
 from neuralpk.evaluation import FIGURES, Comparison, Evaluation
 from neuralpk.evaluation import evaluate as judge
@@ -95,6 +96,9 @@ def evaluate(
         print(both.table.to_string(index=False, na_rep="", float_format=_number))
         print(both.sentence)
         print(", ".join(str(path) for path in both.write(out, log)))
+    else:
+        _remove_others(out / _COMPARED, [])
+    refuse_unsolved(evaluations[0].unsolved)
 
 
 def _names(models: Sequence[Path]) -> tuple[str, str]:
@@ -104,11 +108,13 @@ def _names(models: Sequence[Path]) -> tuple[str, str]:
 
 
 def _remove_others(folder: Path, paths: Sequence[Path]) -> None:
-    """Remove figures of results that were replaced, such as those by another column."""
+    """Remove what is left of results that were replaced, such as figures by another column."""
     own = re.compile(rf"({'|'.join(FIGURES)})(_[0-9]+)?(_page[0-9]+)?(_by_.+)?(_TAD)?\.png")
-    for path in folder.iterdir():
-        if own.fullmatch(path.name) and path not in paths:
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if (path.name in EVALUATION_FILES or own.fullmatch(path.name)) and path not in paths:
             path.unlink()
+    if not paths and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _progress(what: str, parts: Sequence[Any]) -> Iterable[Any]:

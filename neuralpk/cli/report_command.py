@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from neuralpk.cli.unsolved_patients import refuse_unsolved
 from neuralpk.saved_model import read_model
 from neuralpk.tables import read_table
 
@@ -77,6 +78,7 @@ def report(
         **reading,
     )
     print(f"{evaluation.sentence}\nReport: {out} ({out.stat().st_size / 1e6:.1f} MB)")
+    refuse_unsolved(evaluation.unsolved)
 
 
 def _progress(what: str, parts: Sequence[Any]) -> Iterable[Any]:

@@ -24,13 +24,13 @@ from neuralpk.cli.outputs import OVERWRITE, refuse_results
 from neuralpk.cli.report_command import report
 from neuralpk.cli.signatures import GIVEN_TO_READ_TABLE, Option, options_of_reader
 from neuralpk.cli.stop_signals import leaving_on_sigterm
+from neuralpk.cli.unsolved_patients import refuse_unsolved
 from neuralpk.cohort import Units
 from neuralpk.cohort_figures import save_panels
 from neuralpk.individual_estimates import OCCASION_TABLE, TABLES, IndividualEstimates
 from neuralpk.published_population import write_population
 from neuralpk.rxode2 import export_rxode2, import_rxode2
 from neuralpk.saved_model import read_model
-from neuralpk.solve import SolveError
 from neuralpk.tables import read_table
 
 _PANELS = 15
@@ -73,7 +73,7 @@ def estimate(
     _write(result, out)
     for path in save_panels(cohort[:_PANELS], result, out):
         print(f"Individual panels: {path}")
-    _refuse_unsolved(result)
+    refuse_unsolved(result.unsolved)
 
 
 def population(model: Path, out: Path, unverified: bool = False) -> None:
@@ -238,13 +238,3 @@ def _write(result: IndividualEstimates, out: Path) -> None:
     for replaced in {out / OCCASION_TABLE}.difference(paths):  # of results that were to be replaced
         replaced.unlink(missing_ok=True)
     print(f"{len(result.ids)} subjects: {', '.join(map(str, paths))}")
-
-
-def _refuse_unsolved(result: IndividualEstimates) -> None:
-    """The last word of a command that could not solve some of the patients; the others have theirs.
-
-    Raises:
-        SolveError: which, and why.
-    """
-    if result.unsolved:
-        raise SolveError(f"{'; '.join(result.unsolved[:10])}: no estimates (NaN); those of the others are written")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -45,7 +46,8 @@ def new_figure(
     FigureCanvasAgg(figure)
     if fitted:
         figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)  # type: ignore[union-attr,call-arg]
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
+    with rc_context({"text.parse_math": False}):  # names of patients and columns are no formulas
+        axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
     for axis in axes.flat:
         style_axes(axis)
     return figure, axes

@@ -91,7 +91,8 @@ class LearnedNumbers:
 
     def get(self) -> Tensor:
         """The vector, float64."""
-        return torch.cat([tensor.detach().flatten().double() for tensor in self.tensors])
+        parts = [tensor.detach().flatten().double() for tensor in self.tensors]
+        return torch.cat(parts) if parts else torch.zeros_like(self.low)
 
     @torch.no_grad()
     def set(self, vector: Tensor) -> None:

@@ -103,14 +103,12 @@ def standard_errors(
         status: how the search for the maximum ended.
     """
     network = model.has_network or bool(model.covariate_weights())
-    estimator = PopulationEstimator(
-        model, seed, (*_ADAPTATIONS, draws or (_NETWORK_DRAWS if model.has_network else _DRAWS))
-    )
+    estimator = _estimator(model, draws, seed)
     batch, single = batch.to(torch.float64).scored_on_context(), batch.scored_on_context()
     estimator.centres.begin_at(batch.index, start)
     with torch.no_grad():
         held = _adapted(estimator, batch, curved=True)
-        total, error = _log_likelihood(estimator, held, _NETWORK_SETS if model.has_network else _MOST_SETS)
+        total, error = _log_likelihood(estimator, held)
     numbers = estimator.numbers
     vector = numbers.get()
     _, slope, second = held.derivatives(numbers, vector)
@@ -148,21 +146,25 @@ def standard_errors(
 
 
 def log_likelihood(
-    model: PopulationModel, batch: CohortBatch, draws: int = _DRAWS, seed: int = 0
+    model: PopulationModel, batch: CohortBatch, draws: int | None = None, seed: int = 0, start: Tensor | None = None
 ) -> tuple[float, float]:
     """log p(data) of a population as it is, every z integrated out by importance sampling, and its Monte-Carlo
-    standard error.
+    standard error. Of a population that was fitted it is that of `standard_errors`.
 
     Args:
-        model: the population.
+        model: the population; its numbers may all be fixed.
         batch: the subjects; the records of the context count.
-        draws: of each subject in each set.
+        draws: of z for each subject in each set; default 512, of a model with a network 256.
         seed: of the draws.
+        start: z from which the maximum of each subject is searched, ``[subject, latent]``; None for the typical
+            patient.
     """
-    estimator = PopulationEstimator(model, seed, (*_ADAPTATIONS, draws))
+    estimator = _estimator(model, draws, seed)
+    batch = batch.to(torch.float64).scored_on_context()
+    if start is not None:
+        estimator.centres.begin_at(batch.index, start)
     with torch.no_grad():
-        held = _adapted(estimator, batch.to(torch.float64).scored_on_context())
-        return _log_likelihood(estimator, held, _MOST_SETS)
+        return _log_likelihood(estimator, _adapted(estimator, batch))
 
 
 def parameter_rows(model: PopulationModel, z: Tensor, batch: CohortBatch) -> list[dict[str, str | float]]:
@@ -195,6 +197,11 @@ def parameter_rows(model: PopulationModel, z: Tensor, batch: CohortBatch) -> lis
     return fixed + rows + [{"PARAMETER": f"corr {a}~{b}", "ESTIMATE": value} for (a, b), value in pairs]
 
 
+def _estimator(model: PopulationModel, draws: int | None, seed: int) -> PopulationEstimator:
+    """Draws so many of each subject in a set."""
+    return PopulationEstimator(model, seed, (*_ADAPTATIONS, draws or (_NETWORK_DRAWS if model.has_network else _DRAWS)))
+
+
 def _adapted(estimator: PopulationEstimator, batch: CohortBatch, curved: bool = False) -> HeldDraws:
     """Draws of a proposal that has adapted to the posterior of every subject."""
     for estimator.stage in range(len(_ADAPTATIONS)):
@@ -203,9 +210,10 @@ def _adapted(estimator: PopulationEstimator, batch: CohortBatch, curved: bool = 
     return estimator.draw(batch, curved=curved)
 
 
-def _log_likelihood(estimator: PopulationEstimator, first: HeldDraws, most: int) -> tuple[float, float]:
+def _log_likelihood(estimator: PopulationEstimator, first: HeldDraws) -> tuple[float, float]:
     """log p(data) and its Monte-Carlo standard error, from as many sets of draws as a small error needs."""
     vector, sets = estimator.numbers.get(), []
+    most = _NETWORK_SETS if estimator.model.has_network else _MOST_SETS
     for number in range(most):
         held = first if number == 0 else estimator.draw(first.batch, number)
         log_weight = held.log_weight(estimator.numbers, vector)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -111,6 +112,12 @@ def judge(checks: Sequence[Check]) -> pd.DataFrame:
         said = (check.name, check.endpoint, check.statistic[0], limit, p[0, k], adjusted[k], adjusted[k] >= LEVEL)
         rows.append((*said, check.meaning))
     return pd.DataFrame(rows, columns=columns)
+
+
+def enough_studies(checks: int) -> int:
+    """Number of simulated studies with which one of so many checks can fail, however they depend on each other: each
+    is largest in one study."""
+    return math.ceil(checks / LEVEL)
 
 
 def _upper_shares(values: FloatArray) -> FloatArray:

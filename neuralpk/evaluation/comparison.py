@@ -82,12 +82,13 @@ class Comparison:
         Raises:
             ValueError: another name; a model that cannot simulate values.
         """
+        units = self.first.units_of(options.get("endpoint") or self.first.endpoints[0])
         if name == "fit":
             records = {
                 title: own.data("goodness_of_fit", **options)
                 for title, own in zip(self.names, (self.first, self.second), strict=True)
             }
-            return drawn.compared_fit_figure(records, self.first.units, width, log)
+            return drawn.compared_fit_figure(records, units, width, log)
         if name not in ("vpc", "pcvpc"):
             raise ValueError(f"two models are compared in vpc, pcvpc and fit, not {name!r}")
         frames = [own.check_and_points(name, **options) for own in (self.first, self.second)]
@@ -98,7 +99,7 @@ class Comparison:
         check, points = (pd.concat(parts, ignore_index=True) for parts in zip(*titled, strict=True))
         quantity = drawn.QUANTITIES[name]
         against = options.get("against") or "TIME"
-        return drawn.vpc_figure(check, points, self.first.units, width, log, against, quantity)
+        return drawn.vpc_figure(check, points, units, width, log, against, quantity)
 
     def write(self, folder: str | Path, log: bool = False, dpi: int = 300) -> list[Path]:
         """Write `COMPARISON_FILES` into a folder; the VPC only where both models simulate values."""

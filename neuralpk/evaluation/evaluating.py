@@ -15,11 +15,10 @@ import neuralpk
 from neuralpk.cohort import Cohort, FloatArray, written_out
 from neuralpk.diagnostics.below_quantification import quantification_limits
 from neuralpk.diagnostics.metrics import shrinkage
-from neuralpk.estimation.standard_errors import parameter_rows
+from neuralpk.estimation.standard_errors import log_likelihood, parameter_rows
 from neuralpk.evaluation.checks import Check, judge, npde_checks, trend_check
 from neuralpk.evaluation.conditional_residuals import conditional_residuals
 from neuralpk.evaluation.evaluation import Evaluation, study_bins
-from neuralpk.evaluation.marginal_likelihood import log_likelihood
 from neuralpk.evaluation.predictive_check import corrected, outside, percentiles, shares_below
 from neuralpk.evaluation.simulated_study import SimulatedStudy
 from neuralpk.individual_estimates import IndividualEstimates
@@ -84,7 +83,7 @@ def evaluate(
     source = estimates.source
     population, batch = source.model, source.batch
     remarks = list(estimates.unsolved)
-    if count == 0:
+    if draws is None and count == 0:
         remarks.append("the curves of the patients have no intervals, which take long: ask for draws")
     records = _records(estimates, labels, remarks)
     study = None
@@ -99,7 +98,7 @@ def evaluate(
         simulated = replicates(population, batch, simulations, seed, lambda parts: shown("simulate", parts))
         study = SimulatedStudy.of(records, simulated, quantification_limits(source.cohort), seed)
         records.loc[study.rows, "NPDE"] = study.npde[0]
-        remarks += _remarks_of(study, records)
+        remarks += [*_unsimulated(simulated, records), *_remarks_of(study, records)]
     checks = [] if study is None else _checks(study, records)
     npde = [check for check in checks if check.name in ("npde mean", "npde variance", "npde normality")]
     effects, shrunk = _random_effects(estimates, labels)
@@ -113,6 +112,7 @@ def evaluate(
         shrinkage=shrunk,
         errors=_errors(records),
         individuals=estimates.individuals(),
+        occasions=estimates.occasions(),
         curves=_curves(estimates),
         doses=_doses(cohort),
         checks=judge(checks),
@@ -120,6 +120,7 @@ def evaluate(
         unseen_covariates=_unseen(saved, source.cohort, remarks),
         likelihood=_likelihood(estimates, parameters, seed, remarks) if likelihood else {},
         remarks=tuple(remarks),
+        unsolved=estimates.unsolved,
         description=saved.description,
         status=saved.status,
         units=saved.units,
@@ -213,13 +214,24 @@ def _records(estimates: IndividualEstimates, labels: Mapping[str, Sequence[Any]]
     return pd.concat([first, middle, dosed, rest, strata], axis=1)
 
 
+def _unsimulated(simulated: FloatArray, records: pd.DataFrame) -> list[str]:
+    """Patients who were solved, unlike some of those that are simulated in their place."""
+    failed = ~np.isfinite(simulated) & records["PRED"].notna().to_numpy()
+    lost = [(str(name), int(failed[:, own].any(axis=1).sum())) for name, own in records.groupby("ID").indices.items()]
+    return [
+        f"subject {name}: of {len(simulated)} simulated patients with these doses and times {count} could not be solved"
+        for name, count in lost
+        if count
+    ]
+
+
 def _remarks_of(study: SimulatedStudy, records: pd.DataFrame) -> list[str]:
     said = []
     left = len(records) - len(study.rows)
     if left:
         said.append(
             f"{left} of {len(records)} values are left out of what rests on simulation: predicted to be 0, as before "
-            "the first dose, above an upper limit, or not solved"
+            "the first dose, above an upper limit, or of a patient, or a simulated one, who could not be solved"
         )
     if study.below[0].any():
         said.append(
@@ -362,7 +374,7 @@ def _likelihood(
     if estimates.unsolved:
         remarks.append("no likelihood: some patients could not be solved")
         return {}
-    value, error = log_likelihood(source.model, source.batch, source.z, seed)
+    value, error = log_likelihood(source.model, source.batch, seed=seed, start=source.z)
     model, observations = source.model, int(source.batch.observed.sum())
     number = len(model.coordinates()) + model.population.unreported()
     number += sum(part.numel() for part in model.dynamics.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from neuralpk.atomic_files import replacing
 from neuralpk.cohort import Units
 from neuralpk.diagnostics.record_bins import bins_along, bins_over_time
 from neuralpk.evaluation import evaluation_figures as drawn
-from neuralpk.evaluation.checks import LEVEL
+from neuralpk.evaluation.checks import LEVEL, enough_studies
 from neuralpk.evaluation.predictive_check import check_frame, corrected
 from neuralpk.evaluation.simulated_study import IntArray, SimulatedStudy
 
@@ -46,6 +47,7 @@ TABLES = (
     "vpc.csv",
     "pcvpc.csv",
     "individuals.csv",
+    "occasions.csv",
     "curves.csv",
     "unseen_covariates.csv",
 )
@@ -72,6 +74,8 @@ class Evaluation:
             positive).
         individuals: a row for each patient: ID and every parameter with its 90 % interval
             (`neuralpk.individual_estimates.IndividualEstimates.individuals`).
+        occasions: of a population with variability between occasions ID, OCC and every parameter on that occasion with
+            its random effect KAPPA_CL, …, and their 90 % intervals; else without rows.
         curves: ID, TIME, DVID, PRED, IPRED, LO90, HI90 of every patient.
         doses: ID, TIME, AMT of every dose.
         checks: CHECK, DVID, STATISTIC, LIMIT, P, P_ADJUSTED, PASSED, MEANING (`neuralpk.evaluation.checks.judge`).
@@ -81,6 +85,7 @@ class Evaluation:
         likelihood: OBJECTIVE (−2 log p(data)), ERROR (its Monte-Carlo standard error), AIC, BIC, PARAMETERS,
             OBSERVATIONS; empty where it was not asked for or does not exist.
         remarks: what was left out and why, a sentence each.
+        unsolved: why some patients have NaN instead of estimates, one sentence each with the name, also in `remarks`.
         description: what the model is.
         status: how its population fit ended; empty where that is not known.
         units: of the table.
@@ -94,6 +99,7 @@ class Evaluation:
     shrinkage: pd.DataFrame
     errors: pd.DataFrame
     individuals: pd.DataFrame
+    occasions: pd.DataFrame
     curves: pd.DataFrame
     doses: pd.DataFrame
     checks: pd.DataFrame
@@ -101,6 +107,7 @@ class Evaluation:
     unseen_covariates: pd.DataFrame
     likelihood: Mapping[str, float]
     remarks: tuple[str, ...]
+    unsolved: tuple[str, ...]
     description: str
     status: str
     units: Units
@@ -123,16 +130,22 @@ class Evaluation:
         return drawn.repeats(self.records)
 
     @property
+    def can_fail(self) -> bool:
+        """Whether a model could fail a check: not without checks, nor with so few simulated studies that the smallest
+        P, adjusted for the number of checks, is no smaller than the level."""
+        return bool(np.isfinite(self.checks["LIMIT"].to_numpy(float)).any())
+
+    @property
     def pages(self) -> int:
         """Number of pages of individual panels."""
         return -(-self.curves["ID"].nunique() // _PANELS)
 
     @property
     def verdict(self) -> dict[str, Any]:
-        """Which checks have passed, as plain values: adequate (None where nothing could be checked), rule, level, p of
+        """Which checks have passed, as plain values: adequate (None where no check could fail), rule, level, p of
         the global test of the NPDE, checks, remarks, settings."""
         rows = json.loads(self.checks.to_json(orient="records"))
-        passed = bool(self.checks["PASSED"].all()) if len(self.checks) else None
+        passed = bool(self.checks["PASSED"].all()) if self.can_fail else None
         return {
             "adequate": passed,
             "failed": [row["CHECK"] + self._of(row["DVID"]) for row in rows if not row["PASSED"]],
@@ -154,6 +167,11 @@ class Evaluation:
         """The verdict in one sentence."""
         if not len(self.checks):
             return "No check of the model was possible"
+        if not self.can_fail:
+            return (
+                f"No verdict: with {self.settings['simulations']} simulated studies none of {len(self.checks)} checks "
+                f"could fail; {enough_studies(len(self.checks))} are enough"
+            )
         failed = self.verdict["failed"]
         if not failed:
             return f"Adequate: all {len(self.checks)} checks passed"
@@ -230,14 +248,14 @@ class Evaluation:
         if name in ("vpc", "pcvpc"):
             check, points = self.check_and_points(name, endpoint=own, by=by, against=against)
             what = drawn.QUANTITIES[name]
-            return drawn.vpc_figure(check, points, self.units, width, log, against or "TIME", what)
+            return drawn.vpc_figure(check, points, self.units_of(own), width, log, against or "TIME", what)
         records = self.records[self.records["DVID"] == own]
         if name == "individuals":
             lines = self.data("individuals", endpoint=own, subjects=subjects, page=page)
-            return drawn.individuals_figure(lines, records, self.doses, self.units, width, log)
+            return drawn.individuals_figure(lines, records, self.doses, self.units_of(own), width, log)
         if name == "npde":
             return drawn.npde_figure(records["NPDE"].dropna().to_numpy(float), width)
-        return drawn.fit_figure(records, self.units, width, log)
+        return drawn.fit_figure(records, self.units_of(own), width, log)
 
     def write(
         self, folder: str | Path, by: Sequence[str] = (), against: str | None = None, log: bool = False, dpi: int = 300
@@ -260,7 +278,7 @@ class Evaluation:
         paths = []
         for name in TABLES:
             stem = name.removesuffix(".csv")
-            if stem in FIGURES and stem not in self.figures:
+            if (stem in FIGURES and stem not in self.figures) or (stem == "occasions" and not len(self.occasions)):
                 continue
             frame = self._checks_by_endpoint(stem) if stem in ("vpc", "pcvpc") else getattr(self, stem)
             paths.append(folder / name)
@@ -297,8 +315,13 @@ class Evaluation:
                     end = "" if axis == "TIME" else f"_{axis}"
                     yield stem + end, self.figure(name, endpoint=own, against=axis, log=log)
                     for column in by:
-                        where = f"{stem}_by_{column}{end}"
+                        where = f"{stem}_by_{_in_file_name(column)}{end}"
                         yield where, self.figure(name, endpoint=own, by=column, against=axis, log=log)
+
+    def units_of(self, endpoint: int) -> Units:
+        """Units of an endpoint: those of the table are of the first, and of another the value has none that is
+        known."""
+        return self.units if endpoint == 1 else self.units._replace(value="")
 
     def _of(self, endpoint: int) -> str:
         return f", DVID {endpoint}" if len(self.endpoints) > 1 else ""
@@ -376,6 +399,10 @@ class Evaluation:
             (f"{by} {one:g}" if isinstance(one, float | int) else f"{by} {one}", (values == one).to_numpy())
             for one in levels
         ]
+
+
+def _in_file_name(column: str) -> str:
+    return re.sub(r"[^\w.-]", "_", column)
 
 
 def study_bins(records: pd.DataFrame, against: str) -> IntArray:

@@ -42,6 +42,7 @@ QUANTITIES = {"vpc": "Value", "pcvpc": "Prediction-corrected value"}
 _INCH = 25.4  # mm
 _TEXT, _SMALL = 7.0, 6.0  # points
 _PANEL = 40.0  # mm: width of a panel with axes
+_LONGEST = 20  # letters of a name above a panel
 _MANY = 500  # points of a panel, from which they are small and light
 
 
@@ -223,7 +224,8 @@ def random_effects_figure(frame: pd.DataFrame, shrinkage: pd.DataFrame, width: f
         _histogram(panel, values, float(row.OMEGA), "population density")  # type: ignore[arg-type]
         panel.set_xlabel(f"η {row.PARAMETER}")
         panel.set_ylabel("Density")
-        panel.set_title(f"shrinkage {row.SHRINKAGE:.0f} %")
+        found = float(row.SHRINKAGE)  # type: ignore[arg-type]
+        panel.set_title("" if np.isnan(found) else f"shrinkage {found:.0f} %")
     return _finish(figure, panels)
 
 
@@ -232,9 +234,9 @@ def covariates_figure(frame: pd.DataFrame, effects: Sequence[str], covariates: S
     pairs = [(effect, covariate) for covariate in covariates for effect in effects]
     figure, panels = _new(len(pairs), width, 36)
     for panel, (effect, covariate) in zip(panels, pairs, strict=True):
-        y = frame[f"ETA_{effect}"].to_numpy(float)
+        known = frame[frame[f"ETA_{effect}"].notna()]
+        y, values = known[f"ETA_{effect}"].to_numpy(float), known[covariate]
         panel.axhline(0, color=GREY, lw=0.7, ls="--", zorder=1)
-        values = frame[covariate]
         if pd.api.types.is_numeric_dtype(values) and values.nunique() > 4:
             x = values.to_numpy(float)
             _points(panel, x, y, "subject")
@@ -249,7 +251,9 @@ def covariates_figure(frame: pd.DataFrame, effects: Sequence[str], covariates: S
                 offset = np.linspace(-0.12, 0.12, len(own)) if len(own) > 1 else np.zeros(1)
                 _points(panel, k + offset, own, "subject")
                 panel.plot([k - 0.25, k + 0.25], [np.median(own)] * 2, color=VERMILLION, lw=1.2, label="median")
-            panel.set_xticks(range(len(levels)), [f"{x:g}" if isinstance(x, float) else str(x) for x in levels])
+            # a dollar sign would begin a formula
+            names = [f"{x:g}" if isinstance(x, float) else _short(str(x)).replace("$", r"\$") for x in levels]
+            panel.set_xticks(range(len(levels)), names)
             panel.set_xlim(-0.6, len(levels) - 0.4)
         panel.set_xlabel(covariate)
         panel.set_ylabel(f"η {effect}")
@@ -363,13 +367,18 @@ def individuals_figure(
         line, seen, given = (frames.get(name) for frames in by_id)
         assert line is not None
         _individual(panel, line, seen, given, log)
-        panel.set_title(name, pad=2)
+        panel.set_title(_short(name), pad=2)
     for panel in axes.flat:
         if panel not in panels:
             panel.remove()
     figure.supxlabel(with_unit("Time", units.time), fontsize=_TEXT)
     figure.supylabel(with_unit("Value", units.value), fontsize=_TEXT)
     return _finish(figure, panels)
+
+
+def _short(name: str) -> str:
+    """A name that fits above a panel: of a long one its ends."""
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[1 - _LONGEST // 2 :]}"
 
 
 def _individual(

@@ -125,15 +125,18 @@ class MarginalLikelihood(Objective):
         return of_draws if step.number is None else of_draws + self._of_simulated(model, encoder, batch, step)
 
     def _of_simulated(self, model: PopulationModel, encoder: Encoder, batch: CohortBatch, step: Step) -> Tensor:
-        """−log q at z of patients that are simulated with the doses and times of the batch, a scalar sum; in a
-        training."""
+        """−log q at z of patients that are simulated with the doses and times of the batch, a scalar sum over those who
+        could be solved; in a training."""
         assert step.number is not None
         size, stream = model.latent_size, Stream.SIMULATED_PATIENTS.at(step.number)
         normal = randomness.normal(step.seed, stream, batch.index, size + batch.time.shape[1]).to(batch.time.dtype)
         with torch.no_grad():
             simulated = model.simulate(normal[:, :size], normal[:, size:], batch)
-        of_simulated: Posterior = encoder(simulated)
-        return -of_simulated.log_density(normal[:, None, :size]).sum()
+        solved = torch.isfinite(simulated.value).all(1).nonzero()[:, 0]
+        if not len(solved):
+            return normal.new_zeros(())
+        of_simulated: Posterior = encoder(simulated.select(solved))
+        return -of_simulated.log_density(normal[solved, None, :size]).sum()
 
     def loss_beside_estimator(
         self, model: PopulationModel, encoder: Encoder | None, batch: CohortBatch, step: Step

@@ -42,11 +42,12 @@ def data_section(check: TableCheck, data: dict[str, pd.DataFrame]) -> DataSectio
     cohort, content = check.cohort, check.content
     assert cohort is not None
     units = cohort.units
+    unit = units.value if {*content["endpoints"]} <= {"1"} else ""  # of other endpoints it is not known
     tables = [
         ReportTable("Content", ("", "number"), _counts(content, units.amount)),
         ReportTable("Spread over the patients", ("", *_COLUMNS.values()), _spreads(content, units.time, units.amount)),
         ReportTable(
-            f"Endpoints ({units.value})" if units.value else "Endpoints",
+            with_unit("Endpoints", unit),
             ("DVID", "values", *_COLUMNS.values(), "below the limit"),
             [
                 (str(endpoint), f"{of['values']:,}", *_span(of), f"{100 * of['below_limit']:.1f} %")
@@ -72,9 +73,10 @@ def data_section(check: TableCheck, data: dict[str, pd.DataFrame]) -> DataSectio
     data["data"] = pd.DataFrame(rows, columns=["ID", "TIME", "DV", "DVID", "CENS"])
     doses = ", ".join(f"{count:,} × {kind}" for kind, count in content["doses"].items()) or "none"
     values = data["data"]["DV"]
+    span = f"from {digits(values.min(), 3)} to {digits(values.max(), 3)} {unit}".rstrip()
     text = (
         f"{content['values']:,} values of {content['subjects']:,} patients against the time since the first record of "
-        f"each, coloured by the first dose; from {digits(values.min(), 3)} to {digits(values.max(), 3)} {units.value}, "
+        f"each, coloured by the first dose; {span}, "
         f"median {digits(values.median(), 3)}; doses: {doses}."
     )
     figure = ReportFigure("data", "All values", text, {"all": svg(draw(cohort, check.arms), "data")}, "data")

@@ -68,7 +68,7 @@ def individual_section(evaluation: Evaluation, cohort: Cohort, data: dict[str, p
     values = {row["ID"]: row for row in evaluation.individuals.to_dict("records")}
     nothing = evaluation.records.iloc[:0]
     cards = [
-        _card(subject, curves[subject.id], records.get(subject.id, nothing), values[subject.id], cohort.units)
+        _card(subject, curves[subject.id], records.get(subject.id, nothing), values[subject.id], evaluation)
         for subject in cohort
         if subject.id in values
     ]
@@ -76,7 +76,7 @@ def individual_section(evaluation: Evaluation, cohort: Cohort, data: dict[str, p
 
 
 def _card(
-    subject: Subject, curves: pd.DataFrame, records: pd.DataFrame, values: Mapping[Any, Any], units: Units
+    subject: Subject, curves: pd.DataFrame, records: pd.DataFrame, values: Mapping[Any, Any], evaluation: Evaluation
 ) -> IndividualCard:
     covariates = {name: _levels(subject, name) for name in subject.covariates}
     error = _relative_error(records)
@@ -86,11 +86,11 @@ def _card(
     for endpoint in endpoints:
         panel = _panel(subject, curves[curves["DVID"] == endpoint], int(endpoint))
         of = f", endpoint {endpoint}" if len(endpoints) > 1 else ""
-        title = f"Individual {subject.id}{of}: {_in_words(panel, units)}"
-        own = units if endpoint == 1 else units._replace(value="")
+        own = evaluation.units_of(int(endpoint))
+        title = f"Individual {subject.id}{of}: {_in_words(panel, own)}"
         plots += [individual_plot(panel, own, title, log) for log in (False, True)]
     table = _table(values, subject.id)
-    text = _text(subject, covariates, records, error, units, table is None)
+    text = _text(subject, covariates, records, error, evaluation.units, table is None)
     return IndividualCard(subject.id, covariates, round(fit, 4) if fit == fit else 0.0, plots, text, table)
 
 

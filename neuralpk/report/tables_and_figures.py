@@ -149,5 +149,5 @@ def _colour(value: str) -> str:
 
 
 def csv_text(frame: pd.DataFrame) -> str:
-    """A frame as CSV, as the page offers it."""
-    return frame.to_csv(index=False)
+    """A frame as CSV, as the page offers it: eight digits, half the size of all of them."""
+    return frame.to_csv(index=False, float_format="%.8g")

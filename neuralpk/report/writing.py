@@ -20,12 +20,12 @@ from markupsafe import Markup
 
 import neuralpk
 from neuralpk.atomic_files import replacing
-from neuralpk.cohort import Cohort
 from neuralpk.dynamics.equation_text import EquationReader, tokens_of_line
 from neuralpk.dynamics.expression import Expression
 from neuralpk.evaluation import Evaluation, evaluate
 from neuralpk.fitting import FittedModel
 from neuralpk.parameters import RESIDUAL
+from neuralpk.population_model import PopulationModel
 from neuralpk.report.data_section import data_section
 from neuralpk.report.diagnostics_section import diagnostic_figures
 from neuralpk.report.dynamics_equations import EquationBlock, dynamics_equations
@@ -129,16 +129,17 @@ def write_report(
             seed=seed,
             progress=shown,
         )
-    for warning in caught:
+        population = saved.population_model(cohort)
+    for warning in {str(one.message): one for one in caught}.values():
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     data: dict[str, pd.DataFrame] = {}
     if anonymise:
         check = dataclasses.replace(check, notes=_without_ids(check.notes))
     page = {
-        **_head(title, saved, evaluation, cohort, anonymise),
-        "remarks": [_sentence(remark) for remark in (*evaluation.remarks, *_said(caught))],
+        **_head(title, saved, evaluation, population, anonymise),
+        "remarks": [_sentence(remark) for remark in dict.fromkeys((*evaluation.remarks, *_said(caught)))],
         "data": data_section(check, data),
-        "model": _model(saved, cohort, anonymise),
+        "model": _model(saved, population, anonymise),
         "population": _population(saved, evaluation, anonymise, data),
         "diagnostics": _diagnostics(evaluation, shown, data),
         "individuals": individual_section(evaluation, cohort, data),
@@ -258,7 +259,9 @@ def _said(caught: Sequence[warnings.WarningMessage]) -> list[str]:
 # ---- sections
 
 
-def _head(title: str, saved: SavedModel, evaluation: Evaluation, cohort: Cohort, anonymise: bool) -> dict[str, Any]:
+def _head(
+    title: str, saved: SavedModel, evaluation: Evaluation, model: PopulationModel, anonymise: bool
+) -> dict[str, Any]:
     verdict, records = evaluation.verdict, evaluation.records
     state = {True: "good", False: "bad", None: "open"}[verdict["adequate"]]
     lines = []
@@ -269,7 +272,7 @@ def _head(title: str, saved: SavedModel, evaluation: Evaluation, cohort: Cohort,
         patients, names = evaluation.unseen_covariates["ID"].nunique(), verdict["unseen_covariates"]
         lines.append(f"{patients} patients have {', '.join(names)} outside the range that the model has learned from.")
     facts = [
-        ("patients", f"{len(cohort):,}"),
+        ("patients", f"{len(evaluation.individuals):,}"),
         ("measured values", f"{len(records):,}"),
         ("below the limit", _share_below(records)),
     ]
@@ -279,7 +282,6 @@ def _head(title: str, saved: SavedModel, evaluation: Evaluation, cohort: Cohort,
         facts.append((f"RMSE, {word} prediction{of}", f"{digits(row['RMSE_PERCENT'], 3)} %"))
     if evaluation.likelihood:
         facts.append(("−2 log-likelihood", digits(evaluation.likelihood["OBJECTIVE"], 5)))
-        model = saved.population_model(cohort)
         if not model.has_network:  # a prior holds the weights of a network: not a number of parameters to compare by
             facts += [(name, digits(evaluation.likelihood[name], 5)) for name in ("AIC", "BIC")]
     checks = ReportTable.of(evaluation.checks, "Checks", _CHECK_COLUMNS, texts=2) if len(evaluation.checks) else None
@@ -318,8 +320,7 @@ def _status(saved: SavedModel, anonymise: bool) -> str:
     return saved.status
 
 
-def _model(saved: SavedModel, cohort: Cohort, anonymise: bool) -> dict[str, Any]:
-    model = saved.population_model(cohort)
+def _model(saved: SavedModel, model: PopulationModel, anonymise: bool) -> dict[str, Any]:
     dynamics = model.dynamics
     endpoints = len(model.error.outputs) or len(dynamics.endpoints)
     factor = RESIDUAL if RESIDUAL in model.population.names else ""

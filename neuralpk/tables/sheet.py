@@ -151,7 +151,7 @@ def headings(header: Sequence[str], layout: Layout, findings: Findings) -> Headi
     covariates = _covariate_places(header, named, meant, layout, absent)
     numbers |= {name: where for name, where in covariates.items() if name not in RESERVED}
     for name in set(covariates) & set(RESERVED):
-        absent.setdefault(name, f"covariates: {name} has a meaning of its own")
+        absent.setdefault(name, f"{name}, which is no covariate but has a meaning of its own,")
 
     def either(name: str, said: str) -> int | None:
         """Of a column by its name in the table, or here."""
