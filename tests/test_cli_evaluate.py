@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from neuralpk.cli import main
 
@@ -28,9 +29,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("fast.yaml").write_text(TEXT.replace("CL: 2.75", "CL: 5.5"))
     write_table(datasets.theophylline()[:6], tmp_path / "t.csv")
     table = pd.read_csv("t.csv")
-    table["ARM"] = np.where(table["ID"].astype(int) % 2 == 1, "odd", "even")
+    table["ARM/SITE"] = np.where(table["ID"].astype(int) % 2 == 1, "odd", "even")
     table.to_csv("t.csv", index=False)
     return tmp_path
+
+
+@pytest.fixture
+def empty_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of figures without what takes long."""
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).write_bytes(b""))
 
 
 def command(*words: str) -> None:
@@ -46,37 +53,40 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def test_two_models_side_by_side(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command("--compare", "fast.yaml", "--strata", "ARM", "--seed", "3")
+    command("--compare", "fast.yaml", "--strata", "ARM/SITE", "--seed", "3")
     said = capsys.readouterr().out
     found = {path.name for path in Path("out").iterdir()}
-    assert {"records.csv", "checks.csv", "verdict.json", "goodness_of_fit.png", "vpc_by_ARM.png"} < found
+    assert {"records.csv", "checks.csv", "verdict.json", "goodness_of_fit.png", "vpc_by_ARM_SITE.png"} < found
     assert {"comparison.csv", "comparison_pcvpc.png", "comparison_fit.png", "compared"} < found
     verdict = json.loads(Path("out/verdict.json").read_text())
     assert verdict["settings"] | {"simulations": 100, "seed": 3, "patients": 6} == verdict["settings"]
     assert [row["check"] for row in verdict["checks"] if not row["passed"]] == verdict["failed"]
     records = pd.read_csv("out/records.csv", dtype={"ID": str})
-    assert set(records["ARM"]) == {"odd", "even"} and "CWRES" in records
+    assert set(records["ARM/SITE"]) == {"odd", "even"} and "CWRES" in records
     rows = pd.read_csv("out/comparison.csv").set_index("QUANTITY")
     assert rows.loc["OBJECTIVE", "fast.yaml"] > rows.loc["OBJECTIVE", "pop.yaml"] + 10
     assert not json.loads(Path("out/compared/verdict.json").read_text())["adequate"]
     assert "Not adequate" in said and "BIC is lower" in said and "for pop.yaml" in said
-    assert "vpc_by_ARM" not in {path.stem for path in Path("out").glob("*.csv")}
+    assert not list(Path("out").glob("vpc_by_*.csv"))
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_results_are_replaced_only_when_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("out").mkdir()
-    for name in ("verdict.json", "vpc_by_SEX.png", "vpc_mine.png"):
+    Path("out/compared").mkdir(parents=True)
+    stale = ("vpc_by_SEX.png", "comparison.csv", "occasions.csv", "compared/verdict.json")
+    for name in ("verdict.json", "vpc_mine.png", *stale):
         Path("out", name).write_text("mine")
     assert "holds results already" in refusal(capsys)
     assert Path("out/verdict.json").read_text() == "mine"
     command("--overwrite")
     assert json.loads(Path("out/verdict.json").read_text())["level"] == 0.05
-    assert not Path("out/vpc_by_SEX.png").exists() and Path("out/vpc_mine.png").exists()
+    assert not any(Path("out", name).exists() for name in (*stale, "compared")) and Path("out/vpc_mine.png").exists()
 
 
 def test_what_is_refused_leaves_nothing_behind(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in (
         (("--strata", "RACE"), "RACE"),
+        (("--strata", "DV"), "DV, which is no covariate but has a meaning of its own, is not among"),
         (("--simulations", "10"), "100 or more"),
         (("--against", "DOSE"), "against"),
         (("--compare", "none.yaml"), "none.yaml"),

@@ -105,6 +105,9 @@ def test_the_likelihood_is_that_of_quadrature() -> None:
     expected = float(quadrature.log_likelihood(quadrature.coordinates(made), people).detach().sum())
     assert error < 0.01
     assert found == pytest.approx(expected, abs=0.01)
+    for weight in made.population_weights():  # as of a population file
+        weight.requires_grad_(False)
+    assert log_likelihood(made, collate(people, dtype=torch.float64))[0] == pytest.approx(expected, abs=0.01)
 
 
 CASES: dict[str, dict[str, Any]] = {

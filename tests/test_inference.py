@@ -16,7 +16,7 @@ from torch import Tensor
 from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.cohort_batch import CohortBatch, collate
 from neuralpk.dynamics import CompartmentModel, Dynamics
-from neuralpk.estimation.standard_errors import PopulationEstimate, _inverse, standard_errors
+from neuralpk.estimation.standard_errors import PopulationEstimate, _inverse, log_likelihood, standard_errors
 from neuralpk.inference import importance, joint, tempering
 from neuralpk.inference.map import Mode, map_estimate, maxima, maximise, root
 from neuralpk.parameters import PopulationParameters
@@ -422,10 +422,12 @@ def test_standard_errors_are_those_of_the_curvature_of_the_likelihood(estimated)
 
 
 def test_the_likelihood_and_its_criteria(estimated) -> None:
-    model, _, people, estimate, _ = estimated
+    model, batch, people, estimate, _ = estimated
     expected = float(quadrature.log_likelihood(quadrature.coordinates(model), people).detach().sum())
     assert 0 < estimate.error < 0.3
     assert estimate.log_likelihood == pytest.approx(expected, abs=4 * estimate.error)
+    alone = log_likelihood(model, batch, 3000, start=model.typical(16))
+    assert alone == pytest.approx((estimate.log_likelihood, estimate.error), rel=1e-9)
     count = sum(len(subject.times) for subject in people)
     assert (estimate.parameters, estimate.observations) == (5, count)  # CL, V1, their omega, a
     assert estimate.aic == pytest.approx(-2 * estimate.log_likelihood + 10, rel=1e-12)

@@ -7,12 +7,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
+from matplotlib.figure import Figure
 
 from neuralpk import published_population
 from neuralpk.cli import main
-from neuralpk.individual_estimates import estimate_individuals
+from neuralpk.encoders import Posterior
+from neuralpk.evaluation.evaluating import _replace_failed
+from neuralpk.individual_estimates import estimate_individuals, evaluation_batch
+from neuralpk.objectives import MarginalLikelihood
+from neuralpk.objectives.base import Step
 from neuralpk.published_population import PublishedPopulation
+from neuralpk.record_predictions import replicates
 from neuralpk.solve import RungeKutta, SolveError
 from neuralpk.tables import read_table
 
@@ -90,3 +97,57 @@ def test_the_command_writes_the_others_and_says_so_by_its_exit_code(tmp_path: Pa
     frame = pd.read_csv("out/individuals.csv").set_index("ID")
     assert frame.loc["S2"].isna().all() and frame.drop("S2").notna().all(axis=None)
     assert Path("out/individuals.png").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_a_command_that_judges_fails_and_writes_the_others(command, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Figure, "savefig", _blank)
+    Path("pop.yaml").write_text(yaml.safe_dump(POPULATION))
+    table(5, (3,)).to_csv("t.csv", index=False, na_rep=".")
+    with pytest.raises(SystemExit) as stopped:
+        options = ["--out", "out", "--simulations", "100", "--draws", "0"]
+        main([command, "--model", "pop.yaml", "--table", "t.csv", *options])
+    assert stopped.value.code == 1 and f"S3 {FAULT}" in capsys.readouterr().err.splitlines()[-1]
+    if command == "report":
+        remarks = Path("out").read_text().partition("<h3>Remarks</h3>")[2].partition("</ul>")[0]
+        assert remarks.count(f"S3 {FAULT}") == 1
+        return
+    assert "S0: 10 of 100 simulated patients could not be solved; others" in Path("out/verdict.json").read_text()
+    records = pd.read_csv("out/records.csv").set_index("ID")
+    assert records.loc["S3", ["PRED", "CWRES", "NPDE"]].isna().all(axis=None)
+    assert records.loc[["S0", "S4"], ["PRED", "CWRES", "NPDE"]].notna().all(axis=None)
+
+
+def _blank(self, path, **_) -> None:
+    """A figure without what takes long."""
+    drawing = '<svg viewBox="0 0 1 1"></svg>'
+    path.write(drawing) if hasattr(path, "write") else Path(path).write_text(drawing)
+
+
+def test_simulated_values_of_a_patient_who_cannot_be_solved_are_no_numbers() -> None:
+    cohort = read_table(table(3, (1,)))
+    model = PublishedPopulation.from_plain(POPULATION).model(cohort)
+    batch = evaluation_batch(model, cohort)
+    simulated = model.simulate(model.typical(3), torch.zeros_like(batch.time), batch).value
+    assert simulated[1].isnan().all() and simulated[[0, 2]].isfinite().all()
+    found = replicates(model, batch, 2, 0)
+    assert (np.isnan(found) == ([False] * 3 + [True] * 3 + [False] * 3)).all()
+    seen = []
+
+    def encoder(given) -> Posterior:
+        seen.append(given.ids)
+        return Posterior(torch.zeros(len(given), 2), torch.ones(len(given), 2))
+
+    loss = MarginalLikelihood()._of_simulated(model, encoder, batch, Step(0, 1))
+    assert seen == [("S0", "S2")] and loss.isfinite()
+
+
+def test_of_many_simulated_patients_who_fail_none_is_replaced() -> None:
+    records = pd.DataFrame({"ID": ["A", "A", "B", "C"], "PRED": [1.0, 2.0, 3.0, np.nan]})
+    simulated = np.arange(80.0).reshape(20, 4)
+    simulated[[3, 19], :2], simulated[5:, 2], simulated[:, 3] = np.nan, np.nan, np.nan
+    said = _replace_failed(simulated, records)
+    assert [one.partition(":")[0] for one in said] == ["subject A", "subject B"] and "stand in" in said[0]
+    np.testing.assert_array_equal(simulated[[3, 19], :2], simulated[[4, 0], :2])
+    assert np.isnan(simulated[5:, 2]).all() and "stand in" not in said[1]

@@ -27,6 +27,7 @@ from neuralpk.saved_model import SavedModel, SavedTask, read_model
 
 _WITH_INTERVALS = 200  # patients: of more, and of a network, curves have no intervals unless they are asked for
 _DRAWS = 200
+_FAILED = 0.1  # of the simulated patients in the place of one: of more, its values are left out
 _ROUNDING = 1e-6  # of a covariate's range
 
 if TYPE_CHECKING:  # Lightning, for which a population file does not wait
@@ -96,9 +97,11 @@ def evaluate(
         remarks.append("no measured value: nothing to judge by")
     else:
         simulated = replicates(population, batch, simulations, seed, lambda parts: shown("simulate", parts))
+        remarks += _replace_failed(simulated, records)
         study = SimulatedStudy.of(records, simulated, quantification_limits(source.cohort), seed)
         records.loc[study.rows, "NPDE"] = study.npde[0]
-        remarks += [*_unsimulated(simulated, records), *_remarks_of(study, records)]
+        remarks += _remarks_of(study, records)
+        study = study if len(study.rows) else None
     checks = [] if study is None else _checks(study, records)
     npde = [check for check in checks if check.name in ("npde mean", "npde variance", "npde normality")]
     effects, shrunk = _random_effects(estimates, labels)
@@ -214,15 +217,30 @@ def _records(estimates: IndividualEstimates, labels: Mapping[str, Sequence[Any]]
     return pd.concat([first, middle, dosed, rest, strata], axis=1)
 
 
-def _unsimulated(simulated: FloatArray, records: pd.DataFrame) -> list[str]:
-    """Patients who were solved, unlike some of those that are simulated in their place."""
-    failed = ~np.isfinite(simulated) & records["PRED"].notna().to_numpy()
-    lost = [(str(name), int(failed[:, own].any(axis=1).sum())) for name, own in records.groupby("ID").indices.items()]
-    return [
-        f"subject {name}: of {len(simulated)} simulated patients with these doses and times {count} could not be solved"
-        for name, count in lost
-        if count
-    ]
+def _replace_failed(simulated: FloatArray, records: pd.DataFrame) -> list[str]:
+    """Put the next study in the place of a simulated patient who could not be solved, and say so; of a patient with
+    many of them nothing is replaced.
+
+    Args:
+        simulated: is written, ``[study, record]``.
+        records: of the patients, with ID and PRED.
+    """
+    said = []
+    solvable = records["PRED"].notna().to_numpy()
+    for name, every in records.groupby("ID", sort=False).indices.items():
+        own = np.asarray(every, np.int64)
+        places = own[solvable[own]]
+        failed = ~np.isfinite(simulated[:, places]).all(axis=1)
+        count, solved = int(failed.sum()), np.flatnonzero(~failed)
+        if not count:
+            continue
+        words = f"subject {name}: {count} of {len(simulated)} simulated patients could not be solved"
+        if count <= _FAILED * len(simulated):
+            after = solved[np.searchsorted(solved, np.flatnonzero(failed)) % len(solved)]
+            simulated[np.ix_(failed, places)] = simulated[np.ix_(after, places)]
+            words += "; others stand in their place"
+        said.append(words)
+    return said
 
 
 def _remarks_of(study: SimulatedStudy, records: pd.DataFrame) -> list[str]:
