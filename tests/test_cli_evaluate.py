@@ -52,6 +52,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_two_models_side_by_side(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command("--compare", "fast.yaml", "--strata", "ARM/SITE", "--seed", "3")
     said = capsys.readouterr().out
@@ -70,7 +71,6 @@ def test_two_models_side_by_side(folder: Path, capsys: pytest.CaptureFixture[str
     assert not list(Path("out").glob("vpc_by_*.csv"))
 
 
-@pytest.mark.usefixtures("empty_figures")
 def test_results_are_replaced_only_when_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("out/compared").mkdir(parents=True)
     stale = ("vpc_by_SEX.png", "comparison.csv", "occasions.csv", "compared/verdict.json")
