@@ -283,6 +283,7 @@ def test_percentiles_and_their_bands() -> None:
     np.testing.assert_array_equal(corrected(values, pred, bins), values)
 
 
+@pytest.mark.filterwarnings("ignore:subject .* (at or below 0 under ProportionalError|residual beyond)")
 def test_covariates_outside_the_range_that_was_seen_are_named() -> None:
     seen = datasets.theophylline().with_covariates(["WT"])
     task = LatentTask(structure("one_compartment_oral"), objective=ELBO(), encoder=SetEncoder())
