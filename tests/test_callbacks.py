@@ -226,8 +226,8 @@ def test_the_errors_are_those_of_the_curves(run) -> None:
 
 def test_the_next_commands_run_as_they_are_printed(run) -> None:
     commands = re.findall(r"^To [^\n]+:\n  ([^\n]+)$", run[1], re.MULTILINE)
-    assert [shlex.split(command)[0] for command in commands] == ["tensorboard", "python", "neuralpk"]
-    board, load, own = map(shlex.split, commands)
+    assert [shlex.split(command)[0] for command in commands] == ["tensorboard", "python", "neuralpk", "neuralpk"]
+    board, load, own, report = map(shlex.split, commands)
     assert Path(board[board.index("--logdir") + 1]).is_dir()
     done = subprocess.run([sys.executable, *load[1:]], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -238,6 +238,8 @@ def test_the_next_commands_run_as_they_are_printed(run) -> None:
     main(own[1:])
     written = {path.name for path in Path(own[own.index("--out") + 1]).iterdir()}
     assert written >= {"curves.csv", "individuals.csv", "records.csv", "exposure.csv"}
+    main([*report[1:], "--simulations", "100"])
+    assert Path(report[report.index("--out") + 1]).read_text().startswith("<!doctype html>")
 
 
 def test_a_model_of_the_elbo_shows_its_population_beside_the_truth(run) -> None:

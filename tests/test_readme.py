@@ -1,5 +1,6 @@
 """The README's Python runs as it stands, and its commands and files exist."""
 
+import logging
 import re
 from pathlib import Path
 
@@ -49,6 +50,8 @@ def test_python_blocks_run(block, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_blocks_of_the_documentation_run_and_print_what_is_shown(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    # a command that ran in this process before prints there how tables are read
+    monkeypatch.setattr(logging.getLogger("neuralpk.tables"), "handlers", [])
     names = {"__name__": "docs"}  # a block goes on from the one before
     for block, shown in BLOCK.findall(page.read_text()):
         capsys.readouterr()

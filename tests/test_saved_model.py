@@ -36,7 +36,7 @@ def test_both_kinds_have_one_face(files: tuple[Path, Path], cohort: Cohort) -> N
     models = [read_model(path) for path in files]
     assert [model.units for model in models] == [UNITS, UNITS]
     assert [model.covariates for model in models] == [[], []]
-    assert "10 patients" in models[0].description and "anything" in models[1].description
+    assert "10 subjects" in models[0].description and "anything" in models[1].description
     assert models[0].status.startswith("Population fit: ") and models[1].status == ""
     assert models[0].published().typical == pytest.approx(models[1].published().typical)
     left, right = (model.estimate(cohort, draws=0) for model in models)
