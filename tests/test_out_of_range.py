@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -72,8 +73,13 @@ def test_the_ends_of_the_ranges_are_taken() -> None:
 
 
 @pytest.mark.parametrize("text", ["runs/a[/b]c", "CL~CRCL [mL/min]", "CL~[bold]x", "a:smile:b", "[link=x]"])
-def test_a_name_with_square_brackets_is_printed_as_it_is(text: str) -> None:
+def test_a_name_with_square_brackets_is_printed_as_it_is(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(text).mkdir(parents=True)
     report = Report()
     report.console = Console(file=io.StringIO(), width=300, highlight=False, soft_wrap=True)
-    report._next(Path(text), text)
-    assert report.console.file.getvalue().count(text) == 3
+    report._next(SimpleNamespace(loggers=[]), SimulatedPKDataModule(subjects=2), Path(text), text)
+    # checkpoint, and of two commands checkpoint, table and output
+    assert report.console.file.getvalue().count(text) == 7
