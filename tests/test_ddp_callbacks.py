@@ -37,7 +37,7 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def test_two_processes_with_callbacks_and_report(tmp_path: Path) -> None:
     done = run(tmp_path, "fit")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("estimate your own patients") == 1
+    assert done.stdout.count("neuralpk estimate --model") == 1
     (folder,) = (tmp_path / "lightning_logs").iterdir()  # one for both processes
     names = {path.name for path in folder.iterdir()}
     assert {"config.yaml", "population.csv", "vpc.png", "npde.png", "eta.png", "individuals.png"} <= names
