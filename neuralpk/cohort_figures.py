@@ -336,7 +336,7 @@ def curve_errors(data: CohortDataModule, task: LatentTask, cohort: Cohort) -> di
     lines = {"model": result.ipred}
     typical = data.typical_lines(cohort)
     if typical is not None:
-        lines["typical subject, simulated"] = typical
+        lines["typical, simulated"] = typical
     lines["samples, interpolated"] = np.stack([_joined(subject, times, true.shape[2]) for subject in cohort])
     return {
         name: (

@@ -210,14 +210,14 @@ def test_the_report_compares_with_what_needs_no_model(run) -> None:
     printed = run[1]
     assert "6 training patients" in printed
     assert "3 new patients" in printed
-    for name in ("model", "typical subject, simulated", "samples, interpolated"):
+    for name in ("model", "typical, simulated", "samples, interpolated"):
         assert len(re.findall(rf"^│ {name} +│ +\d\.\d{{3}} │", printed, re.MULTILINE)) == 2, name
 
 
 def test_the_errors_are_those_of_the_curves(run) -> None:
     _, _, data, task = run
     errors = curve_errors(data, task, data.part("test"))
-    assert set(errors) == {"model", "typical subject, simulated", "samples, interpolated"}
+    assert set(errors) == {"model", "typical, simulated", "samples, interpolated"}
     truths = [subject.truth for subject in data.part("test")]
     lines = task.reconstruct(data.part("test"), truths[0].times.tolist(), draws=0).ipred[..., 0]
     expected = line_rrmse(lines, np.stack([truth.line[:, 0] for truth in truths]))
