@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.progress import track
-
 from neuralpk.cli.faults import UsageError
+from neuralpk.cli.progress_bar import progress_bar
 from neuralpk.cli.unsolved_patients import refuse_unsolved
 from neuralpk.cohort import Units
 from neuralpk.evaluation import FIGURES, Comparison, Evaluation
@@ -82,7 +79,7 @@ def evaluate(
             likelihood=likelihood or compare is not None,
             map_estimate=map_estimate,
             seed=seed,
-            progress=_progress,
+            progress=progress_bar,
             units=Units.of(units) if units else None,
             **reading,
         )
@@ -115,11 +112,6 @@ def _remove_others(folder: Path, paths: Sequence[Path]) -> None:
             path.unlink()
     if not paths and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
-
-
-def _progress(what: str, parts: Sequence[Any]) -> Iterable[Any]:
-    """A progress bar over the parts of a step, where somebody looks."""
-    return track(parts, what, console=Console(stderr=True), disable=not sys.stderr.isatty())
 
 
 def _number(value: float) -> str:

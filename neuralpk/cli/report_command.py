@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import sys
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
+from neuralpk.cli.progress_bar import progress_bar
 from neuralpk.cli.unsolved_patients import refuse_unsolved
 from neuralpk.saved_model import read_model
 from neuralpk.tables import read_table
@@ -74,13 +70,8 @@ def report(
         seed=seed,
         formulas=formulas,
         command=command_line(model, table, out, asked, as_read, anonymise),
-        progress=_progress,
+        progress=progress_bar,
         **reading,
     )
     print(f"{evaluation.sentence}\nReport: {out} ({out.stat().st_size / 1e6:.1f} MB)")
     refuse_unsolved(evaluation.unsolved)
-
-
-def _progress(what: str, parts: Sequence[Any]) -> Iterable[Any]:
-    """A progress bar over the parts of a step, where somebody looks."""
-    return track(parts, what, console=Console(stderr=True), disable=not sys.stderr.isatty())

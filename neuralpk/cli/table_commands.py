@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from rich.console import Console
-from rich.progress import track
 
 from neuralpk.atomic_files import refuse_unwritable, replacing
 from neuralpk.bootstrap import bootstrap as fit_replicates
@@ -21,6 +19,7 @@ from neuralpk.cli.evaluation_command import EVALUATION_FILES, evaluate
 from neuralpk.cli.faults import UsageError, sentence
 from neuralpk.cli.merged_configuration import Configuration
 from neuralpk.cli.outputs import OVERWRITE, refuse_results
+from neuralpk.cli.progress_bar import progress_bar
 from neuralpk.cli.report_command import report
 from neuralpk.cli.signatures import GIVEN_TO_READ_TABLE, Option, options_of_reader
 from neuralpk.cli.stop_signals import leaving_on_sigterm
@@ -230,7 +229,7 @@ def run(command: str, configuration: Configuration) -> None:
 
 def _progress(what: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
     """A progress bar over the parts of a cohort, where somebody looks."""
-    return lambda parts: track(parts, what, console=Console(stderr=True), disable=not sys.stderr.isatty())
+    return partial(progress_bar, what)
 
 
 def _write(result: IndividualEstimates, out: Path) -> None:

@@ -176,13 +176,31 @@ def normal_density(x: FloatArray, sd: float = 1.0) -> FloatArray:
     return np.asarray(np.exp(-0.5 * np.square(x / sd)) / (sd * np.sqrt(2 * np.pi)), np.float64)
 
 
-def histogram(axes: Axes, values: FloatArray, sd: float, prior: str) -> None:
-    """Density of the values with that of N(0, sd²) over it."""
+def histogram(
+    axes: Axes,
+    values: FloatArray,
+    sd: float,
+    prior: str,
+    label: str = "histogram",
+    edge: float = 0.6,
+    line: float = 1.4,
+) -> None:
+    """Density of the values with that of N(0, sd²) over it.
+
+    Args:
+        axes: the panel.
+        values: ``[value]``.
+        sd: of the normal density, in the unit of the values.
+        prior: what the legend calls the density.
+        label: what it calls the values.
+        edge: width of the edges of the bars, in points.
+        line: width of the line of the density, in points.
+    """
     reach = max(3.5 * sd, 1.05 * float(np.max(np.abs(values), initial=0.0)))
     bins = np.linspace(-reach, reach, int(np.clip(2 * np.sqrt(len(values)), 9, 41)) | 1)
-    axes.hist(values, bins=list(bins), density=True, color=SKY, alpha=0.7, edgecolor="white", lw=0.6, label="histogram")
+    axes.hist(values, bins=list(bins), density=True, color=SKY, alpha=0.7, edgecolor="white", lw=edge, label=label)
     x = np.linspace(-reach, reach, 201)
-    axes.plot(x, normal_density(x, sd), color=BLACK, lw=1.4, label=prior)
+    axes.plot(x, normal_density(x, sd), color=BLACK, lw=line, label=prior)
     axes.set_xlim(-reach, reach)
 
 

@@ -25,9 +25,9 @@ from neuralpk.diagnostics.style import (
     PURPLE,
     SKY,
     VERMILLION,
+    histogram,
     log_scale,
     new_figure,
-    normal_density,
     plain,
     running_median,
     set_range,
@@ -41,6 +41,7 @@ QUANTITIES = {"vpc": "Value", "pcvpc": "Prediction-corrected value"}
 """What is drawn in the two kinds of visual predictive check."""
 _INCH = 25.4  # mm
 _TEXT, _SMALL = 7.0, 6.0  # points
+_THIN = (0.4, 1.0)  # points: edges and line of a histogram
 _PANEL = 40.0  # mm: width of a panel with axes
 _LONGEST = 20  # letters of a name above a panel
 _MANY = 500  # points of a panel, from which they are small and light
@@ -195,7 +196,7 @@ def residual_panel(panel: Axes, x: FloatArray, y: FloatArray, name: str) -> None
 def npde_figure(npde: FloatArray, width: float) -> Figure:
     """Histogram of the NPDE and their quantiles against those of N(0, 1)."""
     figure, panels = _new(2, width, 42)
-    _histogram(panels[0], npde, 1.0, "N(0, 1)")
+    histogram(panels[0], npde, 1.0, "N(0, 1)", "data", *_THIN)
     panels[0].set_xlabel("NPDE")
     panels[0].set_ylabel("Density")
     ordered, n = np.sort(npde), len(npde)
@@ -207,21 +208,12 @@ def npde_figure(npde: FloatArray, width: float) -> Figure:
     return _finish(figure, panels)
 
 
-def _histogram(panel: Axes, values: FloatArray, sd: float, prior: str) -> None:
-    reach = max(3.5 * sd, 1.05 * float(np.max(np.abs(values), initial=0.0)))
-    edges = np.linspace(-reach, reach, int(np.clip(2 * np.sqrt(len(values)), 9, 41)) | 1)
-    panel.hist(values, bins=list(edges), density=True, color=SKY, alpha=0.7, edgecolor="white", lw=0.4, label="data")
-    x = np.linspace(-reach, reach, 201)
-    panel.plot(x, normal_density(x, sd), color=BLACK, lw=1.0, label=prior)
-    panel.set_xlim(-reach, reach)
-
-
 def random_effects_figure(frame: pd.DataFrame, shrinkage: pd.DataFrame, width: float) -> Figure:
     """Distribution of every random effect with the population's density, and its shrinkage."""
     figure, panels = _new(len(shrinkage), width, 38)
     for panel, row in zip(panels, shrinkage.itertuples(), strict=True):
         values = frame[f"ETA_{row.PARAMETER}"].dropna().to_numpy(float)
-        _histogram(panel, values, float(row.OMEGA), "population density")  # type: ignore[arg-type]
+        histogram(panel, values, float(row.OMEGA), "population density", "data", *_THIN)  # type: ignore[arg-type]
         panel.set_xlabel(f"η {row.PARAMETER}")
         panel.set_ylabel("Density")
         found = float(row.SHRINKAGE)  # type: ignore[arg-type]
