@@ -227,18 +227,18 @@ class PopulationEstimator:
         """
         return None
 
-    def draw(self, batch: CohortBatch, stream: int = 0, curved: bool = False) -> HeldDraws:
+    def draw(self, batch: CohortBatch, stream: int = 0, order: int = 1) -> HeldDraws:
         """Draws of some subjects around their posterior.
 
         Args:
             batch: float64.
             stream: which set of quasi-random numbers.
-            curved: of `HeldDraws.draw`.
+            order: of `HeldDraws.draw`.
         """
         wide, proposal = self.centres.proposal(batch, self.target, self._most_steps)
         at, standardised = Stream.ESTIMATION.at(2 + stream), self.centres.standardised
         return HeldDraws.draw(
-            self.model, self.numbers, batch, proposal, wide, self.seed, at, self.draws, standardised, curved
+            self.model, self.numbers, batch, proposal, wide, self.seed, at, self.draws, standardised, order
         )
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ class HeldDraws:
     @torch.no_grad()
     def draw(
         cls, model: PopulationModel, numbers: LearnedNumbers, batch: CohortBatch, proposal: Proposal, wide: Tensor,
-        seed: int, stream: int, draws: int, standardised: tuple[str, ...] = (), curved: bool = False,
+        seed: int, stream: int, draws: int, standardised: tuple[str, ...] = (), order: int = 1,
     ) -> HeldDraws:  # fmt: skip
         """Draw from a proposal and solve.
 
@@ -80,7 +81,7 @@ class HeldDraws:
             stream: of the random numbers.
             draws: for each subject.
             standardised: parameters whose eta/omega is held.
-            curved: whether predictions are taken to the second order in the numbers that move them, not to the first.
+            order: to which predictions are taken in the numbers that move them: 2, 1, or 0 where these stay.
         """
         at = numbers.get()
         numbers.set(wide)
@@ -88,7 +89,7 @@ class HeldDraws:
         held = model.population.unconstrained(z, batch.covariates[:, :1], batch.occasions[:, None])
         log_volume = model.population.z_of(held, batch.covariates[:, :1], batch.occasions[:, None])[1]
         numbers.set(at)
-        movers = numbers.of_predictions(batch, standardised)
+        movers = numbers.of_predictions(batch, standardised) if order else []
         centre = model.population.centre(batch.covariates[:, :1])
         value = _predict(model, held, batch)
         found = cls(batch, held, log_q, value, value, None, movers, standardised, centre, at)
@@ -98,10 +99,10 @@ class HeldDraws:
             for k, sign in moves:
                 vector[movers[k]] += sign * _MOVE
             numbers.set(vector)
-            return _predict(model, found.parameters(numbers, vector)[0], batch).nan_to_num(1.0)
+            return _predict(model, found._moved(numbers, held)[0], batch).nan_to_num(1.0)
 
         slopes, size = value.new_zeros((len(movers), *value.shape)), len(movers)
-        bends = value.new_zeros((size, size, *value.shape)) if curved else None
+        bends = value.new_zeros((size, size, *value.shape)) if order > 1 else None
         for k in range(size):
             above, below = moved((k, 1)), moved((k, -1))
             slopes[k] = (above - below) / (2 * _MOVE)
@@ -118,27 +119,44 @@ class HeldDraws:
         bends = None if bends is None else bends.nan_to_num(0.0)
         return replace(found, log_q=log_q, value=value.nan_to_num(1.0), slopes=slopes.nan_to_num(0.0), bends=bends)
 
-    def parameters(self, numbers: LearnedNumbers, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """Held parameters of the population as it is now, ``[subject, draw, parameter]``, and the log of the volume
-        that they take of that at the draw, a scalar."""
+    @cached_property
+    def _distance(self) -> Tensor:
+        """1, and the held parameters less their mean, ``[subject, draw, 1 + parameter]``."""
+        distance = self.unconstrained - self.unconstrained.mean(1, keepdim=True)
+        return torch.cat([torch.ones_like(distance[..., :1]), distance], dim=-1)
+
+    def _moved(self, numbers: LearnedNumbers, held: Tensor) -> tuple[Tensor, Tensor]:
+        """Parameters that were held at the draw as they are in the population now, both ``[subject, draw, parameter]``,
+        and the log of the volume that they take of that at the draw, a scalar."""
         population = numbers.model.population
         if not self.standardised:
-            return self.unconstrained, vector.new_zeros(())
+            return held, held.new_zeros(())
         centre = population.centre(self.batch.covariates[:, :1])
         log_ratio = population.log_omega - self.at[numbers.omega]
         chosen = self.centre.new_tensor([float(name in self.standardised) for name in population.varying])
         ratio = torch.exp(log_ratio * chosen) @ population.selection + (1 - population.selection.sum(0))
         of_standardised = chosen @ population.selection
         names = len(population.names)
-        named = self.unconstrained[..., :names]
+        named = held[..., :names]
         moved = centre + (named - self.centre) * ratio
         named = torch.where(of_standardised > 0, moved, named)
-        return torch.cat([named, self.unconstrained[..., names:]], dim=-1), (log_ratio * chosen).sum()
+        return torch.cat([named, held[..., names:]], dim=-1), (log_ratio * chosen).sum()
 
-    def z_of(self, numbers: LearnedNumbers, held: Tensor) -> tuple[Tensor, Tensor]:
-        """z of held parameters under the numbers as they are, ``[subject, draw, latent]``, and log |dz/dx|."""
-        batch = self.batch
-        return numbers.model.population.z_of(held, batch.covariates[:, :1], batch.occasions[:, None])
+    def z(self, numbers: LearnedNumbers) -> tuple[Tensor, Tensor]:
+        """z of the draws in the population as it is now, ``[subject, draw, latent]``, and log |dz/dx| with x the
+        parameters that were held at the draw, ``[subject, 1]``."""
+        to_z, log_volume = self._to_z(numbers)
+        return self._distance @ to_z, log_volume
+
+    def _to_z(self, numbers: LearnedNumbers) -> tuple[Tensor, Tensor]:
+        """z is linear in what is held: the matrix that makes z of `_distance`, ``[subject, 1 + parameter, latent]``,
+        and log |dz/dx|, ``[subject, 1]``."""
+        batch, mean = self.batch, self.unconstrained.mean(1, keepdim=True)
+        units = torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
+        held, log_held_volume = self._moved(numbers, torch.cat([mean, mean + units], dim=1))
+        z, log_volume = numbers.model.population.z_of(held, batch.covariates[:, :1], batch.occasions[:, None])
+        to_z = torch.cat([z[:, :1], z[:, 1:] - z[:, :1]], dim=1)
+        return to_z, (log_volume + log_held_volume).expand(len(to_z), 1)
 
     def _fit(self, numbers: LearnedNumbers, vector: Tensor) -> Tensor:
         """log p(y | theta) of every draw, ``[subject, draw]``, with the numbers of the model at `vector`."""
@@ -156,62 +174,80 @@ class HeldDraws:
         found: Tensor = numbers.model.error.log_likelihood(self.batch, value, factor).sum(-1).T
         return found.nan_to_num(-torch.inf, posinf=-torch.inf)
 
-    def _density(self, numbers: LearnedNumbers, vector: Tensor) -> Tensor:
+    def _density(self, numbers: LearnedNumbers) -> Tensor:
         """log p(theta)/q(theta) of every draw, ``[subject, draw]``."""
-        held, log_held_volume = self.parameters(numbers, vector)
-        z, log_volume = self.z_of(numbers, held)
-        return numbers.model.log_density(z) + log_volume + log_held_volume - self.log_q
+        z, log_volume = self.z(numbers)
+        return numbers.model.log_density(z) + log_volume - self.log_q
 
     @torch.no_grad()
     def log_weight(self, numbers: LearnedNumbers, vector: Tensor) -> Tensor:
         """log of p(y, theta)/q(theta) of every draw under the population `vector`, ``[subject, draw]``."""
         numbers.set(vector)
-        return self._fit(numbers, vector) + self._density(numbers, vector)
+        return self._fit(numbers, vector) + self._density(numbers)
 
     def derivatives(self, numbers: LearnedNumbers, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Σ log p(y) over the subjects, with its first and second derivatives in the learned numbers.
 
+        With w the share of a draw in the likelihood and l its log weight, of each subject (Louis 1982)::
+
+            ∂² log p(y) = E_w[∂² l] + Cov_w[∂ l]
+
         p(y | theta) is expanded to the second order in the numbers that it depends on, by differences in float64, which
-        serve any residual error; the density of theta is differentiated exactly.
+        serve any residual error. The density of theta is differentiated exactly: log N(z; 0, I) is a quadratic form of
+        what is held, so that a matrix for each subject stands for all of its draws.
 
         Returns:
             A scalar, ``[number]`` and ``[number, number]``.
         """
         direct = numbers.of_error() + self.movers
-        value, slope, curvature = self._expansion(numbers, vector, direct)
+        fit, slope, curvature = self._expansion(numbers, vector, direct)
         numbers.set(vector)
-        shifts = _Shifts(numbers, self.batch.covariates[:, :1], self.movers)
-        with torch.enable_grad(), shifts:
-            by = numbers.flat(numbers.tensors)[direct]
-            by = by - by.detach()  # 0, with a derivative
-            weight = value + slope @ by + 0.5 * ((curvature @ by) @ by) + self._density(numbers, vector)
-            total = log_mean_weight(weight).sum()
-            first, second = shifts.derivatives(total)
-        return total.detach(), first, second
+        log_weight = fit + self._density(numbers).detach()
+        share = torch.softmax(log_weight, dim=1).nan_to_num(0.0)  # 0 of a subject without a draw that can be
+        with torch.enable_grad(), _Shifts(numbers, self.batch.covariates[:, :1], self.movers) as shifts:
+            moments = self._moments(share).requires_grad_()
+            first, second, of_moments = shifts.derivatives(self._expected(numbers, moments), moments)
+        scores = torch.stack([((self._distance @ one) * self._distance).sum(-1) for one in of_moments], dim=-1)
+        scores[..., [shifts.others.index(k) for k in direct]] += slope
+        mean = (share[:, None] @ scores)[:, 0]
+        second += shifts.on_numbers((share[..., None] * scores).mT @ scores - mean[:, :, None] * mean[:, None])
+        first[direct] += (share[..., None] * slope).sum((0, 1))
+        rows = torch.tensor(direct, dtype=torch.long, device=first.device)
+        second[rows[:, None], rows] += (share[..., None, None] * curvature).sum((0, 1))
+        return log_mean_weight(log_weight).sum(), first, second
 
     def gradient(self, numbers: LearnedNumbers, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The value and the first derivatives of `derivatives`, at a third of the time, and the effective draws.
+        """The value and the first derivatives of `derivatives`, in less time, and the effective draws.
 
         Returns:
             A scalar, ``[number]`` and ``[subject]``.
         """
         direct = numbers.of_error() + self.movers
-        value, slope, _ = self._expansion(numbers, vector, direct, second=False)
+        fit, slope, _ = self._expansion(numbers, vector, direct, second=False)
         numbers.set(vector)
+        log_weight = fit + self._density(numbers).detach()
+        share = torch.softmax(log_weight, dim=1).nan_to_num(0.0)  # 0 of a subject without a draw that can be
         with torch.enable_grad():
-            by = numbers.flat(numbers.tensors)[direct]
-            weight = value + slope @ (by - by.detach()) + self._density(numbers, vector)
-            total = log_mean_weight(weight).sum()
-            first = numbers.flat(_gradient(total, numbers))
-        return total.detach(), first.detach(), effective_draws(weight.detach())
+            first = numbers.flat(_gradient(self._expected(numbers, self._moments(share)), numbers)).detach()
+        first[direct] += (share[..., None] * slope).sum((0, 1))
+        return log_mean_weight(log_weight).sum(), first, effective_draws(log_weight)
+
+    def _moments(self, share: Tensor) -> Tensor:
+        """Σ_k w_k·d_k·d_kᵀ of `_distance` d, ``[subject, 1 + parameter, 1 + parameter]``."""
+        return (share[..., None] * self._distance).mT @ self._distance
+
+    def _expected(self, numbers: LearnedNumbers, moments: Tensor) -> Tensor:
+        """Σ_k w_k·log p(theta_k) with the shares w held, up to a constant: the sum over the subjects, a scalar."""
+        to_z, log_volume = self._to_z(numbers)
+        return log_volume.sum() - 0.5 * ((moments @ to_z) * to_z).sum()
 
     @torch.no_grad()
     def _expansion(
         self, numbers: LearnedNumbers, vector: Tensor, direct: list[int], second: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
         """log p(y | theta), its slope and curvature in some numbers: ``[subject, draw]``, ``[subject, draw, number]``,
-        ``[subject, draw, number, number]``; 0 where there is no solution. Without `second` the
-        curvature is not to be used."""
+        ``[subject, draw, number, number]``; 0 where there is no solution. Without `second` the curvature is not to be
+        used."""
 
         def at(*moves: tuple[int, int]) -> Tensor:
             moved = vector.clone()
@@ -257,40 +293,60 @@ class _Shifts:
         inside = {k for places in self.places for k in places}
         self.others = [k for k in range(numbers.size) if k not in inside]
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Shifts:
         for effect, shift in zip(self.effects, self.shifts, strict=True):
             effect.held_shift = shift
+        return self
 
     def __exit__(self, *_: object) -> None:
         for effect in self.effects:
             effect.held_shift = None
 
-    def derivatives(self, total: Tensor) -> tuple[Tensor, Tensor]:
-        """Of a scalar: ``[number]`` and ``[number, number]``."""
+    def derivatives(self, total: Tensor, moments: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Of a scalar: ``[number]`` and ``[number, number]``, and the derivatives of the first ones in `moments`, those
+        in `others` and then in the shifts, each ``[subject, 1 + parameter, 1 + parameter]``."""
         numbers, size = self.numbers, len(self.numbers.tensors)
 
-        def slopes(value: Tensor, create_graph: bool = False) -> tuple[Tensor, list[Tensor]]:
-            inputs = [*numbers.tensors, *self.shifts]
+        def slopes(value: Tensor, create_graph: bool = False) -> tuple[Tensor, list[Tensor], Tensor]:
+            inputs = [*numbers.tensors, *self.shifts, moments]
             found = torch.autograd.grad(
                 value, inputs, retain_graph=True, create_graph=create_graph, materialize_grads=True
             )
-            return numbers.flat(found[:size]), [one[:, 0] for one in found[size:]]
+            return numbers.flat(found[:size]), [one[:, 0] for one in found[size:-1]], found[-1]
 
-        first, by_shift = slopes(total, create_graph=True)
+        first, by_shift, _ = slopes(total, create_graph=True)
         second = torch.zeros(numbers.size, numbers.size, dtype=torch.float64, device=numbers.device)
+        of_moments = []
         for k in self.others:
-            row, of_shifts = slopes(first[k])
+            row, of_shifts, of_moment = slopes(first[k])
+            of_moments.append(of_moment)
             second[k, self.others] = row[self.others]
             for places, features, mixed in zip(self.places, self.features, of_shifts, strict=True):
                 second[k, places] = second[places, k] = mixed @ features
         for places, features, one in zip(self.places, self.features, by_shift, strict=True):
-            _, of_shifts = slopes(one.sum())  # a subject has no part in the sum of another
+            _, of_shifts, of_moment = slopes(one.sum())  # a subject has no part in the sum of another
+            of_moments.append(of_moment)
             for others, other_features, curvature in zip(self.places, self.features, of_shifts, strict=True):
                 second[torch.tensor(places)[:, None], others] = (features.T * curvature) @ other_features
         whole = first.detach().clone()
         for places, features, one in zip(self.places, self.features, by_shift, strict=True):
             whole[places] = one.detach() @ features
-        return whole, second.detach()
+        return whole, second.detach(), of_moments
+
+    def on_numbers(self, matrices: Tensor) -> Tensor:
+        """The sum over the subjects of matrices in `others` and the shifts, ``[subject, other + shift, other +
+        shift]``, in all numbers, ``[number, number]``: the shifts are linear in the numbers that they stand for."""
+        count, size = len(self.others), self.numbers.size
+        others = torch.tensor(self.others, dtype=torch.long, device=matrices.device)
+        second = matrices.new_zeros((size, size))
+        second[others[:, None], others] = matrices[:, :count, :count].sum(0)
+        for k, (places, features) in enumerate(zip(self.places, self.features, strict=True)):
+            rows = torch.tensor(places, device=matrices.device)[:, None]
+            second[rows, others] = features.T @ matrices[:, count + k, :count]
+            second[others[:, None], places] = second[rows, others].T
+            for m, (columns, other_features) in enumerate(zip(self.places, self.features, strict=True)):
+                second[rows, columns] = (features.T * matrices[:, count + k, count + m]) @ other_features
+        return second
 
 
 @dataclass(frozen=True)

@@ -135,8 +135,7 @@ class NetworkEstimator(PopulationEstimator):
         stream = Stream.TRAINING.at(self.iteration)
         for held in draws:
             log_weight = held.log_weight(self.numbers, here)
-            parameters = held.parameters(self.numbers, here)[0]
-            z = held.z_of(self.numbers, parameters)[0]
+            z = held.z(self.numbers)[0]
             offset = randomness.uniform(self.seed, stream, held.batch.index, 1)
             chosen = randomness.systematic(torch.softmax(log_weight, dim=1), _SAMPLE, offset)
             z = z.gather(1, chosen[..., None].expand(-1, -1, z.shape[2]))

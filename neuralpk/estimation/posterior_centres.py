@@ -95,22 +95,20 @@ class PosteriorCentres:
         posteriors, sums = [], torch.zeros(1 + size, dtype=torch.float64, device=self.numbers.device)
         for held in draws:
             log_weight = held.log_weight(self.numbers, here)
-            parameters = held.parameters(self.numbers, here)[0]
-            z = held.z_of(self.numbers, parameters)[0]
+            z = held.z(self.numbers)[0]
             covariance = _moments(z, log_weight)[1]
             covariance = covariance[~covariance.isnan().any(-1).any(-1)]
             precision = torch.linalg.inv(covariance + _LEAST_VARIANCE * torch.eye(z.shape[-1], device=z.device))
             variance = 1 / precision.diagonal(dim1=1, dim2=2)[:, :size]
             sums += torch.cat([sums.new_tensor([len(covariance)]), variance.sum(0)])
-            posteriors.append((parameters, log_weight))
+            posteriors.append((z, log_weight))
         sums = torch.stack(self._gather(sums)).sum(0)
         self.standardised = self._to_standardise(here, sums[1:] / sums[0])
         wide = self._wide()
         found: dict[int, tuple[Tensor, ...]] = {}
-        for held, (parameters, log_weight) in zip(draws, posteriors, strict=True):
+        for held, (z, log_weight) in zip(draws, posteriors, strict=True):
             of_wide = held.log_weight(self.numbers, wide)
-            z = held.z_of(self.numbers, parameters)[0]
-            parts = (*_moments(z, log_weight), *_moments(z, of_wide))
+            parts = (*_moments(z, log_weight), *_moments(held.z(self.numbers)[0], of_wide))
             found |= dict(zip(held.batch.index.tolist(), zip(*parts, strict=True), strict=True))
         for centres in self._gather(found):
             self._known |= {index: tuple(one.to(here.device) for one in part) for index, part in centres.items()}

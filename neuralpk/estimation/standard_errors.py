@@ -25,8 +25,9 @@ _QUANTILE = 1.96  # 97.5 % of the standard normal distribution
 _KNOWN = 1e-6  # standard deviation of a number at a bound
 _ADAPTATIONS = (64, 256, 256)  # draws of each subject, by which the proposals adapt to the posterior
 _DRAWS = 512  # of each subject in a set
-_LEAST_SETS, _MOST_SETS = 4, 12  # of draws for the likelihood
-_SMALL_ERROR = 0.03  # of log p(data)
+_LEAST_SETS, _MOST_SETS = 4, 24  # of draws for the likelihood, in the mean of the subjects
+_SMALL_ERROR = 0.04  # of log p(data)
+_WORST, _LEAST_SHARE = 0.5, 0.1  # of the variance and of the subjects: those that get a further set
 _MODE_TOLERANCE = 1e-3  # in log p, of the random effects whose shrinkage is reported
 # of a model with a network, whose curves take longer and whose likelihood nobody compares to a tenth
 _NETWORK_DRAWS, _NETWORK_SETS = 256, 2
@@ -107,7 +108,7 @@ def standard_errors(
     batch, single = batch.to(torch.float64).scored_on_context(), batch.scored_on_context()
     estimator.centres.begin_at(batch.index, start)
     with torch.no_grad():
-        held = _adapted(estimator, batch, curved=True)
+        held = _adapted(estimator, batch, order=2)
         total, error = _log_likelihood(estimator, held)
     numbers = estimator.numbers
     vector = numbers.get()
@@ -164,7 +165,7 @@ def log_likelihood(
     if start is not None:
         estimator.centres.begin_at(batch.index, start)
     with torch.no_grad():
-        return _log_likelihood(estimator, _adapted(estimator, batch))
+        return _log_likelihood(estimator, _adapted(estimator, batch, order=0))
 
 
 def parameter_rows(model: PopulationModel, z: Tensor, batch: CohortBatch) -> list[dict[str, str | float]]:
@@ -202,30 +203,41 @@ def _estimator(model: PopulationModel, draws: int | None, seed: int) -> Populati
     return PopulationEstimator(model, seed, (*_ADAPTATIONS, draws or (_NETWORK_DRAWS if model.has_network else _DRAWS)))
 
 
-def _adapted(estimator: PopulationEstimator, batch: CohortBatch, curved: bool = False) -> HeldDraws:
-    """Draws of a proposal that has adapted to the posterior of every subject."""
+def _adapted(estimator: PopulationEstimator, batch: CohortBatch, order: int) -> HeldDraws:
+    """Draws of a proposal that has adapted to the posterior of every subject, with predictions to an `order` of
+    `HeldDraws.draw`."""
     for estimator.stage in range(len(_ADAPTATIONS)):
-        estimator.centres.renew([estimator.draw(batch)])
+        estimator.centres.renew([estimator.draw(batch, order=0)])
     estimator.stage = len(_ADAPTATIONS)
-    return estimator.draw(batch, curved=curved)
+    return estimator.draw(batch, order=order)
 
 
 def _log_likelihood(estimator: PopulationEstimator, first: HeldDraws) -> tuple[float, float]:
-    """log p(data) and its Monte-Carlo standard error, from as many sets of draws as a small error needs."""
-    vector, sets = estimator.numbers.get(), []
-    most = _NETWORK_SETS if estimator.model.has_network else _MOST_SETS
-    for number in range(most):
-        held = first if number == 0 else estimator.draw(first.batch, number)
-        log_weight = held.log_weight(estimator.numbers, vector)
-        sets.append(importance.log_mean_weight(log_weight))
-        if len(sets) < min(_LEAST_SETS, most):
+    """log p(data) and its Monte-Carlo standard error, from as many sets of draws as a small error needs: a few of every
+    subject, and more of those with the largest errors of their own."""
+    vector, batch, network = estimator.numbers.get(), first.batch, estimator.model.has_network
+    least, most = (_NETWORK_SETS, _NETWORK_SETS) if network else (_LEAST_SETS, _MOST_SETS)
+    chosen, sets, spent = torch.arange(len(batch), device=batch.device), [], 0
+    while True:
+        held = estimator.draw(batch.select(chosen), len(sets), order=0) if sets else first
+        found = first.log_q.new_full((len(batch),), -torch.inf)
+        found[chosen] = importance.log_mean_weight(held.log_weight(estimator.numbers, vector))
+        sets.append(found)
+        spent += len(chosen)
+        if len(sets) < least:
             continue
         values = torch.stack(sets)
-        mean = torch.logsumexp(values, dim=0) - math.log(len(sets))
+        count = torch.isfinite(values).sum(0).clamp(min=1)
+        mean = torch.logsumexp(values, dim=0) - count.log()
         # of each subject by itself: the sets are independent
-        error = float(((values - mean).exp().var(0) / len(sets)).sum().sqrt())
-        if error < _SMALL_ERROR:
+        spread = (values - mean).exp().square().sum(0) - count
+        variance = (spread / (count - 1).clamp(min=1) / count).nan_to_num(0.0).clamp(min=0.0)
+        error = float(variance.sum().sqrt())
+        if error < _SMALL_ERROR or spent >= most * len(batch):
             break
+        worst = variance.argsort(descending=True)
+        half = int((variance[worst].cumsum(0) < _WORST * variance.sum()).sum()) + 1
+        chosen = worst[: max(half, math.ceil(_LEAST_SHARE * len(batch)))]
     estimator.numbers.set(vector)
     return float(mean.sum()), error
 
@@ -234,7 +246,7 @@ def _of_z(
     model: PopulationModel, batch: CohortBatch, held: HeldDraws, estimator: PopulationEstimator
 ) -> importance.Draws:
     """Held draws as weighted draws of z under the model."""
-    z, log_volume = held.z_of(estimator.numbers, held.unconstrained)
+    z, log_volume = held.z(estimator.numbers)
     log_weight = held.log_weight(estimator.numbers, estimator.numbers.get())
     log_q = held.log_q - log_volume
     log_joint = torch.where(torch.isfinite(log_q), log_weight + log_q, -torch.inf)

@@ -180,8 +180,7 @@ class ResidualError(Part, nn.Module, ABC):
                 f"{type(self).__name__} has no parameter {name!r} yet: call build(scaling), make it with "
                 f"{type(self).__name__}.from_values(…), or add the name to `names`"
             )
-        value: Tensor = self.log_values[name].exp()
-        return value[endpoint]
+        return of_endpoint(self.log_values[name].exp(), endpoint)
 
     @abstractmethod
     def distribution(self, prediction: Tensor, endpoint: Tensor) -> Distribution:
@@ -349,6 +348,11 @@ class ResidualError(Part, nn.Module, ABC):
         if parts:
             out = out.index_copy(-1, rows, torch.cat(parts, dim=-1))
         return out.reshape(*lead, *shape)
+
+
+def of_endpoint(values: Tensor, endpoint: Tensor) -> Tensor:
+    """Values ``[endpoint]`` at endpoints from 0, ``[...]``; of a single one without looking it up, for speed."""
+    return values.expand(endpoint.shape) if len(values) == 1 else values[endpoint]
 
 
 def normal_tails(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, LogNormal
 
-from neuralpk.residual_error.base import POSITIVE, ResidualError, normal_tails
+from neuralpk.residual_error.base import POSITIVE, ResidualError, normal_tails, of_endpoint
 
 
 class LogNormalError(ResidualError):
@@ -23,7 +23,7 @@ class LogNormalError(ResidualError):
         super().__init__({"b": b}, prior_sd)
 
     def _held(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
-        return torch.maximum(prediction, self.smallest[endpoint].clamp(min=POSITIVE))
+        return torch.maximum(prediction, of_endpoint(self.smallest, endpoint).clamp(min=POSITIVE))
 
     def _log(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
         return torch.log(self._held(prediction, endpoint))

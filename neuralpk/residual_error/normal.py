@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
-from neuralpk.residual_error.base import ResidualError, normal_tails
+from neuralpk.residual_error.base import ResidualError, normal_tails, of_endpoint
 
 
 class NormalError(ResidualError, ABC):
@@ -76,7 +76,7 @@ class ProportionalError(NormalError):
         super().__init__({"b": b}, prior_sd)
 
     def sd(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
-        return self.by_endpoint("b", endpoint) * torch.maximum(prediction.abs(), self.smallest[endpoint])
+        return self.by_endpoint("b", endpoint) * torch.maximum(prediction.abs(), of_endpoint(self.smallest, endpoint))
 
 
 class CombinedError(NormalError):
