@@ -25,7 +25,7 @@ _QUANTILE = 1.96  # 97.5 % of the standard normal distribution
 _KNOWN = 1e-6  # standard deviation of a number at a bound
 _ADAPTATIONS = (64, 256, 256)  # draws of each subject, by which the proposals adapt to the posterior
 _DRAWS = 512  # of each subject in a set
-_LEAST_SETS, _MOST_SETS = 4, 24  # of draws for the likelihood, in the mean of the subjects
+_LEAST_SETS, _MOST_SETS = 4, 12  # of draws for the likelihood, in the mean of the subjects
 _SMALL_ERROR = 0.04  # of log p(data)
 _WORST, _LEAST_SHARE = 0.5, 0.1  # of the variance and of the subjects: those that get a further set
 _MODE_TOLERANCE = 1e-3  # in log p, of the random effects whose shrinkage is reported
@@ -214,7 +214,8 @@ def _adapted(estimator: PopulationEstimator, batch: CohortBatch, order: int) -> 
 
 def _log_likelihood(estimator: PopulationEstimator, first: HeldDraws) -> tuple[float, float]:
     """log p(data) and its Monte-Carlo standard error, from as many sets of draws as a small error needs: a few of every
-    subject, and more of those with the largest errors of their own."""
+    subject, and more of those with the largest errors of their own. What all sets miss, as in the tails of a curved
+    posterior, the error does not know."""
     vector, batch, network = estimator.numbers.get(), first.batch, estimator.model.has_network
     least, most = (_NETWORK_SETS, _NETWORK_SETS) if network else (_LEAST_SETS, _MOST_SETS)
     chosen, sets, spent = torch.arange(len(batch), device=batch.device), [], 0
