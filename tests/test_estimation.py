@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 from typing import Any
@@ -35,6 +36,8 @@ from neuralpk.published_population import read_population
 from neuralpk.residual_error import AdditiveError, CombinedError, ProportionalError, StudentTError
 from neuralpk.scaling import Scaling
 from neuralpk.task import LatentTask
+
+standard_errors_module = importlib.import_module("neuralpk.estimation.standard_errors")  # hidden by its function
 
 # V1 varies little and KA much: of the exchanged parameters the same data say that they vary together
 FLIPPED = {"CL": 0.3, "V1": 0.1, "KA": 0.1}
@@ -110,19 +113,47 @@ def test_the_likelihood_is_that_of_quadrature() -> None:
     assert log_likelihood(made, collate(people, dtype=torch.float64))[0] == pytest.approx(expected, abs=0.01)
 
 
+def test_the_subjects_whose_own_errors_are_largest_get_further_sets_of_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    people = quadrature.cohort(6, lloq=0.5)
+    made = quadrature.model(people)
+    subjects, draw = [], PopulationEstimator.draw
+
+    def counted(self: PopulationEstimator, batch: CohortBatch, *args: Any, **options: Any) -> Any:
+        subjects.append(len(batch))
+        return draw(self, batch, *args, **options)
+
+    monkeypatch.setattr(PopulationEstimator, "draw", counted)
+    batch = collate(people, dtype=torch.float64)
+    monkeypatch.setattr(standard_errors_module, "_SMALL_ERROR", math.inf)
+    _, rough = log_likelihood(made, batch, draws=32)
+    usual, subjects[:] = len(subjects), []
+    monkeypatch.setattr(standard_errors_module, "_SMALL_ERROR", 0.0)
+    many, fine = log_likelihood(made, batch, draws=32)
+    assert len(subjects) > usual and set(subjects[:usual]) == {6} and max(subjects[usual:]) < 6
+    assert fine < rough
+    expected = float(quadrature.log_likelihood(quadrature.coordinates(made), people).detach().sum())
+    assert many == pytest.approx(expected, abs=4 * fine)
+
+
 CASES: dict[str, dict[str, Any]] = {
     "diagonal": {},
     "full Omega": {"correlation": {"CL~V1": 0.4}},
     "no variability": {"distributions": {"KA": NoVariability()}},
     "prior": {"omega_prior_sd": 0.5, "typical_prior_sd": {"KA": 0.2}},
+    "eta/omega held": {"correlation": {"CL~KA": 0.4}},
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("error", [CombinedError(2.0, 0.2), StudentTError(2.0, 0.2)], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "error",
+    [CombinedError(2.0, 0.2), StudentTError(2.0, 0.2), ProportionalError.from_values(b=0.2)],
+    ids=["combined", "Student's t", "fixed"],
+)
 def test_derivatives_are_those_of_the_value(case: str, error: Any) -> None:
     model, batch = oral(simulated(5), error, **CASES[case])
     estimator = PopulationEstimator(model, stages=(32,))
+    estimator.centres.standardised = ("KA",) if case == "eta/omega held" else ()
     estimator.add(batch)
     likelihood, here = estimator.likelihood(), estimator.numbers.get()
     value, first, second = likelihood.derivatives(here)
