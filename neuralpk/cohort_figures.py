@@ -116,7 +116,7 @@ def phase_figure(cohort: Cohort, result: IndividualEstimates, names: tuple[str, 
 @torch.no_grad()
 def latent_estimates(task: LatentTask, cohort: Cohort, context: int | None = None) -> torch.Tensor:
     """Individual estimates of z, ``[subject, latent]``, from the first `context` observations; None for all."""
-    return task.estimate(evaluation_batch(task.model, cohort, context))
+    return task.estimate(evaluation_batch(task.model, cohort, context, task.encoder))
 
 
 def fit_figures(table: pd.DataFrame, cohort: Cohort) -> dict[str, Figure]:

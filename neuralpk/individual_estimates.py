@@ -204,7 +204,9 @@ class PosteriorDraws:
             yield model, z.flatten(0, 1), self.batch.repeat(z.shape[1])
 
 
-def evaluation_batch(model: PopulationModel, cohort: Cohort, context: int | None = None) -> CohortBatch:
+def evaluation_batch(
+    model: PopulationModel, cohort: Cohort, context: int | None = None, encoder: Encoder | None = None
+) -> CohortBatch:
     """A cohort as one batch for a model, in its precision and on its device, read as the model states
     (`PopulationModel.read_cohort`).
 
@@ -212,12 +214,17 @@ def evaluation_batch(model: PopulationModel, cohort: Cohort, context: int | None
         model: whose covariates are kept.
         cohort: the patients.
         context: how many of each patient's first observations are read; None for all.
+        encoder: that reads the batch, with all covariates of the training data.
 
     Raises:
         ValueError: covariates that the model needs and the cohort lacks.
     """
     assert model.scaling is not None
     cohort, names = model.read_cohort(cohort), sorted(model.scaling.covariates)
+    absent = dict.fromkeys({*model.idle_covariates(encoder is not None)} - {*cohort.covariate_names}, math.nan)
+    if absent:
+        subjects = (replace(subject, covariates={**subject.covariates, **absent}) for subject in cohort)
+        cohort = replace(cohort, subjects=tuple(subjects))
     if not set(names) <= set(cohort.covariate_names):
         raise ValueError(f"the model needs the covariates {names}; the data have {list(cohort.covariate_names)}")
     batch = collate(cohort.with_covariates(names), dtype=model.value_scale.dtype).to(model.value_scale.device)
@@ -271,7 +278,7 @@ def estimate_individuals(
     draws = _possible_draws(model, draws, map, population_known)
     if map or draws:
         cohort = bearable(model, cohort)
-    batch = evaluation_batch(model, cohort, context)
+    batch = evaluation_batch(model, cohort, context, encoder)
     wanted = torch.as_tensor(_stacked([_curve_times(s, times) for s in cohort]))
     grid = (wanted - batch.on_data_clock(wanted.new_zeros((len(batch), 1)))).to(batch.time)
     models = [model] if population_known or not map or not draws else drawn_models(model)
@@ -351,7 +358,7 @@ def draw_individuals(
     """
     if draws < 1 or not _possible_draws(model, draws, map, population_known):
         raise ValueError(f"draws must be 1 or more, of a population whose uncertainty was computed; got {draws}")
-    batch = evaluation_batch(model, bearable(model, cohort), context)
+    batch = evaluation_batch(model, bearable(model, cohort), context, encoder)
     models = [model] if population_known or not map else drawn_models(model)
     found = [_estimated(model, models, encoder, batch.select(part), draws, seed, map) for part in _parts(batch, draws)]
     by_model = [torch.cat([drawn[k] for _, drawn in found]) for k in range(len(models))]

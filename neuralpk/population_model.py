@@ -179,12 +179,27 @@ class PopulationModel(nn.Module):
 
     # ---- what the model can do
 
-    @property
-    def table_covariates(self) -> list[str]:
-        """Names of the covariates that a table of patients has to have, beside those of the equations; of a model that
-        was built."""
+    def idle_covariates(self, encoder: bool = False) -> list[str]:
+        """Names of the covariates of the training data that nothing in the model reads; of a model that was built.
+
+        Args:
+            encoder: whether the model has an encoder, which reads all.
+        """
         assert self.scaling is not None
-        return sorted({*self.scaling.covariates} - {*self.dynamics.covariates})
+        if encoder or self.population.latent:
+            return []
+        read = {name for _, effect in self.population.effects_by_parameter() for name in effect.covariates}
+        return sorted({*self.scaling.covariates} - read - {*self.dynamics.covariates})
+
+    def table_covariates(self, encoder: bool = False) -> list[str]:
+        """Names of the covariates that a table of patients has to have, beside those of the equations; of a model that
+        was built.
+
+        Args:
+            encoder: whether the model has an encoder, which reads all covariates of the training data.
+        """
+        assert self.scaling is not None
+        return sorted({*self.scaling.covariates} - {*self.dynamics.covariates} - {*self.idle_covariates(encoder)})
 
     @property
     def has_likelihood(self) -> bool:

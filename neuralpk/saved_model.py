@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,12 +32,14 @@ class SavedModel(ABC):
         units: of the data that the model is of.
         covariates: names of the covariates that the population and the networks read.
         needed: covariates that the equations read, each with its default; None for one that the data must have.
+        idle: names of further covariates of the training data, which nothing reads; a table may be without them.
         occasion_column: column of the data that says the occasions; None without variability between occasions.
     """
 
     units: Units
     covariates: list[str]
     needed: Mapping[str, float | None]
+    idle: list[str]
     occasion_column: str | None
 
     def __init__(self, path: Path) -> None:
@@ -134,7 +137,8 @@ class SavedModel(ABC):
         used = sorted({*self.covariates, *also} - {*self.needed})
         named = {"covariates": reading.get("covariates") or used}
         named |= {"occasion": reading.get("occasion") or self.occasion_column}
-        return reading | named | {"units": self.units, "needed": self.needed}
+        gaps = dict.fromkeys({*self.idle, *also} - {*self.covariates}, math.nan)
+        return reading | named | {"units": self.units, "needed": gaps | {**self.needed}}
 
 
 def read_model(path: str | Path, unverified: bool = False) -> SavedModel:
@@ -176,7 +180,8 @@ class SavedTask(SavedModel):
         self._task = task
         assert task.model.scaling is not None
         self.units, self.needed = task.model.scaling.units, task.model.dynamics.covariates
-        self.covariates = task.model.table_covariates
+        encoder = task.encoder is not None
+        self.covariates, self.idle = task.model.table_covariates(encoder), task.model.idle_covariates(encoder)
         self.occasion_column = task.model.population.occasion_column
 
     @property
@@ -216,6 +221,7 @@ class SavedPopulation(SavedModel):
         self._population = population
         self._dynamics = equations(population.dynamics)
         self.units, self.covariates, self.needed = population.units, population.covariates, self._dynamics.covariates
+        self.idle = []
         self.occasion_column = population.occasion_column
 
     @property

@@ -755,7 +755,9 @@ class LatentTask(L.LightningModule):
         if isinstance(data, Cohort):
             cohort = data
         else:
-            named, needed = self.model.table_covariates, self.model.dynamics.covariates
+            named = self.model.table_covariates(self.encoder is not None)
+            idle = dict.fromkeys(self.model.idle_covariates(self.encoder is not None), math.nan)
+            needed = idle | {**self.model.dynamics.covariates}
             occasion = self.model.population.occasion_column
             cohort = read_table(data, **{"covariates": named, "needed": needed, "occasion": occasion, **table})
         with self._evaluating():
@@ -842,7 +844,7 @@ class LatentTask(L.LightningModule):
                 "from which no standard errors are computed"
             )
         with self._evaluating():
-            batch = evaluation_batch(self.model, bearable(self.model, cohort))
+            batch = evaluation_batch(self.model, bearable(self.model, cohort), None, self.encoder)
             start = posterior(self.model, self.encoder, batch).mean.detach()
             self.covariance = standard_errors(self.model, batch, start, draws, self.seed, self.status)
         self.model.parameter_draws.copy_(self.covariance.parameter_draws)
@@ -852,7 +854,7 @@ class LatentTask(L.LightningModule):
     def residuals(self, cohort: Cohort, context: int | None = None) -> pd.DataFrame:
         """The table of records (`neuralpk.record_predictions.records`) of every measured value, with `context` as for
         `reconstruct`."""
-        batch = evaluation_batch(self.model, cohort, context)
+        batch = evaluation_batch(self.model, cohort, context, self.encoder)
         table = record_predictions.records(self.model, batch, self.predicted(batch), self.objective.has_likelihood)
         return table[table["DV"].notna()]
 

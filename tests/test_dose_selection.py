@@ -206,6 +206,28 @@ def test_p_is_uniform_for_patients_of_the_population_and_small_for_others():
     assert unlike_population(("a",), np.array([0.5])) == ""
 
 
+def test_p_counts_values_below_the_limit_of_quantification():
+    dose, limit = (Dose(0.0, 1000.0),), 20.0
+    template = Cohort((Subject("0", TIMES, np.full(3, np.nan), dose),))
+    model = model_of(template)
+    rng = np.random.default_rng(4)
+    clearance = 4 * np.exp(0.3 * rng.standard_normal(200))
+    noisy = 1000 / 30 * np.exp(-clearance[:, None] / 30 * TIMES) * (1 + 0.15 * rng.standard_normal((200, 3)))
+    below = (noisy < limit).astype(int)
+    assert 0.3 < below.mean() < 0.9
+    people = [
+        Subject(str(k), TIMES, np.maximum(y, limit), dose, censored=c)
+        for k, (y, c) in enumerate(zip(noisy, below, strict=True))
+    ]
+    p = data_p_values(model, Cohort(tuple(people)), simulated=99, draws=100)
+    # values below a limit are ties, so that p is uniform or larger
+    at = np.sort(p)
+    assert (np.arange(1, 201) / 200 - at).max() < 1.63 / np.sqrt(200) + 0.01
+    assert (p < 0.5).mean() > 0.3
+    nothing = Subject("nothing", TIMES, np.full(3, 1.0), dose, censored=[1, 1, 1])
+    assert data_p_values(model, Cohort((nothing,)))[0] < UNLIKE
+
+
 def test_area_of_the_grid_is_that_of_the_target():
     grid = ExposureGrid.of((0.0, 12.0), [])
     curve = np.full((1, len(grid.times), 1), 20.0)

@@ -104,6 +104,22 @@ def test_every_figure_is_as_wide_as_a_column_and_has_its_data(evaluation: Evalua
     assert isinstance(figure, Figure) and figure.get_figwidth() == pytest.approx(85 / 25.4)
 
 
+@pytest.mark.parametrize("levels", [{"A": "placebo", "B": "drug"}, {"A": 1.0, "B": 2.0}])
+def test_patients_with_a_gap_in_a_stratum_are_a_stratum_of_their_own(levels: dict[str, Any], tmp_path: Path) -> None:
+    write_table(infused(4, limit=0.0, subjects=9), tmp_path / "t.csv")
+    frame = pd.read_csv(tmp_path / "t.csv", dtype={"ID": str})
+    patients = frame["ID"].unique().tolist()
+    group = {name: levels["AB"[k % 2]] for k, name in enumerate(patients[1:])}
+    found = evaluate(
+        published(INFUSED), frame.assign(GROUP=frame["ID"].map(group)), simulations=100, strata=["GROUP"], draws=0
+    )
+    of_first = found.random_effects.set_index("ID")["GROUP"].isna()
+    assert of_first.sum() == 1 and of_first[patients[0]]
+    assert [name for name, _ in found._strata(found.records, "GROUP")][-1] == "GROUP missing"
+    names = [path.name for path in found.write(tmp_path / "out", by=["GROUP"])]
+    assert any("GROUP" in name for name in names)
+
+
 def test_strata_time_after_dose_and_the_share_below_the_limit(repeated: Evaluation) -> None:
     check = repeated.data("pcvpc", by="ARM", against="TAD")
     assert list(dict.fromkeys(check["STRATUM"])) == ["ARM 0", "ARM 1"] and check["X"].max() < 12

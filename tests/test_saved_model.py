@@ -3,15 +3,25 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from neuralpk import CompartmentModel, FittedModel, PopulationParameters, SimulatedPKDataModule, fit, read_model
+from neuralpk import (
+    CompartmentModel,
+    FittedModel,
+    PopulationParameters,
+    SetEncoder,
+    SimulatedPKDataModule,
+    evaluate,
+    fit,
+    read_model,
+)
 from neuralpk.checkpoint_files import CheckpointError
 from neuralpk.cohort import Cohort, Units
 from neuralpk.inference.quantiles import interval
 from neuralpk.published_population import write_population
-from neuralpk.tables import write_table
+from neuralpk.tables import DataError, write_table
 
 UNITS = Units("min", "ug", "ug/mL")
 
@@ -76,3 +86,34 @@ def test_what_is_refused(files: tuple[Path, Path], cohort: Cohort, tmp_path: Pat
     (tmp_path / "broken").write_bytes(files[0].read_bytes()[:5000])
     with pytest.raises(CheckpointError, match="damaged"):
         read_model(tmp_path / "broken")
+
+
+def test_covariates_that_nothing_reads_need_not_be_in_a_table(tmp_path: Path) -> None:
+    drawn = SimulatedPKDataModule(subjects=10, covariates={"WT": [50.0, 90.0], "AGE": [20.0, 80.0]}).part("train")
+    parameters = PopulationParameters(effects={"CL": ["WT"]})
+    fit(drawn, CompartmentModel(1), parameters=parameters, epochs=1, progress=False).save(tmp_path / "fit.ckpt")
+    model = read_model(tmp_path / "fit.ckpt")
+    assert (model.covariates, model.idle) == (["WT"], ["AGE"])
+    write_table(drawn, tmp_path / "t.csv")
+    frame = pd.read_csv(tmp_path / "t.csv", dtype={"ID": str})
+    complete = model.estimate(model.read_table(frame), draws=0)
+    bare = model.read_table(frame.drop(columns="AGE"))
+    assert bare.covariate_names == ("WT",)
+    without = model.estimate(bare, draws=0)
+    np.testing.assert_array_equal(complete.parameters["CL"][0], without.parameters["CL"][0])
+    assert without.records()["AGE"].isna().all() and (complete.records()["AGE"] > 20).all()
+    evaluated = evaluate(model, bare, simulations=100, draws=0)
+    assert evaluated.covariates == ("WT",)
+    gap = frame.assign(AGE=frame["AGE"].where(frame["ID"] != frame["ID"][0]))
+    assert np.isnan(model.read_table(gap)[0].covariates["AGE"])
+    with pytest.raises(DataError, match="WT"):
+        model.read_table(frame.drop(columns="WT"))
+
+
+def test_an_encoder_reads_every_covariate(tmp_path: Path) -> None:
+    drawn = SimulatedPKDataModule(subjects=4, covariates={"WT": [50.0, 90.0]}).part("train")
+    fit(drawn, CompartmentModel(1), encoder=SetEncoder(), epochs=1, progress=False).save(tmp_path / "fit.ckpt")
+    model = read_model(tmp_path / "fit.ckpt")
+    assert (model.covariates, model.idle) == (["WT"], [])
+    with pytest.raises(ValueError, match="needs the covariates"):
+        model.estimate(drawn.with_covariates([]), draws=0)

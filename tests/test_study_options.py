@@ -53,6 +53,15 @@ def test_every_structure_has_a_name() -> None:
         structure("one_compartment_orl")
 
 
+def test_starting_values_are_given_as_words_or_as_a_mapping(capsys) -> None:
+    line = ["--table", "t.csv", "--structure", "one_compartment_oral"]
+    words = configured(capsys, *line, "--omega", "CL=0.4", "KA=0", "--kappa", "V1=0.1")
+    mapping = configured(capsys, *line, "--omega", "{CL: 0.4, KA: 0}", "--kappa", "{V1: 0.1}")
+    assert words == mapping
+    assert words["model"]["parameters"]["init_args"]["omega"] == {"CL": 0.4, "KA": 0.0}
+    assert "CL" in refused(capsys, "fit", *line, "--omega", "{CL: much}")
+
+
 def test_short_options_are_the_configuration_they_stand_for(capsys) -> None:
     line = ["--table", "t.csv", "--structure", "one_compartment_oral", "--effects", "CL:WT=0.75", "V1:WT", "KA:AGE"]
     line += ["CL:AGE=linear", "V1:FFM+AGE=network"]

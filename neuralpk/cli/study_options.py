@@ -33,8 +33,8 @@ def study(
     structure: str | None = None,
     covariates: list[str] | str | None = None,
     effects: list[str] | str | None = None,
-    kappa: list[str] | str | None = None,
-    omega: list[str] | str | None = None,
+    kappa: dict[str, float] | list[str] | str | None = None,
+    omega: dict[str, float] | list[str] | str | None = None,
     correlated: list[str] | str | None = None,
     error: list[str] | str | None = None,
     outputs: list[int] | None = None,
@@ -75,11 +75,11 @@ def study(
         population = {"effects": asked} if asked else {}
         if kappa:
             population |= {
-                "kappa": _by_parameter("kappa", _words(kappa), _KAPPA),
+                "kappa": _by_parameter("kappa", kappa, _KAPPA),
                 "occasions": given.get("occasion", "OCC"),
             }
         if omega:
-            population["omega"] = _by_parameter("omega", _words(omega), _OMEGA)
+            population["omega"] = _by_parameter("omega", omega, _OMEGA)
         if correlated:
             names = _words(correlated)
             population["correlated"] = True if names == ["all"] else names
@@ -212,10 +212,12 @@ def _effects(given: list[str] | str | None, covariates: list[str] | str | None, 
     return found
 
 
-def _by_parameter(option: str, words: list[str], usual: float) -> dict[str, float]:
+def _by_parameter(option: str, given: dict[str, float] | list[str] | str, usual: float) -> dict[str, float]:
     """Starting values by parameter; the usual one where none is given."""
+    if isinstance(given, dict):
+        return given
     found = {}
-    for word in words:
+    for word in _words(given):
         name, equals, number = (part.strip() for part in word.partition("="))
         try:
             found[name] = float(number) if equals else usual

@@ -9,6 +9,7 @@ import torch
 
 from neuralpk import randomness
 from neuralpk.cohort import Cohort, FloatArray
+from neuralpk.diagnostics.below_quantification import quantification_limits
 from neuralpk.individual_estimates import evaluation_batch
 from neuralpk.inference.importance import log_mean_weight
 from neuralpk.population_model import PopulationModel
@@ -28,8 +29,9 @@ def data_p_values(
         p = (1 + #{−log p(y_s) >= −log p(y)}) / (1 + simulated)        y_s ~ p(y), the same times and doses
 
     log p(y) is the logarithm of the mean likelihood over draws of the population, the same for y and for all y_s, so
-    that p is uniform for a patient of the population, however few the draws are. Values below the limit of
-    quantification are left out.
+    that p is uniform for a patient of the population, however few the draws are. A value below the limit of
+    quantification counts by its probability, also among the y_s, with the limits of
+    `neuralpk.diagnostics.below_quantification.quantification_limits`. Values above a limit (CENS −1) are left out.
 
     Args:
         model: the population.
@@ -44,23 +46,30 @@ def data_p_values(
     found = np.full(len(cohort), np.nan)
     if not model.has_likelihood:
         return found
-    batch = evaluation_batch(model, bearable(model, cohort)).unseen()
-    count = simulated + draws
+    cohort = model.read_cohort(bearable(model, cohort))
+    batch, count = evaluation_batch(model, cohort).unseen(), simulated + draws
+    of_subject = np.cumsum([int(subject.observed.sum()) for subject in cohort])[:-1]
+    limits = np.split(quantification_limits(cohort), of_subject)
     z = randomness.normal(seed, Stream.SIMULATED_COURSES.at(2), torch.arange(count), model.latent_size)
     for k in range(len(batch)):
         subject = batch.select(torch.tensor([k], device=batch.device)).trimmed()
-        measured = subject.observed & (subject.censored == 0)
-        if not bool(measured.any()):
+        scored = subject.observed & (subject.censored != -1)
+        if not bool(scored.any()):
             continue
-        subject = subject.scored_on(measured)
+        limit = torch.full_like(subject.value, -torch.inf)
+        limit[subject.observed] = torch.as_tensor(limits[k]).to(limit)
+        subject = subject.scored_on(scored)
         prediction = model.predict(z.to(batch.time), subject.repeat(count))
         predicted, factor = prediction.value, prediction.factor
         noise = randomness.normal(seed, Stream.SIMULATED_COURSES.at(3), torch.arange(simulated), predicted.shape[1])
         noise = noise.to(predicted) if factor is None else noise.to(predicted) * factor[:simulated]
         drawn = model.error.simulate(predicted[:simulated], subject.endpoint.expand(simulated, -1), noise)
-        values = torch.cat([subject.value, torch.where(measured, drawn, 0.0)])
+        values = torch.cat([subject.value, torch.where(scored, torch.maximum(drawn, limit), 0.0)])
+        below = torch.cat([subject.censored, (drawn < limit).to(subject.censored)])
         rows = subject.repeat((simulated + 1) * draws)
-        rows = dataclasses.replace(rows, value=values.repeat_interleave(draws, dim=0))
+        rows = dataclasses.replace(
+            rows, value=values.repeat_interleave(draws, dim=0), censored=below.repeat_interleave(draws, dim=0)
+        )
         of_rows = None if factor is None else factor[simulated:].repeat(simulated + 1, 1)
         likelihood = model.error.log_likelihood(rows, predicted[simulated:].repeat(simulated + 1, 1), of_rows).sum(1)
         likelihood = torch.where(likelihood.isnan(), -torch.inf, likelihood).reshape(simulated + 1, draws)

@@ -160,7 +160,8 @@ def _read(saved: SavedModel, table: Any, strata: Sequence[str], reading: Mapping
 
 
 def _labels(cohort: Cohort, name: str) -> list[Any]:
-    """A column at the first record of every patient: a number, or the text of ``NAME=LEVEL``.
+    """A column at the first record of every patient: a number, or the text of ``NAME=LEVEL``; NaN or None where there
+    is none.
 
     Raises:
         ValueError: no such column.
@@ -174,7 +175,7 @@ def _labels(cohort: Cohort, name: str) -> list[Any]:
             f"there is no column {name!r} to stratify by; covariates read are {', '.join(known) or 'none'}"
         )
     return [
-        next((one.partition("=")[2] for one in levels if _first(subject.covariates[one]) == 1.0), "")
+        next((one.partition("=")[2] for one in levels if _first(subject.covariates[one]) == 1.0), None)
         for subject in cohort
     ]
 
@@ -309,7 +310,7 @@ def _random_effects(
     frame: dict[str, Any] = {"ID": np.asarray(estimates.ids)}
     frame |= {f"ETA_{name}": estimates.parameters[f"ETA_{name}"][0] for name in names}
     assert source.model.scaling is not None
-    covariates = sorted(source.model.scaling.covariates)
+    covariates = sorted({*source.model.scaling.covariates} & {*source.cohort.covariate_names})
     frame |= {name: [_first(subject.covariates[name]) for subject in source.cohort] for name in covariates}
     frame |= {name: list(one) for name, one in labels.items()}
     effects = pd.DataFrame(frame)

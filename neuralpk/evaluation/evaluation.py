@@ -388,17 +388,19 @@ class Evaluation:
             known = ", ".join(self.covariates) or "none"
             raise ValueError(f"there is no column {by!r} to stratify by; there are {known}. Name others as strata")
         values = records[by]
+        without = [(f"{by} missing", values.isna().to_numpy())] if values.isna().any() else []
         if pd.api.types.is_numeric_dtype(values) and values.nunique() > _LEVELS:
             middle = float(values.median())
             return [
                 (f"{by} ≤ {middle:.4g}", (values <= middle).to_numpy()),
                 (f"{by} > {middle:.4g}", (values > middle).to_numpy()),
+                *without,
             ]
         levels = sorted(values.dropna().unique(), key=str)
         return [
             (f"{by} {one:g}" if isinstance(one, float | int) else f"{by} {one}", (values == one).to_numpy())
             for one in levels
-        ]
+        ] + without
 
 
 def _in_file_name(column: str) -> str:

@@ -222,11 +222,12 @@ def random_effects_figure(frame: pd.DataFrame, shrinkage: pd.DataFrame, width: f
 
 
 def covariates_figure(frame: pd.DataFrame, effects: Sequence[str], covariates: Sequence[str], width: float) -> Figure:
-    """Every random effect against every covariate, with their correlation; levels side by side."""
+    """Every random effect against every covariate, with their correlation; levels side by side. Patients without a
+    value of the covariate are left out."""
     pairs = [(effect, covariate) for covariate in covariates for effect in effects]
     figure, panels = _new(len(pairs), width, 36)
     for panel, (effect, covariate) in zip(panels, pairs, strict=True):
-        known = frame[frame[f"ETA_{effect}"].notna()]
+        known = frame[frame[f"ETA_{effect}"].notna() & frame[covariate].notna()]
         y, values = known[f"ETA_{effect}"].to_numpy(float), known[covariate]
         panel.axhline(0, color=GREY, lw=0.7, ls="--", zorder=1)
         if pd.api.types.is_numeric_dtype(values) and values.nunique() > 4:

@@ -86,7 +86,7 @@ def _covariates(
     covariates: dict[str, Covariate] = {}
     for name in sheet.covariates:
         value = _covariate(times, sheet.numbers[name][rows], sheet.layout.carry == "backward")
-        default = imputed.get(name, needed.get(name))
+        default = imputed.get(name, needed.get(name, needed.get(name.partition("=")[0])))
         if value is None and default is not None:
             covariates[name] = default
         elif value is None:
@@ -155,7 +155,7 @@ def _warn_of_defaults(
 ) -> None:
     """Count the subjects in whom a covariate is not recorded."""
     for name, default in needed.items():
-        if default is not None and name in records.sheet.numbers:
+        if default is not None and not np.isnan(default) and name in records.sheet.numbers:
             values = records.sheet.numbers[name]
             count = sum(bool(np.isnan(values[one]).all()) for one in rows)
             if count:

@@ -102,7 +102,7 @@ def read_table(
         carry: a covariate that changes in time has its last value until the next one (``forward``), or the next value
             from the record before it on (``backward``, as in NONMEM).
         needed: covariates that a model reads, whatever `covariates` says, with the value for a subject in whom one is
-            not recorded; None where such a subject is refused.
+            not recorded: None where such a subject is refused, NaN where it stays without a value.
 
     Returns:
         The subjects in the order of the table.
