@@ -2,13 +2,20 @@
 
 A deep compartment model without random effects, trained on the population prediction itself. The error is the mean over
 patients of the median absolute difference between the logarithms of prediction and measurement, in patients that were
-left out. Fold k holds every fifth patient of the permutation of seed 0, from the k-th on.
+left out. Fold k holds every fifth patient (or study) of the permutation of seed 0, from the k-th on.
+
+`formula` replaces each network by a formula of at most four terms of at most three covariates
+(`neuralpk.symbolic.find_effects`), whose numbers are trained as the networks were. `--shown 3` adds the error of
+individual predictions: Omega and the residual error are fitted to patients of the training, with the networks and the
+typical values held. The patients left out are estimated (MAP) from their first three samples and scored on the later
+ones.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import time
 import warnings
 from pathlib import Path
@@ -17,13 +24,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
+import neuralpk
 from neuralpk import CompartmentModel, PopulationModel, PopulationParameters
 from neuralpk.cohort import Cohort, Units
 from neuralpk.cohort_batch import CohortBatch, collate
+from neuralpk.cohort_figures import first_values
+from neuralpk.diagnostics.style import BLUE, ORANGE, new_figure
 from neuralpk.residual_error import LogNormalError
 from neuralpk.scaling import Scaling
+from neuralpk.symbolic import find_effects
 from neuralpk.tables import read_table
 
 FOLDS = 5
@@ -32,6 +44,8 @@ START = {"CL": 1.8, "V1": 6.0, "Q": 1.5, "V2": 25.0, "Q3": 0.8, "V3": 250.0}
 COVARIATES = ["PMA", "WGT", "HT", "MALE", "OPIOIDS"]
 SPREAD = 0.3  # mean deviation of a Laplace distribution; a patient counts as one draw from it
 SMOOTH = 0.02  # below this distance the absolute value is rounded
+MOST_COVARIATES, MOST_TERMS = 3, 4  # of a formula
+OF_OMEGA = 100  # patients of the training that Omega and the residual error are fitted to
 
 
 def patients(path: Path) -> Cohort:
@@ -50,15 +64,27 @@ def patients(path: Path) -> Cohort:
     return cohort[[k for k, subject in enumerate(cohort) if subject.observed.any()]]
 
 
-def model_of(kind: str, cohort: Cohort) -> PopulationModel:
-    """The model before the training: one set of parameters for all, powers of the weight, or networks."""
-    effects: dict[str, Any] = {
-        "constant": None,
-        "power": {name: ["WGT"] for name in START},
-        "network": {name: {"+".join(COVARIATES): "network"} for name in START},
-    }[kind]
-    parameters = PopulationParameters(dict(START), omega=0.0, effects=effects)
+EFFECTS: dict[str, Any] = {
+    "constant": None,
+    "power": {name: ["WGT"] for name in START},
+    "network": {name: {"+".join(COVARIATES): "network"} for name in START},
+}
+
+
+def model_of(effects: Any, cohort: Cohort, typical: dict[str, float] = START) -> PopulationModel:
+    """A model without random effects before its training."""
+    parameters = PopulationParameters(dict(typical), omega=0.0, effects=effects)
     return PopulationModel(CompartmentModel(3), parameters, LogNormalError()).build(Scaling.of(cohort), torch.float32)
+
+
+@torch.no_grad()
+def formulas(model: PopulationModel, cohort: Cohort) -> dict[str, Any]:
+    """For the network on each parameter the formula that follows it best in some patients."""
+    covariates, found = collate(cohort, dtype=torch.float64).covariates[:, 0], {}
+    for parameter, effect in model.population.effects_by_parameter():
+        read = covariates[:, model.population.columns_of(effect)]
+        found[parameter] = [find_effects(effect, read, MOST_COVARIATES, MOST_TERMS)[-1].effect]
+    return found
 
 
 def log_errors(model: PopulationModel, batch: CohortBatch) -> Tensor:
@@ -105,44 +131,132 @@ def score(model: PopulationModel, cohort: Cohort) -> np.ndarray:
     return np.array([np.nanmedian(one.numpy()) for one in found])
 
 
-def of_fold(cohort: Cohort, fold: int, kind: str, steps: int, rate: float) -> dict[str, Any]:
-    """Errors of a model that is trained on the patients of the other folds."""
-    order = np.random.default_rng(0).permutation(len(cohort)).tolist()
-    left = order[fold::FOLDS]
-    others = sorted({*order} - {*left})
-    begin, wall = time.process_time(), time.time()
-    model = model_of(kind, cohort[others])
-    train(model, cohort[others], steps, rate)
+def later_errors(model: PopulationModel, training: Cohort, left: Cohort, shown: int, seed: int) -> dict[str, Any]:
+    """Errors on the samples after the first `shown`, of predictions from the covariates alone and from these samples.
+
+    Omega, the residual error and its difference between patients are fitted to some patients of the training, with the
+    typical values and the effects of a model held.
+    """
+    begin, typical = time.process_time(), model.population.typical_values()
+    held = {name: [effect.fitted()] for name, effect in model.population.effects_by_parameter()}
+    parameters = PopulationParameters(
+        typical, omega=dict.fromkeys(typical, 0.4) | {"RUV": 0.5}, effects=held, fixed=[*typical]
+    )
+    some = training[np.random.default_rng(seed).permutation(len(training))[:OF_OMEGA].tolist()]
+    fitted = neuralpk.fit(
+        some, CompartmentModel(3), parameters=parameters, error=LogNormalError(), seed=seed, progress=False
+    )
+    status, population = fitted.task.status, fitted.task.model.population
+    assert status is not None
+    fitted_in = time.process_time() - begin
+    records = fitted.task.residuals(left, context=shown)
+    later = records[records.groupby("ID").cumcount() >= shown]
+    errors = {name: np.log(later[name] / later["DV"]).abs().groupby(later["ID"]).median() for name in ("PRED", "IPRED")}
     return {
-        "kind": kind,
-        "fold": fold,
-        "patients": len(left),
-        "cpu": round(time.process_time() - begin),
-        "wall": round(time.time() - wall),
-        "trained": float(score(model, cohort[others]).mean()),
-        "left_out": float(score(model, cohort[left]).mean()),
-        "typical": model.population.typical_values(),
+        "patients_with_later": len(errors["IPRED"]),
+        "later_population": float(errors["PRED"].mean()),
+        "later_individual": float(errors["IPRED"].mean()),
+        "later_individual_median": float(errors["IPRED"].median()),
+        "omega": population.omega_values() | {"b": float(fitted.task.model.error.parameters_by_name()["b"])},
+        "status": status.sentence,
+        "cpu_fit": round(fitted_in),
+        "cpu_map": round(time.process_time() - begin - fitted_in),
     }
 
 
+def split(cohort: Cohort, groups: list[Any], fold: int) -> tuple[list[int], list[int]]:
+    """Patients that are left out of a fold, and the others; those of a group stay together."""
+    names = sorted(set(groups))
+    chosen = {names[k] for k in np.random.default_rng(0).permutation(len(names))[fold::FOLDS].tolist()}
+    left = [k for k, group in enumerate(groups) if group in chosen]
+    return left, [k for k, group in enumerate(groups) if group not in chosen]
+
+
+def of_fold(
+    cohort: Cohort, groups: list[Any], fold: int, kind: str, steps: int, rate: float, shown: int
+) -> tuple[list[dict[str, Any]], list[tuple[str, np.ndarray]]]:
+    """Errors of a model that is trained on the patients of the other folds, and its parameters of those left out."""
+    left, others = (cohort[rows] for rows in split(cohort, groups, fold))
+    rows, values = [], []
+    model = model_of(EFFECTS["network" if kind == "formula" else kind], others)
+    for form in ("network", "formula") if kind == "formula" else (kind,):
+        begin, wall = time.process_time(), time.time()
+        if form == "formula":
+            model = model_of(formulas(model, others), others, model.population.typical_values())
+            for name, effect in model.population.effects_by_parameter():
+                print(f"{name}: {effect}")
+        train(model, others, steps, rate)
+        row = {"kind": form, "fold": fold, "patients": len(left)}
+        row |= {"cpu": round(time.process_time() - begin), "wall": round(time.time() - wall)}
+        row |= {"trained": float(score(model, others).mean()), "left_out": float(score(model, left).mean())}
+        row |= {"typical": model.population.typical_values()}
+        if shown and form == kind:
+            row |= later_errors(model, others, left, shown, fold)
+        if form == "formula":
+            row |= {"formula": {name: str(effect) for name, effect in model.population.effects_by_parameter()}}
+        rows.append(row)
+        with torch.no_grad():
+            batch = collate(left, dtype=torch.float32)
+            values.append((form, model.theta(model.typical(len(left)), batch)[:, 0].numpy()))
+        print(json.dumps(row), flush=True)
+    return rows, values
+
+
+def draw(weights: np.ndarray, values: dict[str, np.ndarray]) -> Figure:
+    """Parameters of the patients left out, by their covariates alone, over their weight."""
+    figure, axes = new_figure(2, 3, height=5.5)
+    for k, (name, panel) in enumerate(zip(START, axes.flat, strict=True)):
+        for form, colour in (("network", BLUE), ("formula", ORANGE)):
+            if form in values:
+                panel.loglog(weights, values[form][:, k], ".", ms=2.5, color=colour, alpha=0.6, label=form)
+        panel.set_xlabel("weight (kg)")
+        panel.set_ylabel(f"{name} ({'L/min' if name[0] in 'CQ' else 'L'})")
+    axes[0, 0].legend(markerscale=3)
+    return figure
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/propofol/dataframe.csv"))
     parser.add_argument("--folds", type=int, nargs="*", default=[*range(FOLDS)])
-    parser.add_argument("--kind", nargs="*", default=["network"], choices=["constant", "power", "network"])
+    parser.add_argument("--by", choices=["patient", "study"], default="patient", help="what the folds are made of")
+    parser.add_argument("--kind", nargs="*", default=["network"], choices=[*EFFECTS, "formula"])
+    parser.add_argument("--shown", type=int, default=0, help="first samples of each patient left out that are shown")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--rate", type=float, default=0.03)
+    parser.add_argument("--figure", type=Path, help="file for the parameters of the patients left out")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     cohort = patients(given.data)
     print(f"{len(cohort)} patients, {sum(int(s.observed.sum()) for s in cohort)} values")
+    studies = {
+        str(name): int(study) for name, study in pd.read_csv(given.data)[["ID", "STUDY"]].drop_duplicates().values
+    }
+    groups = [*range(len(cohort))] if given.by == "patient" else [studies[name] for name in cohort.ids]
+    weight = first_values(cohort, "WGT")
     for kind in given.kind:
-        rows = []
+        rows: list[dict[str, Any]] = []
+        values: dict[str, list[np.ndarray]] = {}
         for fold in given.folds:
-            rows.append(of_fold(cohort, fold, kind, given.steps, given.rate))
-            print(json.dumps(rows[-1]), flush=True)
-        weights = [row["patients"] for row in rows]
-        print(f"{kind}: {np.average([row['left_out'] for row in rows], weights=weights):.4f} in patients left out")
+            found, of_left = of_fold(cohort, groups, fold, kind, given.steps, given.rate, given.shown)
+            rows += found
+            for form, one in of_left:
+                values.setdefault(form, []).append(one)
+        for form in values:
+            own = [row for row in rows if row["kind"] == form]
+            counts = [row["patients"] for row in own]
+            print(f"{form}: {np.average([row['left_out'] for row in own], weights=counts):.4f} in patients left out")
+            if given.shown and form == kind:
+                counts = [row["patients_with_later"] for row in own]
+                for name in ("later_population", "later_individual", "later_individual_median"):
+                    print(f"{name}: {np.average([row[name] for row in own], weights=counts):.4f}")
+        if given.figure:
+            weights = np.concatenate([weight[split(cohort, groups, fold)[0]] for fold in given.folds])
+            draw(weights, {form: np.concatenate(parts) for form, parts in values.items()}).savefig(
+                given.figure, dpi=110
+            )
 
 
 if __name__ == "__main__":

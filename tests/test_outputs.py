@@ -88,6 +88,18 @@ def test_an_error_that_the_text_states_otherwise_is_refused() -> None:
     assert describe(task.model.error.models[1]) == describe(AdditiveError(a=3.0))
 
 
+def test_the_assays_of_an_output_may_have_errors_of_other_kinds_than_the_text_states() -> None:
+    text = TEXT.replace("~ proportional lloq 0.05", "~ proportional(b = 0.4)")
+    given = ErrorByEndpoint([AdditiveError(a=1.0), ProportionalError(), AdditiveError(a=2.0)], outputs=[1, 1, 2])
+    error = LatentTask(Equations(text), error=given).model.error
+    kinds = [AdditiveError(a=1.0), ProportionalError(b=0.4), AdditiveError(a=2.0)]
+    assert [describe(one) for one in error.models] == [describe(one) for one in kinds]
+    assert describe(LatentTask(Equations(text), error=error).model.error) == describe(error)
+    none_as_stated = ErrorByEndpoint([AdditiveError(), AdditiveError(), AdditiveError(a=2.0)], outputs=[1, 1, 2])
+    with pytest.raises(ValueError, match="states the error of C, proportional"):
+        LatentTask(Equations(text), error=none_as_stated)
+
+
 def test_the_command_line_takes_the_errors_of_the_text(cohort: Cohort, tmp_path: Path, capsys) -> None:
     to_frame(cohort).to_csv(tmp_path / "t.csv", index=False)
     (tmp_path / "model.txt").write_text(TEXT)

@@ -46,6 +46,9 @@ class Assay:
 def stated_error(assays: Sequence[Assay], given: ResidualError | None) -> ResidualError:
     """The residual error of a model: what it states itself, and for the other outputs what the user gives.
 
+    Where several endpoints read one output (`ErrorByEndpoint.outputs`), the model states the error of one of these
+    assays at least; the others may have another kind.
+
     Args:
         assays: of the outputs, in the order of the endpoints; empty where the model says nothing.
         given: by the user; None for nothing, which is a proportional error.
@@ -66,12 +69,19 @@ def stated_error(assays: Sequence[Assay], given: ResidualError | None) -> Residu
             raise ValueError(f"error has {len(asked)} endpoints; the text of the model has {len(stated)} outputs")
     # one error for all is for the outputs of which nothing is stated
     for_others = not isinstance(given, ErrorByEndpoint) and None in stated
+    read = [assay.output for assay in assays]
+    of_kind = {
+        assay.output for assay, error, own in zip(assays, stated, asked, strict=True) if type(own) is type(error)
+    }
     used: list[ResidualError] = []
     for assay, error, own in zip(assays, stated, asked, strict=True):
         if error is None:
             used.append(ProportionalError() if own is None else copy.deepcopy(own))
         elif own is None or for_others or describe(own) == describe(error):  # as in a checkpoint
             used.append(error)
+        elif read.count(assay.output) > 1 and assay.output in of_kind:
+            plain = type(own) is type(error) and describe(own) == describe(type(own)())
+            used.append(error if plain else copy.deepcopy(own))
         else:
             raise ValueError(
                 f"the text of the model states the error of {assay.output}, {assay.error}, and error is a "
