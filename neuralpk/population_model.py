@@ -283,7 +283,8 @@ class PopulationModel(nn.Module):
         of_omega = self.population.omega_prior_sd
         names = list(of_omega) if isinstance(of_omega, Mapping) else self.population.varying if of_omega else []
         errors = [number.name for number in self.error.numbers() if number.has_prior]
-        return [*self.population.typical_prior_sd, *(f"omega {name}" for name in names), *errors]
+        kappas = [f"kappa {name}" for name in self.population.kappa_prior_sd]
+        return [*self.population.typical_prior_sd, *(f"omega {name}" for name in names), *kappas, *errors]
 
     def log_prior(self) -> Tensor:
         """log p(weights of the dynamics, typical values, Omega, residual error) up to a constant, a scalar; 0 where it

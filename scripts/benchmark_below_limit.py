@@ -28,7 +28,7 @@ from neuralpk.cohort_simulation import Design, Population, simulate_cohort
 
 TYPICAL = {"CL": 5.0, "V1": 30.0, "Q": 4.0, "V2": 60.0}
 OMEGA = {"CL": 0.3, "V1": 0.3, "Q": 0.3, "V2": 0.3}
-B, DOSE, LIMIT = 0.2, 100.0, 0.24
+B, DOSE, LIMIT = 0.1, 100.0, 0.24
 TIMES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 24.0, 36.0)
 KINDS = ("all", "dropped", "censored")
 

@@ -348,12 +348,29 @@ def test_a_fit_reads_the_column_of_the_occasions(capsys, tmp_path: Path) -> None
         ({"kappa": {"KA": 0.2}}, "kappa names KA"),
         ({"kappa": {"CL": -0.2}}, "kappa.CL must be 0 or above"),
         ({"occasions": "VISIT", "kappa": None}, "no parameter has a kappa"),
+        ({"kappa_prior_sd": {"V1": 0.2}}, "kappa_prior_sd names V1 without kappa"),
+        ({"kappa_prior_sd": {"CL": 0.0}}, "kappa_prior_sd.CL must be above 0"),
         ({"fixed": ["kappa V1"]}, "what can be fixed is CL, V1, omega CL, kappa CL"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options: Mapping[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model(study(2, 2), **options)
+
+
+def test_a_kappa_with_a_narrow_prior_stays_near_its_start() -> None:
+    people = study(6, 2)
+    found = {}
+    for sd in (None, 0.05):
+        prior = None if sd is None else {"CL": sd}
+        made = model(people, kappa={"CL": 0.6}, kappa_prior_sd=prior)
+        assert made.with_prior() == ([] if sd is None else ["kappa CL"])
+        PopulationEstimator(made, stages=(64,)).run(evaluation_batch(made, people))
+        found[sd] = made.population.kappa_values()["CL"]
+        if prior:
+            expected = -0.5 * ((np.log(found[sd]) - np.log(0.6)) / 0.05) ** 2
+            assert float(made.population_log_prior().detach()) == pytest.approx(expected, rel=1e-4)
+    assert found[None] < 0.45 < 0.5 < found[0.05] < 0.6
 
 
 def test_a_fixed_kappa_stays() -> None:

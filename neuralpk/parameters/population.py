@@ -65,7 +65,7 @@ class PopulationParameters(Part, nn.Module):
         learned: whether typical values and Omega are learned.
         fixed: names of single numbers that keep their starting value, as tables have them: ``["KA", "omega KA"]``.
         kappa: starting value of the standard deviation of kappa, the random effect of an occasion, by parameter; those
-            left out, and those with 0, do not vary between occasions. Its prior is flat.
+            left out, and those with 0, do not vary between occasions.
         occasions: column of the event table that says the occasion of each row; default OCC.
         distributions: by parameter; those left out are log-normal.
         effects: covariate effects by parameter: ``{CL: [WT, SEX]}`` chooses each by the values of the covariate
@@ -73,6 +73,8 @@ class PopulationParameters(Part, nn.Module):
             ``{CL: {WT: {exponent: 0.75}}}`` gives a starting value, ``{CL: {WT: 0.75}}`` and ``{"CL~WT": 0.75}`` fix
             the coefficient, ``{CL: [PowerEffect("WT", reference=70)]}`` is an object; ``"all"`` for every covariate on
             every parameter.
+        kappa_prior_sd: standard deviation of log(kappa) in a normal prior around its starting value, by parameter;
+            those left out have a flat prior.
 
     Raises:
         ValueError: an option that is out of its range, by name.
@@ -107,6 +109,7 @@ class PopulationParameters(Part, nn.Module):
         fixed: list[str] | None = None,
         kappa: dict[str, float] | None = None,
         occasions: str | None = None,
+        kappa_prior_sd: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         by_name = dict(omega) if isinstance(omega, Mapping) else {"": omega}
@@ -119,7 +122,8 @@ class PopulationParameters(Part, nn.Module):
                 f"{RESIDUAL} is a factor of the residual error, typically 1 and log-normal: typical and distributions "
                 "do not name it; omega, kappa, correlated, correlation and effects may"
             )
-        for option, given in (("omega_prior_sd", omega_prior_sd), ("typical_prior_sd", typical_prior_sd)):
+        priors = {"omega": omega_prior_sd, "typical": typical_prior_sd, "kappa": kappa_prior_sd}
+        for option, given in ((f"{name}_prior_sd", prior) for name, prior in priors.items()):
             for name, sd in given.items() if isinstance(given, Mapping) else [("", given)]:
                 if sd is not None and not 0 < sd < math.inf:
                     raise ValueError(f"{option}{name and '.'}{name} must be above 0, not {sd}")
@@ -137,6 +141,10 @@ class PopulationParameters(Part, nn.Module):
         self.asked_fixed = self.fixed = tuple(fixed or ())
         self.distributions = dict(distributions or {})
         self.kappa_start = {name: value for name, value in (kappa or {}).items() if value > 0}
+        self.kappa_prior_sd = dict(kappa_prior_sd or {})
+        without = sorted({*self.kappa_prior_sd} - {*self.kappa_start})
+        if without:
+            raise ValueError(f"kappa_prior_sd names {', '.join(without)} without kappa")
         if occasions and not self.kappa_start:
             raise ValueError(f"occasions={occasions} says where kappa is read, but no parameter has a kappa")
         self.occasion_column = (occasions or "OCC") if self.kappa_start else None
@@ -488,6 +496,9 @@ class PopulationParameters(Part, nn.Module):
         for name, sd in self.typical_prior_sd.items():
             k = self.names.index(name)
             total = total - 0.5 * ((self._location()[k] - self.location_start[k]) / sd) ** 2
+        for name, sd in self.kappa_prior_sd.items():
+            k = self.changing.index(name)
+            total = total - 0.5 * ((self._log_kappa()[k] - self.log_kappa_start[k]) / sd) ** 2
         distance = self._log_omega() - self.log_omega_start
         if isinstance(self.omega_prior_sd, Mapping):
             for name, sd in self.omega_prior_sd.items():
