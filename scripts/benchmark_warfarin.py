@@ -1,7 +1,10 @@
 """Fit of a concentration and its effect at once: warfarin, 32 subjects (O'Reilly and Aggeler 1968), as nlmixr2data has
 them, with transit absorption and a turnover model of prothrombin complex activity.
 
-The table has the columns id, time, amt, dv, dvid (cp or pca) and evid.
+`--concentrations` fits the concentrations alone: one compartment, first-order absorption with a lag, a power of the
+weight on CL and V1.
+
+The table has the columns id, time, amt, dv, dvid (1 or cp for the concentration), evid and wt.
 """
 
 from __future__ import annotations
@@ -16,7 +19,12 @@ import pandas as pd
 import torch
 
 import neuralpk
-from neuralpk.dynamics import Equations
+from neuralpk import PopulationParameters
+from neuralpk.dynamics import Equations, structure
+from neuralpk.estimation import log_likelihood
+from neuralpk.fitting import FittedModel
+from neuralpk.individual_estimates import evaluation_batch
+from neuralpk.residual_error import error_class
 
 MODEL = """
 parameters: KTR = 1, KA = 1, CL = 0.1, V = 10, EMAX = 0.8 in (0, 1), EC50 = 0.5, KOUT = 0.05, E0 = 100
@@ -28,26 +36,62 @@ pca' = E0*KOUT*(1 - EMAX*cp/(EC50 + cp)) - KOUT*pca
 pca(0) = E0
 outputs: cp ~ combined, pca ~ additive
 """
+# of a fit of the concentrations alone; without it the search may begin where absorption and elimination have changed
+# places (flip-flop)
+START = {"CL": 0.13, "V1": 8.0, "KA": 1.0, "LAG": 0.8}
+
+
+def fit_concentrations(frame: pd.DataFrame, error: str, between: bool, seed: int) -> FittedModel:
+    """The fit of the concentrations alone.
+
+    Args:
+        frame: the table.
+        error: short name of the residual error.
+        between: whether the residual error differs between the subjects.
+        seed: of the fit.
+    """
+    rows = frame[frame["DVID"].astype(str).isin(["1", "cp"])]
+    omega = {"CL": 0.3, "V1": 0.2, "KA": 0.5, "LAG": 0.3} | ({"RUV": 0.3} if between else {})
+    return neuralpk.fit(
+        rows[["ID", "TIME", "AMT", "DV", "EVID", "WT"]],
+        structure("one_compartment_oral_lag"),
+        parameters=PopulationParameters(START, omega, effects={"CL": ["WT"], "V1": ["WT"]}),
+        error=error_class(error)(),
+        seed=seed,
+        progress=False,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, required=True, help="warfarin as CSV")
+    parser.add_argument("--concentrations", action="store_true", help="concentrations alone, with weight")
+    parser.add_argument("--error", default="combined", help="residual error of the concentrations alone")
+    parser.add_argument("--between", action="store_true", help="their residual error differs between subjects")
+    parser.add_argument("--draws", type=int, help="draws of each subject behind a further -2LL of these")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="file to write")
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     frame = pd.read_csv(args.table).rename(columns=str.upper)
-    dynamics = Equations(MODEL)
     begin = time.process_time()
-    fitted = neuralpk.fit(frame[["ID", "TIME", "AMT", "DV", "DVID", "EVID"]], dynamics, seed=args.seed, progress=False)
+    if args.concentrations:
+        fitted = fit_concentrations(frame, args.error, args.between, args.seed)
+    else:
+        joint = frame[["ID", "TIME", "AMT", "DV", "DVID", "EVID"]]
+        fitted = neuralpk.fit(joint, Equations(MODEL), seed=args.seed, progress=False)
     seconds, population = time.process_time() - begin, fitted.population
     estimate, status = fitted.task.covariance, fitted.task.status
     assert estimate is not None and status is not None
     print(population.to_string(index=False))
     print(f"-2LL {-2 * estimate.log_likelihood:.2f} (± {2 * estimate.error:.2f}); {status.sentence}")
     print(f"{seconds:.0f} CPU seconds, standard errors and compilation included")
+    if args.draws:
+        assert fitted._cohort is not None
+        model = fitted.task.model.double()
+        found, error = log_likelihood(model, evaluation_batch(model, fitted._cohort), args.draws, args.seed)
+        print(f"-2LL with {args.draws} draws {-2 * found:.2f} (± {2 * error:.2f})")
     if args.json:
         row = {
             "seed": args.seed,

@@ -51,6 +51,8 @@ def test_the_curves_are_those_of_the_text() -> None:
     effect = FormulaEffect(["A", "B"], [2.0, 1.0], terms)
     row, log = effect.features(torch.tensor([6.0, 1.0], dtype=torch.float64)).tolist(), math.log(3.0)
     assert row == pytest.approx([log, log**2, 2.0, 1 / 3 - 1, 1.0, log])
+    known = FormulaEffect(["A", "B"], [2.0, 1.0], terms[2:5], [-0.5, -0.25, 3.0])
+    assert str(known) == "- 0.5*(A/2 - 1) - 0.25*(2/A - 1) + 3*B"
     for wrong, said in (
         ({"terms": [{"C": "log"}]}, "C: log is no term"),
         ({"terms": [{"A": "sine"}]}, "A: sine is no term"),

@@ -92,15 +92,20 @@ class FormulaEffect(CovariateEffect):
         return "*".join(_CURVES[curve].format(c=c, reference=f"{self.reference[c]:.3g}") for c, curve in term.items())
 
     def __str__(self) -> str:
-        texts = (f"{number(weight):+.3g}*{text}" for text, weight in self.coefficients().items())
-        return " ".join(text.replace("+", "+ ", 1).replace("-", "- ", 1) for text in texts).removeprefix("+ ")
+        pairs = [(number(weight), text) for text, weight in self.coefficients().items()]
+        texts = [f"{'-' if value < 0 else '+'} {abs(value):.3g}*{text}" for value, text in pairs]
+        return " ".join(texts).removeprefix("+ ")
 
 
 def _curve(name: str, value: Tensor, reference: float) -> Tensor:
     if name == "binary":
         return value
     x = value / reference
-    return {"log": x.log, "log2": lambda: x.log().square(), "line": lambda: x - 1, "inverse": lambda: 1 / x - 1}[name]()
+    if name == "line":
+        return x - 1
+    if name == "inverse":
+        return 1 / x - 1
+    return torch.log(x) if name == "log" else torch.log(x).square()
 
 
 @dataclass(frozen=True)
