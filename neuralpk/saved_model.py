@@ -108,7 +108,12 @@ class SavedModel(ABC):
     def _draw(self, cohort: Cohort, map: bool | None, **options: Any) -> PosteriorDraws: ...
 
     def read_table(
-        self, table: pd.DataFrame | str | Path, also: Sequence[str] = (), units: Units | None = None, **reading: Any
+        self,
+        table: pd.DataFrame | str | Path,
+        also: Sequence[str] = (),
+        units: Units | None = None,
+        strata: Sequence[str] = (),
+        **reading: Any,
     ) -> Cohort:
         """An event table with the covariates of the model, in its units.
 
@@ -116,6 +121,7 @@ class SavedModel(ABC):
             table: a pandas frame, or the path of a file.
             also: further covariates to read.
             units: of the table; None for those of the model.
+            strata: the same, of which a patient may be without a value: it is NaN then.
             reading: further arguments of `neuralpk.tables.read_table`.
 
         Raises:
@@ -125,19 +131,20 @@ class SavedModel(ABC):
         if units is not None and units != self.units:
             asked, own = (", ".join(one) for one in (units, self.units))
             raise ValueError(f"units {asked}: the model is in {own}, and nothing is converted; convert the table first")
-        return read_table(table, **self.reading(also, **reading))
+        return read_table(table, **self.reading(also, strata, **reading))
 
-    def reading(self, also: Sequence[str] = (), **reading: Any) -> dict[str, Any]:
+    def reading(self, also: Sequence[str] = (), strata: Sequence[str] = (), **reading: Any) -> dict[str, Any]:
         """Arguments with which `neuralpk.tables.read_table` reads a table for this model.
 
         Args:
             also: further covariates to read.
+            strata: the same, of which a patient may be without a value.
             reading: what is asked for.
         """
-        used = sorted({*self.covariates, *also} - {*self.needed})
+        used = sorted({*self.covariates, *also, *strata} - {*self.needed})
         named = {"covariates": reading.get("covariates") or used}
         named |= {"occasion": reading.get("occasion") or self.occasion_column}
-        gaps = dict.fromkeys({*self.idle, *also} - {*self.covariates}, math.nan)
+        gaps = dict.fromkeys({*self.idle, *strata} - {*self.covariates, *also}, math.nan)
         return reading | named | {"units": self.units, "needed": gaps | {**self.needed}}
 
 

@@ -316,8 +316,10 @@ def test_reconstruct_hands_over_what_was_asked(capsys, monkeypatch) -> None:
             scaling=SimpleNamespace(covariates={"WT": (), "AGE": ()}, units=Units()),
             dynamics=SimpleNamespace(covariates={"AGE": 40.0}),
             population=SimpleNamespace(occasion_column=None),
-            table_covariates=["WT", "AGE"],
+            table_covariates=lambda encoder: ["WT", "AGE"],
+            idle_covariates=lambda encoder: [],
         )
+        encoder = None
         provenance = SimpleNamespace(description="learned")
 
         def reconstruct(self, table, times, **options):

@@ -108,6 +108,8 @@ def test_covariates_that_nothing_reads_need_not_be_in_a_table(tmp_path: Path) ->
     assert np.isnan(model.read_table(gap)[0].covariates["AGE"])
     with pytest.raises(DataError, match="WT"):
         model.read_table(frame.drop(columns="WT"))
+    with pytest.raises(DataError, match="NPK-D41"):
+        model.read_table(gap, also=["AGE"])
 
 
 def test_an_encoder_reads_every_covariate(tmp_path: Path) -> None:

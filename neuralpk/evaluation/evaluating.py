@@ -156,7 +156,7 @@ def _read(saved: SavedModel, table: Any, strata: Sequence[str], reading: Mapping
     if named and named != "all" and strata:
         words = [part.strip() for part in named.split(",")] if isinstance(named, str) else list(named)
         given["covariates"] = sorted({*words, *strata})
-    return saved.read_table(table, also=strata, **given)
+    return saved.read_table(table, strata=strata, **given)
 
 
 def _labels(cohort: Cohort, name: str) -> list[Any]:
