@@ -36,7 +36,7 @@ _HALVINGS = 6
 _TURNING = 0.3  # of the gain of the step before
 _FLAT = 0.01  # curvature; where it is smaller, the standard error is above 10 on the logarithmic scale
 _FAR_LIKELIER = 50.0  # in −2LL: of two starts with the same curve, such a gain is no chance of a few steps
-_TRIED_SUBJECTS, _TRIED_STEPS = 24, 3  # of the choice between starting values
+_TRIED_SUBJECTS, _TRIED_STEPS = 24, 10  # of the choice between starting values, at most
 
 
 class PopulationEstimator:
@@ -130,6 +130,11 @@ class PopulationEstimator:
         """What the last step gained, in −2LL; inf before."""
         return 2 * (self.history[-1].end - self.history[-1].start) if self.history else math.inf
 
+    @property
+    def halved(self) -> bool:
+        """Whether the last step was half of the one before, which new draws had not confirmed."""
+        return bool(self.history) and math.isinf(self.history[-1].promise)
+
     # ---- the beginning
 
     def start(self, batch: CohortBatch) -> None:
@@ -178,6 +183,8 @@ class PopulationEstimator:
         for _ in range(_TRIED_STEPS):
             trial.add(batch)
             trial.step()
+            if trial.gain < _STAGE_GAIN and not trial.halved:
+                break
         return trial.log_likelihood
 
     def begin_here(self) -> PopulationEstimator:
@@ -308,7 +315,7 @@ class PopulationEstimator:
     def _advance(self, ascent: Ascent) -> None:
         """The next stage, or the end."""
         gain = max(2 * (ascent.end - ascent.start), 0.0)
-        last, halved = self._in_last_stage, math.isinf(ascent.promise)
+        last, halved = self._in_last_stage, self.halved
         little = gain < self.least_gain and ascent.promise < 2 * self.least_gain
         if not last and not halved and (gain < _STAGE_GAIN or self.in_stage >= _STAGE_STEPS):
             self.stage, self.in_stage, self._before = self.stage + 1, 0, None

@@ -218,7 +218,8 @@ def _log_likelihood(estimator: PopulationEstimator, first: HeldDraws) -> tuple[f
     posterior, the error does not know."""
     vector, batch, network = estimator.numbers.get(), first.batch, estimator.model.has_network
     least, most = (_NETWORK_SETS, _NETWORK_SETS) if network else (_LEAST_SETS, _MOST_SETS)
-    chosen, sets, spent = torch.arange(len(batch), device=batch.device), [], 0
+    chosen, spent = torch.arange(len(batch), device=batch.device), 0
+    sets: list[Tensor] = []
     while True:
         held = estimator.draw(batch.select(chosen), len(sets), order=0) if sets else first
         found = first.log_q.new_full((len(batch),), -torch.inf)
