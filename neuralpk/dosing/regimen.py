@@ -273,7 +273,8 @@ def _course(text: str, units: Units) -> tuple[Course, bool]:
             raise ValueError(f"regimen: {text!r} does not hold a whole number of intervals")
     compartment = int(found["compartment"][1]) if "compartment" in found else 1
     if "modelled" in found and "infusion" in found:
-        raise ValueError(f"regimen: {text!r} has {found['infusion'][0]} and a {found['modelled'][0]}: which of the two?")
+        two = f"{found['infusion'][0]} and a {found['modelled'][0]}"
+        raise ValueError(f"regimen: {text!r} has {two}: which of the two?")
     codes = {"rate": MODELLED_RATE, "duration": MODELLED_DURATION}
     rate = codes[found["modelled"][1].lower()] if "modelled" in found else 0.0
     course = Course(value, interval, count, time("infusion"), time("at"), compartment, steady, by_weight, rate)
