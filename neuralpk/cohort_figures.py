@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,16 +12,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from neuralpk import randomness, record_predictions
+from neuralpk import record_predictions
 from neuralpk.atomic_files import replacing
 from neuralpk.cohort import Cohort, FloatArray, Subject, written_out
-from neuralpk.diagnostics.below_quantification import BoolArray, imputed, quantification_limits
 from neuralpk.diagnostics.metrics import auc_relative_error, interpolate, line_rrmse
-from neuralpk.diagnostics.parameter_plots import eta_figure
-from neuralpk.diagnostics.plots import Panel, goodness_of_fit, individual_panels, phase_plane
-from neuralpk.diagnostics.population_plots import npde_figure, vpc_figure
-from neuralpk.diagnostics.record_bins import bin_edges, bins_over_time
-from neuralpk.diagnostics.simulation_checks import correction, npde, prediction_corrected, vpc, vpc_bins
+from neuralpk.diagnostics.plots import Panel, individual_panels, phase_plane
 from neuralpk.diagnostics.style import png, with_unit
 from neuralpk.diagnostics.term_plots import (
     LearnedEffect,
@@ -34,13 +29,10 @@ from neuralpk.individual_estimates import IndividualEstimates, evaluation_batch
 from neuralpk.inference.quantiles import interval
 from neuralpk.inference.uncertainty_draws import drawn_models
 from neuralpk.population_model import PopulationModel
-from neuralpk.randomness import Stream
 
 if TYPE_CHECKING:  # commands that draw estimates do not wait for Lightning
     from neuralpk.datamodules import CohortDataModule
     from neuralpk.task import LatentTask
-
-_STUDIES = 1000  # simulated for a check of the population
 
 
 def first_seen(data: CohortDataModule) -> int | None:
@@ -113,118 +105,12 @@ def phase_figure(cohort: Cohort, result: IndividualEstimates, names: tuple[str, 
     return phase_plane(lines, np.column_stack(pairs), (with_unit(names[0], unit), with_unit(names[1], unit)))
 
 
-@torch.no_grad()
-def latent_estimates(task: LatentTask, cohort: Cohort, context: int | None = None) -> torch.Tensor:
-    """Individual estimates of z, ``[subject, latent]``, from the first `context` observations; None for all."""
-    return task.estimate(evaluation_batch(task.model, cohort, context, task.encoder))
-
-
-def fit_figures(table: pd.DataFrame, cohort: Cohort) -> dict[str, Figure]:
-    """Goodness of fit of every endpoint.
-
-    Args:
-        table: of records (`LatentTask.residuals`).
-        cohort: whose records they are.
-    """
-    figures = {}
-    for endpoint, rows in table.groupby("DVID"):
-        several = table["DVID"].nunique() > 1
-        time, dv, pred, ipred, iwres = (rows[name].to_numpy() for name in ("TIME", "DV", "PRED", "IPRED", "IWRES"))
-        below = rows["CENS"].to_numpy() > 0 if "CENS" in rows else None
-        name = f"goodness of fit {endpoint}" if several else "goodness of fit"
-        figures[name] = goodness_of_fit(time, dv, pred, ipred, iwres, cohort.units, censored=below)
-    return figures
-
-
-class SimulatedStudy(NamedTuple):
-    """Measured values of one endpoint, and those of simulated studies of the same design under the population.
-
-    Attributes:
-        time: ``[observation]``, likewise all but `simulated`.
-        observed: values; of one below the limit of quantification, a value imputed from the model.
-        pred: population predictions.
-        simulated: values of the studies, ``[sample, observation]``.
-        npde: see `neuralpk.diagnostics.simulation_checks.npde`.
-        below: which are below the limit.
-        limits: of quantification; minus infinity for none.
-        edges: of the bins of time, in which troughs and peaks stay apart, ``[bin + 1]``.
-    """
-
-    time: FloatArray
-    observed: FloatArray
-    pred: FloatArray
-    simulated: FloatArray
-    npde: FloatArray
-    below: BoolArray
-    limits: FloatArray
-    edges: FloatArray
-
-
-def simulate_study(task: LatentTask, cohort: Cohort) -> dict[int, SimulatedStudy]:
-    """Simulated studies of the design of a cohort, by endpoint.
-
-    Left out: values above an upper limit (CENS -1), and those with a population prediction of 0, as before a dose.
-    """
-    table = task.residuals(cohort)
-    censored = np.concatenate([subject.censored[subject.observed] for subject in cohort])
-    every_limit = quantification_limits(cohort)
-    kept = (censored >= 0) & (table["PRED"] > 0).to_numpy()
-    batch = evaluation_batch(task.model, cohort)
-    doses = record_predictions.doses_before(batch)[batch.observed].cpu().numpy()
-    simulated = record_predictions.replicates(task.model, batch, _STUDIES, task.seed)
-    kept &= np.isfinite(simulated).all(axis=0)
-    studies = {}
-    for endpoint in sorted(table["DVID"].unique()):
-        of = (table["DVID"] == endpoint).to_numpy() & kept
-        subject, time, observed, pred = (table[column].to_numpy()[of] for column in ("ID", "TIME", "DV", "PRED"))
-        below, limits = censored[of] > 0, every_limit[of]
-        drawn = values = simulated[:, of]
-        if below.any():
-            stream = Stream.REPLICATES.at(_STUDIES + int(endpoint))
-            uniform = randomness.uniform(task.seed, stream, torch.arange(1 + len(values)), len(observed)).numpy()
-            observed, drawn = imputed(observed, values, below, limits, uniform)
-        errors = npde(observed, drawn, subject)
-        edges = bin_edges(time, bins_over_time(time, table["TAD"].to_numpy()[of], doses[of]))
-        edges = vpc_bins(time) if edges is None else edges
-        studies[int(endpoint)] = SimulatedStudy(time, observed, pred, values, errors, below, limits, edges)
-    return studies
-
-
-def population_figures(task: LatentTask, cohort: Cohort, studies: Mapping[int, SimulatedStudy]) -> dict[str, Figure]:
-    """Checks of the population against simulated studies: prediction-corrected VPC, npde, random effects."""
-    figures = {}
-    for endpoint, (time, dv, pred, simulated, errors, below, limits, bins) in studies.items():
-        name = f" {endpoint}" if len(studies) > 1 else ""
-        # doses differ between subjects: only relative to what is predicted for them are their values of one kind
-        observed, corrected = prediction_corrected(time, dv, simulated, pred, bins)
-        scaled = limits * correction(time, pred, bins)
-        check = vpc(time, observed, corrected, bins, below=below, limits=scaled)
-        figures[f"vpc{name}"] = vpc_figure(
-            check,
-            time,
-            observed,
-            cohort.units,
-            quantity=f"Prediction-corrected {quantity_of(cohort, task.model, endpoint - 1).lower()}",
-            below=below,
-        )
-        figures[f"npde{name}"] = npde_figure(time, pred, errors, cohort.units, below)
-    population = task.model.population
-    if population.varying:
-        omega = population.log_omega.detach().exp().cpu().double().numpy()
-        assert task.model.scaling is not None
-        covariates = {key: first_values(cohort, key) for key in sorted(task.model.scaling.covariates)}
-        with torch.no_grad():
-            eta = population.eta(latent_estimates(task, cohort)).cpu().double().numpy()
-        figures["eta"] = eta_figure(eta, population.varying, omega, covariates)
+def learned_figures(task: LatentTask, cohort: Cohort) -> dict[str, Figure]:
+    """What networks of covariates, and each network of one input in the equations, have learned, with 90 % bands."""
     effects = learned_effects(task, cohort)
-    if effects:
-        figures["covariate effects"] = learned_effects_figure(effects)
-    return figures | term_figures(task, cohort)
-
-
-def term_figures(task: LatentTask, cohort: Cohort) -> dict[str, Figure]:
-    """What each network of one input in the equations has learned, with its 90 % band."""
-    return {f"network {name}": learned_term_figure(learned_term(task, name, cohort)) for name in _drawn_networks(task)}
+    figures = {"covariate effects": learned_effects_figure(effects)} if effects else {}
+    terms = {f"network {name}": learned_term(task, name, cohort) for name in _drawn_networks(task)}
+    return figures | {name: learned_term_figure(term) for name, term in terms.items()}
 
 
 @torch.no_grad()

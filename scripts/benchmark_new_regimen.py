@@ -5,7 +5,8 @@ compartments, a clearance that falls by 20 % with 0.03 per day, proportional err
 14 and 21 days of the first and the last cycle and before the others. The samples of the first 7 days of the new
 patients are seen; scored is the root mean square error of the median curve against their true lines from day 7 to day
 63. The oracle has the true equations and population. Hybrid: the mechanism without the fall of the clearance, and a
-network that knows the time. Neural: compartments whose rate constants are a network.
+network that knows the time, between the compartments (`hybrid`) or as a factor of the clearance (`clearance`). Neural:
+compartments whose rate constants are a network.
 """
 
 import argparse
@@ -29,7 +30,15 @@ from neuralpk.datamodules import CohortDataModule
 from neuralpk.decoders import GRU
 from neuralpk.dosing import Regimen, SimulatedPatients
 from neuralpk.dosing.regimen_simulation import course_values
-from neuralpk.dynamics import CompartmentModel, Decoder, HybridDynamics, NeuralCompartments, NeuralField, NeuralFlows
+from neuralpk.dynamics import (
+    CompartmentModel,
+    Decoder,
+    Equations,
+    HybridDynamics,
+    NeuralCompartments,
+    NeuralField,
+    NeuralFlows,
+)
 from neuralpk.encoders import SetEncoder
 from neuralpk.individual_estimates import draw_individuals, evaluation_batch
 from neuralpk.objectives import MarginalLikelihood
@@ -52,8 +61,18 @@ TRAINED, NEW = Regimen.parse("3.6 mg/kg q21d x 4", UNITS), Regimen.parse("2.4 mg
 REST = Regimen.parse("2.4 mg/kg q7d x 8", UNITS)
 BEFORE = 0.01  # days between a sample and the dose after it
 SEEN_UNTIL, LINE = 7.0, np.arange(0.0, 56.0, 0.25) + 0.1
+CLEARANCE = """
+parameters: CL = 1, V1 = 4, Q = 1, V2 = 1
+change = network(t, zero_at=0, range=(-1, 1))
+central' = -CL*(1 + change)*C - Q*(C - C2)
+peripheral' = Q*(C - C2)
+C = central/V1
+C2 = peripheral/V2
+outputs: C
+"""
 MODELS: dict[str, Callable[[], Decoder]] = {
     "hybrid": lambda: HybridDynamics(CompartmentModel(2), NeuralFlows(time=True)),
+    "clearance": lambda: Equations(CLEARANCE),
     "neural": lambda: NeuralCompartments(time=True),
     "latent ODE": NeuralField,
     "GRU": GRU,
@@ -73,8 +92,8 @@ class Given(CohortDataModule):
 
 def simulated(count: int, regimen: Regimen, seed: int) -> tuple[Cohort, SimulatedPatients]:
     """Patients under a regimen with all their samples, and their true parameters."""
-    starts = regimen.times()
-    cycle = regimen.courses[0].interval
+    (course,) = regimen.courses
+    starts, cycle = course.times, course.interval
     after = [t for t in (0.04, 1.0, 3.0, 7.0, 14.0, 21.0) if t <= cycle]
     samples = sorted({*after, *starts[2:], *(starts[-1] + t for t in after)})
     times = np.array([t - BEFORE if t in starts else t for t in samples])

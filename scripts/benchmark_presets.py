@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -46,11 +47,16 @@ def main() -> None:
     rows, worse = [], []
     with tempfile.TemporaryDirectory() as folder:
         for name in asked:
-            for quantity, (own, joined) in (measure(name, Path(folder)) or {}).items():
-                rows.append(f"| {name} | {quantity.lower()} | {own:.3f} | {joined:.3f} |")
+            began = time.process_time()
+            found = measure(name, Path(folder)) or {}
+            seconds = time.process_time() - began
+            for quantity, (own, joined) in found.items():
+                rows.append(f"| {name} | {quantity.lower()} | {own:.3f} | {joined:.3f} | {seconds:.0f} |")
+                print(rows[-1], flush=True)
                 if own >= joined:
                     worse.append(f"{name} ({quantity.lower()})")
-    print("\n".join(["| preset | endpoint | model | samples, joined |", "|---|---|---|---|", *rows]))
+    head = ["| preset | endpoint | model | samples, joined | CPU s |", "|---|---|---:|---:|---:|"]
+    print("\n".join([*head, *rows]))
     if worse:
         sys.exit(f"no better than the joined samples: {', '.join(worse)}")
 

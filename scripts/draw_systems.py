@@ -50,7 +50,8 @@ def correction(task: LatentTask) -> Figure:
     with torch.no_grad():
         learned = dynamics.correction(torch.zeros(()), grid, grid[..., :0]).numpy()
     places = grid.numpy().astype(float)
-    typical = {name: float(np.exp(np.log(own).mean())) for name, (own, _, _) in result.parameters.items()}
+    names = dynamics.parameter_names
+    typical = {name: float(np.exp(np.log(result.parameters[name][0]).mean())) for name in names}
     fields = {
         "network": learned,
         "network and moved parameters": learned + moved(typical, places),

@@ -37,8 +37,8 @@ LAYERS = (
     },
     {"bootstrap", "datamodules", "diagnostics", "task"},
     {"cohort_figures", "fitting", "saved_model", "table_check"},
-    {"callbacks", "dosing", "evaluation"},
-    {"report"},
+    {"dosing", "evaluation"},
+    {"callbacks", "report"},
     {"cli"},
     {"__main__"},
 )

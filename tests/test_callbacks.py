@@ -28,7 +28,7 @@ from neuralpk.callbacks.tensorboard_runs import flat
 from neuralpk.cohort_figures import curve_errors, make_panels
 from neuralpk.datamodules import SimulatedLotkaVolterraDataModule, SimulatedPKDataModule, TableDataModule
 from neuralpk.diagnostics.metrics import line_rrmse
-from neuralpk.diagnostics.population_plots import latent_space
+from neuralpk.diagnostics.parameter_plots import latent_space
 from neuralpk.diagnostics.style import png
 from neuralpk.dynamics import CompartmentModel, LotkaVolterra
 from neuralpk.encoders import SetEncoder

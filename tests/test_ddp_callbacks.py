@@ -40,7 +40,7 @@ def test_two_processes_with_callbacks_and_report(tmp_path: Path) -> None:
     assert done.stdout.count("neuralpk estimate --model") == 1
     (folder,) = (tmp_path / "lightning_logs").iterdir()  # one for both processes
     names = {path.name for path in folder.iterdir()}
-    assert {"config.yaml", "population.csv", "vpc.png", "npde.png", "eta.png", "individuals.png"} <= names
+    assert {"config.yaml", "population.csv", "pcvpc.png", "npde.png", "random_effects.png", "individuals.png"} <= names
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     last = str(folder / "checkpoints" / "last.ckpt")
     LatentTask.load_from_checkpoint(last)

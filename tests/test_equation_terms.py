@@ -195,7 +195,7 @@ def test_the_prior_of_the_weights_is_that_of_every_network_here():
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_a_task_learns_an_effect_saves_it_and_draws_it(tmp_path):
     import neuralpk
-    from neuralpk.cohort_figures import learned_term, term_figures
+    from neuralpk.cohort_figures import learned_figures, learned_term
     from neuralpk.objectives import MarginalLikelihood
 
     text = "parameters: K = 0.2, E0 = 10\nx' = -K*x\nE = E0*(1 + effect)\neffect = network(x, zero_at=0)\noutputs: x, E"
@@ -214,7 +214,7 @@ def test_a_task_learns_an_effect_saves_it_and_draws_it(tmp_path):
     learned = learned_term(fitted.task, "effect", cohort, np.array([0.0, 1.0, 5.0]))
     assert learned.output[0] == learned.low[0] == learned.high[0] == 0.0
     assert 0.1 < learned.output[2] < 2.0 and learned.low[2] < learned.high[2]
-    assert set(term_figures(fitted.task, cohort)) == {"network effect"}
+    assert set(learned_figures(fitted.task, cohort)) == {"network effect"}
     with pytest.raises(ValueError, match="there is no network 'E'"):
         learned_term(fitted.task, "E", cohort)
     fitted.save(tmp_path / "one.ckpt")

@@ -26,9 +26,10 @@ from neuralpk import (
     read_model,
 )
 from neuralpk.cohort_batch import collate
-from neuralpk.cohort_figures import held_out, population_figures
+from neuralpk.cohort_figures import held_out
 from neuralpk.cohort_simulation import Design, Population, simulate_cohort
 from neuralpk.dynamics import Equations
+from neuralpk.evaluation import evaluate
 from neuralpk.inference.joint import gradient, information
 from neuralpk.published_population import PublishedPopulation, read_population, write_population
 from neuralpk.residual_error import LogNormalError
@@ -119,8 +120,8 @@ def test_a_fit_recovers_how_the_residual_error_differs() -> None:
     assert {"RUV", "RUV_LO90", "ETA_RUV"} <= set(rows)
     iwres = fitted.records.groupby("ID")["IWRES"].std().to_numpy()
     assert np.std(iwres) < 0.35  # of the same size in all patients; without the factor 0.55
-    figures = population_figures(fitted.task, simulated, {})
-    assert len(figures["eta"].axes) == 2  # V1 has no random effect
+    found = evaluate(fitted, simulated, simulations=100, draws=0)
+    assert len(found.figure("random_effects").axes) == 2  # V1 has no random effect
 
 
 def test_a_population_file_and_a_checkpoint_keep_the_factor(tmp_path) -> None:

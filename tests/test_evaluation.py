@@ -10,15 +10,17 @@ import pandas as pd
 import pytest
 import scipy.linalg
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from neuralpk import Cohort, Dose, Evaluation, FittedModel, Subject, datasets, evaluate
 from neuralpk.cohort_simulation import Design, Population, simulate_cohort
-from neuralpk.diagnostics.record_bins import bin_edges, bins_along, bins_over_time
+from neuralpk.diagnostics.record_bins import bins_along, bins_over_time
 from neuralpk.dynamics import structure
 from neuralpk.encoders import SetEncoder
 from neuralpk.evaluation import FIGURES, Comparison
 from neuralpk.evaluation.checks import Check, enough_studies, judge, npde_checks
+from neuralpk.evaluation.evaluation_figures import fit_figure
 from neuralpk.evaluation.predictive_check import check_frame, corrected, outside
 from neuralpk.evaluation.simulated_study import prediction_errors
 from neuralpk.objectives import ELBO, SquaredError
@@ -118,6 +120,67 @@ def test_patients_with_a_gap_in_a_stratum_are_a_stratum_of_their_own(levels: dic
     assert [name for name, _ in found._strata(found.records, "GROUP")][-1] == "GROUP missing"
     names = [path.name for path in found.write(tmp_path / "out", by=["GROUP"])]
     assert any("GROUP" in name for name in names)
+
+
+def points(axes: Axes, label: str) -> np.ndarray:
+    (line,) = [line for line in axes.lines if line.get_label() == label]
+    return np.asarray(line.get_xydata())
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_goodness_of_fit_draws_what_the_records_say(evaluation: Evaluation, log: bool) -> None:
+    records = evaluation.records
+    axes = evaluation.figure("goodness_of_fit", log=log).axes
+    pairs = [("PRED", "DV"), ("IPRED", "DV"), ("IPRED", "IWRES"), ("TIME", "IWRES"), ("PRED", "CWRES")]
+    named = {"TIME": "Time (h)", "PRED": "PRED (mg/L)", "IPRED": "IPRED (mg/L)", "DV": "DV (mg/L)"}
+    for panel, (x, y) in zip(axes, [*pairs, ("TIME", "CWRES")], strict=True):
+        known = records[[x, y]].dropna().to_numpy()
+        np.testing.assert_array_equal(points(panel, "data"), known)
+        assert (panel.get_xlabel(), panel.get_ylabel()) == (named[x], named.get(y, y))
+        assert any(line.get_label() == "running median" for line in panel.lines) != (log and y == "DV")
+    for panel in axes[:2]:
+        assert panel.get_xlim() == panel.get_ylim() and panel.get_xscale() == ("log" if log else "linear")
+        np.testing.assert_array_equal(points(panel, "identity")[:, 0], points(panel, "identity")[:, 1])
+    bare = fit_figure(records.drop(columns=["CWRES", "NPDE"]).assign(IWRES=np.nan), evaluation.units, 85.0, log)
+    assert [panel.get_ylabel() for panel in bare.axes] == ["DV (mg/L)"] * 2  # of a model without a likelihood
+
+
+def test_npde_are_drawn_as_a_distribution_and_against_time_and_predictions(evaluation: Evaluation) -> None:
+    known = evaluation.records[evaluation.records["NPDE"].notna()]
+    histogram, quantiles, *against = evaluation.figure("npde").axes
+    assert sum(bar.get_width() * bar.get_height() for bar in histogram.patches) == pytest.approx(1.0)
+    assert points(histogram, "N(0, 1)")[:, 1].max() == pytest.approx(0.39894, abs=1e-5)
+    np.testing.assert_array_equal(points(quantiles, "data")[:, 1], np.sort(known["NPDE"]))
+    for panel, x in zip(against, ("TIME", "PRED"), strict=True):
+        np.testing.assert_array_equal(points(panel, "data"), known[[x, "NPDE"]].to_numpy())
+
+
+def test_a_visual_predictive_check_draws_its_frame(evaluation: Evaluation) -> None:
+    frame = evaluation.data("vpc")
+    (axes,) = evaluation.figure("vpc").axes
+    bands = [one for one in axes.collections if one.get_paths()]
+    assert len(bands) == 3 and axes.get_ylabel() == "Value (mg/L)"
+    for band, name in zip(bands, ("P5", "P50", "P95"), strict=True):
+        vertices = band.get_paths()[0].vertices
+        assert vertices[:, 1].min() == pytest.approx(frame[f"{name}_LO90"].min())
+        assert vertices[:, 1].max() == pytest.approx(frame[f"{name}_HI90"].max())
+    np.testing.assert_array_equal(points(axes, "observed 50 %"), frame[["X", "P50_OBSERVED"]].to_numpy())
+
+
+def test_random_effects_are_drawn_with_their_shrinkage_and_against_covariates(evaluation: Evaluation) -> None:
+    effects, shrunk = evaluation.random_effects, evaluation.shrinkage.set_index("PARAMETER")
+    for panel, name in zip(evaluation.figure("random_effects").axes, shrunk.index, strict=True):
+        assert panel.get_title() == f"shrinkage {shrunk.loc[name, 'SHRINKAGE']:.0f} %"
+        peak = points(panel, "population density")[:, 1].max()
+        assert peak == pytest.approx(0.39894 / shrunk.loc[name, "OMEGA"], rel=1e-4)
+    for panel, name in zip(evaluation.figure("covariates").axes, shrunk.index, strict=True):
+        np.testing.assert_array_equal(points(panel, "subject"), effects[["WT", f"ETA_{name}"]].to_numpy())
+
+
+def test_predictions_that_are_not_positive_have_no_prediction_corrected_check(evaluation: Evaluation) -> None:
+    negative = dataclasses.replace(evaluation, records=evaluation.records.assign(PRED=-1.0))
+    assert "vpc" in negative.figures and "pcvpc" not in negative.figures
+    assert not list(negative.drawn(["pcvpc"]))
 
 
 def test_strata_time_after_dose_and_the_share_below_the_limit(repeated: Evaluation) -> None:
@@ -234,7 +297,7 @@ def test_occasions_have_their_random_effects(tmp_path: Path, monkeypatch: pytest
     changing = THEOPHYLLINE | {"kappa": {"CL": 0.2}, "occasions": "OCC"}
     found = evaluate(published(changing), frame, simulations=100, draws=0)
     assert list(found.occasions["OCC"]) == ["1", "2"] * 4 and found.occasions["KAPPA_CL"].std() > 0.01
-    monkeypatch.setattr(Evaluation, "_every_figure", lambda *_: ())
+    monkeypatch.setattr(Evaluation, "drawn", lambda *_, **__: ())
     assert tmp_path / "occasions.csv" in found.write(tmp_path)
 
 
@@ -282,9 +345,6 @@ def test_bins_keep_nominal_times_together_and_troughs_apart_from_peaks() -> None
     assert {*map(bool, np.bincount(bins))} == {True} and bins.max() >= 3
     for k in range(bins.max() + 1):
         assert np.ptp(since[bins == k]) < 1.0, "a trough and a peak in one bin"
-    edges = bin_edges(time, bins)
-    assert edges is not None and (np.searchsorted(edges[1:-1], time) == bins).all()
-    assert bin_edges(np.array([1.0, 3.0, 2.0, 4.0]), np.array([0, 0, 1, 1])) is None
 
 
 def test_percentiles_and_their_bands() -> None:

@@ -13,6 +13,7 @@ import torch
 from neuralpk import Cohort, CompartmentModel, Dose, PopulationModel, ProportionalError, Subject, fit, read_table
 from neuralpk.cohort_batch import collate
 from neuralpk.dosing import Regimen, SimulatedPatients
+from neuralpk.dosing.regimen_simulation import course_values
 from neuralpk.dynamics import Equations
 from neuralpk.rxode2 import export_rxode2, import_rxode2
 from neuralpk.scaling import Scaling
@@ -180,3 +181,20 @@ def test_a_regimen_that_gives_at_once_what_the_model_infuses_is_named() -> None:
     with pytest.warns(UserWarning, match=r"doses of a regimen into central are given at once, .* 'infusion 2 h'"):
         patients.batch(Regimen.parse("100 q12h x 2"), None)
     patients.batch(Regimen.parse("100 q12h x 2, infusion 2 h"), None)  # warnings are errors in tests
+
+
+@pytest.mark.parametrize(("code", "words"), [(-1.0, "modelled rate"), (-2.0, "modelled duration")])
+def test_a_regimen_asks_for_the_rate_or_the_duration_of_the_model(code: float, words: str) -> None:
+    model = PopulationModel(Equations(TEXT), error=ProportionalError(b=0.1)).build(Scaling(), torch.float64)
+    patients = SimulatedPatients.typical(model)
+    regimen = Regimen.parse(f"100 q12h x 2, {words}")
+    assert [(dose.rate, dose.duration) for dose in regimen.doses()] == [(code, 0.0)] * 2
+    times = np.array([1.0, 5.0, 13.0, 20.0])
+    found = course_values(patients, regimen, times)[0][0, 0, :, 0]
+    theta = torch.tensor([CL, V, R, D, F, LAG], dtype=torch.float64)
+    first, second = (_concentration(torch.as_tensor(times - start), 100.0, theta, code) for start in (0.0, 12.0))
+    np.testing.assert_allclose(found, first + second, rtol=1e-5)
+    at_once = course_values(patients, Regimen.parse("100 q12h x 2, infusion 0.01 h"), times)[0][0, 0, :, 0]
+    assert abs(found[0] / at_once[0] - 1) > 0.1
+    with pytest.raises(ValueError, match="which of the two"):
+        Regimen.parse(f"100 q12h x 2, {words}, infusion 2 h")

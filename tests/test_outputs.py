@@ -10,9 +10,9 @@ import neuralpk
 from neuralpk import AdditiveError, Dose, ErrorByEndpoint, FittedModel, LatentTask
 from neuralpk.cli.entry import execute
 from neuralpk.cohort import Cohort
-from neuralpk.cohort_figures import population_figures, simulate_study
 from neuralpk.cohort_simulation import Design, Population, simulate_cohort
 from neuralpk.dynamics import Equations
+from neuralpk.evaluation import evaluate
 from neuralpk.individual_estimates import evaluation_batch
 from neuralpk.part import describe
 from neuralpk.published_population import PublishedPopulation, read_population, write_population
@@ -57,11 +57,13 @@ def test_residuals_and_checks_are_those_of_each_output(fitted: FittedModel) -> N
     censored = np.concatenate([subject.censored for subject in cohort]) > 0
     assert censored.any() and (table["IWRES"].isna() == censored).all()
     assert table.groupby("DVID")["IWRES"].std().between(0.7, 1.2).all()
-    studies = simulate_study(fitted.task, cohort)
-    assert [(len(study.observed), study.below.sum()) for study in studies.values()] == [(72, censored.sum()), (72, 0)]
-    assert all(0.8 < study.npde.std() < 1.2 for study in studies.values())
-    figures = population_figures(fitted.task, cohort, studies)
-    assert {"vpc 1", "vpc 2", "npde 1", "npde 2"} <= set(figures)
+    found = evaluate(fitted, cohort, draws=0)
+    parts = dict(list(found.records.groupby("DVID")))
+    assert [(len(own), own["CENS"].sum()) for own in parts.values()] == [(72, censored.sum()), (72, 0)]
+    assert all(0.8 < own["NPDE"].std() < 1.2 for own in parts.values())
+    assert list(found.calibration["observations"]) == [72 - censored.sum(), 72]
+    names = [name for name, _ in found.drawn(["pcvpc", "npde"])]
+    assert names == ["pcvpc_1", "pcvpc_2", "npde_1", "npde_2"]
 
 
 def test_the_errors_are_in_the_checkpoint_and_in_the_population_file(fitted: FittedModel, tmp_path: Path) -> None:

@@ -9,10 +9,8 @@ import pytest
 from matplotlib.colors import to_rgba
 
 from neuralpk.cohort import Units
-from neuralpk.diagnostics.parameter_plots import eta_figure, parameter_recovery
-from neuralpk.diagnostics.plots import Panel, goodness_of_fit, individual_panels, phase_plane
-from neuralpk.diagnostics.population_plots import latent_space, npde_figure, vpc_figure
-from neuralpk.diagnostics.simulation_checks import vpc, vpc_bins
+from neuralpk.diagnostics.parameter_plots import latent_space, parameter_recovery
+from neuralpk.diagnostics.plots import Panel, individual_panels, phase_plane
 from neuralpk.diagnostics.style import running_median
 
 UNITS = Units(time="min", amount="ug", value="ng/mL")
@@ -146,40 +144,11 @@ def test_panels_refuse_nothing_and_lengths_that_differ():
         panel(seen=np.ones(2, bool))
 
 
-@pytest.mark.parametrize("log", [False, True])
-@pytest.mark.parametrize("count", [1, 8, 60])
-def test_goodness_of_fit_has_its_four_panels(log, count):
-    rng = np.random.default_rng(0)
-    times, pred = rng.uniform(0, 24, count), rng.lognormal(size=count)
-    ipred, observed, residual = 1.1 * pred, 1.2 * pred, rng.standard_normal(count)
-    figure = goodness_of_fit(times, observed, pred, ipred, residual, UNITS, log=log)
-    render(figure)
-    expected = [
-        ("PRED (ng/mL)", "DV (ng/mL)", pred, observed),
-        ("IPRED (ng/mL)", "DV (ng/mL)", ipred, observed),
-        ("IPRED (ng/mL)", "IWRES", ipred, residual),
-        ("Time (min)", "IWRES", times, residual),
-    ]
-    for axes, (xlabel, ylabel, x, y) in zip(figure.axes, expected, strict=True):
-        assert (axes.get_xlabel(), axes.get_ylabel()) == (xlabel, ylabel)
-        np.testing.assert_array_equal(lines(axes, "data")[0].get_xydata(), np.column_stack([x, y]))
-        assert len(lines(axes, "running median")) == (count == 60)
-    for axes in figure.axes[:2]:
-        assert axes.get_xlim() == axes.get_ylim()
-        (identity,) = lines(axes, "identity")
-        np.testing.assert_array_equal(identity.get_xdata(), identity.get_ydata())
-    assert [axes.get_xscale() == "log" for axes in figure.axes] == [log, log, log, False]
-
-
-def test_without_a_likelihood_there_is_no_band_and_no_weighted_residual():
+def test_without_a_likelihood_there_is_no_band():
     nothing = np.full_like(LINE, np.nan)
     figure = individual_panels([panel(lower=nothing, upper=nothing)], UNITS)
     render(figure)
     assert "90 % band" not in legend_labels(figure)
-    value = np.linspace(1.0, 5.0, 20)
-    figure = goodness_of_fit(value, value, value, value, np.full(20, np.nan), UNITS)
-    render(figure)
-    assert [axes.get_ylabel() for axes in figure.axes] == ["DV (ng/mL)"] * 2
 
 
 def test_running_median_resists_outliers_and_follows_the_trend():
@@ -191,49 +160,6 @@ def test_running_median_resists_outliers_and_follows_the_trend():
     np.testing.assert_allclose(middle, 2 * position, atol=0.3)
     assert len(position) >= 10 and (np.diff(position) > 0).all()
     assert running_median(x[:9], y[:9])[0].size == 0
-
-
-@pytest.mark.parametrize("count", [1, 200])
-def test_npde_figure(count):
-    rng = np.random.default_rng(2)
-    times, pred, error = rng.uniform(0, 24, count), rng.lognormal(size=count), rng.standard_normal(count)
-    figure = npde_figure(times, pred, error, UNITS)
-    render(figure)
-    assert [axes.get_xlabel() for axes in figure.axes] == ["Time (min)", "PRED (ng/mL)", "npde"]
-    for axes, x in zip(figure.axes, (times, pred), strict=False):
-        np.testing.assert_array_equal(lines(axes, "npde")[0].get_xydata(), np.column_stack([x, error]))
-    histogram = figure.axes[2]
-    area = sum(bar.get_width() * bar.get_height() for bar in histogram.patches)
-    assert area == pytest.approx(1.0)
-    assert lines(histogram, "N(0, 1)")[0].get_ydata().max() == pytest.approx(0.39894, abs=1e-5)
-
-
-def test_eta_figure_shows_shrinkage_and_covariates():
-    eta = np.array([[-1.0, 0.1], [1.0, -0.1], [0.0, 0.3]])
-    weight = np.array([50.0, 70.0, 90.0])
-    figure = eta_figure(eta, ["CL", "V1"], np.array([2.0, 0.4]), {"WT (kg)": weight})
-    render(figure)
-    # sd of -1, 1, 0 is 1; of 0.1, -0.1, 0.3 it is 0.2
-    assert [axes.get_title() for axes in figure.axes[:2]] == ["CL: shrinkage 50 %", "V1: shrinkage 50 %"]
-    assert [axes.get_ylabel() for axes in figure.axes[2:]] == ["η CL", "η V1"]
-    assert [axes.get_xlabel() for axes in figure.axes[2:]] == ["WT (kg)", "WT (kg)"]
-    drawn = lines(figure.axes[3], "subject")[0].get_xydata()
-    np.testing.assert_array_equal(drawn, np.column_stack([weight, eta[:, 1]]))
-    prior = lines(figure.axes[1], "population density")[0].get_ydata()
-    assert prior.max() == pytest.approx(0.39894 / 0.4, rel=1e-4)
-
-
-def test_eta_figure_of_one_subject_has_no_shrinkage():
-    figure = eta_figure(np.array([[0.2]]), ["KA"], np.array([0.5]), {"sex": np.array([1.0])})
-    render(figure)
-    assert [axes.get_title() for axes in figure.axes] == ["KA", ""]
-
-
-def test_eta_figure_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match="2 columns of eta"):
-        eta_figure(np.zeros((3, 2)), ["CL"], np.ones(2))
-    with pytest.raises(ValueError, match="covariate WT"):
-        eta_figure(np.zeros((3, 1)), ["CL"], np.ones(1), {"WT": np.ones(2)})
 
 
 @pytest.mark.parametrize("latent", [1, 2, 5])
@@ -281,29 +207,6 @@ def test_latent_space_refuses_what_does_not_fit():
         latent_space(np.zeros((0, 2)))
     with pytest.raises(ValueError, match="colours"):
         latent_space(np.zeros((3, 2)), np.zeros(2))
-
-
-@pytest.mark.parametrize("log", [False, True])
-@pytest.mark.parametrize("bins", [1, 4])
-def test_vpc_figure_draws_bands_and_quantiles(log, bins):
-    rng = np.random.default_rng(5)
-    times, simulated = np.tile([1.0, 2.0, 4.0, 8.0], 30), rng.lognormal(size=(50, 120))
-    observed = rng.lognormal(size=120)
-    observed[0] = 0.0
-    check = vpc(times, observed, simulated, vpc_bins(times, bins))
-    figure = vpc_figure(check, times, observed, UNITS, log=log)
-    render(figure)
-    (axes,) = figure.axes
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Time (min)", "Concentration (ng/mL)")
-    assert len(axes.collections) == 3
-    for k, name in enumerate(["observed 5 %", "observed 50 %", "observed 95 %"]):
-        expected = np.column_stack([check.centres, check.observed[k]])
-        np.testing.assert_array_equal(lines(axes, name)[0].get_xydata(), expected)
-        vertices = axes.collections[k].get_paths()[0].vertices
-        assert vertices[:, 1].min() == pytest.approx(check.lower[k].min())
-        assert vertices[:, 1].max() == pytest.approx(check.upper[k].max())
-        assert np.ptp(vertices[:, 0]) > 0
-    assert [text.get_text() for text in axes.texts] == (["1 not above 0, not shown"] if log else [])
 
 
 def test_parameter_recovery_is_log_log_with_identity():

@@ -248,6 +248,28 @@ def test_a_figure_takes_the_colours_of_the_page_and_keeps_its_numbers() -> None:
     ElementTree.fromstring(drawing)
 
 
+def test_every_mark_of_a_scatter_plot_is_drawn_and_takes_little_room() -> None:
+    figure, axes = new_figure(1, 1)
+    axes[0, 0].set(xlim=(0.0, 1.0), ylim=(0.0, 1.0))
+    x, y = np.random.default_rng(0).random((2, 1000))
+    axes[0, 0].plot(x, y, ls="none", marker="o", color="#0072B2", alpha=0.3)
+    axes[0, 0].plot(x[:5], y[:5], ls="none", marker="v", color="#D55E00")
+    drawing = svg(figure, "one")
+    root = ElementTree.fromstring(drawing)
+    lines = {}
+    for path in root.iter("path"):
+        if "marker: url(#" in path.get("style", ""):
+            name = path.get("style").partition("url(#")[2].rstrip(")")
+            lines[name] = np.array(path.get("d")[1:].split(), float).reshape(-1, 2)
+    known = {one.get("id"): one.find("use").get("style") for one in root.iter("marker")}
+    assert [(len(lines[name]), "0.3" in known[name]) for name in known] == [(1000, True), (5, False)]
+    first = next(iter(lines.values()))
+    for k, drawn in enumerate((x, -y)):  # places grow downwards
+        slope, start = np.polyfit(drawn, first[:, k], 1)
+        np.testing.assert_allclose(first[:, k], start + slope * drawn, atol=0.1)
+    assert len(drawing) < 30_000
+
+
 def test_numbers_in_words() -> None:
     assert [digits(x) for x in (8.0, 0.05, -12.3456, 1234567.0, 3e-7, np.nan)] == [
         "8", "0.05", "−12.35", "1234567", "3.000e−7", "–",

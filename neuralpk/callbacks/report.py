@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -18,33 +18,33 @@ from rich.text import Text
 
 from neuralpk.atomic_files import replacing
 from neuralpk.callbacks.logged_media import log_figures, log_text
-from neuralpk.callbacks.tensorboard import in_group, logged_step, parts_of, patient_figures
+from neuralpk.callbacks.tensorboard import fit_figures, in_group, logged_step, parts_of, patient_figures
 from neuralpk.cohort import Cohort, FloatArray
 from neuralpk.cohort_figures import (
-    SimulatedStudy,
     curve_errors,
     first_seen,
     first_values,
-    fit_figures,
     held_out,
     is_dosed,
-    population_figures,
+    learned_figures,
     quantity_of,
-    simulate_study,
 )
 from neuralpk.datamodules import CohortDataModule, SimulatedDataModule
-from neuralpk.diagnostics.population_plots import latent_space
-from neuralpk.diagnostics.simulation_checks import Calibration, calibration
+from neuralpk.diagnostics.parameter_plots import latent_space
 from neuralpk.diagnostics.style import png
 from neuralpk.estimation.standard_errors import PopulationEstimate
+from neuralpk.evaluation import Evaluation, evaluate
+from neuralpk.evaluation.evaluation_figures import PAGE
 from neuralpk.individual_estimates import IndividualEstimates
 from neuralpk.published_population import PublishedPopulation, write_population
+from neuralpk.saved_model import SavedTask
 from neuralpk.tables import write_table
 from neuralpk.task import LatentTask
 
 _MOST_RSE = 1000  # percent: wider digits would push the names out of the table
 _POOR_RSE = 50  # percent
 _WITH_INTERVALS = 200  # patients
+_POPULATION_FIGURES = ("pcvpc", "npde", "random_effects", "covariates")
 _EXAMPLE = 20  # subjects of the table with which the printed command runs
 
 
@@ -201,26 +201,29 @@ class Report(L.Callback):
         self._say(f"Population file: {folder / 'pop.yaml'}")
 
     def _checks(self, data: CohortDataModule, task: LatentTask, folder: Path) -> dict[str, bytes]:
-        """Calibration of the population, visual predictive check, npde and random effects of the training subjects."""
+        """The model judged on the training subjects, as `neuralpk evaluate` does it: verdict, calibration, and the
+        figures of the population."""
         cohort = data.part("train")
-        studies = simulate_study(task, cohort)
-        self._calibration(studies, cohort.units.value, folder)
-        figures = {name: png(figure) for name, figure in population_figures(task, cohort, studies).items()}
+        found = evaluate(SavedTask(Path(), task), cohort, draws=0, seed=task.seed)
+        self._calibration(found, folder)
+        self._conclude(f"Checks on the {_count(cohort, 'training')}: {found.sentence}")
+        for remark in found.remarks:
+            self._say(f"- {remark}")
+        drawn = {name.replace("_", " "): figure for name, figure in found.drawn(_POPULATION_FIGURES, width=PAGE)}
+        figures = {name: png(figure) for name, figure in (drawn | learned_figures(task, cohort)).items()}
         _write(figures, folder)
-        self._say(f"Checks of the population: {', '.join(figures)}, beside it")
+        self._say(f"Figures of the population: {', '.join(map(_file, figures))}, beside it")
         return figures
 
-    def _calibration(self, studies: Mapping[int, SimulatedStudy], unit: str, folder: Path) -> None:
-        found = {dvid: _calibrated(own) for dvid, own in studies.items()}
-        rows = [{"DVID": dvid} | asdict(one) for dvid, one in found.items()]
+    def _calibration(self, found: Evaluation, folder: Path) -> None:
         with replacing(folder / "calibration.csv") as part:
-            pd.DataFrame(rows).to_csv(part, index=False)
-        for dvid, one in found.items():
-            endpoint = f", endpoint {dvid}" if len(found) > 1 else ""
+            found.calibration.to_csv(part, index=False)
+        for one in found.calibration.to_dict("records"):
+            endpoint = f", endpoint {one['DVID']}" if len(found.endpoints) > 1 else ""
             self._conclude(
-                f"Simulated from the population, {one.observations} values{endpoint}: {100 * one.cover90:.0f} % "
-                f"within their 90 % intervals, CRPS {one.crps:.3g} {unit} (absolute error of the medians "
-                f"{one.absolute:.3g}), npde mean {one.npde_mean:+.2f}, sd {one.npde_sd:.2f}{_imputed(studies[dvid])}"
+                f"Simulated from the population, {one['observations']} values{endpoint}: {100 * one['cover90']:.0f} % "
+                f"within their 90 % intervals, CRPS {one['crps']:.3g} {found.units.value} (absolute error of the "
+                f"medians {one['absolute']:.3g}), NPDE mean {one['npde_mean']:+.2f}, sd {one['npde_sd']:.2f}"
             )
 
     def _errors(self, data: CohortDataModule, task: LatentTask) -> None:
@@ -250,7 +253,7 @@ class Report(L.Callback):
         seen = first_seen(data)
         val, test = data.part("val"), data.part("test")
         figures = patient_figures(task, data, task.reconstruct(val[: self.subjects], context=seen))
-        fits = {name: png(figure) for name, figure in fit_figures(task.residuals(val, context=seen), val).items()}
+        fits = fit_figures(task.residuals(val, context=seen), val.units)
         files = {name.replace("individual fits", "individuals"): own for name, own in (figures | fits).items()}
         if test is not val and test[0].truth is None:
             shown = test[: self.subjects].hidden_from(data.forecast) if data.forecast else test[: self.subjects]
@@ -376,14 +379,3 @@ def _project(logger: TensorBoardLogger, cohort: Cohort, result: IndividualEstima
     solved = np.flatnonzero(np.isfinite(result.z).all(axis=1))
     metadata = [rows[k] for k in solved]
     logger.experiment.add_embedding(result.z[solved], metadata, tag="latent space", metadata_header=list(columns))
-
-
-def _calibrated(study: SimulatedStudy) -> Calibration:
-    """Scores of the values that were measured; npde of those below the limit too."""
-    measured = ~study.below
-    return calibration(study.observed[measured], study.simulated[:, measured], study.npde)
-
-
-def _imputed(study: SimulatedStudy) -> str:
-    count = int(study.below.sum())
-    return f" (with {count} values below the limit of quantification, imputed from the model)" if count else ""

@@ -7,13 +7,16 @@ from importlib.metadata import version
 from typing import Any
 
 import lightning as L
+import pandas as pd
 
 from neuralpk.callbacks.logged_media import log_figures, log_text, takes_figures
 from neuralpk.callbacks.tensorboard_runs import TensorBoardRuns, flat
-from neuralpk.cohort_figures import first_seen, fit_figures, make_panels, phase_figure, quantity_of
+from neuralpk.cohort import Units
+from neuralpk.cohort_figures import first_seen, make_panels, phase_figure, quantity_of
 from neuralpk.datamodules import CohortDataModule
 from neuralpk.diagnostics.plots import individual_panels
 from neuralpk.diagnostics.style import png
+from neuralpk.evaluation.evaluation_figures import PAGE, fit_figure
 from neuralpk.individual_estimates import IndividualEstimates
 from neuralpk.task import LatentTask
 
@@ -75,9 +78,7 @@ class Dashboard(L.Callback):
         # as the validation estimates them: to search every MAP again and again would take longer than the training
         searched = task.objective.maximises_likelihood
         result = task.reconstruct(shown, draws=50, context=seen, population_known=True, map=searched)
-        figures = patient_figures(task, data, result) | {
-            name: png(figure) for name, figure in fit_figures(task.residuals(shown, context=seen), shown).items()
-        }
+        figures = patient_figures(task, data, result) | fit_figures(task.residuals(shown, context=seen), shown.units)
         log_figures(trainer.loggers, in_group("patients", figures), logged_step(trainer))
 
 
@@ -99,6 +100,20 @@ def patient_figures(task: LatentTask, data: CohortDataModule, result: Individual
     if endpoints == 2 and not any(subject.doses for subject in cohort):
         names = (quantity_of(cohort, task.model, 0), quantity_of(cohort, task.model, 1))
         figures["phase plane"] = png(phase_figure(cohort, result, names))
+    return figures
+
+
+def fit_figures(records: pd.DataFrame, units: Units) -> dict[str, bytes]:
+    """Goodness of fit of every endpoint, as PNG.
+
+    Args:
+        records: `LatentTask.residuals` of subjects.
+        units: of their table.
+    """
+    figures = {}
+    for endpoint, own in records.groupby("DVID"):
+        name = f"goodness of fit {endpoint}" if records["DVID"].nunique() > 1 else "goodness of fit"
+        figures[name] = png(fit_figure(own, units, PAGE, log=False))
     return figures
 
 

@@ -1,8 +1,6 @@
-"""Values below the limit of quantification in checks by simulation: their limits, their share, values imputed."""
+"""Values below the limit of quantification in checks by simulation: their limits, values imputed."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,37 +8,6 @@ from numpy.typing import NDArray
 from neuralpk.cohort import Cohort, FloatArray, Subject
 
 BoolArray = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class ShareBelow:
-    """Share of the values below the limit of quantification in each bin of time.
-
-    Args:
-        observed: of the data, ``[bin]``.
-        lower: 5 % over the simulated studies, ``[bin]``.
-        median: 50 % likewise.
-        upper: 95 % likewise.
-    """
-
-    observed: FloatArray
-    lower: FloatArray
-    median: FloatArray
-    upper: FloatArray
-
-    @classmethod
-    def of(cls, below: BoolArray, simulated: BoolArray, bins: NDArray[np.int64]) -> ShareBelow:
-        """From which values lie below their limit.
-
-        Args:
-            below: of the data, ``[observation]``.
-            simulated: of simulated studies, ``[sample, observation]``.
-            bins: of each observation, from 0, ``[observation]``.
-        """
-        every = range(int(bins.max()) + 1)
-        shares = np.stack([simulated[:, bins == k].mean(axis=1) for k in every], axis=1)
-        lower, median, upper = np.quantile(shares, (0.05, 0.5, 0.95), axis=0)
-        return cls(np.array([below[bins == k].mean() for k in every]), lower, median, upper)
 
 
 def quantification_limits(cohort: Cohort) -> FloatArray:

@@ -6,6 +6,8 @@ into batches changes them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -148,6 +150,49 @@ def crps_ensemble(samples: FloatArray, observed: FloatArray, *, fair: bool = Tru
     weight = (2.0 * np.arange(1, m + 1) - m - 1).reshape(-1, *[1] * np.ndim(observed))
     spread = 2.0 * np.sum(weight * np.sort(samples, axis=0), axis=0) / (m * (m - 1) if fair else m * m)
     return np.asarray(np.mean(np.abs(samples - observed), axis=0) - spread / 2, np.float64)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How well simulations foretell what was measured.
+
+    Args:
+        observations: how many were foretold.
+        cover90: share of them between the 5 % and the 95 % quantile of their simulations; 0.9 is right.
+        crps: mean continuous ranked probability score of the simulations, value unit; lower is better.
+        absolute: mean absolute error of their medians, the score of a forecast without spread.
+        npde_mean: of the NPDE, 0 under the right model.
+        npde_sd: likewise, 1 under the right model.
+    """
+
+    observations: int
+    cover90: float
+    crps: float
+    absolute: float
+    npde_mean: float
+    npde_sd: float
+
+
+def calibration(observed: FloatArray, simulated: FloatArray, errors: FloatArray) -> Calibration:
+    """Score simulations of a study against its data.
+
+    Args:
+        observed: value unit, ``[observation]``.
+        simulated: likewise, ``[sample, observation]``.
+        errors: NPDE of both, ``[observation]``.
+
+    Raises:
+        ValueError: shapes that do not fit; no observation.
+    """
+    low, median, high = np.quantile(simulated, [0.05, 0.5, 0.95], axis=0)
+    return Calibration(
+        len(observed),
+        coverage(low, high, observed, np.ones(observed.shape, bool)),
+        float(crps_ensemble(simulated, observed).mean()),
+        float(np.abs(median - observed).mean()),
+        float(errors.mean()),
+        float(errors.std()),
+    )
 
 
 def shrinkage(eta_hat: FloatArray, omega: FloatArray) -> FloatArray:

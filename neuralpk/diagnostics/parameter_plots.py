@@ -1,93 +1,85 @@
-"""Figures of individual parameters: random effects in their population, and estimates against the truth.
+"""Figures of individual parameters: where the patients lie in the latent space, and estimates against the truth.
 
 Every function returns a matplotlib `Figure` of its own and touches nothing global.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle
 
 from neuralpk.cohort import FloatArray
-from neuralpk.diagnostics.metrics import shrinkage
 from neuralpk.diagnostics.style import (
     BLUE,
     GREY,
     SKY,
     SMALL,
     TEXT,
-    VERMILLION,
-    histogram,
     identity_line,
     legend_on_top,
     new_figure,
-    plain,
-    running_median,
-    set_range,
     with_unit,
 )
 
 
-def eta_figure(
-    eta: FloatArray,
-    names: Sequence[str],
-    omega: FloatArray,
-    covariates: Mapping[str, FloatArray] | None = None,
-) -> Figure:
-    """Random effects with their population density and shrinkage, and against covariates below.
+def latent_space(mean: FloatArray, values: FloatArray | None = None, label: str = "") -> Figure:
+    """Where the subjects lie in the latent space, within the circles of the N(0, I) prior at 1 and 2 sd.
 
-    A trend against a covariate is variability that the covariate would explain; large shrinkage hides it.
+    More than two dimensions are turned onto the two principal directions of the cloud, about the prior mean, so that
+    the circles keep their meaning.
 
     Args:
-        eta: individual random effects, ``[subject, parameter]``.
-        names: of the parameters.
-        omega: standard deviations of the random effects, ``[parameter]``.
-        covariates: name, unit included, to ``[subject]``; a row each.
+        mean: posterior means, ``[subject, latent]``.
+        values: what colours the points, ``[subject]``.
+        label: of the colours, unit included.
 
     Raises:
-        ValueError: names, omega or covariates that do not fit eta.
+        ValueError: no subject or no dimension; values that do not fit.
     """
-    subjects, count = np.shape(eta)
-    if len(names) != count or np.shape(omega) != (count,):
-        raise ValueError(f"{count} columns of eta need as many names and omega, got {len(names)}, {np.shape(omega)}")
-    covariates = covariates or {}
-    figure, axes = new_figure(
-        1 + len(covariates), count, width=max(4.0, min(9.0, 3.0 * count)), height=0.5 + 2.3 * (1 + len(covariates))
-    )
-    shrunk = shrinkage(eta, omega) if subjects > 1 else np.full(count, np.nan)
-    for k, name in enumerate(names):
-        panel = axes[0, k]
-        histogram(panel, eta[:, k], float(omega[k]), "population density")
-        part = f": shrinkage {100 * shrunk[k]:.0f} %" if np.isfinite(shrunk[k]) else ""
-        panel.set_title(f"{name}{part}", fontsize=TEXT)
-        panel.set_xlabel(f"η {name}")
-        panel.set_ylabel("Density" if k == 0 else "")
-    for row, (covariate, values) in enumerate(covariates.items(), start=1):
-        if np.shape(values) != (subjects,):
-            raise ValueError(f"covariate {covariate}: shape {np.shape(values)} for {subjects} subjects")
-        for k, name in enumerate(names):
-            _against_covariate(axes[row, k], values, eta[:, k])
-            axes[row, k].set_xlabel(covariate)
-            axes[row, k].set_ylabel(f"η {name}")
-    legend_on_top(figure, list(axes.flat))
+    subjects, latent = np.shape(mean)
+    if subjects == 0 or latent == 0:
+        raise ValueError(f"a latent space needs subjects and dimensions, got {np.shape(mean)}")
+    if values is not None and np.shape(values) != (subjects,):
+        raise ValueError(f"colours are {np.shape(values)} for {subjects} subjects")
+    figure, axes = new_figure(1, 1, width=6.6 if values is not None else 5.6, height=5.6)
+    panel = axes[0, 0]
+    points, names = _principal(mean)
+    paper = {"boxstyle": "square,pad=0.15", "fc": "white", "ec": "none"}
+    for radius in (1, 2):
+        panel.add_patch(Circle((0, 0), radius, fill=False, ec=GREY, lw=1.0, ls="--", zorder=1))
+        panel.text(
+            0, radius, f"{radius} sd", color=GREY, fontsize=SMALL, ha="center", va="center", zorder=4, bbox=paper
+        )
+    colours: dict[str, Any] = {"c": BLUE} if values is None else {"c": values, "cmap": "cividis"}
+    drawn = panel.scatter(points[:, 0], points[:, 1], s=28, edgecolors="white", linewidths=0.5, zorder=3, **colours)
+    if values is not None:
+        bar = figure.colorbar(drawn, ax=panel, shrink=0.8)
+        bar.set_label(label, fontsize=TEXT)
+        bar.ax.tick_params(labelsize=SMALL)
+        bar.outline.set_visible(False)
+    reach = max(2.4, 1.1 * float(np.abs(points).max()))
+    panel.set(xlim=(-reach, reach), ylim=(-reach, reach), xlabel=names[0], ylabel=names[1])
+    panel.set_aspect("equal")
     return figure
 
 
-def _against_covariate(axes: Axes, values: FloatArray, eta: FloatArray) -> None:
-    axes.axhline(0, color=GREY, lw=1.0, ls="--", zorder=1)
-    axes.plot(values, eta, ls="none", marker="o", ms=4, mfc=BLUE, mec="none", alpha=0.55, label="subject")
-    set_range(axes, "x", values)
-    if len(np.unique(values)) <= 4:
-        # categories, coded as numbers
-        axes.set_xticks(np.unique(values))
-    trend = running_median(values, eta, windows=8)
-    if len(trend[0]) > 1:
-        axes.plot(*trend, color=VERMILLION, lw=1.8, label="running median")
-    if len(values) > 2 and np.ptp(values) > 0 and np.ptp(eta) > 0:
-        axes.set_title(f"r = {plain(np.corrcoef(values, eta)[0, 1])}", fontsize=SMALL, color=GREY, pad=2)
+def _principal(mean: FloatArray) -> tuple[FloatArray, tuple[str, str]]:
+    """Two coordinates of each subject and their names."""
+    latent = mean.shape[1]
+    if latent == 1:
+        return np.column_stack([mean[:, 0], np.zeros(len(mean))]), ("latent 1", "")
+    if latent == 2:
+        return mean, ("latent 1", "latent 2")
+    _, size, directions = np.linalg.svd(mean - mean.mean(axis=0))
+    part = np.zeros(latent)
+    part[: len(size)] = 100 * np.square(size) / max(float(np.square(size).sum()), np.finfo(float).tiny)
+    # one subject has no spread of which a component could be a share
+    shares = [f" ({share:.0f} %)" if size.any() else "" for share in part]
+    return mean @ directions[:2].T, (f"principal component 1{shares[0]}", f"principal component 2{shares[1]}")
 
 
 def parameter_recovery(

@@ -1,4 +1,4 @@
-"""Figures of fits: individual profiles, goodness of fit, phase planes.
+"""Figures of fits: individual profiles, phase planes.
 
 Every function returns a matplotlib `Figure` of its own and touches nothing global.
 """
@@ -20,19 +20,17 @@ from neuralpk.diagnostics.style import (
     BLUE,
     GREEN,
     GREY,
-    LIGHT,
     ORANGE,
     PURPLE,
     SKY,
     TEXT,
     VERMILLION,
+    dose_marks,
     fixed_margins,
-    identity_line,
     legend_on_top,
     log_scale,
     new_figure,
     note_hidden,
-    running_median,
     set_range,
     time_axis,
     with_unit,
@@ -165,18 +163,7 @@ def _draw_panel(axes: Axes, subject: Panel) -> None:
                 zorder=4,
             )
     if subject.dose_times is not None and len(subject.dose_times):
-        axes.plot(
-            subject.dose_times,
-            np.full(len(subject.dose_times), 0.035),
-            ls="none",
-            marker="^",
-            ms=5,
-            mfc=PURPLE,
-            mec="none",
-            transform=axes.get_xaxis_transform(),
-            label="dose",
-            zorder=5,
-        )
+        dose_marks(axes, subject.dose_times, 5)
     axes.set_title(subject.id, fontsize=TEXT, pad=3)
 
 
@@ -197,90 +184,6 @@ def _scale_panels(axes: NDArray[Any], subjects: Sequence[Panel], log: bool, shar
         if log:
             log_scale(panel, "y")
             note_hidden(panel, one.observed_values)
-
-
-def goodness_of_fit(
-    times: FloatArray,
-    observed: FloatArray,
-    pred: FloatArray,
-    ipred: FloatArray,
-    iwres: FloatArray,
-    units: Units,
-    log: bool = False,
-    censored: BoolArray | None = None,
-) -> Figure:
-    """The four classical panels: DV against PRED and IPRED, IWRES against IPRED and time; the first two alone where
-    no IWRES is known.
-
-    Args:
-        times: time unit, ``[observation]``; likewise all that follow.
-        observed: DV, value unit.
-        pred: population prediction.
-        ipred: individual prediction.
-        iwres: individual weighted residuals.
-        units: for the axes.
-        log: logarithmic values; points that are not positive are counted in the panel instead of shown.
-        censored: which observations are limits, the value lying below; they are drawn as such.
-    """
-    limit = np.zeros(len(observed), bool) if censored is None else censored
-    weighted = bool(np.isfinite(iwres).any())
-    figure, axes = new_figure(1 + weighted, 2, width=8.0, height=7.4 if weighted else 4.0)
-    for panel, x, name in zip(axes[0], (pred, ipred), ("PRED", "IPRED"), strict=True):
-        _cloud(panel, x[~limit], observed[~limit])
-        if limit.any():
-            points = {"ls": "none", "marker": "v", "ms": 4.0, "mfc": "none", "mec": VERMILLION, "mew": 1.0}
-            panel.plot(x[limit], observed[limit], label="BLQ, at its limit", zorder=3, **points)
-        identity_line(panel, x, observed, log=log)
-        panel.set_xlabel(with_unit(name, units.value))
-        panel.set_ylabel(with_unit("DV", units.value))
-        if log:
-            note_hidden(panel, x, observed)
-    if weighted:
-        _weighted_residuals(axes[1], times, ipred, iwres, units, log)
-    legend_on_top(figure, [axes[0, 0]])
-    return figure
-
-
-def _weighted_residuals(
-    row: NDArray[Any], times: FloatArray, ipred: FloatArray, iwres: FloatArray, units: Units, log: bool
-) -> None:
-    span = np.max(np.abs(iwres[np.isfinite(iwres)]), initial=2.5)
-    for panel, x, label in zip(
-        row, (ipred, times), (with_unit("IPRED", units.value), with_unit("Time", units.time)), strict=True
-    ):
-        for level in (-2, 2):
-            panel.axhline(level, color=LIGHT, lw=0.9, ls=":", zorder=1)
-        panel.axhline(0, color=GREY, lw=1.0, ls="--", zorder=1)
-        _cloud(panel, x, iwres)
-        panel.set_xlabel(label)
-        panel.set_ylabel("IWRES")
-        panel.set_box_aspect(1)
-        panel.set_ylim(-1.1 * span, 1.1 * span)
-        on_log = log and panel is row[0]
-        set_range(panel, "x", x, log=on_log)
-        if on_log:
-            log_scale(panel, "x")
-            note_hidden(panel, x)
-    time_axis(row[1], units.time)
-
-
-def _cloud(axes: Axes, x: FloatArray, y: FloatArray) -> None:
-    """Points and their running median."""
-    many = len(x) > 500
-    axes.plot(
-        x,
-        y,
-        ls="none",
-        marker="o",
-        ms=3 if many else 4,
-        mfc=BLUE,
-        mec="none",
-        alpha=0.3 if many else 0.55,
-        label="data",
-    )
-    trend = running_median(x, y)
-    if len(trend[0]) > 1:
-        axes.plot(*trend, color=VERMILLION, lw=1.8, label="running median")
 
 
 def phase_plane(

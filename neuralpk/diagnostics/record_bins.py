@@ -105,20 +105,6 @@ def bins_over_time(time: FloatArray, since: FloatArray, doses: IntArray, most: i
     return np.argsort(np.argsort(centres, kind="stable"), kind="stable")[key].astype(np.int64)
 
 
-def bin_edges(time: FloatArray, bins: IntArray) -> FloatArray | None:
-    """Edges halfway between bins, increasing, ``[bin + 1]``; None where bins overlap, as those of patients whose
-    doses are at different times, or where all times are alike.
-
-    Args:
-        time: ``[record]``.
-        bins: of each record, from 0 in the order of time, ``[record]``.
-    """
-    ends = np.array([(time[bins == k].min(), time[bins == k].max()) for k in range(int(bins.max()) + 1)])
-    if (ends[1:, 0] <= ends[:-1, 1]).any() or ends[0, 0] == ends[-1, 1]:
-        return None
-    return np.concatenate([ends[:1, 0], (ends[:-1, 1] + ends[1:, 0]) / 2, ends[-1:, 1]])
-
-
 def _intervals(doses: IntArray, most: int) -> list[NDArray[np.bool_]]:
     """Groups of neighbouring dosing intervals, each with about a share of the records or more."""
     least, groups, start = max(2 * _LEAST, 2 * len(doses) // most), [], None

@@ -204,6 +204,28 @@ def histogram(
     axes.set_xlim(-reach, reach)
 
 
+def dose_marks(axes: Axes, times: FloatArray, size: float) -> None:
+    """Triangles at the foot of a panel where doses were given; of times outside its range only those inside are seen.
+
+    Args:
+        axes: the panel.
+        times: ``[dose]``.
+        size: points.
+    """
+    axes.plot(
+        times,
+        np.full(len(times), 0.035),
+        ls="none",
+        marker="^",
+        ms=size,
+        mfc=PURPLE,
+        mec="none",
+        transform=axes.get_xaxis_transform(),
+        label="dose",
+        zorder=5,
+    )
+
+
 def note(axes: Axes, text: str) -> None:
     """A remark in the upper left corner, such as what a logarithmic axis cannot show."""
     axes.text(0.02, 0.98, text, transform=axes.transAxes, fontsize=SMALL, color=GREY, va="top", ha="left")

@@ -8,8 +8,10 @@ The text of a regimen::
     250 mg q8h steady state
 
 A course is an amount with its unit, an interval (``q12h``, ``every 12 h``, ``qd``, ``bid``, ``tid``, ``qid``), how
-often (``x 6``, ``for 3 d``, ``steady state``) and options: ``infusion 2 h``, ``at 24 h``, ``cmt 2``. Courses follow
-each other after ``then``; one dose without an interval is followed after the interval of the next course.
+often (``x 6``, ``for 3 d``, ``steady state``) and options: ``infusion 2 h``, ``modelled rate`` or ``modelled
+duration`` for an infusion whose rate or duration is a parameter of the model (RATE -1, -2), ``at 24 h``, ``cmt 2``.
+Courses follow each other after ``then``; one dose without an interval is followed after the interval of the next
+course.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from neuralpk.cohort import MOST_ADDITIONAL, Dose, Units
+from neuralpk.cohort import MODELLED_DURATION, MODELLED_RATE, MOST_ADDITIONAL, Dose, Units
 
 _TIMES = {"s": 1 / 3600, "min": 1 / 60, "h": 1.0, "d": 24.0, "wk": 168.0}
 _TIME_NAMES = {
@@ -34,7 +36,7 @@ _DAILY = {"qd": 1, "od": 1, "bid": 2, "tid": 3, "qid": 4}
 
 _NUMBER = r"(\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+)"
 _TIME = _NUMBER + r"\s*([A-Za-z]+)"
-_NO_UNIT = r"(?!(?:q\s*[\d.]|every|[qo]d|bid|tid|qid|x|for|ss|steady|once|infus|over|at|cmt)\b|q\d)"
+_NO_UNIT = r"(?!(?:q\s*[\d.]|every|[qo]d|bid|tid|qid|x|for|ss|steady|once|infus|over|modelled|at|cmt)\b|q\d)"
 _AMOUNT = re.compile(_NUMBER + rf"\s*({_NO_UNIT}[A-Za-zµμ]+(?:/\w+)?)?(?=[\s,]|$)", re.IGNORECASE)
 _PIECES = {
     # 'q12 x 6' has no unit
@@ -45,6 +47,7 @@ _PIECES = {
     "steady": re.compile(r"(steady\s*state|ss)\b", re.IGNORECASE),
     "once": re.compile(r"(once)\b", re.IGNORECASE),
     "infusion": re.compile(r"(?:infusion|infused|over)\s+(?:over\s+)?" + _TIME + r"\b", re.IGNORECASE),
+    "modelled": re.compile(r"modelled\s+(rate|duration)\b", re.IGNORECASE),
     "at": re.compile(r"at\s+" + _TIME + r"\b", re.IGNORECASE),
     "compartment": re.compile(r"cmt\s+(\d+)\b", re.IGNORECASE),
 }
@@ -64,6 +67,8 @@ class Course:
         compartment: where it goes, counted from 1.
         steady_state: whether the first dose finds the steady state of such doses.
         by_weight: whether the amount is per kg of body weight.
+        rate: of the infusion: -1 for that of the model, -2 for the duration of the model, as of
+            `neuralpk.cohort.Dose`; 0 for neither.
 
     Raises:
         ValueError: a number that no course can have.
@@ -77,8 +82,11 @@ class Course:
     compartment: int = 1
     steady_state: bool = False
     by_weight: bool = False
+    rate: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.rate not in (0.0, MODELLED_RATE, MODELLED_DURATION) or (self.rate and self.duration):
+            raise ValueError(f"an infusion has a duration, or rate -1 or -2 for those of the model: {self}")
         if min(self.amount, self.interval, self.duration, self.start) < 0 or self.count < 1 or self.compartment < 1:
             raise ValueError(f"nothing in a course may be negative, and it has one dose or more: {self}")
         if self.count > MOST_ADDITIONAL:
@@ -187,6 +195,7 @@ class Regimen:
                         time=start + time,
                         amount=amount,
                         compartment=course.compartment,
+                        rate=course.rate,
                         duration=course.duration,
                         interval=course.interval if steady else 0.0,
                         steady_state=int(steady),
@@ -232,7 +241,7 @@ def _course(text: str, units: Units) -> tuple[Course, bool]:
         if piece is None:
             raise ValueError(
                 f"regimen: {text[at:]!r} in {text!r} is not understood. There are: q12h, every 12 h, qd, bid, tid, "
-                "qid; x 6, for 3 d, steady state, once; infusion 2 h; at 24 h; cmt 2"
+                "qid; x 6, for 3 d, steady state, once; infusion 2 h, modelled rate, modelled duration; at 24 h; cmt 2"
             )
         if name in found:
             raise ValueError(f"regimen: {name} stands twice in {text!r}")
@@ -263,7 +272,12 @@ def _course(text: str, units: Units) -> tuple[Course, bool]:
         if abs(count * interval - time("length")) > 1e-6 * interval or not count:
             raise ValueError(f"regimen: {text!r} does not hold a whole number of intervals")
     compartment = int(found["compartment"][1]) if "compartment" in found else 1
-    course = Course(value, interval, count, time("infusion"), time("at"), compartment, steady, by_weight)
+    if "modelled" in found and "infusion" in found:
+        two = f"{found['infusion'][0]} and a {found['modelled'][0]}"
+        raise ValueError(f"regimen: {text!r} has {two}: which of the two?")
+    codes = {"rate": MODELLED_RATE, "duration": MODELLED_DURATION}
+    rate = codes[found["modelled"][1].lower()] if "modelled" in found else 0.0
+    course = Course(value, interval, count, time("infusion"), time("at"), compartment, steady, by_weight, rate)
     return course, "at" in found
 
 

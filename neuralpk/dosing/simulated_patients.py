@@ -185,13 +185,14 @@ class SimulatedPatients:
     def _warn_of_doses_at_once(self, regimen: Regimen) -> None:
         """Say that a regimen does not use the rate or the duration that the model has for infusions."""
         dynamics = self.models[0].dynamics
-        at_once = {course.compartment for course in regimen.courses if not course.duration}
+        at_once = {course.compartment for course in regimen.courses if not (course.duration or course.rate)}
         numbered = enumerate(dynamics.states, start=1)
         states = [name for k, name in numbered if k in at_once and name in dynamics.with_rate + dynamics.with_duration]
         if states:
             warnings.warn(
                 f"doses of a regimen into {', '.join(states)} are given at once, without the rate or the duration that "
-                "the model has for infusions (RATE -1, -2); state a duration, as in 'infusion 2 h'",
+                "the model has for infusions; ask for it by 'modelled rate' or 'modelled duration', or state a "
+                "duration, as in 'infusion 2 h'",
                 stacklevel=3,
             )
 

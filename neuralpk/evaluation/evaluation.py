@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from neuralpk.atomic_files import replacing
 from neuralpk.cohort import Units
+from neuralpk.diagnostics.metrics import Calibration, calibration
 from neuralpk.diagnostics.record_bins import bins_along, bins_over_time
-from neuralpk.evaluation import evaluation_figures as drawn
+from neuralpk.evaluation import evaluation_figures
 from neuralpk.evaluation.checks import LEVEL, enough_studies
 from neuralpk.evaluation.predictive_check import check_frame, corrected
 from neuralpk.evaluation.simulated_study import IntArray, SimulatedStudy
@@ -33,7 +34,7 @@ FIGURES = {
     "covariates": "random effects against covariates",
     "vpc": "visual predictive check",
     "pcvpc": "prediction-corrected visual predictive check",
-    "npde": "distribution of the normalised prediction distribution errors",
+    "npde": "normalised prediction distribution errors: distribution, against time and predictions",
 }
 """Figures of an evaluation, by name."""
 
@@ -44,6 +45,7 @@ TABLES = (
     "shrinkage.csv",
     "errors.csv",
     "checks.csv",
+    "calibration.csv",
     "vpc.csv",
     "pcvpc.csv",
     "individuals.csv",
@@ -127,7 +129,7 @@ class Evaluation:
     @property
     def repeats(self) -> bool:
         """Whether doses repeat, so that time after dose is not time."""
-        return drawn.repeats(self.records)
+        return evaluation_figures.repeats(self.records)
 
     @property
     def can_fail(self) -> bool:
@@ -139,6 +141,21 @@ class Evaluation:
     def pages(self) -> int:
         """Number of pages of individual panels."""
         return -(-self.curves["ID"].nunique() // _PANELS)
+
+    @property
+    def calibration(self) -> pd.DataFrame:
+        """How well simulated studies foretell what was measured, a row for each endpoint: DVID and what
+        `neuralpk.diagnostics.metrics.Calibration` says; values below the limit of quantification count only among the
+        NPDE. Without rows for a model that cannot simulate values."""
+        rows = []
+        for own in self.endpoints if self.study is not None else ():
+            assert self.study is not None
+            part = self.study.select((self.records["DVID"].to_numpy() == own)[self.study.rows])
+            measured = ~part.below[0]
+            if measured.any():
+                known = part.values[:, measured]
+                rows.append({"DVID": own} | asdict(calibration(known[0], known[1:], part.npde[0])))
+        return pd.DataFrame(rows, columns=["DVID", *(one.name for one in fields(Calibration))])
 
     @property
     def verdict(self) -> dict[str, Any]:
@@ -186,8 +203,8 @@ class Evaluation:
         possible = {
             "random_effects": effects,
             "covariates": effects and len(self.covariates) > 0,
-            "vpc": self.study is not None,
-            "pcvpc": self.study is not None,
+            "vpc": bool(self._checked("vpc")),
+            "pcvpc": bool(self._checked("pcvpc")),
             "npde": self.study is not None,
         }
         return tuple(name for name in FIGURES if possible.get(name, True))
@@ -220,7 +237,7 @@ class Evaluation:
         subjects: Sequence[str] | None = None,
         page: int = 1,
         log: bool = False,
-        width: float = drawn.COLUMN,
+        width: float = evaluation_figures.COLUMN,
     ) -> Figure:
         """One of the figures (`FIGURES`).
 
@@ -240,22 +257,22 @@ class Evaluation:
         """
         self._refuse_unknown(name)
         if name == "random_effects":
-            return drawn.random_effects_figure(self.random_effects, self.shrinkage, width)
+            return evaluation_figures.random_effects_figure(self.random_effects, self.shrinkage, width)
         if name == "covariates":
             effects = list(self.shrinkage["PARAMETER"])
-            return drawn.covariates_figure(self.random_effects, effects, self.covariates, width)
+            return evaluation_figures.covariates_figure(self.random_effects, effects, self.covariates, width)
         own = self._of_endpoint(endpoint)
         if name in ("vpc", "pcvpc"):
             check, points = self.check_and_points(name, endpoint=own, by=by, against=against)
-            what = drawn.QUANTITIES[name]
-            return drawn.vpc_figure(check, points, self.units_of(own), width, log, against or "TIME", what)
+            what = evaluation_figures.QUANTITIES[name]
+            return evaluation_figures.vpc_figure(check, points, self.units_of(own), width, log, against or "TIME", what)
         records = self.records[self.records["DVID"] == own]
         if name == "individuals":
             lines = self.data("individuals", endpoint=own, subjects=subjects, page=page)
-            return drawn.individuals_figure(lines, records, self.doses, self.units_of(own), width, log)
+            return evaluation_figures.individuals_figure(lines, records, self.doses, self.units_of(own), width, log)
         if name == "npde":
-            return drawn.npde_figure(records["NPDE"].dropna().to_numpy(float), width)
-        return drawn.fit_figure(records, self.units_of(own), width, log)
+            return evaluation_figures.npde_figure(records, self.units_of(own), width)
+        return evaluation_figures.fit_figure(records, self.units_of(own), width, log)
 
     def write(
         self, folder: str | Path, by: Sequence[str] = (), against: str | None = None, log: bool = False, dpi: int = 300
@@ -284,7 +301,7 @@ class Evaluation:
             paths.append(folder / name)
             with replacing(paths[-1]) as part:
                 frame.to_csv(part, index=False)
-        for name, figure in self._every_figure(by, against, log):
+        for name, figure in self.drawn(by=by, against=against, log=log):
             paths.append(folder / f"{name}.png")
             with replacing(paths[-1]) as part:
                 figure.savefig(part, dpi=dpi)
@@ -294,29 +311,56 @@ class Evaluation:
         return paths
 
     def _checks_by_endpoint(self, name: str) -> pd.DataFrame:
-        parts = [self.data(name, endpoint=own).assign(DVID=own) for own in self.endpoints]
+        parts = [self.data(name, endpoint=own).assign(DVID=own) for own in self._checked(name)]
         return pd.concat(parts, ignore_index=True)
 
-    def _every_figure(self, by: Sequence[str], against: str | None, log: bool) -> Any:
-        for name in self.figures:
-            of_all = name in ("random_effects", "covariates")
-            for own in self.endpoints[:1] if of_all else self.endpoints:
+    def _checked(self, name: str) -> list[int]:
+        """DVID of the endpoints that have a visual predictive check: values that studies were simulated of, and, to be
+        prediction-corrected, that are predicted to be positive."""
+        if self.study is None:
+            return []
+        used = self.records.iloc[self.study.rows]
+        used = used[used["PRED"] > 0] if name == "pcvpc" else used
+        return [own for own in self.endpoints if (used["DVID"] == own).any()]
+
+    def drawn(
+        self,
+        names: Sequence[str] | None = None,
+        *,
+        by: Sequence[str] = (),
+        against: str | None = None,
+        log: bool = False,
+        width: float = evaluation_figures.COLUMN,
+    ) -> Iterator[tuple[str, Figure]]:
+        """Figures, of every endpoint, each with the name of its file.
+
+        Args:
+            names: of `FIGURES`; None for all that this evaluation has. Those that it has not are left out.
+            by: columns by which the visual predictive checks are stratified, each in a figure of its own.
+            against: of the visual predictive checks, TIME or TAD; None for TIME, where doses repeat also TAD.
+            log: logarithmic values.
+            width: mm.
+        """
+        for name in self.figures if names is None else [one for one in names if one in self.figures]:
+            of_all, check = name in ("random_effects", "covariates"), name in ("vpc", "pcvpc")
+            endpoints = self._checked(name) if check else self.endpoints[:1] if of_all else self.endpoints
+            for own in endpoints:
                 stem = name if of_all or len(self.endpoints) == 1 else f"{name}_{own}"
                 if name == "individuals":
                     for page in range(1, 1 + min(self.pages, _WRITTEN_PAGES)):
                         where = stem if page == 1 else f"{stem}_page{page}"
-                        yield where, self.figure(name, endpoint=own, page=page, log=log)
+                        yield where, self.figure(name, endpoint=own, page=page, log=log, width=width)
                     continue
-                if name not in ("vpc", "pcvpc"):
-                    yield stem, self.figure(name, endpoint=own, log=log)
+                if not check:
+                    yield stem, self.figure(name, endpoint=own, log=log, width=width)
                     continue
                 axes = (against,) if against else ("TIME", "TAD") if self.repeats else ("TIME",)
                 for axis in axes:
                     end = "" if axis == "TIME" else f"_{axis}"
-                    yield stem + end, self.figure(name, endpoint=own, against=axis, log=log)
+                    yield stem + end, self.figure(name, endpoint=own, against=axis, log=log, width=width)
                     for column in by:
                         where = f"{stem}_by_{_in_file_name(column)}{end}"
-                        yield where, self.figure(name, endpoint=own, by=column, against=axis, log=log)
+                        yield where, self.figure(name, endpoint=own, by=column, against=axis, log=log, width=width)
 
     def units_of(self, endpoint: int) -> Units:
         """Units of an endpoint: those of the table are of the first, and of another the value has none that is

@@ -22,9 +22,9 @@ from neuralpk.diagnostics.style import (
     GREY,
     LIGHT,
     ORANGE,
-    PURPLE,
     SKY,
     VERMILLION,
+    dose_marks,
     histogram,
     log_scale,
     new_figure,
@@ -116,8 +116,8 @@ def _below(frame: pd.DataFrame) -> NDArray[np.bool_]:
 
 
 def fit_figure(records: pd.DataFrame, units: Units, width: float, log: bool) -> Figure:
-    """DV against PRED and IPRED; residuals against predictions, time and time after dose."""
-    value, time = units.value, units.time
+    """DV against PRED and IPRED; those of IWRES and CWRES that there are against predictions, time and time after
+    dose."""
     residuals = [
         (y, x)
         for y, x in (
@@ -125,23 +125,15 @@ def fit_figure(records: pd.DataFrame, units: Units, width: float, log: bool) -> 
             ("IWRES", "TIME"),
             ("CWRES", "PRED"),
             ("CWRES", "TIME"),
-            ("NPDE", "PRED"),
-            ("NPDE", "TIME"),
             ("CWRES", "TAD"),
-            ("NPDE", "TAD"),
         )
-        if records[y].notna().any() and (x != "TAD" or repeats(records))
+        if y in records and records[y].notna().any() and (x != "TAD" or repeats(records))
     ]
     figure, panels = _new(2 + len(residuals), width, 38)
     for panel, name in zip(panels, ("PRED", "IPRED"), strict=False):
         _identity_panel(panel, records, name, units, log)
-    labels = {"TIME": with_unit("Time", time), "TAD": with_unit("Time after dose", time)}
     for panel, (residual, against) in zip(panels[2:], residuals, strict=True):
-        own = records[records[residual].notna() & records[against].notna()]
-        residual_panel(panel, own[against].to_numpy(float), own[residual].to_numpy(float), residual)
-        panel.set_xlabel(labels.get(against, with_unit(against, value)))
-        if against in labels:
-            time_axis(panel, "", named=False)
+        _residual_panel(panel, records, residual, against, units)
     return _finish(figure, panels)
 
 
@@ -181,21 +173,33 @@ def repeats(records: pd.DataFrame) -> bool:
     return bool((spread > 1e-6 * max(1e-300, float(np.ptp(records["TIME"].to_numpy(float))))).any())
 
 
-def residual_panel(panel: Axes, x: FloatArray, y: FloatArray, name: str) -> None:
-    """Standardised residuals with their trend and lines at 0 and ±1.96."""
+def _residual_panel(panel: Axes, records: pd.DataFrame, name: str, against: str, units: Units) -> None:
+    """Standardised residuals with their trend and lines at 0 and ±1.96; those of values below the limit of
+    quantification, which only the NPDE have, are marked."""
+    own = records[records[name].notna() & records[against].notna()]
+    x, y, below = own[against].to_numpy(float), own[name].to_numpy(float), _below(own)
     span = 1.1 * max(3.0, float(np.max(np.abs(y), initial=0.0)))
     for level, dashes in ((-1.96, ":"), (0.0, "--"), (1.96, ":")):
         panel.axhline(level, color=GREY, lw=0.7, ls=dashes, zorder=1)
-    _points(panel, x, y)
+    _points(panel, x[~below], y[~below])
+    if below.any():
+        _points(panel, x[below], y[below], "BLQ, imputed", "v", mfc="none", mec=BLUE, mew=0.5)
     _trend(panel, x, y)
     panel.set_ylim(-span, span)
     set_range(panel, "x", x)
     panel.set_ylabel(name)
+    times = {"TIME": "Time", "TAD": "Time after dose"}
+    panel.set_xlabel(with_unit(times.get(against, against), units.time if against in times else units.value))
+    if against in times:
+        time_axis(panel, "", named=False)
 
 
-def npde_figure(npde: FloatArray, width: float) -> Figure:
-    """Histogram of the NPDE and their quantiles against those of N(0, 1)."""
-    figure, panels = _new(2, width, 42)
+def npde_figure(records: pd.DataFrame, units: Units, width: float) -> Figure:
+    """Histogram of the NPDE, their quantiles against those of N(0, 1), and they against time, predictions and, where
+    doses repeat, time after dose."""
+    against = ["TIME", "PRED", *(["TAD"] if repeats(records) else [])]
+    npde = records["NPDE"].dropna().to_numpy(float)
+    figure, panels = _new(2 + len(against), width, 40)
     histogram(panels[0], npde, 1.0, "N(0, 1)", "data", *_THIN)
     panels[0].set_xlabel("NPDE")
     panels[0].set_ylabel("Density")
@@ -205,6 +209,8 @@ def npde_figure(npde: FloatArray, width: float) -> Figure:
     panels[1].plot([-reach, reach], [-reach, reach], color=GREY, lw=0.8, ls="--", zorder=1, label="identity")
     _points(panels[1], score, ordered)
     panels[1].set(xlim=(-reach, reach), ylim=(-reach, reach), xlabel="Normal quantile", ylabel="NPDE")
+    for panel, axis in zip(panels[2:], against, strict=True):
+        _residual_panel(panel, records, "NPDE", axis, units)
     return _finish(figure, panels)
 
 
@@ -392,17 +398,7 @@ def _individual(
         if below.any():
             _points(panel, x[below], y[below], "BLQ, at its limit", "v", mfc="none", **look)
     if given is not None:
-        panel.plot(
-            given["TIME"],
-            np.full(len(given), 0.04),
-            ls="none",
-            marker="^",
-            ms=2.5,
-            mfc=PURPLE,
-            mec="none",
-            transform=panel.get_xaxis_transform(),
-            label="dose",
-        )
+        dose_marks(panel, given["TIME"].to_numpy(float), 2.5)
     set_range(panel, "x", at)
     set_range(panel, "y", *values, log=log)
     time_axis(panel, "", named=False)

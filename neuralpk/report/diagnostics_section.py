@@ -29,7 +29,7 @@ _READINGS = {
     "studies. Lines inside their bands speak for the model.",
     "pcvpc": "As above, with each value multiplied by the typical prediction of its bin over its own prediction: doses "
     "and covariates do not spread the values.",
-    "npde": "They are standard normal where the model is right.",
+    "npde": "Where the model is right, they are standard normal, at every time and prediction.",
     "random_effects": "Histograms of the estimates with the distribution of the population. Large shrinkage says that "
     "the samples tell little about the parameter of a patient.",
     "covariates": "A trend is variability that the covariate could explain.",
