@@ -728,6 +728,7 @@ class LatentTask(L.LightningModule):
         population_known: bool = False,
         progress: Callable[[Sequence[Tensor]], Iterable[Tensor]] = iter,
         seed: int | None = None,
+        first_index: int = 0,
         **table: Any,
     ) -> IndividualEstimates:
         """Estimate every patient's concentration curve and parameters from the data.
@@ -743,6 +744,8 @@ class LatentTask(L.LightningModule):
                 objective that does not maximise the likelihood.
             progress: wraps the iterable of parts of the cohort, for example in a progress bar.
             seed: of the draws; None for that of the training.
+            first_index: number of patients before these in a table of which they are a part
+                (`neuralpk.individual_estimates.evaluation_batch`).
             table: further arguments of `neuralpk.tables.read_table`; the covariates are those of the model.
 
         Raises:
@@ -774,6 +777,7 @@ class LatentTask(L.LightningModule):
                 # only a fit by maximum likelihood has the uncertainty of its population
                 population_known=population_known or not self.objective.maximises_likelihood,
                 has_error=self.objective.has_likelihood,
+                first_index=first_index,
                 progress=progress,
             )
 

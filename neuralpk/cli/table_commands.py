@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -21,11 +22,12 @@ from neuralpk.cli.merged_configuration import Configuration
 from neuralpk.cli.outputs import OVERWRITE, refuse_results
 from neuralpk.cli.progress_bar import progress_bar
 from neuralpk.cli.report_command import report
-from neuralpk.cli.signatures import GIVEN_TO_READ_TABLE, Option, options_of_reader
+from neuralpk.cli.signatures import GIVEN_TO_READ_TABLE, Option, options_of, options_of_reader
 from neuralpk.cli.stop_signals import leaving_on_sigterm
 from neuralpk.cli.unsolved_patients import refuse_unsolved
 from neuralpk.cohort import Units
 from neuralpk.cohort_figures import save_panels
+from neuralpk.estimates_in_parts import WARNINGS, PartwiseEstimates, estimate_in_parts
 from neuralpk.individual_estimates import OCCASION_TABLE, TABLES, IndividualEstimates
 from neuralpk.published_population import write_population
 from neuralpk.rxode2 import export_rxode2, import_rxode2
@@ -33,6 +35,7 @@ from neuralpk.saved_model import read_model
 from neuralpk.tables import read_table
 
 _PANELS = 15
+_WARNINGS_SHOWN = 10
 
 
 def estimate(
@@ -42,6 +45,8 @@ def estimate(
     draws: int = 200,
     map_estimate: bool | None = None,
     seed: int = 0,
+    part_size: int | None = None,
+    processes: int | None = None,
     unverified: bool = False,
     units: list[str] | None = None,
     **reading: Any,
@@ -56,18 +61,30 @@ def estimate(
         out: folder for curves.csv (ID, TIME, PRED, IPRED, LO90, HI90), individuals.csv (every parameter and eta with
             its 90 % interval), records.csv (DV, PRED, IPRED, IRES, IWRES, TAD, …), exposure.csv (AUC, CMAX, TMAX,
             CMIN), with variability between occasions occasions.csv (every parameter on every occasion), and the figure
-            individuals.png of the first patients.
+            individuals.png of the first patients; with --part_size warnings.txt where there are any.
         draws: draws from the posterior behind the intervals.
         map_estimate: go on from the encoder to the MAP estimate, through the solver; null for wherever there is a
             likelihood.
         seed: of the draws.
+        part_size: patients of a part, as in 1000: a Parquet file of any length is read and estimated part by part, and
+            the same command goes on where it was stopped; null reads the whole table.
+        processes: parts that are estimated at a time; null for the number of CPUs.
         unverified: also read a checkpoint without a sha256.
         units: of time, amount and value of the table; null for those of the model.
         reading: how the table is read.
     """
+    if processes is not None and part_size is None:
+        raise UsageError("--processes estimates parts of a table side by side: give --part_size, as in 1000")
     saved = read_model(model, unverified)
     print(saved.description)
-    cohort = saved.read_table(table, units=Units.of(units) if units else None, **reading)
+    given = Units.of(units) if units else None
+    if part_size is not None:
+        options = {"draws": draws, "map_estimate": map_estimate, "seed": seed, "progress": _progress("estimate")}
+        found = estimate_in_parts(saved, table, out, part_size, processes, units=given, **options, **reading)
+        _say(found, out)
+        refuse_unsolved(found.unsolved)
+        return
+    cohort = saved.read_table(table, units=given, **reading)
     result = saved.estimate(cohort, draws=draws, map=map_estimate, seed=seed, progress=_progress("estimate"))
     _write(result, out)
     for path in save_panels(cohort[:_PANELS], result, out):
@@ -172,8 +189,8 @@ _WRITTEN = {
     REGIMENS: REGIMEN_FILES,
     "dose": DOSE_FILES,
     "evaluate": EVALUATION_FILES,
-    "estimate": (*TABLES, OCCASION_TABLE, "individuals.png"),
-    "reconstruct": (*TABLES, OCCASION_TABLE, "individuals.png"),
+    "estimate": (*TABLES, OCCASION_TABLE, WARNINGS, "individuals.png"),
+    "reconstruct": (*TABLES, OCCASION_TABLE, WARNINGS, "individuals.png"),
     "bootstrap": ("bootstrap.csv", "bootstrap_summary.csv"),
     "replay": ("config.yaml", "checkpoints/last.ckpt"),
 }
@@ -208,7 +225,7 @@ def run(command: str, configuration: Configuration) -> None:
     overwrite = bool(values.pop(OVERWRITE.name, False))
     parser = ArgumentParser(exit_on_error=False)
     own = inspect.signature(function).parameters
-    parser.add_function_arguments(function, skip={name for name in options(command) if name not in own})
+    parser.add_function_arguments(function, skip={name for name in options_of(function) if name not in own})
     if "reading" in own:
         parser.add_function_arguments(read_table, skip=GIVEN_TO_READ_TABLE)
     try:
@@ -230,6 +247,15 @@ def run(command: str, configuration: Configuration) -> None:
 def _progress(what: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
     """A progress bar over the parts of a cohort, where somebody looks."""
     return partial(progress_bar, what)
+
+
+def _say(found: PartwiseEstimates, out: Path) -> None:
+    for line in found.warnings[:_WARNINGS_SHOWN]:
+        print(f"warning: {line}", file=sys.stderr)
+    if len(found.warnings) > _WARNINGS_SHOWN:
+        print(f"warning: {len(found.warnings) - _WARNINGS_SHOWN} more in {out / WARNINGS}", file=sys.stderr)
+    kept = f" ({found.kept} of them from before)" if found.kept else ""
+    print(f"{found.subjects} subjects in {found.parts} parts{kept}: {', '.join(map(str, found.paths))}")
 
 
 def _write(result: IndividualEstimates, out: Path) -> None:
