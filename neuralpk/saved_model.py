@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import copy
+import io
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from torch import Tensor
 
-from neuralpk.checkpoint_files import CheckpointError, is_archive
+from neuralpk.checkpoint_files import CheckpointError, checkpoint_bytes, is_archive
 from neuralpk.cohort import Cohort, Units
+from neuralpk.exported_model import WEIGHTS, is_exported, read_exported
 from neuralpk.individual_estimates import IndividualEstimates, PosteriorDraws, draw_individuals, estimate_individuals
 from neuralpk.population_model import PopulationModel
 from neuralpk.published_population import PublishedPopulation, equations, read_population
@@ -160,10 +163,11 @@ class SavedModel(ABC):
 
 
 def read_model(path: str | Path, unverified: bool = False) -> SavedModel:
-    """Read a model from a file: a checkpoint of a training or a population file, told apart by their content.
+    """Read a model from a file: a checkpoint of a training or a population file, told apart by their content; or from
+    the folder of an exported model.
 
     Args:
-        path: of the file.
+        path: of the file or folder.
         unverified: also read a checkpoint without a sha256.
 
     Raises:
@@ -173,6 +177,12 @@ def read_model(path: str | Path, unverified: bool = False) -> SavedModel:
             class that is not imported.
     """
     path = Path(path)
+    if is_exported(path):
+        from neuralpk.task import LatentTask
+
+        content = io.BytesIO(checkpoint_bytes(read_exported(path)))
+        content.name = str(path)
+        return SavedTask(path / WEIGHTS, LatentTask.load_from_checkpoint(content, map_location="cpu"))
     if is_archive(path):
         from neuralpk.task import LatentTask  # Lightning, for which a population file does not wait
 

@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -231,6 +232,11 @@ class LatentTask(L.LightningModule):
                 "16-mixed and bf16-mixed, with which the solver stays in float32"
             )
         data: Any = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and getattr(data, "streamed", 0) and self.objective.maximises_likelihood:
+            raise ValueError(
+                f"{type(self.objective).__name__} fits the population to all its subjects at once, and {data.streamed} "
+                "of them are not held: train with ELBO or SquaredError, or hold all"
+            )
         self.build_for(data)
         self._bear(data)
 
@@ -252,7 +258,7 @@ class LatentTask(L.LightningModule):
     def _bear(self, data: Any) -> None:
         """Leave out of the data what the likelihood has no place for."""
         if self.objective.has_likelihood and hasattr(data, "restrict"):
-            data.restrict(lambda cohort: bearable(self.model, cohort))
+            data.restrict(partial(bearable, self.model))  # no lambda: it may be sent to other processes
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # numbers and texts only, of local files

@@ -48,7 +48,7 @@ _USAGE = f"""usage: neuralpk COMMAND [--preset NAME | --config FILE] [options]  
   population    write the fitted population as a population file   --model FILE --out FILE
   bootstrap     fit again to patients drawn with replacement       --model FILE --table FILE --out DIR
   import        write an rxode2 function as a population file      --function FILE --out FILE
-  export        write a population as an rxode2 function           --model FILE --out FILE
+  export        a model as an rxode2 function, or as safetensors   MODEL --out FILE.R | DIR
   replay        run a training again, and compare its weights      FOLDER --out DIR
   doctor        versions, devices, accuracy of gradients
 
@@ -97,6 +97,8 @@ def execute(words: Sequence[str]) -> NeuralPKCLI | None:
         rest = ["--table", *rest]
     if command == "replay" and rest and not rest[0].startswith("-"):
         rest = ["--run", *rest]
+    if command == "export" and rest and not rest[0].startswith("-"):
+        rest = ["--model", *rest]
     if command not in COMMANDS:
         hint = did_you_mean(command, list(COMMANDS))
         _stop(f"neuralpk: there is no command {command!r}{hint}; there are {', '.join(COMMANDS)}", 2)

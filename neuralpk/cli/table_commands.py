@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
@@ -28,6 +28,7 @@ from neuralpk.cli.unsolved_patients import refuse_unsolved
 from neuralpk.cohort import Units
 from neuralpk.cohort_figures import save_panels
 from neuralpk.estimates_in_parts import WARNINGS, PartwiseEstimates, estimate_in_parts
+from neuralpk.exported_model import EXPORTED, export_model
 from neuralpk.individual_estimates import OCCASION_TABLE, TABLES, IndividualEstimates
 from neuralpk.published_population import write_population
 from neuralpk.rxode2 import export_rxode2, import_rxode2
@@ -154,19 +155,36 @@ def import_model(function: Path, out: Path) -> None:
     print(f"Population written to {out}")
 
 
-def export_model(model: Path, out: Path, name: str = "model", unverified: bool = False) -> None:
-    """Write the population of a model as a function for rxode2 and nlmixr2.
+def export(
+    model: Path,
+    out: Path,
+    to: Literal["rxode2", "safetensors"] | None = None,
+    name: str = "model",
+    unverified: bool = False,
+) -> None:
+    """Write a model for other programs: its population as a function for rxode2 and nlmixr2, or the weights of a
+    training as safetensors with everything else as JSON and the sha256 of both.
 
     Args:
-        model: checkpoint of a training, or population file.
-        out: file to write, in R.
-        name: of the function.
+        model: checkpoint of a training; for rxode2 also a population file.
+        out: file to write, in R; of safetensors a folder, for weights.safetensors, model.json and SHA256SUMS, which the
+            other commands read as --model.
+        to: rxode2 or safetensors; null for rxode2 where --out ends in .R, else safetensors.
+        name: of the function for rxode2.
         unverified: also read a checkpoint without a sha256.
     """
-    text = export_rxode2(read_model(model, unverified).published(), name)
-    with replacing(out) as part:
-        part.write_text(text, encoding="utf-8")
-    print(f"Function {name} written to {out}")
+    if _exports_to(to, out) == "rxode2":
+        text = export_rxode2(read_model(model, unverified).published(), name)
+        with replacing(out) as part:
+            part.write_text(text, encoding="utf-8")
+        print(f"Function {name} written to {out}")
+        return
+    paths = export_model(model, out, unverified)
+    print(f"Model written: {', '.join(map(str, paths))}")
+
+
+def _exports_to(to: str | None, out: Path) -> str:
+    return to or ("rxode2" if out.suffix.lower() == ".r" else "safetensors")
 
 
 REGIMENS = "simulate --model"
@@ -182,7 +200,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bootstrap": bootstrap,
     "report": report,
     "import": import_model,
-    "export": export_model,
+    "export": export,
 }
 
 _WRITTEN = {
@@ -233,8 +251,11 @@ def run(command: str, configuration: Configuration) -> None:
     except (ValueError, TypeError) as error:
         raise UsageError(sentence(error)) from error
     out = arguments["out"]
+    names = _WRITTEN.get(command, ())
+    if command == "export" and _exports_to(arguments["to"], out) == "safetensors":
+        names = EXPORTED
     try:
-        paths = [out / name for name in _WRITTEN[command]] if command in _WRITTEN else [out]
+        paths = [out / name for name in names] or [out]
         for path in paths:
             refuse_unwritable(path)
     except OSError as error:

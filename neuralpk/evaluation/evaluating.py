@@ -23,8 +23,8 @@ from neuralpk.evaluation.evaluation import Evaluation, study_bins
 from neuralpk.evaluation.predictive_check import corrected, outside, percentiles, shares_below
 from neuralpk.evaluation.simulated_study import IntArray, SimulatedStudy
 from neuralpk.individual_estimates import IndividualEstimates
-from neuralpk.record_predictions import doses_before, replicates
 from neuralpk.randomness import Stream
+from neuralpk.record_predictions import doses_before, replicates
 from neuralpk.saved_model import SavedModel, SavedTask, read_model
 from neuralpk.tables import ParquetParts
 
@@ -73,7 +73,8 @@ def evaluate(
 
     Raises:
         neuralpk.tables.DataError: the table breaks a rule.
-        ValueError: fewer than 100 simulations; no patients; a column that the table lacks; an endpoint that the model does not have.
+        ValueError: fewer than 100 simulations; no patients; a column that the table lacks; an endpoint that the model
+            does not have.
         neuralpk.solve.SolveError: no patient could be solved.
     """
     if simulations < 100:

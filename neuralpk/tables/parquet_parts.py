@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from neuralpk.cohort import IntArray
-from neuralpk.tables.cells import cell_text
+from neuralpk.tables.cells import cell_text, identifiers
 from neuralpk.tables.faults import DataError, Findings
 from neuralpk.tables.layout import Layout
 from neuralpk.tables.sheet import headings
@@ -40,7 +40,7 @@ class TablePart:
 class ParquetParts:
     """A Parquet file in parts of so many subjects each. Iteration reads the file once, a part at a time.
 
-    Only the identifiers are read at the beginning; 16 bytes a subject are kept of them.
+    Only the identifiers are read at the beginning; 8 bytes a subject are kept of them.
 
     Args:
         path: of the file.
@@ -49,7 +49,6 @@ class ParquetParts:
 
     Attributes:
         column: name of the column of identifiers.
-        subjects: number of subjects in the file.
 
     Raises:
         FileNotFoundError: no such file.
@@ -73,10 +72,11 @@ class ParquetParts:
         with self._opened(findings) as file:
             header = [str(name) for name in file.schema_arrow.names]
             self.column = header[headings(header, layout, findings).numbers["ID"]]
-            starts = _starts(file, self.column, findings)
-        self.subjects = len(starts)
-        self._bounds = [*starts[::subjects].tolist(), file.metadata.num_rows]
+            self._starts = _starts(file, self.column, findings)
+            groups = [file.metadata.row_group(k).num_rows for k in range(file.metadata.num_row_groups)]
+        self._ends = np.cumsum(groups)
         self._size = subjects
+        self._held: tuple[range, Any] = range(0), None
 
     def _opened(self, findings: Findings) -> Any:
         try:
@@ -90,9 +90,14 @@ class ParquetParts:
             findings.add("NPK-D01", detail=str(error).splitlines()[0])
             raise DataError(findings.found) from error
 
+    @property
+    def subjects(self) -> int:
+        """Number of subjects in the file."""
+        return len(self._starts)
+
     def __len__(self) -> int:
         """Number of parts."""
-        return len(self._bounds) - 1
+        return -(-self.subjects // self._size)
 
     def __iter__(self) -> Iterator[TablePart]:
         import pyarrow as pa
@@ -100,7 +105,8 @@ class ParquetParts:
         with self._opened(Findings(self.path.name)) as file:
             batches = file.iter_batches(batch_size=_ROWS)
             held = pa.Table.from_batches([], schema=file.schema_arrow)
-            for k, (first, stop) in enumerate(pairwise(self._bounds)):
+            bounds = [*self._starts[:: self._size].tolist(), self._ends[-1]]
+            for k, (first, stop) in enumerate(pairwise(bounds)):
                 read = [held]
                 while sum(len(one) for one in read) < stop - first:
                     read.append(pa.Table.from_batches([next(batches)]))
@@ -109,17 +115,51 @@ class ParquetParts:
                 held = held.slice(stop - first)
                 yield TablePart(self.path.name, first, k * self._size, rows)
 
-    def sample(self, chosen: IntArray) -> TablePart:
-        """The rows of some subjects; their numbers in messages are those among these rows.
+    def subjects_of(self, chosen: IntArray) -> TablePart:
+        """The rows of some subjects that stand close together; the row groups from the first to the last of them are
+        held until others are asked for.
 
         Args:
-            chosen: numbers of the subjects in the table, from 0.
+            chosen: numbers of the subjects in the file, from 0, ascending.
+        """
+        row, end = int(self._starts[chosen[0]]), self._end(int(chosen[-1]))
+        first, last = np.searchsorted(self._ends, [row, end - 1], side="right").tolist()
+        groups = range(first, last + 1)
+        if self._held[0] != groups:
+            self._held = range(0), None  # not two sets of groups at once
+            with self._opened(Findings(self.path.name)) as file:
+                self._held = groups, file.read_row_groups(list(groups))
+        before = int(self._ends[groups.start - 1]) if groups.start else 0
+        rows = self._held[1].slice(row - before, end - row).to_pandas()
+        if len(chosen) <= chosen[-1] - chosen[0]:
+            wanted = [np.arange(self._starts[k], self._end(int(k))) - row for k in chosen]
+            rows = rows.iloc[np.concatenate(wanted)]
+        return TablePart(self.path.name, row, int(chosen[0]), rows)
+
+    def _end(self, subject: int) -> int:
+        """Number of the row after those of a subject."""
+        return int(self._starts[subject + 1]) if subject + 1 < self.subjects else int(self._ends[-1])
+
+    def names(self, part: TablePart) -> list[str]:
+        """Identifiers of the subjects of a part, in their order."""
+        texts = identifiers([cell_text(value) for value in part.rows[self.column]])
+        return [name for k, name in enumerate(texts) if not k or name != texts[k - 1]]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_held": (range(0), None)}
+
+    def sample(self, chosen: IntArray) -> TablePart:
+        """The rows of subjects from everywhere in the file; their numbers in messages are those among these rows.
+
+        Args:
+            chosen: numbers of the subjects in the file, from 0, ascending.
         """
         found = []
         for part in self:
-            ids = part.rows[self.column]
-            number = part.first_subject + (ids != ids.shift()).cumsum() - 1
-            found.append(part.rows[number.isin(chosen)])
+            stop = part.first_subject + self._size
+            own = chosen[(chosen >= part.first_subject) & (chosen < stop)]
+            wanted = [np.arange(self._starts[k], self._end(int(k))) - part.first_row for k in own]
+            found += [part.rows.iloc[np.concatenate(wanted)]] if wanted else []
         return TablePart(self.path.name, 0, 0, pd.concat(found, ignore_index=True))
 
 

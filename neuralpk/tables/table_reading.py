@@ -126,8 +126,9 @@ def read_table(
     findings = Findings(_file_name(path_or_frame))
     records = read_records(path_or_frame, layout, units, findings)
     cohort = build(records, units, needed, findings)
-    for message in findings.notes:
-        _log.info("%s", message)
+    if not (isinstance(path_or_frame, TablePart) and path_or_frame.first_subject):  # the first part has said it
+        for message in findings.notes:
+            _log.info("%s", message)
     for message in findings.warnings:
         warnings.warn(message, DataWarning, stacklevel=2)
     return cohort
