@@ -26,7 +26,6 @@ import pandas as pd
 import neuralpk
 from neuralpk.atomic_files import replacing
 from neuralpk.cohort import Cohort, Units
-from neuralpk.cohort_figures import save_panels
 from neuralpk.individual_estimates import OCCASION_TABLE, TABLES
 from neuralpk.saved_model import SavedModel
 from neuralpk.solve import SolveError
@@ -217,6 +216,8 @@ class _Work:
         result = self.saved.estimate(cohort, first_index=part.first_subject, **self.options)
         result.write(folder)
         if not part.first_subject:
+            from neuralpk.cohort_figures import save_panels  # Matplotlib, in one process
+
             list(save_panels(cohort[:_PANELS], result, folder))
         return len(cohort), result.unsolved
 

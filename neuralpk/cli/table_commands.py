@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
 from neuralpk.atomic_files import refuse_unwritable, replacing
-from neuralpk.bootstrap import bootstrap as fit_replicates
-from neuralpk.bootstrap import outcome, summarise
-from neuralpk.cli.csv_files import write_csv
-from neuralpk.cli.dosing_commands import DOSE_FILES, REGIMEN_FILES, dose, simulate_regimens
-from neuralpk.cli.evaluation_command import EVALUATION_FILES, evaluate
 from neuralpk.cli.faults import UsageError, sentence
 from neuralpk.cli.merged_configuration import Configuration
 from neuralpk.cli.outputs import OVERWRITE, refuse_results
 from neuralpk.cli.progress_bar import progress_bar
-from neuralpk.cli.report_command import report
 from neuralpk.cli.signatures import GIVEN_TO_READ_TABLE, Option, options_of, options_of_reader
 from neuralpk.cli.stop_signals import leaving_on_sigterm
 from neuralpk.cli.unsolved_patients import refuse_unsolved
 from neuralpk.cohort import Units
-from neuralpk.cohort_figures import save_panels
 from neuralpk.estimates_in_parts import WARNINGS, PartwiseEstimates, estimate_in_parts
 from neuralpk.exported_model import EXPORTED, export_model
 from neuralpk.individual_estimates import OCCASION_TABLE, TABLES, IndividualEstimates
@@ -88,6 +82,8 @@ def estimate(
     cohort = saved.read_table(table, units=given, **reading)
     result = saved.estimate(cohort, draws=draws, map=map_estimate, seed=seed, progress=_progress("estimate"))
     _write(result, out)
+    from neuralpk.cohort_figures import save_panels  # Matplotlib, for which the estimates do not wait
+
     for path in save_panels(cohort[:_PANELS], result, out):
         print(f"Individual panels: {path}")
     refuse_unsolved(result.unsolved)
@@ -104,41 +100,6 @@ def population(model: Path, out: Path, unverified: bool = False) -> None:
     saved = read_model(model, unverified)
     write_population(saved.published(), out, saved.status)
     print(f"Population written to {out}" + (f"\n{saved.status}" if saved.status else ""))
-
-
-def bootstrap(
-    model: Path,
-    table: Path,
-    out: Path,
-    replicates: int = 200,
-    seed: int = 0,
-    processes: int | None = None,
-    strata: str | None = None,
-    unverified: bool = False,
-    **reading: Any,
-) -> None:
-    """Fit a trained model again to patients drawn from its table with replacement, for intervals of the population.
-
-    Args:
-        model: checkpoint of a training by maximum likelihood, without network weights.
-        table: event table of the training.
-        out: folder for bootstrap.csv (a row for each replicate) and bootstrap_summary.csv (median, standard error and
-            95 % interval of every number).
-        replicates: how many.
-        seed: of the patients that are drawn.
-        processes: fit that many replicates at a time; null for the number of CPUs.
-        strata: covariate; a replicate has as many patients with each of its values as the table.
-        unverified: also read a checkpoint without a sha256.
-        reading: how the table is read.
-    """
-    saved = read_model(model, unverified)
-    task = saved.task()
-    cohort = saved.read_table(table, [strata] if strata else [], **reading)
-    shown = _progress("bootstrap")
-    found = fit_replicates(task.model, task.objective, cohort, replicates, seed, processes, strata, shown)
-    write_csv(found, out / "bootstrap.csv")
-    write_csv(summarise(found, task.model), out / "bootstrap_summary.csv")
-    print(f"{outcome(found)}: {out / 'bootstrap.csv'}, {out / 'bootstrap_summary.csv'}")
 
 
 def import_model(function: Path, out: Path) -> None:
@@ -190,42 +151,47 @@ def _exports_to(to: str | None, out: Path) -> str:
 REGIMENS = "simulate --model"
 """The command ``simulate`` where it is given a model."""
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    REGIMENS: simulate_regimens,
-    "dose": dose,
-    "evaluate": evaluate,
+_HERE: dict[str, Callable[..., None]] = {
     "estimate": estimate,
     "reconstruct": estimate,
     "population": population,
-    "bootstrap": bootstrap,
-    "report": report,
     "import": import_model,
     "export": export,
 }
 
-_WRITTEN = {
-    REGIMENS: REGIMEN_FILES,
-    "dose": DOSE_FILES,
-    "evaluate": EVALUATION_FILES,
-    "estimate": (*TABLES, OCCASION_TABLE, WARNINGS, "individuals.png"),
-    "reconstruct": (*TABLES, OCCASION_TABLE, WARNINGS, "individuals.png"),
-    "bootstrap": ("bootstrap.csv", "bootstrap_summary.csv"),
-    "replay": ("config.yaml", "checkpoints/last.ckpt"),
+_ELSEWHERE = {
+    REGIMENS: ("dosing_commands", "simulate_regimens", "REGIMEN_FILES"),
+    "simulate": ("cohort_command", "simulate", ""),
+    "dose": ("dosing_commands", "dose", "DOSE_FILES"),
+    "evaluate": ("evaluation_command", "evaluate", "EVALUATION_FILES"),
+    "report": ("report_command", "report", ""),
+    "bootstrap": ("bootstrap_command", "bootstrap", "BOOTSTRAP_FILES"),
+    "replay": ("replay_command", "replay", "REPLAY_FILES"),
 }
-"""Files of the commands whose ``--out`` is a folder."""
+"""Module of the commands that need more than the others, and are imported when they are asked for; their functions, and
+the files that they write into a folder."""
 
 
 def function_of(command: str) -> Callable[..., None]:
     """The function of a command."""
-    if command == "simulate":
-        from neuralpk.cli.cohort_command import simulate  # its data modules are Lightning's
+    if command in _HERE:
+        return _HERE[command]
+    module, name, _ = _ELSEWHERE[command]
+    function: Callable[..., None] = getattr(import_module(f"neuralpk.cli.{module}"), name)
+    return function
 
-        return simulate
-    if command == "replay":
-        from neuralpk.cli.replay_command import replay  # a training
 
-        return replay
-    return COMMANDS[command]
+def _written(command: str, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """Files of a command whose ``--out`` is a folder; none of one that writes a file."""
+    names: tuple[str, ...] = ()
+    if command in ("estimate", "reconstruct"):
+        names = (*TABLES, OCCASION_TABLE, WARNINGS, "individuals.png")
+    elif command == "export" and _exports_to(arguments["to"], arguments["out"]) == "safetensors":
+        names = EXPORTED
+    elif command in _ELSEWHERE:
+        module, _, files = _ELSEWHERE[command]
+        names = getattr(import_module(f"neuralpk.cli.{module}"), files) if files else ()
+    return names
 
 
 def options(command: str) -> dict[str, Option]:
@@ -251,11 +217,8 @@ def run(command: str, configuration: Configuration) -> None:
     except (ValueError, TypeError) as error:
         raise UsageError(sentence(error)) from error
     out = arguments["out"]
-    names = _WRITTEN.get(command, ())
-    if command == "export" and _exports_to(arguments["to"], out) == "safetensors":
-        names = EXPORTED
     try:
-        paths = [out / name for name in names] or [out]
+        paths = [out / name for name in _written(command, arguments)] or [out]
         for path in paths:
             refuse_unwritable(path)
     except OSError as error:
