@@ -55,7 +55,8 @@ def to_arviz(draws: PosteriorDraws) -> Any:
             parts.setdefault(name, []).append(value.double().cpu().numpy().reshape(len(ids), count).T)
         for name, number in (model.reported_values() if len(draws.models) > 1 else {}).items():
             population.setdefault(f"population {name}", []).append(np.full(count, number))
-    posterior = {name: (("chain", "draw", "subject"), np.concatenate(one)[None]) for name, one in parts.items()}
+    posterior: dict[str, tuple[tuple[str, ...], FloatArray]] = {}
+    posterior |= {name: (("chain", "draw", "subject"), np.concatenate(one)[None]) for name, one in parts.items()}
     posterior |= {name: (("chain", "draw"), np.concatenate(one)[None]) for name, one in population.items()}
     number = len(next(iter(posterior.values()))[1][0])
     subject, column = (place.cpu().numpy() for place in batch.observed.nonzero(as_tuple=True))
@@ -70,7 +71,7 @@ def to_arviz(draws: PosteriorDraws) -> Any:
     }
     records = {"record": np.arange(len(subject)), "record_subject": ("record", ids[subject])}
     made_by = {"created_by": f"neuralpk {metadata.version('neuralpk')}"}
-    groups = {
+    groups: dict[str, Any] = {
         "posterior": xarray.Dataset(
             posterior, {"chain": [0], "draw": np.arange(number), "subject": ids}, attrs=made_by
         ),

@@ -232,9 +232,10 @@ class LatentTask(L.LightningModule):
                 "16-mixed and bf16-mixed, with which the solver stays in float32"
             )
         data: Any = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and getattr(data, "streamed", 0) and self.objective.maximises_likelihood:
+        streamed: int = getattr(data, "streamed", 0)  # a loader of one's own has none
+        if stage == "fit" and streamed and self.objective.maximises_likelihood:
             raise ValueError(
-                f"{type(self.objective).__name__} fits the population to all its subjects at once, and {data.streamed} "
+                f"{type(self.objective).__name__} fits the population to all its subjects at once, and {streamed} "
                 "of them are not held: train with ELBO or SquaredError, or hold all"
             )
         self.build_for(data)

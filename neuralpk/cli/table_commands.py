@@ -74,8 +74,19 @@ def estimate(
     print(saved.description)
     given = Units.of(units) if units else None
     if part_size is not None:
-        options = {"draws": draws, "map_estimate": map_estimate, "seed": seed, "progress": _progress("estimate")}
-        found = estimate_in_parts(saved, table, out, part_size, processes, units=given, **options, **reading)
+        found = estimate_in_parts(
+            saved,
+            table,
+            out,
+            part_size,
+            processes,
+            draws=draws,
+            map_estimate=map_estimate,
+            seed=seed,
+            units=given,
+            progress=_progress("estimate"),
+            **reading,
+        )
         _say(found, out)
         refuse_unsolved(found.unsolved)
         return
