@@ -13,10 +13,12 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ WARNINGS = "warnings.txt"
 """File of all warnings, where there are any."""
 
 _OUTCOME = "outcome.json"
+_OWN = re.compile(r"\d{6}-[0-9a-f]{16}(\.part)?|whole")
 _PANELS = 15
 _NOBODY = {"NPK-D03", "NPK-D52"}  # rules of a part of which `ignore` leaves nobody
 _SHOWN = 10
@@ -112,8 +115,7 @@ def estimate_in_parts(
     count = min(processes or os.cpu_count() or 1, len(parts))
     folders: dict[int, Path] = {}
     kept, faults = 0, dict[int, str]()
-    with one_thread():
-        done = _estimated(work, parts, count)
+    with one_thread(), closing(_estimated(work, parts, count)) as done:
         for _ in progress(range(len(parts))):
             found = next(done)
             folders[found.number] = found.folder
@@ -131,7 +133,7 @@ def estimate_in_parts(
     outcomes = [json.loads((folder / _OUTCOME).read_text(encoding="utf-8")) for folder in ordered]
     said_all = [line for one in outcomes for line in one["warnings"]]
     paths = _joined(ordered, work.out, said_all)
-    shutil.rmtree(work.folder)
+    _remove_parts(work.folder)
     unsolved = tuple(line for one in outcomes for line in one["unsolved"])
     total = sum(one["subjects"] for one in outcomes)
     return PartwiseEstimates(paths, total, len(parts), kept, unsolved, tuple(said_all))
@@ -232,7 +234,7 @@ class _Finished:
     fault: str = ""
 
 
-def _estimated(work: _Work, parts: ParquetParts, processes: int) -> Iterator[_Finished]:
+def _estimated(work: _Work, parts: ParquetParts, processes: int) -> Generator[_Finished, None, None]:
     """Every part as it is finished; of those that wait no more are held than there are processes."""
     settings = work.settings()
     if processes == 1:
@@ -285,6 +287,15 @@ def _joined(folders: Sequence[Path], out: Path, said: Sequence[str]) -> list[Pat
         (out / replaced).unlink(missing_ok=True)
     every = [*names, *figures, *([WARNINGS] if said else [])]
     return [(whole / name).replace(out / name) for name in every]
+
+
+def _remove_parts(folder: Path) -> None:
+    """Remove the folders of parts, and what else was made here; what somebody else has put there stays."""
+    for path in folder.iterdir():
+        if _OWN.fullmatch(path.name):
+            shutil.rmtree(path)
+    with suppress(OSError):  # not empty
+        folder.rmdir()
 
 
 def _join(files: Sequence[Path], whole: Path) -> None:

@@ -102,7 +102,10 @@ def test_it_goes_on_where_it_stopped_and_estimates_again_what_has_changed():
     estimated("straight")
     with pytest.raises(KeyboardInterrupt):
         estimated("stopped", progress=stopping_after(2))
+    own = Path("stopped", PARTS, "notes.txt")
+    own.write_text("of somebody else")
     assert estimated("stopped").kept == 2
+    assert list(own.parent.iterdir()) == [own]
     assert same("stopped", "straight")
 
     with pytest.raises(KeyboardInterrupt):
