@@ -9,6 +9,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from neuralpk.arviz_draws import to_arviz
     from neuralpk.cohort import Cohort, Dose, Subject
     from neuralpk.datamodules import SimulatedPKDataModule, TableDataModule
     from neuralpk.dynamics import CompartmentModel, Dynamics, HybridDynamics, NeuralCompartments
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __version__ = metadata.version("neuralpk")
 
 _MODULES = {
+    "arviz_draws": ("to_arviz",),
     "cohort": ("Cohort", "Dose", "Subject"),
     "datamodules": ("SimulatedPKDataModule", "TableDataModule"),
     "dynamics": ("CompartmentModel", "Dynamics", "HybridDynamics", "NeuralCompartments"),
@@ -97,6 +99,7 @@ __all__ = [
     "nca",
     "read_model",
     "read_table",
+    "to_arviz",
     "write_report",
     "write_table",
 ]

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import multiprocessing
 import os
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +23,7 @@ from neuralpk.objectives import Objective
 from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
 from neuralpk.value_checks import bearable
+from neuralpk.worker_processes import one_thread, shared_work, worker_processes
 
 _STAGES = (256, 512)  # draws of each subject: the estimate is a start that needs no coarse steps
 _NO_NUMBERS = ("REPLICATE", "CONVERGED", "REASON")
@@ -80,7 +77,7 @@ def bootstrap(
     batch = evaluation_batch(model, bearable(model, cohort))
     work = _Replicates(model, batch, _strata(cohort, strata), seed)
     count = min(processes or os.cpu_count() or 1, replicates)
-    with _one_thread(), _fitted(work, replicates, count) as found:
+    with one_thread(), _fitted(work, replicates, count) as found:
         return pd.DataFrame([next(found) for _ in progress(range(replicates))])
 
 
@@ -181,48 +178,15 @@ def _first(subject: Subject, covariate: str) -> float:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    # sums of another number of threads have other last digits
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
 def _fitted(work: _Replicates, replicates: int, processes: int) -> Iterator[Iterator[dict[str, Any]]]:
     """The rows of all replicates in their order."""
     if processes == 1:
         yield map(work.row, range(replicates))
         return
-    try:
-        plain = pickle.dumps(work)
-    except (AttributeError, TypeError, pickle.PicklingError) as error:
-        raise RuntimeError(f"this model cannot be sent to other processes ({error}): {_IN_ONE}") from error
-    context = multiprocessing.get_context("spawn")  # a fork of a process that has threads may hang
-    executor = ProcessPoolExecutor(processes, context, _begin, (plain,))
-    try:
+    with worker_processes(work, processes, _IN_ONE) as executor:
         yield executor.map(_row, range(replicates))
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "other processes could not begin: what calls a bootstrap in a script must stand under "
-            f"if __name__ == '__main__', and classes of one's own in a module; or {_IN_ONE}"
-        ) from error
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-_of_process: _Replicates
-
-
-def _begin(plain: bytes) -> None:
-    """Called once in every process."""
-    global _of_process
-    torch.set_num_threads(1)
-    _of_process = pickle.loads(plain)
 
 
 def _row(number: int) -> dict[str, Any]:
-    return _of_process.row(number)
+    work: _Replicates = shared_work()
+    return work.row(number)

@@ -297,6 +297,35 @@ def simulate_batches(
         ValueError: the population's parameters are not those of the dynamics.
         neuralpk.solve.SolveError: a subject that cannot be solved, by name.
     """
+    for first in range(0, subjects, size):
+        index = torch.arange(first, min(first + size, subjects))
+        yield simulate_subjects(dynamics, population, design, error, index, seed, line)
+
+
+def simulate_subjects(
+    dynamics: Dynamics,
+    population: Population,
+    design: Design,
+    error: ResidualError,
+    index: Tensor,
+    seed: int,
+    line: bool = False,
+) -> CohortBatch:
+    """Simulate some subjects of a cohort, each the one that it is in the whole cohort.
+
+    Args:
+        dynamics: of the states.
+        population: that they come from.
+        design: their doses and sampling times.
+        error: the residual error.
+        index: numbers of the subjects in the cohort, from 0, ``[subject]``.
+        seed: of the cohort.
+        line: with their true curves.
+
+    Raises:
+        ValueError: the population's parameters are not those of the dynamics.
+        neuralpk.solve.SolveError: a subject that cannot be solved, by name.
+    """
     names = dynamics.population_names
     if set(population.typical) != set(names):
         raise ValueError(f"the dynamics has {names}, the population {tuple(population.typical)}")
@@ -314,27 +343,25 @@ def simulate_batches(
     arms = collate(templates, dtype=torch.float64)
     order = [list(population.typical).index(name) for name in names]
     read = [dynamics.endpoints[k] for k in outputs_read(error, len(dynamics.endpoints))]
-    for first in range(0, subjects, size):
-        index = torch.arange(first, min(first + size, subjects))
-        covariates = population.draw_covariates(seed, index)
-        without_kappa = dynamics.with_covariates(population.draw(seed, index, covariates)[:, order], covariates)
-        batch = _planned(design, arms, index, covariates, *design.draw_times(seed, index))
-        theta = without_kappa[:, None]
-        if population.kappa:
-            theta = population.draw_occasions(seed, index, covariates, len(design.occasions))[..., order]
-            columns = {name: value[:, None].expand(theta.shape[:2]) for name, value in covariates.items()}
-            theta = dynamics.with_covariates(theta, columns)
-        observed, curve = _without_error(dynamics, theta, batch, design, read, seed, line)
-        by_name = dynamics.named(without_kappa)
-        truth = TruthBatch(*curve, {name: by_name[name] for name in names} | dynamics.derived(without_kappa))
-        *_, noisier = population.prior.draw(seed, index, len(population.typical))
-        noise = noisier * randomness.normal(seed, Stream.RESIDUAL, index, observed.shape[1])
-        values = torch.where(batch.mask, error.simulate(observed, batch.endpoint, noise), 0.0)
-        limits = torch.tensor(design.limits or (-torch.inf,), dtype=values.dtype)
-        limit = limits[index % len(limits)][:, None]
-        below = batch.mask & (values < limit)
-        values = torch.where(below, limit, values)
-        yield dataclasses.replace(batch, value=values, censored=below.long(), truth=truth)
+    covariates = population.draw_covariates(seed, index)
+    without_kappa = dynamics.with_covariates(population.draw(seed, index, covariates)[:, order], covariates)
+    batch = _planned(design, arms, index, covariates, *design.draw_times(seed, index))
+    theta = without_kappa[:, None]
+    if population.kappa:
+        theta = population.draw_occasions(seed, index, covariates, len(design.occasions))[..., order]
+        columns = {name: value[:, None].expand(theta.shape[:2]) for name, value in covariates.items()}
+        theta = dynamics.with_covariates(theta, columns)
+    observed, curve = _without_error(dynamics, theta, batch, design, read, seed, line)
+    by_name = dynamics.named(without_kappa)
+    truth = TruthBatch(*curve, {name: by_name[name] for name in names} | dynamics.derived(without_kappa))
+    *_, noisier = population.prior.draw(seed, index, len(population.typical))
+    noise = noisier * randomness.normal(seed, Stream.RESIDUAL, index, observed.shape[1])
+    values = torch.where(batch.mask, error.simulate(observed, batch.endpoint, noise), 0.0)
+    limits = torch.tensor(design.limits or (-torch.inf,), dtype=values.dtype)
+    limit = limits[index % len(limits)][:, None]
+    below = batch.mask & (values < limit)
+    values = torch.where(below, limit, values)
+    return dataclasses.replace(batch, value=values, censored=below.long(), truth=truth)
 
 
 def simulate_cohort(
@@ -354,8 +381,7 @@ def simulate_cohort(
         neuralpk.solve.SolveError: a subject that cannot be solved, by name.
     """
     batches = simulate_batches(dynamics, population, design, error, subjects, seed, line=True)
-    names = sorted(population.covariates)
-    people = [subject for batch in batches for subject in _subjects(batch, design, names)]
+    people = [subject for batch in batches for subject in subjects_of(batch, population, design)]
     return Cohort(tuple(people), units or Units())
 
 
@@ -433,9 +459,9 @@ def _solved(
     return solution
 
 
-def _subjects(batch: CohortBatch, design: Design, covariates: Sequence[str]) -> Iterator[Subject]:
-    """The subjects of a batch one by one, as the laboratory reports them."""
-    known = cast(TruthBatch, batch.truth)
+def subjects_of(batch: CohortBatch, population: Population, design: Design) -> Iterator[Subject]:
+    """The subjects of a simulated batch one by one, as the laboratory reports them."""
+    known, covariates = cast(TruthBatch, batch.truth), sorted(population.covariates)
     parameters = {name: value.tolist() for name, value in known.parameters.items()}
     for i, key in enumerate(batch.index.tolist()):
         seen = batch.mask[i]
@@ -447,6 +473,6 @@ def _subjects(batch: CohortBatch, design: Design, covariates: Sequence[str]) -> 
             endpoints=batch.endpoint[i, seen].numpy() + 1,
             censored=batch.censored[i, seen].numpy(),
             covariates=dict(zip(covariates, batch.covariates[i, 0].tolist(), strict=True)),
-            truth=Truth(design.true_times(), known.line[i].numpy(), {k: v[i] for k, v in parameters.items()}),
+            truth=Truth(known.times[i].numpy(), known.line[i].numpy(), {k: v[i] for k, v in parameters.items()}),
             occasions=design.labelled_occasions(),
         )

@@ -205,7 +205,11 @@ class PosteriorDraws:
 
 
 def evaluation_batch(
-    model: PopulationModel, cohort: Cohort, context: int | None = None, encoder: Encoder | None = None
+    model: PopulationModel,
+    cohort: Cohort,
+    context: int | None = None,
+    encoder: Encoder | None = None,
+    first_index: int = 0,
 ) -> CohortBatch:
     """A cohort as one batch for a model, in its precision and on its device, read as the model states
     (`PopulationModel.read_cohort`).
@@ -215,6 +219,8 @@ def evaluation_batch(
         cohort: the patients.
         context: how many of each patient's first observations are read; None for all.
         encoder: that reads the batch, with all covariates of the training data.
+        first_index: number of patients before these in a table of which they are a part; every patient's random
+            numbers are then those in the whole table.
 
     Raises:
         ValueError: covariates that the model needs and the cohort lacks.
@@ -227,7 +233,8 @@ def evaluation_batch(
         cohort = replace(cohort, subjects=tuple(subjects))
     if not set(names) <= set(cohort.covariate_names):
         raise ValueError(f"the model needs the covariates {names}; the data have {list(cohort.covariate_names)}")
-    batch = collate(cohort.with_covariates(names), dtype=model.value_scale.dtype).to(model.value_scale.device)
+    index = range(first_index, first_index + len(cohort))
+    batch = collate(cohort.with_covariates(names), index, model.value_scale.dtype).to(model.value_scale.device)
     return batch.first_seen(context)
 
 
@@ -245,6 +252,7 @@ def estimate_individuals(
     map: bool = True,
     population_known: bool = False,
     has_error: bool = True,
+    first_index: int = 0,
     progress: Callable[[Sequence[Tensor]], Iterable[Tensor]] = iter,
 ) -> IndividualEstimates:
     """Estimate the patients of a cohort.
@@ -267,6 +275,7 @@ def estimate_individuals(
         map: whether the MAP is searched.
         population_known: intervals given the population as it stands, without its own uncertainty.
         has_error: whether the model has a residual error; without one there are no weighted residuals.
+        first_index: number of patients before these in a table of which they are a part (`evaluation_batch`).
         progress: wraps the iterable of parts of the cohort, for example in a progress bar.
 
     Raises:
@@ -278,7 +287,7 @@ def estimate_individuals(
     draws = _possible_draws(model, draws, map, population_known)
     if map or draws:
         cohort = bearable(model, cohort)
-    batch = evaluation_batch(model, cohort, context, encoder)
+    batch = evaluation_batch(model, cohort, context, encoder, first_index)
     wanted = torch.as_tensor(_stacked([_curve_times(s, times) for s in cohort]))
     grid = (wanted - batch.on_data_clock(wanted.new_zeros((len(batch), 1)))).to(batch.time)
     models = [model] if population_known or not map or not draws else drawn_models(model)

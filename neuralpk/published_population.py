@@ -310,12 +310,13 @@ class PublishedPopulation:
         names = {*self.omega, *self.kappa, *(name for name, _ in self.effects)}
         return RESIDUAL in names
 
-    def model(self, cohort: Cohort) -> PopulationModel:
+    def model(self, cohort: Cohort, scaling: Scaling | None = None) -> PopulationModel:
         """The population model for some patients, in float64 and with every number fixed.
 
         Args:
             cohort: whose covariates are checked, and whose values say below which prediction a proportional error stops
                 shrinking.
+            scaling: magnitudes that say it instead; None for those of the patients.
 
         Raises:
             ValueError: a covariate that the patients lack, that is not positive where it has a reference, or neither 0
@@ -328,7 +329,7 @@ class PublishedPopulation:
             _refuse_values(effect, cohort)
         centres = {name: CovariateScale(self.references.get(name, 0.0), 1.0, name in self.references) for name in used}
         measured = any(subject.observed.any() for subject in cohort)
-        scaling = (Scaling.of(cohort) if measured else Scaling())._replace(covariates=centres)
+        scaling = (scaling or (Scaling.of(cohort) if measured else Scaling()))._replace(covariates=centres)
         population = PopulationParameters.from_values(
             {**self.typical, RESIDUAL: 1.0} if self.has_factor else self.typical,
             self.omega, effects, self.correlation, self.references, self.distributions,

@@ -53,6 +53,7 @@ class Stream(enum.IntEnum):
     POSTERIOR_PATHS = 256 << _WIDTH
     TEMPERING = 257 << _WIDTH
     BOOTSTRAP = 258 << _WIDTH
+    EVALUATED = 259 << _WIDTH
     SIMULATED_COURSES = 260 << _WIDTH
     # of what stands outside this package
     SCRIPT = 512 << _WIDTH

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from torch import Tensor
 
-from neuralpk.checkpoint_files import CheckpointError, is_archive
+from neuralpk.checkpoint_files import CheckpointError, checkpoint_bytes, is_archive
 from neuralpk.cohort import Cohort, Units
+from neuralpk.exported_model import WEIGHTS, is_exported, read_exported
 from neuralpk.individual_estimates import IndividualEstimates, PosteriorDraws, draw_individuals, estimate_individuals
 from neuralpk.population_model import PopulationModel
 from neuralpk.published_population import PublishedPopulation, equations, read_population
-from neuralpk.tables import read_table
+from neuralpk.scaling import Scaling
+from neuralpk.tables import TablePart, read_table
 
 if TYPE_CHECKING:
     from neuralpk.task import LatentTask
@@ -34,6 +38,8 @@ class SavedModel(ABC):
         needed: covariates that the equations read, each with its default; None for one that the data must have.
         idle: names of further covariates of the training data, which nothing reads; a table may be without them.
         occasion_column: column of the data that says the occasions; None without variability between occasions.
+        magnitudes: of data, for all patients that it estimates; None for those of a checkpoint's training, or, of a
+            population file, of the patients themselves.
     """
 
     units: Units
@@ -41,6 +47,7 @@ class SavedModel(ABC):
     needed: Mapping[str, float | None]
     idle: list[str]
     occasion_column: str | None
+    magnitudes: Scaling | None = None
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -62,6 +69,10 @@ class SavedModel(ABC):
         Raises:
             ValueError: a covariate that the patients lack, or that an effect cannot read.
         """
+
+    def with_magnitudes_of(self, cohort: Cohort) -> SavedModel:
+        """The model with the magnitudes of some patients for all that it estimates; a checkpoint has its own."""
+        return self
 
     @abstractmethod
     def published(self) -> PublishedPopulation:
@@ -88,11 +99,13 @@ class SavedModel(ABC):
         context: int | None = None,
         seed: int = 0,
         map: bool | None = None,
+        first_index: int = 0,
         progress: Callable[[Sequence[Tensor]], Iterable[Tensor]] = iter,
     ) -> IndividualEstimates:
         """Estimate the patients of a cohort; arguments as of `neuralpk.individual_estimates.estimate_individuals`, with
         `map` None for what the model was trained with, which is True for a population file."""
-        return self._estimate(cohort, map, times=times, draws=draws, context=context, seed=seed, progress=progress)
+        options = {"draws": draws, "context": context, "seed": seed, "first_index": first_index, "progress": progress}
+        return self._estimate(cohort, map, times=times, **options)
 
     def draw(
         self, cohort: Cohort, draws: int = 200, *, context: int | None = None, seed: int = 0, map: bool | None = None
@@ -109,7 +122,7 @@ class SavedModel(ABC):
 
     def read_table(
         self,
-        table: pd.DataFrame | str | Path,
+        table: pd.DataFrame | TablePart | str | Path,
         also: Sequence[str] = (),
         units: Units | None = None,
         strata: Sequence[str] = (),
@@ -118,7 +131,7 @@ class SavedModel(ABC):
         """An event table with the covariates of the model, in its units.
 
         Args:
-            table: a pandas frame, or the path of a file.
+            table: a pandas frame, the path of a file, or a part of one (`neuralpk.tables.ParquetParts`).
             also: further covariates to read.
             units: of the table; None for those of the model.
             strata: the same, of which a patient may be without a value: it is NaN then.
@@ -149,10 +162,11 @@ class SavedModel(ABC):
 
 
 def read_model(path: str | Path, unverified: bool = False) -> SavedModel:
-    """Read a model from a file: a checkpoint of a training or a population file, told apart by their content.
+    """Read a model from a file: a checkpoint of a training or a population file, told apart by their content; or from
+    the folder of an exported model.
 
     Args:
-        path: of the file.
+        path: of the file or folder.
         unverified: also read a checkpoint without a sha256.
 
     Raises:
@@ -162,6 +176,12 @@ def read_model(path: str | Path, unverified: bool = False) -> SavedModel:
             class that is not imported.
     """
     path = Path(path)
+    if is_exported(path):
+        from neuralpk.task import LatentTask
+
+        content = io.BytesIO(checkpoint_bytes(read_exported(path)))
+        content.name = str(path)
+        return SavedTask(path / WEIGHTS, LatentTask.load_from_checkpoint(content, map_location="cpu"))
     if is_archive(path):
         from neuralpk.task import LatentTask  # Lightning, for which a population file does not wait
 
@@ -240,7 +260,13 @@ class SavedPopulation(SavedModel):
         return ""
 
     def population_model(self, cohort: Cohort) -> PopulationModel:
-        return self._population.model(cohort)
+        return self._population.model(cohort, self.magnitudes)
+
+    def with_magnitudes_of(self, cohort: Cohort) -> SavedModel:
+        changed = copy.copy(self)
+        cohort = self._dynamics.read_cohort(cohort, self._population.outputs)
+        changed.magnitudes = self._population.model(cohort).scaling
+        return changed
 
     def published(self) -> PublishedPopulation:
         return self._population

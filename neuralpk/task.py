@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -231,6 +232,12 @@ class LatentTask(L.LightningModule):
                 "16-mixed and bf16-mixed, with which the solver stays in float32"
             )
         data: Any = getattr(self.trainer, "datamodule", None)
+        streamed: int = getattr(data, "streamed", 0)  # a loader of one's own has none
+        if stage == "fit" and streamed and self.objective.maximises_likelihood:
+            raise ValueError(
+                f"{type(self.objective).__name__} fits the population to all its subjects at once, and {streamed} "
+                "of them are not held: train with ELBO or SquaredError, or hold all"
+            )
         self.build_for(data)
         self._bear(data)
 
@@ -252,7 +259,7 @@ class LatentTask(L.LightningModule):
     def _bear(self, data: Any) -> None:
         """Leave out of the data what the likelihood has no place for."""
         if self.objective.has_likelihood and hasattr(data, "restrict"):
-            data.restrict(lambda cohort: bearable(self.model, cohort))
+            data.restrict(partial(bearable, self.model))  # no lambda: it may be sent to other processes
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # numbers and texts only, of local files
@@ -728,6 +735,7 @@ class LatentTask(L.LightningModule):
         population_known: bool = False,
         progress: Callable[[Sequence[Tensor]], Iterable[Tensor]] = iter,
         seed: int | None = None,
+        first_index: int = 0,
         **table: Any,
     ) -> IndividualEstimates:
         """Estimate every patient's concentration curve and parameters from the data.
@@ -743,6 +751,8 @@ class LatentTask(L.LightningModule):
                 objective that does not maximise the likelihood.
             progress: wraps the iterable of parts of the cohort, for example in a progress bar.
             seed: of the draws; None for that of the training.
+            first_index: number of patients before these in a table of which they are a part
+                (`neuralpk.individual_estimates.evaluation_batch`).
             table: further arguments of `neuralpk.tables.read_table`; the covariates are those of the model.
 
         Raises:
@@ -774,6 +784,7 @@ class LatentTask(L.LightningModule):
                 # only a fit by maximum likelihood has the uncertainty of its population
                 population_known=population_known or not self.objective.maximises_likelihood,
                 has_error=self.objective.has_likelihood,
+                first_index=first_index,
                 progress=progress,
             )
 

@@ -17,7 +17,7 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from neuralpk.atomic_files import refuse_unwritable, replacing
-from neuralpk.cli import main, table_commands
+from neuralpk.cli import bootstrap_command, main, table_commands
 from neuralpk.cli.training import own_folders
 from neuralpk.tables.batchwise_writing import write_frames
 
@@ -134,8 +134,8 @@ def test_an_out_that_cannot_be_written_is_said_first(command: str, prepare, tmp_
     Path("p.yaml").write_text(POPULATION)
     Path("t.csv").write_text(TABLE)
     prepare(Path("out"))
-    for name in ("read_model", "fit_replicates", "read_table"):
-        monkeypatch.setattr(table_commands, name, lambda *_, **__: pytest.fail("computed first"))
+    for module in (table_commands, bootstrap_command):
+        monkeypatch.setattr(module, "read_model", lambda *_, **__: pytest.fail("computed first"))
     model = ["--model", "p.yaml" if command == "estimate" else "last.ckpt"]
     with pytest.raises(SystemExit) as stopped:
         main([command, *model, "--table", "t.csv", "--out", "out"])

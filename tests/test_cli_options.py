@@ -11,7 +11,7 @@ import cli_stub
 import pytest
 import yaml
 
-from neuralpk import task
+from neuralpk import cohort_figures, task
 from neuralpk.cli import entry, main, table_commands, training
 from neuralpk.cli.presets import MAIN_JOB
 from neuralpk.cohort import Units
@@ -331,7 +331,7 @@ def test_reconstruct_hands_over_what_was_asked(capsys, monkeypatch) -> None:
     for module in (task, training):
         monkeypatch.setattr(module, "LatentTask", Task)
     monkeypatch.setattr(table_commands, "_write", lambda result, out: None)
-    monkeypatch.setattr(table_commands, "save_panels", lambda *_: [])
+    monkeypatch.setattr(cohort_figures, "save_panels", lambda *_: [])
     header, dose, sample = "ID,TIME,AMT,DV,CONC,SS,WT,AGE", "1,0,9,.,.,99,70,.", "1,1,0,2,5,0,70,."
     Path("t.csv").write_text(f"{header}\n{dose}\n{sample}\n".replace(",99,", ",0,"))
     Path("u.csv").write_text(f"{header}\n{dose}\n{sample}\n")

@@ -19,6 +19,8 @@ from neuralpk.cli.presets import MAIN_JOB, PRESETS, preset_path
 from neuralpk.part import did_you_mean
 
 if TYPE_CHECKING:
+    import lightning as L
+
     from neuralpk.cli.merged_configuration import Configuration
     from neuralpk.cli.signatures import Option
     from neuralpk.cli.training import NeuralPKCLI
@@ -27,7 +29,7 @@ TRAINING = ("fit", "validate", "test", "predict")
 WITHOUT_TORCH = ("check", "nca")
 COMMANDS = (
     *TRAINING, "check", "nca", "simulate", "dose", "evaluate", "report", "estimate", "reconstruct", "population",
-    "bootstrap", "import", "export", "replay", "doctor",
+    "bootstrap", "import", "export", "sweep", "replay", "doctor",
 )  # fmt: skip
 
 _USAGE = f"""usage: neuralpk COMMAND [--preset NAME | --config FILE] [options]     (COMMAND --help lists them)
@@ -48,7 +50,8 @@ _USAGE = f"""usage: neuralpk COMMAND [--preset NAME | --config FILE] [options]  
   population    write the fitted population as a population file   --model FILE --out FILE
   bootstrap     fit again to patients drawn with replacement       --model FILE --table FILE --out DIR
   import        write an rxode2 function as a population file      --function FILE --out FILE
-  export        write a population as an rxode2 function           --model FILE --out FILE
+  export        a model as an rxode2 function, or as safetensors   MODEL --out FILE.R | DIR
+  sweep         trainings with settings that Optuna chooses        --search OPTION=LOW:HIGH … --out DIR …
   replay        run a training again, and compare its weights      FOLDER --out DIR
   doctor        versions, devices, accuracy of gradients
 
@@ -97,6 +100,8 @@ def execute(words: Sequence[str]) -> NeuralPKCLI | None:
         rest = ["--table", *rest]
     if command == "replay" and rest and not rest[0].startswith("-"):
         rest = ["--run", *rest]
+    if command == "export" and rest and not rest[0].startswith("-"):
+        rest = ["--model", *rest]
     if command not in COMMANDS:
         hint = did_you_mean(command, list(COMMANDS))
         _stop(f"neuralpk: there is no command {command!r}{hint}; there are {', '.join(COMMANDS)}", 2)
@@ -203,6 +208,9 @@ def _run(command: str, given: list[Argument], presets: list[str]) -> NeuralPKCLI
     """Run a command that needs torch."""
     if command in TRAINING:
         return _run_training(command, given, presets)
+    if command == "sweep":
+        _run_sweep(given, presets)
+        return None
     if command == "doctor":
         from neuralpk.cli.doctor_command import doctor
 
@@ -234,8 +242,29 @@ def _run(command: str, given: list[Argument], presets: list[str]) -> NeuralPKCLI
     return None
 
 
-def _run_training(command: str, given: list[Argument], presets: list[str]) -> NeuralPKCLI | None:
-    """Run a command of Lightning's trainer."""
+def _run_sweep(given: list[Argument], presets: list[str]) -> None:
+    """Run trainings, with the options that are not of the sweep itself."""
+    from neuralpk.cli import sweep_command
+    from neuralpk.cli.merged_configuration import Configuration
+
+    options = sweep_command.options()
+    if _helps("sweep", options, given, sweep_command.sweep):
+        return
+    given = _completed("sweep", options, joined(given, "search", " "))
+    configuration = Configuration(options)
+    _take(configuration, [argument for argument in given if argument.name in options])
+
+    def fit(settings: list[Argument], callbacks: list[L.Callback]) -> None:
+        _run_training("fit", settings, presets, callbacks)
+
+    settings = [argument for argument in given if argument.name not in options]
+    sweep_command.run(fit, settings, [Path(path).stem for path in presets], configuration)
+
+
+def _run_training(
+    command: str, given: list[Argument], presets: list[str], callbacks: list[L.Callback] | None = None
+) -> NeuralPKCLI | None:
+    """Run a command of Lightning's trainer, with callbacks instead of those of every run."""
     from neuralpk.cli import study_options, training
     from neuralpk.cli.merged_configuration import Configuration, Source
 
@@ -257,7 +286,7 @@ def _run_training(command: str, given: list[Argument], presets: list[str]) -> Ne
     # short options override presets and configurations, and are overridden by the long ones
     configuration.take(node, Source())
     _take(configuration, given[first:])
-    return training.run(command, configuration, prints)
+    return training.run(command, configuration, prints, callbacks)
 
 
 def _helps(

@@ -31,6 +31,7 @@ def evaluate(
     against: Literal["TIME", "TAD"] | None = None,
     log: bool = False,
     simulations: int = 500,
+    patients: int | None = None,
     draws: int | None = None,
     likelihood: bool = False,
     map_estimate: bool | None = None,
@@ -54,6 +55,7 @@ def evaluate(
             doses repeat.
         log: draw the values on a logarithmic scale.
         simulations: simulated studies of the same design.
+        patients: judge on so many patients, drawn at random; a Parquet file may then be of any length. Null for all.
         draws: from the posterior of each patient, for the intervals of the curves; null for 200 for up to 200 patients
             of a model without a network, else none.
         likelihood: compute −2 log p(data), AIC and BIC, as with --compare.
@@ -75,6 +77,7 @@ def evaluate(
             table,
             simulations=simulations,
             strata=columns,
+            patients=patients,
             draws=draws,
             likelihood=likelihood or compare is not None,
             map_estimate=map_estimate,

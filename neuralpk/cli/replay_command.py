@@ -18,6 +18,7 @@ from neuralpk.run_record import RunRecord, sha256_of
 
 _CONFIGURATION = "config.yaml"
 _CHECKPOINT = Path("checkpoints", "last.ckpt")
+REPLAY_FILES = (_CONFIGURATION, str(_CHECKPOINT))
 
 
 def replay(run: Path, out: Path) -> None:

@@ -132,6 +132,7 @@ class NeuralPKCLI(LightningCLI):
         print_config: print what would be run instead of running it.
         unverified: also read a checkpoint without a sha256.
         replaced: folder whose results are removed before the training; None for none.
+        callbacks: instead of `default_callbacks`.
     """
 
     def __init__(
@@ -141,6 +142,7 @@ class NeuralPKCLI(LightningCLI):
         print_config: bool = False,
         unverified: bool = False,
         replaced: Path | None = None,
+        callbacks: list[L.Callback] | None = None,
     ) -> None:
         self.command, self.print_config, self.unverified, self.replaced = command, print_config, unverified, replaced
         super().__init__(
@@ -151,7 +153,7 @@ class NeuralPKCLI(LightningCLI):
             save_config_callback=SaveConfiguration,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
-            trainer_defaults={"callbacks": default_callbacks()},
+            trainer_defaults={"callbacks": default_callbacks() if callbacks is None else callbacks},
             parser_kwargs={"exit_on_error": False},
             args={"subcommand": command, command: values},
         )
@@ -308,8 +310,19 @@ def default_callbacks() -> list[L.Callback]:
     ]
 
 
-def run(command: str, configuration: Configuration, print_config: bool = False) -> NeuralPKCLI:
+def run(
+    command: str,
+    configuration: Configuration,
+    print_config: bool = False,
+    callbacks: list[L.Callback] | None = None,
+) -> NeuralPKCLI:
     """Run a command.
+
+    Args:
+        command: which.
+        configuration: of it.
+        print_config: print what would be run instead of running it.
+        callbacks: instead of `default_callbacks`.
 
     Raises:
         UsageError: no checkpoint for a command that measures one; a value that does not fit.
@@ -342,7 +355,7 @@ def run(command: str, configuration: Configuration, print_config: bool = False) 
         values["model"]["unverified"] = True
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
     try:
-        return NeuralPKCLI(command, values, print_config, unverified, folder if overwrite else None)
+        return NeuralPKCLI(command, values, print_config, unverified, folder if overwrite else None, callbacks)
     except MisconfigurationException as error:
         raise UsageError(sentence(error)) from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, get_args
 
 import lightning as L
@@ -15,7 +16,14 @@ from torch.utils.data import DataLoader
 from neuralpk import randomness
 from neuralpk.cohort import Cohort
 from neuralpk.cohort_batch import CohortBatch
-from neuralpk.datamodules.batch_loading import BatchDataset, GlobalBatchSampler, ResumableLoader, as_is
+from neuralpk.datamodules.batch_loading import (
+    BatchDataset,
+    FurtherSubjects,
+    GlobalBatchSampler,
+    ResumableLoader,
+    StreamedBatches,
+    as_is,
+)
 from neuralpk.datamodules.seen_records import Context
 from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
@@ -81,6 +89,7 @@ class CohortDataModule(L.LightningDataModule, ABC):
         self.seed = seed
         self._model: PopulationModel | None = None
         self._parts: dict[Part, Cohort] | None = None
+        self._check: Callable[[Cohort], Cohort] | None = None
         self._training: ResumableLoader | None = None
         self._skipped = 0
 
@@ -102,6 +111,17 @@ class CohortDataModule(L.LightningDataModule, ABC):
     @abstractmethod
     def make_cohort(self) -> Cohort:
         """The whole cohort, the same at every call."""
+
+    def further_subjects(self) -> FurtherSubjects | None:
+        """Training subjects beside those of `part`, which are read or simulated when their batch is asked for, in their
+        order, and are not kept; None for none."""
+        return None
+
+    @property
+    def streamed(self) -> int:
+        """How many of the training subjects are not held."""
+        further = self.further_subjects()
+        return 0 if further is None else len(further)
 
     def typical_lines(self, cohort: Cohort) -> np.ndarray | None:
         """True line of the typical subject under each one's doses, ``[subject, grid, endpoint]``, where it is known."""
@@ -144,14 +164,15 @@ class CohortDataModule(L.LightningDataModule, ABC):
         each = {id(cohort): cohort for cohort in self._parts.values()}
         checked = {key: check(cohort) for key, cohort in each.items()}
         self._parts = {name: checked[id(cohort)] for name, cohort in self._parts.items()}
+        self._check = check
 
     def scaling(self) -> Scaling:
-        """Magnitudes of the training subjects."""
+        """Magnitudes of the training subjects that are held."""
         return Scaling.of(self.part("train"))
 
     def provenance(self) -> Provenance:
         """Whose data a model learns from."""
-        return Provenance(len(self.part("train")))
+        return Provenance(len(self.part("train")) + self.streamed)
 
     def setup(self, stage: str | None = None) -> None:
         """Make the cohort; called by Lightning in every process."""
@@ -168,23 +189,33 @@ class CohortDataModule(L.LightningDataModule, ABC):
             cohort = dataclasses.replace(cohort, subjects=tuple(dataclasses.replace(s, truth=None) for s in cohort))
         # the batches of `overfit_batches` are the same ones in every epoch
         overfits = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        further = self.further_subjects() if training else None
+        dataset = (
+            BatchDataset(cohort, context, self.context_size, self.seed, self.forecast if part == "test" else None)
+            if further is None
+            else StreamedBatches(cohort, further, self._as_read(), context, self.context_size, self.seed)
+        )
         sampler = GlobalBatchSampler(
-            len(cohort),
+            len(dataset),
             self.batch_size or len(cohort),
             self.passes_per_epoch if training else 1,
-            training and not overfits,
+            training and not overfits and further is None,
             self.seed,
             rank,
             devices,
         )
         return ResumableLoader(
-            BatchDataset(cohort, context, self.context_size, self.seed, self.forecast if part == "test" else None),
+            dataset,
             batch_size=None,
             sampler=sampler,
             collate_fn=as_is,  # type: ignore[arg-type]  # a batch, since batch_size is None
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
+
+    def _as_read(self) -> Callable[[Cohort], Cohort]:
+        """What was done to the training subjects that are held, for the others."""
+        return partial(_as_read, self._model, self.forecast, self._check)
 
     def train_dataloader(self) -> DataLoader[CohortBatch]:
         """Batches of the training subjects, without their truth."""
@@ -205,6 +236,17 @@ class CohortDataModule(L.LightningDataModule, ABC):
     def predict_dataloader(self) -> DataLoader[CohortBatch]:
         """Batches of the test subjects."""
         return self._loader("test", training=False)
+
+
+def _as_read(
+    model: PopulationModel | None,
+    forecast: float | None,
+    check: Callable[[Cohort], Cohort] | None,
+    cohort: Cohort,
+) -> Cohort:
+    cohort = cohort if model is None else model.read_cohort(cohort)
+    cohort = cohort if forecast is None else cohort.hidden_from(forecast)
+    return cohort if check is None else check(cohort)
 
 
 def _stated(model: PopulationModel | None) -> tuple[tuple[Assay, ...], Mapping[str, float | None], str | None]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
 
 from neuralpk import randomness
@@ -22,21 +23,74 @@ class BatchDataset(Dataset[CohortBatch]):
     seen, and what follows is scored."""
 
     def __init__(self, cohort: Cohort, context: Context, size: int, seed: int, forecast: float | None = None) -> None:
+        self.subjects = len(cohort)
         self.context, self.size, self.seed, self.forecast = context, size, seed, forecast
         self.whole = collate(cohort) if len(cohort) else None  # once: a batch is then a choice of rows
 
     def __getitem__(self, request: tuple[int, list[int]]) -> CohortBatch:
         draw, subjects = request
-        assert self.whole is not None
-        batch = self.whole.select(torch.tensor(subjects)).trimmed()
+        batch = self._of(subjects)
         batch = choose_context(batch, self.context, self.size, self.seed, draw)
         if self.forecast is None:
             return batch
         before = batch.on_data_clock(batch.time) < self.forecast
         return dataclasses.replace(batch, context=batch.context & before, target=batch.observed & ~before)
 
+    def _of(self, subjects: list[int]) -> CohortBatch:
+        assert self.whole is not None
+        return self.whole.select(torch.tensor(subjects)).trimmed()
+
     def __len__(self) -> int:
-        return 0 if self.whole is None else len(self.whole)
+        return self.subjects
+
+
+class FurtherSubjects(Protocol):
+    """Subjects that are read or simulated when their batch is asked for, the same at every call, in every process."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def __call__(self, numbers: Sequence[int]) -> tuple[list[int], Cohort]:
+        """Those with these numbers, from 0, in ascending order; a subject without an observation may be left out."""
+        ...
+
+
+class StreamedBatches(BatchDataset):
+    """Whole batches of a cohort and of further subjects, which are numbered after it and are not kept.
+
+    Args:
+        cohort: that is held.
+        further: the others.
+        read: what was done to the cohort, for the others.
+        context: as of `BatchDataset`.
+        size: as there.
+        seed: as there.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        further: FurtherSubjects,
+        read: Callable[[Cohort], Cohort],
+        context: Context,
+        size: int,
+        seed: int,
+    ) -> None:
+        super().__init__(cohort, context, size, seed)
+        self.cohort, self.further, self.read = cohort, further, read
+        self.subjects += len(further)
+
+    def _of(self, subjects: list[int]) -> CohortBatch:
+        held = len(self.cohort)
+        index = [k for k in subjects if k < held]
+        people = list(self.cohort[index])
+        beyond = [k - held for k in subjects if k >= held]
+        if beyond:
+            numbers, further = self.further(beyond)
+            people += [dataclasses.replace(one, truth=None) for one in self.read(further)]
+            index += [held + number for number in numbers]
+        return collate(people, index)
 
 
 class GlobalBatchSampler(DistributedSampler[Any], SequentialSampler):
@@ -73,12 +127,12 @@ class GlobalBatchSampler(DistributedSampler[Any], SequentialSampler):
         cuts = self._cuts()
         for k in range(self.passes):
             number = self.epoch * self.passes + k
-            order = torch.arange(self.subjects)
+            order: Tensor | range = range(self.subjects)
             if not self.ordered:
                 stream = Stream.ORDER.at(number)
                 order = randomness.uniform(self.own_seed, stream, torch.tensor([0]), self.subjects)[0].argsort()
             for a, b in pairwise(cuts):
-                yield number, order[a:b][self.rank :: self.num_replicas].tolist()
+                yield number, [int(k) for k in order[a:b][self.rank :: self.num_replicas]]
 
     @property
     def batches_in_a_pass(self) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from neuralpk.cohort import Cohort, Dose, Units
 from neuralpk.cohort_simulation import (
@@ -18,8 +19,11 @@ from neuralpk.cohort_simulation import (
     omega_from_cv,
     simulate_batches,
     simulate_cohort,
+    simulate_subjects,
+    subjects_of,
 )
 from neuralpk.datamodules.base import CohortDataModule, Part
+from neuralpk.datamodules.batch_loading import FurtherSubjects
 from neuralpk.dynamics import (
     SIR,
     Absorption,
@@ -43,6 +47,8 @@ class SimulatedDataModule(CohortDataModule):
         test_subjects: further subjects of the same population for the test, beside any held out; 0 for none.
         error: additive, proportional, combined or log_normal.
         error_sd: its standard deviations.
+        streamed: further subjects for the training, of any number: each is simulated when its batch is asked for, and
+            not kept. `subjects` give the magnitudes, the validation and the figures.
         options: of `CohortDataModule`.
     """
 
@@ -53,14 +59,31 @@ class SimulatedDataModule(CohortDataModule):
 
     @abstractmethod
     def __init__(
-        self, subjects: int, test_subjects: int, error: str, error_sd: dict[str, float], **options: Any
+        self,
+        subjects: int,
+        test_subjects: int,
+        error: str,
+        error_sd: dict[str, float],
+        streamed: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
         error_class(error)
+        if streamed < 0:
+            raise ValueError(f"streamed must be 0 or more, not {streamed}")
         if subjects < 1 or test_subjects < 0:
             raise ValueError(f"subjects must be 1 or more and test_subjects 0 or more: {subjects}, {test_subjects}")
         self.subjects, self.test_subjects = subjects, test_subjects
         self.error, self.error_sd = error, error_sd
+        self._streamed = streamed
+
+    def further_subjects(self) -> FurtherSubjects | None:
+        if not self._streamed:
+            return None
+        error, first = self._residual_error(self.design), self.subjects + self.test_subjects
+        return _SimulatedSubjects(
+            self.dynamics, self.population, self.design, error, self.seed, self.units, first, self._streamed
+        )
 
     def _simulate(self, population: Population, design: Design, subjects: int, dynamics: Dynamics) -> Cohort:
         error = self._residual_error(design)
@@ -95,6 +118,28 @@ class SimulatedDataModule(CohortDataModule):
         )
         lines = self._simulate(typical, self.design, max(int(i) for i in cohort.ids), dynamics)
         return np.stack([truth.line for i in cohort.ids if (truth := lines[int(i) - 1].truth) is not None])
+
+
+@dataclasses.dataclass(frozen=True)
+class _SimulatedSubjects(FurtherSubjects):
+    """Subjects of a simulated cohort from its number `first` on."""
+
+    dynamics: Dynamics
+    population: Population
+    design: Design
+    error: ResidualError
+    seed: int
+    units: Units
+    first: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __call__(self, numbers: Sequence[int]) -> tuple[list[int], Cohort]:
+        index = self.first + torch.tensor(numbers)
+        batch = simulate_subjects(self.dynamics, self.population, self.design, self.error, index, self.seed)
+        return list(numbers), Cohort(tuple(subjects_of(batch, self.population, self.design)), self.units)
 
 
 _TIMES = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 36, 48, 71.99)

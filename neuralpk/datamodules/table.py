@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,36 @@ import numpy as np
 from neuralpk import datasets
 from neuralpk.cohort import Cohort, Units
 from neuralpk.datamodules.base import CohortDataModule, Part
-from neuralpk.tables import read_table
+from neuralpk.datamodules.batch_loading import FurtherSubjects
+from neuralpk.tables import ParquetParts, read_table
 from neuralpk.tables.layout import ALL, Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class _SubjectsOfFile(FurtherSubjects):
+    """Subjects of a Parquet file from its number `first` on."""
+
+    file: ParquetParts
+    first: int
+    reading: dict[str, Any]
+    said: set[str] = dataclasses.field(default_factory=set)
+
+    def __len__(self) -> int:
+        return self.file.subjects - self.first
+
+    def __call__(self, numbers: Sequence[int]) -> tuple[list[int], Cohort]:
+        part = self.file.subjects_of(self.first + np.array(numbers))
+        names = self.file.names(part)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            cohort = read_table(part, **self.reading)
+        for one in caught:
+            rule = str(one.message).partition(" ")[0]
+            if rule not in self.said:
+                self.said.add(rule)
+                warnings.warn(f"{one.message} Said of the first batch only.", one.category, stacklevel=2)
+        there = set(cohort.ids)
+        return [number for number, name in zip(numbers, names, strict=True) if name in there], cohort
 
 
 class TableDataModule(CohortDataModule):
@@ -38,6 +67,9 @@ class TableDataModule(CohortDataModule):
         impute: what stands for a covariate that is missing in a whole subject: ``WT=median,SEX=mode,AGE=40``.
         carry: a covariate that changes in time has its last value until the next one, ``forward``; or the next value
             from the record before it on, ``backward`` (as in NONMEM).
+        held: hold only the first so many subjects of a Parquet file, which give the magnitudes, the validation and the
+            figures; the others are read batch by batch, by row groups, and not kept. They come in the order of the
+            file in every pass: write it in a random one. Null holds all.
         units: units of time, amount and value, for axes and tables.
         folds: leave-subjects-out: number of parts into which the subjects are dealt in turn; 0 splits by `test`.
         fold: the part that is the test, from 0.
@@ -66,6 +98,7 @@ class TableDataModule(CohortDataModule):
         sort: bool = False,
         impute: dict[str, str | float] | str | None = None,
         carry: str = "forward",
+        held: int | None = None,
         units: list[str] | None = None,
         folds: int = 0,
         fold: int = 0,
@@ -84,10 +117,23 @@ class TableDataModule(CohortDataModule):
         }  # fmt: skip
         self.units = Units.of(units) if units else None
         self.folds, self.fold = folds, fold
+        if held is not None and (held < 1 or folds):
+            raise ValueError(f"held must be 1 or more, and is not for folds; got {held}")
+        self.held = held
+        self._file: ParquetParts | None = None
+
+    def further_subjects(self) -> FurtherSubjects | None:
+        if self.held is None or self._file is None or self._file.subjects <= self.held:
+            return None
+        first = self.part("train")
+        reading = self._reading() | {"covariates": list(first.covariate_names)}
+        return _SubjectsOfFile(self._file, self.held, reading)
 
     def make_cohort(self) -> Cohort:
-        needed = {} if self._model is None else self._model.dynamics.covariates
         if self.table in datasets.NAMES:
+            needed = {} if self._model is None else self._model.dynamics.covariates
+            if self.held is not None:
+                raise ValueError(f"{self.table!r} is a data set of the package, and held whole")
             if any(value not in (None, ".", False, "forward") for value in self.reading.values()):
                 raise ValueError(f"{self.table!r} is a data set of the package, with columns and codes of its own")
             cohort = datasets.load(self.table)
@@ -96,13 +142,20 @@ class TableDataModule(CohortDataModule):
                 named = Layout.of(covariates=self.covariates).covariates or ()
                 cohort = cohort.with_covariates(sorted({*named, *read}))
             return cohort if self.units is None else dataclasses.replace(cohort, units=self.units)
-        occasion = self.reading["occasion"]
+        reading = self._reading()
+        if self.held is None:
+            return read_table(Path(self.table), **reading)
+        self._file = ParquetParts(self.table, self.held, reading)
+        return read_table(next(iter(self._file)), **reading)
+
+    def _reading(self) -> dict[str, Any]:
+        """Arguments of `read_table`."""
+        occasion, needed = self.reading["occasion"], {}
         if self._model is not None:
             occasion = self._model.population.occasions_in(occasion)
-        reading = self.reading | {"occasion": occasion}
-        return read_table(
-            Path(self.table), covariates=self.covariates, units=self.units or Units(), needed=needed, **reading
-        )
+            needed = dict(self._model.dynamics.covariates)
+        own = {"covariates": self.covariates, "units": self.units or Units(), "needed": needed}
+        return self.reading | own | {"occasion": occasion}
 
     def split(self, cohort: Cohort) -> dict[Part, Cohort]:
         if not self.folds:

@@ -110,7 +110,10 @@ class NetworkEstimator(PopulationEstimator):
         of_weights = float(torch.as_tensor(self.model.dynamics.log_prior()))
         ascent = super().step()
         if self.weights_move:
-            self._sample = self._resampled(held, drawn)
+            device = self.numbers.device
+            # of all devices: a subject may be on another one in the next pass
+            for sample in self._gather(self._resampled(held, drawn)):
+                self._sample |= {key: (z.to(device), log_p.to(device)) for key, (z, log_p) in sample.items()}
             self._settle(ascent.start + of_weights)
         return ascent
 

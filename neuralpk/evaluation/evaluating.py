@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import neuralpk
+from neuralpk import randomness
 from neuralpk.cohort import Cohort, FloatArray, written_out
 from neuralpk.diagnostics.below_quantification import quantification_limits
 from neuralpk.diagnostics.metrics import shrinkage
@@ -20,10 +21,12 @@ from neuralpk.evaluation.checks import Check, judge, npde_checks, trend_check
 from neuralpk.evaluation.conditional_residuals import conditional_residuals
 from neuralpk.evaluation.evaluation import Evaluation, study_bins
 from neuralpk.evaluation.predictive_check import corrected, outside, percentiles, shares_below
-from neuralpk.evaluation.simulated_study import SimulatedStudy
+from neuralpk.evaluation.simulated_study import IntArray, SimulatedStudy
 from neuralpk.individual_estimates import IndividualEstimates
+from neuralpk.randomness import Stream
 from neuralpk.record_predictions import doses_before, replicates
 from neuralpk.saved_model import SavedModel, SavedTask, read_model
+from neuralpk.tables import ParquetParts
 
 _WITH_INTERVALS = 200  # patients: of more, and of a network, curves have no intervals unless they are asked for
 _DRAWS = 200
@@ -43,6 +46,7 @@ def evaluate(
     *,
     simulations: int = 500,
     strata: Sequence[str] = (),
+    patients: int | None = None,
     draws: int | None = None,
     likelihood: bool = False,
     map_estimate: bool | None = None,
@@ -58,6 +62,7 @@ def evaluate(
         table: an event table, its path, or a cohort.
         simulations: number of simulated studies of the same design, 100 or more.
         strata: columns of the table, numbers or texts, beside the covariates of the model, such as an arm.
+        patients: judge on so many patients, drawn at random; a Parquet file may then be of any length. None for all.
         draws: of each patient for the 90 % intervals of the curves; None for 200 for up to 200 patients of a model
             without a network in its dynamics, and otherwise none.
         likelihood: whether log p(data), AIC and BIC are computed.
@@ -68,13 +73,16 @@ def evaluate(
 
     Raises:
         neuralpk.tables.DataError: the table breaks a rule.
-        ValueError: fewer than 100 simulations; a column that the table lacks; an endpoint that the model does not have.
+        ValueError: fewer than 100 simulations; no patients; a column that the table lacks; an endpoint that the model
+            does not have.
         neuralpk.solve.SolveError: no patient could be solved.
     """
     if simulations < 100:
         raise ValueError(f"{simulations} simulated studies are too few to judge by: give 100 or more")
     saved = _saved(model)
-    cohort = table if isinstance(table, Cohort) else _read(saved, table, strata, reading)
+    if patients is not None and patients < 1:
+        raise ValueError(f"patients must be 1 or more, not {patients}")
+    cohort, of = _read(saved, table, strata, patients, seed, reading)
     labels = {name: _labels(cohort, name) for name in strata}
     shown: Progress = progress or (lambda _, parts: parts)
     count = _intervals(saved, cohort) if draws is None else draws
@@ -83,7 +91,8 @@ def evaluate(
     )
     source = estimates.source
     population, batch = source.model, source.batch
-    remarks = list(estimates.unsolved)
+    remarks = [f"{len(cohort)} of {of} patients, drawn at random"] if len(cohort) < of else []
+    remarks += estimates.unsolved
     if draws is None and count == 0:
         remarks.append("the curves of the patients have no intervals, which take long: ask for draws")
     records = _records(estimates, labels, remarks)
@@ -150,13 +159,34 @@ def _saved(model: SavedModel | FittedModel | str | Path) -> SavedModel:
     return model if isinstance(model, SavedModel) else SavedTask(Path(), model.task)
 
 
-def _read(saved: SavedModel, table: Any, strata: Sequence[str], reading: Mapping[str, Any]) -> Cohort:
+def _read(
+    saved: SavedModel,
+    table: Any,
+    strata: Sequence[str],
+    patients: int | None,
+    seed: int,
+    reading: Mapping[str, Any],
+) -> tuple[Cohort, int]:
+    """The patients that are judged on, and how many the table has."""
     given = dict(reading)
     named = given.get("covariates")
     if named and named != "all" and strata:
         words = [part.strip() for part in named.split(",")] if isinstance(named, str) else list(named)
         given["covariates"] = sorted({*words, *strata})
-    return saved.read_table(table, strata=strata, **given)
+    if patients is not None and isinstance(table, str | Path) and Path(table).suffix.lower() == ".parquet":
+        parts = ParquetParts(table, 1000, saved.reading(strata=strata, **given))
+        chosen = _drawn(patients, parts.subjects, seed)
+        return saved.read_table(parts.sample(chosen), strata=strata, **given), parts.subjects
+    cohort = table if isinstance(table, Cohort) else saved.read_table(table, strata=strata, **given)
+    if patients is None or patients >= len(cohort):
+        return cohort, len(cohort)
+    return cohort[_drawn(patients, len(cohort), seed).tolist()], len(cohort)
+
+
+def _drawn(count: int, of: int, seed: int) -> IntArray:
+    """Numbers of patients drawn without replacement, in the order of the table."""
+    u = randomness.uniform(seed, Stream.EVALUATED.at(0), torch.tensor([0]), of)[0]
+    return np.sort(u.argsort()[:count].numpy())
 
 
 def _labels(cohort: Cohort, name: str) -> list[Any]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torchdiffeq
 from torch import Tensor
 
 from neuralpk.cohort_batch import theta_in
@@ -78,6 +77,8 @@ def _stretch(
     dynamics: Dynamics, y: Tensor, theta: Tensor, mesh: Mesh, node: int, engine: TorchDiffEq, counter: _Counter
 ) -> Tensor:
     """Solve from one node to the next."""
+    import torchdiffeq  # SciPy's integrators come with it, for which the other engines do not wait
+
     start = mesh.times[:, node]
     # not `… - start`: tensors that the adjoint differentiates for must not depend on each other, or paths count twice
     h = mesh.times[:, node + 1] - mesh.times[:, node]

@@ -15,7 +15,8 @@ RULES: dict[str, str] = {
     "NPK-D05": "Every column has a name, of at most 1,000 characters. Name it, or remove it: a trailing comma or"
     " exported row names may have made it.",
     "NPK-D06": "No two columns have one name (upper and lower case are the same; TINF is DUR). Rename or remove one.",
-    "NPK-D07": "A table has at most 5,000,000 rows, 2 GiB, 100,000 characters a line and 1,000 a cell. Split it.",
+    "NPK-D07": "A table has at most 5,000,000 rows, 2 GiB, 100,000 characters a line and 1,000 a cell. Split it,"
+    " or write it as Parquet and have it estimated in parts (neuralpk estimate --part_size).",
     "NPK-D08": "ID, TIME and DV are needed, and so is every column asked for by name. Pass columns=OURS=THEIRS, as"
     " in DV=CONC.",
     "NPK-D09": "Cells are divided by commas, in .tsv and .tab files by tabs. Pass separator=semicolon, tab or"

@@ -60,8 +60,14 @@ def read_binary(path: Path, layout: Layout, findings: Findings) -> Sheet:
     return from_frame(frame, layout, findings)
 
 
-def from_frame(frame: pd.DataFrame, layout: Layout, findings: Findings) -> Sheet:
+def from_frame(frame: pd.DataFrame, layout: Layout, findings: Findings, before: int = 0) -> Sheet:
     """Read a data frame.
+
+    Args:
+        frame: the rows.
+        layout: how they are read.
+        findings: takes the faults.
+        before: rows of the table before these.
 
     Raises:
         DataError: columns that cannot be read, no row, too many rows.
@@ -73,7 +79,7 @@ def from_frame(frame: pd.DataFrame, layout: Layout, findings: Findings) -> Sheet
     builder = SheetBuilder(found, findings)
     for start in range(0, len(frame), _CHUNK):
         part = frame.iloc[start : start + _CHUNK]
-        builder.add(range(start + 1, start + len(part) + 1), partial(_cells, part, layout))
+        builder.add(range(before + start + 1, before + start + len(part) + 1), partial(_cells, part, layout))
     return builder.sheet()
 
 

@@ -18,15 +18,18 @@ from neuralpk.tables.cohort_building import build
 from neuralpk.tables.faults import DataWarning, Findings
 from neuralpk.tables.frames import from_frame
 from neuralpk.tables.layout import Layout
+from neuralpk.tables.parquet_parts import TablePart
 from neuralpk.tables.records import Records
 from neuralpk.tables.sheet import Sheet
 
 _log = logging.getLogger(__package__)
 
 
-def _sheet(source: str | Path | pd.DataFrame, layout: Layout, findings: Findings) -> Sheet:
+def _sheet(source: str | Path | pd.DataFrame | TablePart, layout: Layout, findings: Findings) -> Sheet:
     if isinstance(source, pd.DataFrame):
         return from_frame(source, layout, findings)
+    if isinstance(source, TablePart):
+        return from_frame(source.rows, layout, findings, source.first_row)
     path = Path(source)
     kind = text_files.ending(path)
     if path.suffix.lower() in frames.ENDINGS:
@@ -38,7 +41,9 @@ def _sheet(source: str | Path | pd.DataFrame, layout: Layout, findings: Findings
     return text_files.read_text(path, dataclasses.replace(layout, separator=separator), findings)
 
 
-def read_records(source: str | Path | pd.DataFrame, layout: Layout, units: Units, findings: Findings) -> Records:
+def read_records(
+    source: str | Path | pd.DataFrame | TablePart, layout: Layout, units: Units, findings: Findings
+) -> Records:
     """The records of a table, with everything that is to be said of them in the findings.
 
     Raises:
@@ -49,7 +54,7 @@ def read_records(source: str | Path | pd.DataFrame, layout: Layout, units: Units
 
 
 def read_table(
-    path_or_frame: str | Path | pd.DataFrame,
+    path_or_frame: str | Path | pd.DataFrame | TablePart,
     *,
     columns: dict[str, str] | str | list[str] | None = None,
     covariates: list[str] | str | None = None,
@@ -77,7 +82,7 @@ def read_table(
 
     Args:
         path_or_frame: a data frame, or a file: text (``.csv``, ``.txt``, ``.dat``, ``.tsv``, ``.tab``; also ``.gz``),
-            ``.parquet``, ``.xlsx``, ``.xpt`` or ``.sas7bdat``.
+            ``.parquet``, ``.xlsx``, ``.xpt`` or ``.sas7bdat``; or a part of a Parquet file (`ParquetParts`).
         columns: our names = theirs, where they differ: ``DV=LIDV,ID=SUBJ`` or ``{"DV": "LIDV"}``; ``adppk`` for the
             names of CDISC's ADPPK.
         covariates: which columns are covariates, ``WT,AGE`` or a list; ``all`` for every column of numbers that has no
@@ -118,11 +123,19 @@ def read_table(
         carry=carry,
     )  # fmt: skip
     layout = dataclasses.replace(layout, optional=tuple(needed))
-    findings = Findings("" if isinstance(path_or_frame, pd.DataFrame) else Path(path_or_frame).name)
+    findings = Findings(_file_name(path_or_frame))
     records = read_records(path_or_frame, layout, units, findings)
     cohort = build(records, units, needed, findings)
-    for message in findings.notes:
-        _log.info("%s", message)
+    if not (isinstance(path_or_frame, TablePart) and path_or_frame.first_subject):  # the first part has said it
+        for message in findings.notes:
+            _log.info("%s", message)
     for message in findings.warnings:
         warnings.warn(message, DataWarning, stacklevel=2)
     return cohort
+
+
+def _file_name(source: str | Path | pd.DataFrame | TablePart) -> str:
+    """Name of the file of a table, for messages; empty for a data frame."""
+    if isinstance(source, TablePart):
+        return source.file
+    return "" if isinstance(source, pd.DataFrame) else Path(source).name

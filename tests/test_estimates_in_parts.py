@@ -1,0 +1,190 @@
+"""A Parquet file in parts: the result of the whole table, on from where it stopped, and a fault stays in its part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from neuralpk import read_model
+from neuralpk.cli import main
+from neuralpk.estimates_in_parts import PARTS, WARNINGS, estimate_in_parts
+from neuralpk.individual_estimates import TABLES
+from neuralpk.tables import DataError, ParquetParts, TablePart, read_table
+
+POPULATION = """
+dynamics: {compartments: 1}
+typical: {CL: 5.0, V1: 20.0}
+omega: {CL: 0.4, V1: 0.25}
+error: additive
+error_sd: {a: 0.1}
+"""
+PATIENTS = 7
+
+
+def table() -> pd.DataFrame:
+    """Seven patients with a dose and three samples, in rows 1 to 28."""
+    generator = np.random.default_rng(1)
+    rows = []
+    for name in range(1, PATIENTS + 1):
+        clearance = 5 * np.exp(0.4 * generator.normal())
+        rows.append((f"P{name}", 0.0, 1, 100.0, np.nan, 0))
+        for time in (1.0, 4.0, 8.0):
+            value = 5 * np.exp(-clearance / 20 * time) + 0.1 * generator.normal()
+            rows.append((f"P{name}", time, 0, np.nan, value, 0))
+    return pd.DataFrame(rows, columns=["ID", "TIME", "EVID", "AMT", "DV", "CENS"])
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_with_a_model(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pop.yaml").write_text(POPULATION)
+
+
+def write(frame: pd.DataFrame, rows: int = 5) -> Path:
+    """As Parquet, with so many rows in a group: groups end in the middle of patients."""
+    frame.to_parquet("table.parquet", row_group_size=rows)
+    return Path("table.parquet")
+
+
+def estimated(out: str, subjects: int = 3, **options):
+    return estimate_in_parts(read_model("pop.yaml"), "table.parquet", out, subjects, 1, draws=10, **options)
+
+
+def read(out: str | Path) -> dict[str, pd.DataFrame]:
+    return {name: pd.read_csv(Path(out) / name) for name in TABLES}
+
+
+def same(one: str | Path, other: str | Path) -> bool:
+    return all((Path(one) / name).read_bytes() == (Path(other) / name).read_bytes() for name in TABLES)
+
+
+@pytest.mark.parametrize(("subjects", "rows"), [(1, 5), (3, 100), (7, 1), (50, 5)])
+def test_parts_hold_every_row_once_and_whole_patients(subjects, rows):
+    frame = table()
+    parts = ParquetParts(write(frame, rows), subjects, {})
+    found = list(parts)
+    assert len(found) == len(parts) == -(-PATIENTS // subjects)
+    assert parts.subjects == PATIENTS
+    pd.testing.assert_frame_equal(pd.concat([one.rows for one in found], ignore_index=True), frame)
+    assert [one.first_row for one in found] == [4 * one.first_subject for one in found]
+    assert all(len(set(one.rows["ID"])) <= subjects for one in found)
+
+
+@pytest.mark.parametrize("subjects", [1, 3])
+def test_the_estimates_are_those_of_the_whole_table(subjects):
+    write(table())
+    main(["estimate", "--model", "pop.yaml", "--table", "table.parquet", "--draws", "10", "--out", "whole"])
+    found = estimated("parts", subjects)
+    assert (found.subjects, found.kept) == (PATIENTS, 0)
+    whole, parts = read("whole"), read("parts")
+    for name in TABLES:
+        pd.testing.assert_frame_equal(parts[name], whole[name], rtol=1e-9)
+    assert Path("parts/individuals.png").is_file()
+    assert not Path("parts", PARTS).exists()
+
+
+def stopping_after(count: int):
+    def progress(numbers: Sequence[int]) -> Iterable[int]:
+        for number in numbers:
+            if number == count:
+                raise KeyboardInterrupt
+            yield number
+
+    return progress
+
+
+def test_it_goes_on_where_it_stopped_and_estimates_again_what_has_changed():
+    write(table())
+    estimated("straight")
+    with pytest.raises(KeyboardInterrupt):
+        estimated("stopped", progress=stopping_after(2))
+    own = Path("stopped", PARTS, "notes.txt")
+    own.write_text("of somebody else")
+    assert estimated("stopped").kept == 2
+    assert list(own.parent.iterdir()) == [own]
+    assert same("stopped", "straight")
+
+    with pytest.raises(KeyboardInterrupt):
+        estimated("changed", progress=stopping_after(2))
+    frame = table()
+    frame.loc[frame["ID"] == "P1", "DV"] *= 1.5
+    write(frame)
+    assert estimated("changed").kept == 1
+    estimated("anew")
+    assert same("changed", "anew")
+    assert not same("changed", "straight")
+
+    with pytest.raises(KeyboardInterrupt):
+        estimated("seed", progress=stopping_after(2))
+    assert estimated("seed", seed=3).kept == 0
+
+
+def test_a_fault_stays_in_its_part_and_is_named_by_its_row():
+    frame = table()
+    frame.loc[17, "DV"] = np.inf
+    frame.loc[26, "TIME"] = np.nan
+    write(frame)
+    with pytest.raises(ValueError, match=r"2 of 3 parts(?s:.)*table.parquet, row 18, DV(?s:.)*row 27, TIME"):
+        estimated("out")
+    assert not Path("out/records.csv").exists()
+    write(table())
+    assert estimated("out").kept == 1
+
+
+def test_a_patient_whose_rows_lie_in_two_parts_is_refused():
+    frame = pd.concat([table(), table().iloc[4:8]])
+    with pytest.raises(DataError, match=r"NPK-D14 table\.parquet, row 29, ID: rows from 29 on, after rows from 5 on"):
+        ParquetParts(write(frame), 2, {})
+
+
+def test_what_needs_the_whole_table_is_refused():
+    path = write(table().assign(WT=70.0))
+    with pytest.raises(ValueError, match="impute WT=median is of a whole table"):
+        ParquetParts(path, 2, {"covariates": "WT", "impute": "WT=median"})
+    with pytest.raises(ValueError, match="endpoint=CENS numbers the endpoints of a whole table"):
+        ParquetParts(path, 2, {"endpoint": "CENS"})
+    with pytest.raises(ValueError, match=r"table.csv is read in parts, which only a Parquet file can be"):
+        ParquetParts("table.csv", 2, {})
+
+
+def test_censored_values_in_one_part_only_and_its_warnings():
+    frame = table()
+    frame.loc[3, "CENS"] = 1
+    write(pd.concat([frame.iloc[:20], frame.iloc[19:]]))  # a replicate
+    found = estimated("out")
+    records = read("out")["records.csv"]
+    assert records["CENS"].tolist() == [0, 0, 1, *[0] * (len(records) - 3)]
+    assert records["LLOQ"].notna().tolist() == (records["CENS"] == 1).tolist()
+    (said,) = found.warnings
+    assert said.startswith("rows 13 to 25: NPK-D51 table.parquet: 1 × replicate")
+    assert Path("out", WARNINGS).read_text() == said + "\n"
+
+
+def test_a_part_of_which_nobody_is_left():
+    write(table())
+    found = estimated("out", ignore="ID == P1, ID == P2, ID == P3")
+    assert found.subjects == 4
+    assert read("out")["individuals.csv"]["ID"].tolist() == ["P4", "P5", "P6", "P7"]
+    with pytest.raises(ValueError, match="no patient is left"):
+        estimated("nobody", ignore="CENS == 0")
+
+
+def test_a_part_is_read_as_a_table():
+    part = TablePart("whole.parquet", 4, 1, table().iloc[4:8])
+    assert read_table(part).ids == ("P2",)
+
+
+def test_two_processes_by_the_command_line(capsys):
+    write(table())
+    estimated("one")
+    arguments = ["--model", "pop.yaml", "--table", "table.parquet", "--draws", "10"]
+    main(["reconstruct", *arguments, "--part_size", "3", "--processes", "2", "--out", "two"])
+    assert "7 subjects in 3 parts: two/curves.csv" in capsys.readouterr().out
+    assert same("one", "two")
+    with pytest.raises(SystemExit):
+        main(["estimate", *arguments, "--processes", "2", "--out", "three"])
+    assert "--processes estimates parts of a table side by side: give --part_size" in capsys.readouterr().err
