@@ -309,22 +309,39 @@ def test_only_the_stiff_subject_of_a_batch_is_implicit_and_its_gradient_is_right
     torch.testing.assert_close((found[0] * step).sum(), along, rtol=1e-5, atol=0.0)
 
 
-def test_the_fused_kernel_hands_a_stiff_subject_on():
+def test_a_stiff_subject_of_a_perceptron_goes_to_compiled_implicit_steps(monkeypatch):
     dynamics = random_weights(FIELDS["compartments"](2).double(), scale=0.1)
-    theta = theta_for(dynamics, len(PEOPLE))
-    theta[0, dynamics.parameter_names.index("KA")] = 400.0
-    batch = collate(PEOPLE, dtype=torch.float64)
+    people = [PEOPLE[1], subject("e", [Dose(1, 100)], [2.0, 3.0])]
+    theta = theta_for(dynamics, len(people))
+    theta[0, dynamics.parameter_names.index("KA")] = 100.0
+    monkeypatch.setattr(PerceptronField, "stiff_steps", 30)  # fewer, as the reference takes explicit steps alone
+    batch = collate(people, dtype=torch.float64)
     inputs = dose_inputs(dynamics, theta[:, None], batch)
     mesh = build_mesh(batch, inputs, 3, batch.time, batch.row)
-    options = RungeKutta()
     y0 = dynamics.initial_state(theta)
-    _, status, _ = compiled_field.integrate(PerceptronField(dynamics.perceptron(theta)), y0, mesh, options)
-    assert status.tolist() == [STIFF, 0, 0, 0]
-    found, found_gradients = gradients(dynamics, theta, PEOPLE, TIGHT)
-    expected, expected_gradients = gradients(dynamics, theta, PEOPLE, REFERENCE)
+    _, status, _ = compiled_field.integrate(PerceptronField(dynamics.perceptron(theta)), y0, mesh, RungeKutta())
+    assert status.tolist() == [STIFF, 0]
+    expected, expected_gradients = gradients(dynamics, theta, people, REFERENCE)
+    monkeypatch.setattr(adaptive_integrator, "step_through", None)  # the general path is not taken
+    found, found_gradients = gradients(dynamics, theta, people, TIGHT)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     for one, other in zip(found_gradients, expected_gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["field", "field in time"])
+def test_implicit_steps_of_a_perceptron_are_those_of_torch(monkeypatch, name):
+    monkeypatch.setattr(adaptive_integrator, "Tsit5", Rodas5P)
+    like = CompartmentModel(1, "first_order")
+    dynamics = random_weights(built(NeuralField(like, 1, hidden=8, layers=2, time=name != "field")).double())
+    people, found = PEOPLE[1:2], []
+    for compiled in (True, False):
+        dynamics.compiled = compiled
+        found.append(gradients(dynamics, theta_for(dynamics, 1), people, RungeKutta(rtol=1e-3, atol=1e-3)))
+    (states, of_states), (expected, of_expected) = found
+    torch.testing.assert_close(states, expected, rtol=1e-7, atol=1e-7)
+    for one, other in zip(of_states, of_expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8 * float(other.abs().max()))
 
 
 def test_a_line_is_the_same_bit_for_bit_alone_in_a_batch_and_on_two_threads():

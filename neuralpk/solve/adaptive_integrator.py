@@ -330,11 +330,10 @@ def _compiled(
 ) -> tuple[Tensor, Tensor, int] | None:
     """Solve with compiled code; None where there is none for this field, method and device."""
     on_cpu = compiled_field.covers(y0)
-    form = dynamics.perceptron(theta) if on_cpu or fused_gpu.covers(y0) else None
+    # a perceptron takes explicit steps in blocks of matrices; for implicit ones its Jacobian is that of its translation
+    form = None if implicit else dynamics.perceptron(theta)
     field: compiled_field.CompiledField | None = None
     clock = None if form is None else form.clock
-    if implicit and (form is not None or not on_cpu):
-        return None
     if form is not None and on_cpu:
         field = PerceptronField(form)
     elif on_cpu:
@@ -343,7 +342,7 @@ def _compiled(
             return None
         field = EquationField(translation, dynamics, theta, implicit)
         clock = torch.ones_like(y0[0, 0]) if translation.timed else None
-    elif form is None or not fused_gpu.fits(form):
+    elif form is None or not (fused_gpu.covers(y0) and fused_gpu.fits(form)):
         return None
     n = y0.shape[1]
     if clock is not None:

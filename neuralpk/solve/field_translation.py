@@ -272,8 +272,10 @@ def _translation_or_warning(dynamics: Dynamics, y: Tensor, theta: Tensor) -> Tra
             if isinstance(error, Untranslatable)
             else f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
         )
+        # a perceptron is translated for implicit steps alone
+        solved = "is solved" if dynamics.perceptron(theta) is None else "with stiff subjects is solved"
         warnings.warn(
-            f"{type(dynamics).__name__} is solved by torch, not by compiled code, which is slower: its vector field "
+            f"{type(dynamics).__name__} {solved} by torch, not by compiled code, which is slower: its vector field "
             f"uses {reason}",
             stacklevel=2,
         )

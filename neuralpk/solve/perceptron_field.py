@@ -12,7 +12,7 @@ from neuralpk.dynamics import Perceptron
 from neuralpk.solve.compiled import perceptron as kernel
 from neuralpk.solve.compiled.steps import LANES, TSIT5
 from neuralpk.solve.compiled_field import Array, CompiledField, as_array
-from neuralpk.solve.tsit5_coefficients import STAGES, UNCOMPILED_STIFF_STEPS
+from neuralpk.solve.tsit5_coefficients import PERCEPTRON_STIFF_STEPS, STAGES
 
 _ACTIVATIONS = {"tanh": kernel.TANH, "silu": kernel.SILU, "softplus": kernel.SOFTPLUS}
 
@@ -62,9 +62,9 @@ def _network(form: Perceptron) -> kernel.Network:
 
 
 class PerceptronField(CompiledField):
-    """A `Perceptron` whose matrices multiply blocks of subjects."""
+    """A `Perceptron` whose matrices multiply blocks of subjects, in explicit steps."""
 
-    method, stiff_steps = TSIT5, UNCOMPILED_STIFF_STEPS
+    method, stiff_steps = TSIT5, PERCEPTRON_STIFF_STEPS
 
     def __init__(self, form: Perceptron) -> None:
         self.form, self.arrays = form, _network(form)

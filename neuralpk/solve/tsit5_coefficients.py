@@ -60,6 +60,6 @@ SAFETY, SHRINK, GROW = 0.92, 0.2, 10.0
 STABILITY, STIFF_STEPS = 3.0, 10
 # how the explicit method ends for such a subject, beside the values of `neuralpk.solve.solve_result.Status`
 STIFF = 4
-# compiled on the CPU, thirty steps cost less than the new start; where no implicit step is compiled, one of them costs
-# less than a hundredth of an implicit one, and many are borne first
-COMPILED_STIFF_STEPS, UNCOMPILED_STIFF_STEPS = 30, 300
+# compiled on the CPU, thirty steps cost less than the new start; of a perceptron many more are borne first, because
+# compiling its implicit steps takes seconds
+COMPILED_STIFF_STEPS, PERCEPTRON_STIFF_STEPS = 30, 300
