@@ -22,6 +22,7 @@ from neuralpk.individual_estimates import IndividualEstimates
 from neuralpk.objectives import MarginalLikelihood, Objective
 from neuralpk.parameters import PopulationParameters
 from neuralpk.published_population import PublishedPopulation, write_population
+from neuralpk.residual_error import ResidualError
 from neuralpk.tables import read_table
 from neuralpk.task import LatentTask
 
@@ -174,6 +175,17 @@ class FittedModel:
             ValueError: network weights, or correlated random effects.
         """
         return PublishedPopulation.from_model(self.task.model).held()
+
+    def held_errors(self) -> list[ResidualError]:
+        """The residual error of each endpoint with its numbers fixed, for the `ErrorByEndpoint` of a larger model::
+
+            neuralpk.fit(everything, pk_and_pd_text, parameters=pk.held(), error=ErrorByEndpoint([*pk.held_errors(),
+                         AdditiveError()]))
+
+        Raises:
+            ValueError: network weights, or an error model that a population file cannot hold.
+        """
+        return PublishedPopulation.from_model(self.task.model).held_errors()
 
     @property
     def curves(self) -> pd.DataFrame:

@@ -227,11 +227,19 @@ class PopulationModel(nn.Module):
         Args:
             fixed: whether single numbers that are fixed are among them.
         """
+        # of a known population nothing is learned, and all of it is reported
         errors = [
-            Coordinate("error", number.name, number.tensor, number.place, reported=torch.exp)
+            Coordinate(
+                "error",
+                number.name,
+                number.tensor,
+                number.place,
+                reported=torch.exp,
+                fixed=number.fixed and self.population.learned,
+            )
             for number in self.error.numbers()
         ]
-        return [*self.population.coordinates(fixed), *errors]
+        return [*self.population.coordinates(fixed), *(one for one in errors if fixed or not one.fixed)]
 
     def reported_values(self) -> dict[str, float]:
         """Every learned number of the population by its name, on the scale of tables: omegas as standard deviations,
@@ -282,7 +290,7 @@ class PopulationModel(nn.Module):
         """Names of the numbers of the population that have a prior, as in tables."""
         of_omega = self.population.omega_prior_sd
         names = list(of_omega) if isinstance(of_omega, Mapping) else self.population.varying if of_omega else []
-        errors = [number.name for number in self.error.numbers() if number.has_prior]
+        errors = [number.name for number in self.error.numbers() if number.has_prior and not number.fixed]
         kappas = [f"kappa {name}" for name in self.population.kappa_prior_sd]
         return [*self.population.typical_prior_sd, *(f"omega {name}" for name in names), *kappas, *errors]
 

@@ -145,6 +145,15 @@ class PublishedPopulation:
             occasions=self.occasions,
         )
 
+    def held_errors(self) -> list[ResidualError]:
+        """The residual error of each endpoint with its numbers fixed, for an `ErrorByEndpoint` of a larger model."""
+        if isinstance(self.error, str):
+            pairs = [(self.error, cast(Mapping[str, float], self.error_sd))]
+        else:
+            pairs = [*zip(self.error, cast(Sequence[Mapping[str, float]], self.error_sd), strict=True)]
+        options: list[tuple[str, dict[str, Any]]] = [(name, dict(values)) for name, values in pairs]
+        return [error_class(name)(**values, fixed=True) for name, values in options]
+
     @classmethod
     def from_parts(
         cls,

@@ -213,7 +213,8 @@ class LatentTask(L.LightningModule):
             torch.set_rng_state(self._random_state)
             self._build_parts(scaling)
         # several devices expect a gradient of all that has one, and without a likelihood the error has none
-        self.model.error.requires_grad_(self.objective.has_likelihood)
+        if not self.objective.has_likelihood:
+            self.model.error.requires_grad_(False)
         self.to(self.device)
 
     def _build_parts(self, scaling: Scaling) -> None:

@@ -1,8 +1,9 @@
 """A hybrid of mechanism and network compared with the mechanism alone, on patients whom it cannot explain.
 
 Three cohorts of fifty patients: elimination that saturates, clearance that decreases with time, drug that returns from
-the bile to the gut after a meal. Two models learn from each cohort, with the same encoder, objective and number of
-steps: the mechanism without this process, and the hybrid of that mechanism and a network. Scored are the estimated
+the bile to the gut after a meal. Three models learn from each cohort, with the same encoder, objective and number of
+steps: the mechanism without this process, the hybrid of that mechanism and learned flows (`HybridDynamics`), and the
+mechanism as a text of equations in which a network stands for what is not known (`Equations`). Scored are the estimated
 curves of new patients against the true ones: relative root mean square error, mean over patients. For comparison, the
 same patients are estimated with the true equations, population and error, where nothing is learned.
 """
@@ -33,7 +34,7 @@ from neuralpk.datamodules import SimulatedPKDataModule
 from neuralpk.datamodules.simulated import SimulatedDataModule
 from neuralpk.diagnostics.metrics import line_rrmse
 from neuralpk.diagnostics.style import BLACK, BLUE, TEXT, legend_on_top, new_figure
-from neuralpk.dynamics import CompartmentModel, Compartments, Dynamics, HybridDynamics, NeuralFlows
+from neuralpk.dynamics import CompartmentModel, Compartments, Dynamics, Equations, HybridDynamics, NeuralFlows
 from neuralpk.encoders import Encoder, SetEncoder
 from neuralpk.individual_estimates import estimate_individuals
 from neuralpk.objectives import MarginalLikelihood
@@ -89,13 +90,14 @@ class RecirculationDataModule(SimulatedDataModule):
 
 @dataclass(frozen=True)
 class Case:
-    """A cohort, and the two models that learn from it.
+    """A cohort, and the models that learn from it.
 
     Args:
         title: name of the cohort in the table.
         data: makes the patients, from the options that all cohorts have in common.
         mechanism: equations of the mechanism.
         correction: network of the hybrid.
+        text: the hybrid as equations.
         typical: starting values of the hybrid, for those parameters of which the guess of the dynamics is wrong.
         flow: source and destination of the learned flow in the figure.
         truth: source and destination of the true flow.
@@ -106,6 +108,7 @@ class Case:
     data: Callable[..., SimulatedDataModule]
     mechanism: Callable[[], Dynamics]
     correction: Callable[[], NeuralFlows]
+    text: str
     typical: dict[str, float]
     flow: tuple[str, str | None]
     truth: tuple[str, str | None]
@@ -160,12 +163,38 @@ def oral() -> CompartmentModel:
     return CompartmentModel(1, "first_order")
 
 
+SATURABLE = """
+parameters: VM = 4, V1 = 50, KM = 0.5
+central' = -VM*share
+C = central/V1
+share = network(C/KM, monotone=increasing, zero_at=0, range=(0, inf))
+outputs: C
+"""
+FALLING = """
+parameters: CL = 4, V1 = 50
+central' = -CL*share*C
+C = central/V1
+share = network(t, range=(0, inf), prior_sd=3)
+outputs: C
+"""
+# the bile is emptied only within some hours of a time that is learned; how fast is a network
+BILE = """
+parameters: KA = 1, CL = 4, V1 = 40, KB = 0.1, TE = 8
+depot' = -KA*depot + opening*bile
+central' = KA*depot - CL*C - KB*central
+bile' = KB*central - opening*bile
+C = central/V1
+opening = exp(-((t - TE)/4)^2)*network(t - TE, range=(0, inf))
+outputs: C
+"""
+
 CASES = {
     "saturable": Case(
         "elimination that saturates",
         saturable,
         bolus,
         lambda: NeuralFlows(**NETWORK),
+        SATURABLE,
         {"CL": 0.3, "base_central_out": 0.15},
         ("central", None),
         ("central", None),
@@ -176,6 +205,7 @@ CASES = {
         falling,
         bolus,
         lambda: NeuralFlows(**NETWORK, time=True),
+        FALLING,
         {"CL": 2.0, "base_central_out": 0.1},
         ("central", None),
         ("central", None),
@@ -186,22 +216,30 @@ CASES = {
         RecirculationDataModule,
         oral,
         lambda: NeuralFlows(**NETWORK, time=True, extra_flows=[("central", "depot")]),
+        BILE,
         {"base_central_depot": 0.1},
         ("central", "depot"),
         ("bile", "depot"),
         ("time", "carried"),
     ),
 }
-MODELS = {"mechanism": "mechanism alone", "hybrid": "hybrid", "known": "equations and population known"}
+MODELS = {
+    "mechanism": "mechanism alone",
+    "hybrid": "hybrid",
+    "text": "hybrid as a text",
+    "known": "equations and population known",
+}
 
 
 def learn(data: SimulatedDataModule, case: Case, model: str, seed: int, epochs: int) -> LatentTask:
-    """Train the mechanism alone or the hybrid on the fifty patients."""
+    """Train one of the models on the fifty patients."""
     L.seed_everything(seed, verbose=False)  # before the first weights of the networks are drawn
-    hybrid = model == "hybrid"
+    dynamics: Dynamics = Equations(case.text) if model == "text" else case.mechanism()
+    if model == "hybrid":
+        dynamics = HybridDynamics(dynamics, case.correction())
     task = LatentTask(
-        HybridDynamics(case.mechanism(), case.correction()) if hybrid else case.mechanism(),
-        parameters=PopulationParameters(typical=case.typical if hybrid else None, **PRIOR),
+        dynamics,
+        parameters=PopulationParameters(typical=case.typical if model == "hybrid" else None, **PRIOR),
         error=CombinedError(),
         engine=ENGINE,
         encoder=SetEncoder(),
@@ -221,15 +259,19 @@ def score(model: PopulationModel, data: SimulatedDataModule, encoder: Encoder | 
     return float(line_rrmse(found, true).mean())
 
 
-def run(name: str, seed: int, epochs: int, new: int) -> tuple[dict[str, Any], LatentTask]:
-    """Train both models on one cohort and score them; returns the numbers, and the hybrid."""
+def run(name: str, models: list[str], seed: int, epochs: int, new: int) -> tuple[dict[str, Any], dict[str, LatentTask]]:
+    """Train models on one cohort and score them; returns the numbers, and what was trained."""
     case, started = CASES[name], time.perf_counter()
     data = case.data(test_subjects=new, context="random", passes_per_epoch=20, seed=seed)
-    row: dict[str, Any] = {"cohort": name, "seed": seed, "known": score(known(data), data)}
-    for model in ("mechanism", "hybrid"):
-        task = learn(data, case, model, seed, epochs)
+    row: dict[str, Any] = {"cohort": name, "seed": seed}
+    tasks: dict[str, LatentTask] = {}
+    for model in models:
+        if model == "known":
+            row[model] = score(known(data), data)
+            continue
+        task = tasks[model] = learn(data, case, model, seed, epochs)
         row[model] = score(task.model, data, task.encoder)
-    return row | {"seconds": round(time.perf_counter() - started, 1)}, task
+    return row | {"seconds": round(time.perf_counter() - started, 1)}, tasks
 
 
 def known(data: SimulatedDataModule) -> PopulationModel:
@@ -301,10 +343,11 @@ def draw(learned: dict[str, LatentTask], seed: int) -> Figure:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table of the documentation: mean over seeds, smallest and largest."""
-    lines = [["patients", *MODELS.values()], ["---"] * (1 + len(MODELS))]
+    models = [model for model in MODELS if model in rows[0]]
+    lines = [["patients", *(MODELS[model] for model in models)], ["---"] * (1 + len(models))]
     for name in dict.fromkeys(row["cohort"] for row in rows):
         cells = [CASES[name].title]
-        for model in MODELS:
+        for model in models:
             values = [row[model] for row in rows if row["cohort"] == name]
             spread = f" ({min(values):.3f}–{max(values):.3f})" if len(values) > 1 else ""
             cells.append(f"{np.mean(values):.3f}{spread}")
@@ -318,6 +361,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--cohorts", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--epochs", type=int, default=24, help="most epochs, each of 20 passes over the patients")
     parser.add_argument("--new", type=int, default=100, help="number of new patients to score on")
     parser.add_argument("--json", type=Path, help="file for all numbers")
@@ -330,8 +374,9 @@ def main() -> None:
     learned: dict[str, LatentTask] = {}
     seeds = range(options.first, options.first + options.seeds)
     for seed, name in track(list(itertools.product(seeds, options.cohorts)), "learn and score"):
-        row, hybrid = run(name, seed, options.epochs, options.new)
-        learned.setdefault(name, hybrid)
+        row, tasks = run(name, options.models, seed, options.epochs, options.new)
+        if "hybrid" in tasks:
+            learned.setdefault(name, tasks["hybrid"])
         rows.append(row)
         if options.json:
             options.json.write_text(json.dumps(rows, indent=1))
@@ -341,7 +386,8 @@ def main() -> None:
         text = options.page.read_text(encoding="utf-8")
         before, after = text.split(begin)[0], text.split(end)[1]
         options.page.write_text(before + begin + markdown(rows) + end + after, encoding="utf-8")
-        draw(learned, options.first).savefig(options.page.parent / "hybrids.png", dpi=130)
+        if learned:
+            draw(learned, options.first).savefig(options.page.parent / "hybrids.png", dpi=130)
 
 
 if __name__ == "__main__":

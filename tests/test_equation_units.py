@@ -1,12 +1,16 @@
 """Units in the text of a model: what they are, and equations that do not fit them."""
 
+import re
+import warnings
 from fractions import Fraction
 
 import pytest
 
-from neuralpk.dynamics import EquationError, Equations, FixedParameters
+from neuralpk.cohort import Units
+from neuralpk.dynamics import EquationError, Equations, FixedParameters, library
 from neuralpk.dynamics.expression import Token
 from neuralpk.dynamics.units import read_unit, times, written
+from neuralpk.scaling import Scaling
 
 TEXT = """
 units: t [h], central [mg], response [%]
@@ -120,3 +124,27 @@ def test_a_unit_behind_a_number_is_enough_to_check():
     with pytest.raises(EquationError, match=r"x\(0\) is in h\*mg, and its right side in mg") as mistake:
         Equations("x' = -0.1 [1/h]*x + 2 [mg]\nx(0) = 3 [mg]\noutputs: x")
     assert mistake.value.line == 2
+
+
+@pytest.mark.parametrize("name", library())
+def test_the_units_of_the_library_hold_its_equations_together(name):
+    """No unit of a parameter could be another one: each is asked for by an equation."""
+    text = Equations(model=name).text
+    for unit in re.finditer(r"(\w+) = \S+ \[([^\]]+)\]", text):
+        if unit.group(1) == "TD":  # inside a power of a parameter, which may have any unit
+            continue
+        with pytest.raises(EquationError):
+            Equations(f"{text[: unit.start(2)]}({unit.group(2)})*K{text[unit.end(2) :]}")
+
+
+def test_most_of_the_library_has_units():
+    assert sum("t" in Equations(model=name).units for name in library()) >= 25
+
+
+def test_data_in_another_unit_of_time_are_noticed():
+    model = Equations(model="one_compartment")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.build(Scaling())
+    with pytest.warns(UserWarning, match="time in h and the data in day"):
+        model.build(Scaling(units=Units(time="day")))

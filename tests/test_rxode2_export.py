@@ -74,6 +74,12 @@ def test_every_model_of_the_library_is_written_and_read(name):
     same_field(dynamics, again.dynamics, theta, [*again.typical])
 
 
+def test_the_units_of_a_text_are_a_comment():
+    dynamics = Equations(model="linear_michaelis_menten")
+    text = export_rxode2(published(dynamics, dynamics.guess(Scaling())))
+    assert "    # units: t [h], central [mg], CL [L/h], VMAX [mg/h], KM [mg/L], V [L]\n" in text
+
+
 @pytest.mark.parametrize(
     "options",
     [

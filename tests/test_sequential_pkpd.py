@@ -8,6 +8,7 @@ from neuralpk import Dose, ProportionalError
 from neuralpk.cohort_simulation import Design, Population, simulate_cohort
 from neuralpk.dynamics import Equations
 from neuralpk.published_population import PublishedPopulation
+from neuralpk.residual_error import CombinedError, ErrorByEndpoint
 from neuralpk.scaling import Scaling
 
 MODEL = Equations(model="direct_emax")
@@ -69,3 +70,34 @@ def test_a_residual_error_that_differs_is_held_too():
         }
         assert reported[name.removeprefix("omega ")] == pytest.approx(spread.popitem()[1]["RUV"])
         assert not [one for one in model.coordinates() if "RUV" in one.name]
+
+
+def test_the_residual_error_is_held_where_it_is_given_so(tmp_path):
+    cohort = simulate_cohort(
+        MODEL,
+        Population({"CL": 4.0, "V": 60.0, "E0": 10.0, "EMAX": 90.0, "EC50": 1.0}, {"CL": 0.3}),
+        Design(((Dose(0.0, 100.0),),), (1.0, 6.0, 20.0), endpoints=(1, 2)),
+        ProportionalError.from_values(2, b=0.1),
+        subjects=6,
+        seed=0,
+    )
+    population = PublishedPopulation.from_plain(
+        {**POPULATION, "effects": {}, "references": {}, "error_sd": {"b": 0.17}}
+    )
+    (of_concentration,) = population.held_errors()
+    assert of_concentration.fixed and of_concentration.values == {"b": 0.17}
+    error = ErrorByEndpoint([of_concentration, ProportionalError()])
+    fitted = neuralpk.fit(cohort, MODEL, parameters=population.held(), error=error, epochs=1, progress=False)
+    rows = fitted.population.set_index("PARAMETER")
+    assert rows.loc["b1", "ESTIMATE"] == pytest.approx(0.17) and rows.loc[["b1"], "RSE"].isna().all()
+    assert rows.loc["b2", "ESTIMATE"] != pytest.approx(0.3, abs=1e-3) and rows.loc[["b2"], "RSE"].notna().all()
+    assert "b1" not in fitted.task.model.reported_values()
+    fitted.save(tmp_path / "fit.ckpt")
+    loaded = neuralpk.FittedModel.load(tmp_path / "fit.ckpt")
+    assert loaded.task.model.error.models[0].fixed
+    assert loaded.held_errors()[0].values["b"] == pytest.approx(0.17)
+
+
+def test_a_fixed_error_needs_its_values():
+    with pytest.raises(ValueError, match="needs a value for b"):
+        CombinedError(a=0.1, fixed=True)

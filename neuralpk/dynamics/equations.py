@@ -279,6 +279,14 @@ class Equations(Dynamics):
 
     def build(self, scaling: Scaling) -> None:
         super().build(scaling)
+        time = self.units.get(TIME, scaling.units.time)
+        if time != scaling.units.time:
+            warnings.warn(
+                f"the equations have the time in {time} and the data in {scaling.units.time}: the starting values and "
+                "units of the parameters are those of the text; write them for the unit of the data, or name that unit "
+                "(units) if it is another",
+                stacklevel=2,
+            )
         if len(self.networks):
             for term, (sizes, signed) in zip(self.terms(), self._input_ranges(scaling), strict=True):
                 term.build(sizes, signed)

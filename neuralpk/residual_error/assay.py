@@ -35,11 +35,15 @@ class Assay:
     values: Mapping[str, float] = field(default_factory=dict)
     lloq: float | None = None
 
-    def residual_error(self) -> ResidualError | None:
-        """A new error model at the starting values; None where the model does not say it."""
+    def residual_error(self, fixed: bool = False) -> ResidualError | None:
+        """A new error model at the starting values; None where the model does not say it.
+
+        Args:
+            fixed: whether it keeps them in a fit.
+        """
         if self.error is None:
             return None
-        options: dict[str, Any] = dict(self.values)
+        options: dict[str, Any] = dict(self.values) | ({"fixed": True} if fixed else {})
         return error_class(self.error)(**options)
 
 

@@ -31,12 +31,14 @@ class ErrorNumber:
         tensor: holds its logarithm.
         place: of the number in the tensor.
         has_prior: whether its prior is not flat.
+        fixed: whether it keeps its value in a fit.
     """
 
     name: str
     tensor: Tensor
     place: int
     has_prior: bool
+    fixed: bool = False
 
 
 class ResidualError(Part, nn.Module, ABC):
@@ -58,6 +60,7 @@ class ResidualError(Part, nn.Module, ABC):
             `guess`.
         prior_sd: standard deviation of the logarithm of a parameter in a normal prior around its starting value, by
             name; those left out have a flat prior.
+        fixed: whether the parameters keep their values in a fit.
 
     Attributes:
         names: of the parameters. All are positive; they are learned as logarithms.
@@ -68,7 +71,7 @@ class ResidualError(Part, nn.Module, ABC):
 
     Raises:
         ValueError: a starting value or a width of a prior that is not positive or of a parameter that does not exist; a
-            prior of a parameter without a starting value.
+            prior of a parameter without a starting value; a fixed parameter without a value.
     """
 
     names: ClassVar[tuple[str, ...]] = ()
@@ -77,7 +80,10 @@ class ResidualError(Part, nn.Module, ABC):
     smallest: Tensor
 
     def __init__(
-        self, values: Mapping[str, float | None] | None = None, prior_sd: Mapping[str, float] | None = None
+        self,
+        values: Mapping[str, float | None] | None = None,
+        prior_sd: Mapping[str, float] | None = None,
+        fixed: bool = False,
     ) -> None:
         super().__init__()
         self.values = {name: float(value) for name, value in (values or {}).items() if value is not None}
@@ -90,7 +96,9 @@ class ResidualError(Part, nn.Module, ABC):
                 raise ValueError(f"prior_sd of {type(self).__name__} takes positive {known}; got {self.prior_sd}")
             if name not in self.values:
                 raise ValueError(f"prior_sd.{name} is the width of a prior around {name}: give that too")
-        self.fixed = False
+        self.fixed = fixed
+        if fixed:
+            self._need_values()
         self.log_values = nn.ParameterDict()
         self.register_buffer("smallest", torch.zeros(1))
 
@@ -121,13 +129,16 @@ class ResidualError(Part, nn.Module, ABC):
         Raises:
             ValueError: a parameter without a value.
         """
-        missing = [name for name in self.names if name not in self.values]
-        if missing:
-            raise ValueError(f"{type(self).__name__} needs a value for {', '.join(missing)}; got {self.values}")
+        self._need_values()
         self.fixed = True
         self.build(Scaling(value=(1.0,) * endpoints))
         self.smallest = torch.zeros_like(self.smallest)
         return self
+
+    def _need_values(self) -> None:
+        missing = [name for name in self.names if name not in self.values]
+        if missing:
+            raise ValueError(f"{type(self).__name__} needs a value for {', '.join(missing)}; got {self.values}")
 
     def build(self, scaling: Scaling) -> None:
         """Make the parameters for data of these magnitudes, at their starting values; fixed ones stay fixed.
@@ -160,7 +171,7 @@ class ResidualError(Part, nn.Module, ABC):
     def numbers(self) -> list[ErrorNumber]:
         """Every parameter of every endpoint; none before `build`."""
         return [
-            ErrorNumber(name if len(logs) == 1 else f"{name}{k + 1}", logs, k, name in self.prior_sd)
+            ErrorNumber(name if len(logs) == 1 else f"{name}{k + 1}", logs, k, name in self.prior_sd, self.fixed)
             for name, logs in self.log_values.items()
             for k in range(len(logs))
         ]

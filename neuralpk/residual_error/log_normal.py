@@ -15,12 +15,13 @@ class LogNormalError(ResidualError):
     Args:
         b: starting value of the standard deviation of log y; default 0.3.
         prior_sd: width of a prior around `b`, as of `ResidualError`.
+        fixed: whether it keeps its value in a fit.
     """
 
     names = ("b",)
 
-    def __init__(self, b: float | None = None, prior_sd: dict[str, float] | None = None) -> None:
-        super().__init__({"b": b}, prior_sd)
+    def __init__(self, b: float | None = None, prior_sd: dict[str, float] | None = None, fixed: bool = False) -> None:
+        super().__init__({"b": b}, prior_sd, fixed)
 
     def _held(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
         return torch.maximum(prediction, of_endpoint(self.smallest, endpoint).clamp(min=POSITIVE))

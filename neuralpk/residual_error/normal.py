@@ -45,12 +45,13 @@ class AdditiveError(NormalError):
     Args:
         a: starting value of the standard deviation, in the unit of the value; default 9 % of the typical value.
         prior_sd: width of a prior around `a`, as of `ResidualError`.
+        fixed: whether it keeps its value in a fit.
     """
 
     names = ("a",)
 
-    def __init__(self, a: float | None = None, prior_sd: dict[str, float] | None = None) -> None:
-        super().__init__({"a": a}, prior_sd)
+    def __init__(self, a: float | None = None, prior_sd: dict[str, float] | None = None, fixed: bool = False) -> None:
+        super().__init__({"a": a}, prior_sd, fixed)
 
     def guess(self, name: str, value: float) -> float:
         return 0.09 * value
@@ -68,12 +69,13 @@ class ProportionalError(NormalError):
     Args:
         b: starting value of the coefficient of variation; default 0.3.
         prior_sd: width of a prior around `b`, as of `ResidualError`.
+        fixed: whether it keeps its value in a fit.
     """
 
     names = ("b",)
 
-    def __init__(self, b: float | None = None, prior_sd: dict[str, float] | None = None) -> None:
-        super().__init__({"b": b}, prior_sd)
+    def __init__(self, b: float | None = None, prior_sd: dict[str, float] | None = None, fixed: bool = False) -> None:
+        super().__init__({"b": b}, prior_sd, fixed)
 
     def sd(self, prediction: Tensor, endpoint: Tensor) -> Tensor:
         return self.by_endpoint("b", endpoint) * torch.maximum(prediction.abs(), of_endpoint(self.smallest, endpoint))
@@ -87,14 +89,19 @@ class CombinedError(NormalError):
             value.
         b: starting value of the coefficient of variation; default 0.3.
         prior_sd: widths of priors around `a` and `b`, as of `ResidualError`.
+        fixed: whether both keep their values in a fit.
     """
 
     names = ("a", "b")
 
     def __init__(
-        self, a: float | None = None, b: float | None = None, prior_sd: dict[str, float] | None = None
+        self,
+        a: float | None = None,
+        b: float | None = None,
+        prior_sd: dict[str, float] | None = None,
+        fixed: bool = False,
     ) -> None:
-        super().__init__({"a": a, "b": b}, prior_sd)
+        super().__init__({"a": a, "b": b}, prior_sd, fixed)
 
     def guess(self, name: str, value: float) -> float:
         return 0.09 * value if name == "a" else 0.3

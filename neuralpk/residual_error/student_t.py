@@ -18,6 +18,7 @@ class StudentTError(ResidualError):
         b: starting value of the proportional scale; default 0.3.
         freedom: degrees of freedom, fixed; the fewer, the heavier the tails.
         prior_sd: widths of priors around `a` and `b`, as of `ResidualError`.
+        fixed: whether both keep their values in a fit.
 
     Raises:
         ValueError: degrees of freedom that are not positive.
@@ -32,8 +33,9 @@ class StudentTError(ResidualError):
         b: float | None = None,
         freedom: float = 4.0,
         prior_sd: dict[str, float] | None = None,
+        fixed: bool = False,
     ) -> None:
-        super().__init__({"a": a, "b": b}, prior_sd)
+        super().__init__({"a": a, "b": b}, prior_sd, fixed)
         if not freedom > 0:
             raise ValueError(f"the degrees of freedom must be positive, got {freedom}")
         self.freedom = freedom

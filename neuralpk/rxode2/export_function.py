@@ -189,6 +189,9 @@ class _Function:
 
     def _equations(self) -> None:
         text, names = self.text_of, self.names
+        if text.units:
+            units = ", ".join(f"{names.get(name, name)} [{unit}]" for name, unit in text.units.items())
+            self.lines.append(f"# units: {units}")
         every = (text.slopes, text.variables, text.initial, text.lags, text.fractions, text.rates, text.durations)
         if any(token.text == TIME for given in every for one in given.values() for token in one.names()):
             self.lines.append(f"# {TIME} counts from the first record of a subject")

@@ -139,9 +139,9 @@ class RxodeModel:
     def _error(self, fixed: set[str]) -> ResidualError:
         made = []
         for assay in self.errors:
-            error = assay.residual_error()
+            error = assay.residual_error(assay.output in fixed)
             assert error is not None  # all outputs of such a model have one
-            made.append(error.fix() if assay.output in fixed else error)
+            made.append(error)
         return made[0] if len(made) == 1 else ErrorByEndpoint(made)
 
     @property
@@ -154,7 +154,7 @@ class RxodeModel:
             self.correlation,
             distributions=self.distributions,
         )
-        error = self._error({assay.output for assay in self.errors})
+        error = self._error({assay.output for assay in self.errors}).fix()
         published = PublishedPopulation.from_parts(self.dynamics, population, error, self.units)
         numbers: list[dict[str, float]] = [dict(assay.values) for assay in self.errors]
         # on the way they got the rounding of a logarithm
