@@ -1,7 +1,8 @@
 """Fit of a concentration and its effect at once: warfarin, 32 subjects (O'Reilly and Aggeler 1968), as nlmixr2data has
 them, with transit absorption and a turnover model of prothrombin complex activity.
 
-`--concentrations` fits the concentrations alone: one compartment, first-order absorption with a lag, a power of the
+`--sequential` fits the concentrations of this model first, and then both with the population and the residual error of
+the concentrations held (PPP&D). `--concentrations` fits the concentrations alone: one compartment, first-order absorption with a lag, a power of the
 weight on CL and V1.
 
 The table has the columns id, time, amt, dv, dvid (1 or cp for the concentration), evid and wt.
@@ -24,17 +25,20 @@ from neuralpk.dynamics import Equations, structure
 from neuralpk.estimation import log_likelihood
 from neuralpk.fitting import FittedModel
 from neuralpk.individual_estimates import evaluation_batch
-from neuralpk.residual_error import error_class
+from neuralpk.residual_error import AdditiveError, ErrorByEndpoint, error_class
 
-MODEL = """
-parameters: KTR = 1, KA = 1, CL = 0.1, V = 10, EMAX = 0.8 in (0, 1), EC50 = 0.5, KOUT = 0.05, E0 = 100
+JOINT = ["ID", "TIME", "AMT", "DV", "DVID", "EVID"]
+PK = """
+parameters: KTR = 1, KA = 1, CL = 0.1, V = 10
 depot' = -KTR*depot
 gut' = KTR*depot - KA*gut
 central' = KA*gut - CL/V*central
 cp = central/V
+"""
+PD = """
+parameters: EMAX = 0.8 in (0, 1), EC50 = 0.5, KOUT = 0.05, E0 = 100
 pca' = E0*KOUT*(1 - EMAX*cp/(EC50 + cp)) - KOUT*pca
 pca(0) = E0
-outputs: cp ~ combined, pca ~ additive
 """
 # of a fit of the concentrations alone; without it the search may begin where absorption and elimination have changed
 # places (flip-flop)
@@ -62,9 +66,21 @@ def fit_concentrations(frame: pd.DataFrame, error: str, between: bool, seed: int
     )
 
 
+def fit_sequentially(frame: pd.DataFrame, seed: int) -> FittedModel:
+    """The fit of both, with the population and the residual error of the concentrations held."""
+    effect = frame["DVID"].astype(str).isin(["2", "pca"]) & frame["EVID"].eq(0)
+    pk = neuralpk.fit(frame[~effect], Equations(f"{PK}outputs: cp ~ combined"), seed=seed, progress=False)
+    assert pk.task.status is not None
+    print(f"concentrations: {pk.task.status.sentence}")
+    error = ErrorByEndpoint([*pk.held_errors(), AdditiveError()])
+    both = Equations(f"{PK}{PD}outputs: cp, pca")
+    return neuralpk.fit(frame, both, parameters=pk.held(), error=error, seed=seed, progress=False)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, required=True, help="warfarin as CSV")
+    parser.add_argument("--sequential", action="store_true", help="the effect after the concentrations")
     parser.add_argument("--concentrations", action="store_true", help="concentrations alone, with weight")
     parser.add_argument("--error", default="combined", help="residual error of the concentrations alone")
     parser.add_argument("--between", action="store_true", help="their residual error differs between subjects")
@@ -78,9 +94,11 @@ def main() -> None:
     begin = time.process_time()
     if args.concentrations:
         fitted = fit_concentrations(frame, args.error, args.between, args.seed)
+    elif args.sequential:
+        fitted = fit_sequentially(frame[JOINT], args.seed)
     else:
-        joint = frame[["ID", "TIME", "AMT", "DV", "DVID", "EVID"]]
-        fitted = neuralpk.fit(joint, Equations(MODEL), seed=args.seed, progress=False)
+        model_of_both = Equations(f"{PK}{PD}outputs: cp ~ combined, pca ~ additive")
+        fitted = neuralpk.fit(frame[JOINT], model_of_both, seed=args.seed, progress=False)
     seconds, population = time.process_time() - begin, fitted.population
     estimate, status = fitted.task.covariance, fitted.task.status
     assert estimate is not None and status is not None

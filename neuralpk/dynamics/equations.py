@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from neuralpk.dynamics.dynamics_base import Dynamics
 from neuralpk.dynamics.equation_text import TIME
 from neuralpk.dynamics.expression import Expression, Token
+from neuralpk.dynamics.expression_value import as_tensor, value_of
 from neuralpk.dynamics.function_text import OfParameters, Start, declared, text_of_function
 from neuralpk.dynamics.linear_form import CONSTANT, LinearForm, Number, linear_slopes
 from neuralpk.dynamics.model_text import ModelText, read_model
@@ -28,118 +28,9 @@ from neuralpk.scaling import Scaling
 _LIBRARY = resources.files("neuralpk.dynamics") / "library"
 
 
-def _of_two(
-    function: Callable[[Tensor, Tensor], Tensor], of_numbers: Callable[[float, float], float]
-) -> Callable[[Number, Number], Number]:
-    def call(a: Number, b: Number) -> Number:
-        if isinstance(a, Tensor):
-            return function(a, _tensor(b, a))
-        return function(_tensor(a, b), b) if isinstance(b, Tensor) else of_numbers(a, b)
-
-    return call
-
-
-def _tensor(value: Number, like: Tensor) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.full_like(like, value)
-
-
 def _template(theta: Tensor) -> Tensor:
     """A tensor ``[...]`` of the shape of one parameter."""
     return theta[..., 0] if theta.shape[-1] else theta.sum(-1)
-
-
-def _of_one(function: Callable[[Tensor], Tensor], of_number: Callable[[float], float]) -> Callable[[Number], Number]:
-    return lambda x: function(x) if isinstance(x, Tensor) else of_number(x)
-
-
-def _power(x: Number, n: Number) -> Number:
-    if isinstance(x, Tensor) or isinstance(n, Tensor):
-        return torch.pow(x, n)  # type: ignore[arg-type]
-    if x < 0 and n != int(n):
-        raise ValueError("a negative number to a power that is not whole")
-    return math.pow(x, n)
-
-
-_LARGEST_POWER = 80.0  # its exponential is a number in single precision too, as are all derivatives below
-
-
-def _hill(x: Number, half: Number, n: Number) -> Number:
-    """x^n/(half^n + x^n), 0 for x ≤ 0: a small negative x is an error of the solver."""
-    like = next((value for value in (x, half, n) if isinstance(value, Tensor)), None)
-    if like is None:
-        return _power(x, n) / (_power(half, n) + _power(x, n)) if x > 0 else 0.0
-    amount, middle = _tensor(x, like), _tensor(half, like)
-    positive = amount > torch.finfo(amount.dtype).tiny  # below, the derivative of the logarithm is infinite
-    power = n * (torch.log(middle) - torch.log(torch.where(positive, amount, 1.0)))
-    return torch.where(positive, 1.0 / (1.0 + torch.exp(torch.clamp(power, max=_LARGEST_POWER))), 0.0)
-
-
-def _where(condition: Number, yes: Number, no: Number) -> Number:
-    if not isinstance(condition, Tensor):
-        return yes if condition else no
-    return torch.where(condition.bool(), _tensor(yes, condition), _tensor(no, condition))
-
-
-def _compared(compare: Callable[[Number, Number], Tensor | bool]) -> Callable[[Number, Number], Number]:
-    """A comparison: 1 where it holds and 0 elsewhere, so that its result is a number like all others."""
-
-    def call(a: Number, b: Number) -> Number:
-        holds = compare(a, b)
-        if not isinstance(holds, Tensor):
-            return float(holds)
-        return holds.to(next(value.dtype for value in (a, b) if isinstance(value, Tensor)))
-
-    return call
-
-
-_OPERATIONS: dict[str, Callable[..., Number]] = {
-    "+": lambda a, b: a + b,
-    "-": lambda a, b: a - b,
-    "*": lambda a, b: a * b,
-    "/": lambda a, b: a / b,
-    "negative": lambda a: -a,
-    "pow": _power,
-    "exp": _of_one(torch.exp, math.exp),
-    "log": _of_one(torch.log, math.log),
-    "log10": _of_one(torch.log10, math.log10),
-    "log1p": _of_one(torch.log1p, math.log1p),
-    "expm1": _of_one(torch.expm1, math.expm1),
-    "sqrt": _of_one(torch.sqrt, math.sqrt),
-    "abs": _of_one(torch.abs, abs),
-    "tanh": _of_one(torch.tanh, math.tanh),
-    "sin": _of_one(torch.sin, math.sin),
-    "cos": _of_one(torch.cos, math.cos),
-    "min": _of_two(torch.minimum, min),
-    "max": _of_two(torch.maximum, max),
-    "hill": _hill,
-    "where": _where,
-    "<": _compared(operator.lt),
-    "<=": _compared(operator.le),
-    ">": _compared(operator.gt),
-    ">=": _compared(operator.ge),
-    "==": _compared(operator.eq),
-    "!=": _compared(operator.ne),
-    "and": _compared(lambda a, b: (a != 0) & (b != 0)),
-    "or": _compared(lambda a, b: (a != 0) | (b != 0)),
-    "not": lambda a: _compared(operator.eq)(a, 0.0),
-}
-
-
-def _value(expression: Expression, known: Mapping[str, Number], networks: Mapping[Token, NetworkTerm]) -> Number:
-    """The value of an expression for the values of its names, with the networks by the place where each stands."""
-    if expression.operation == "number":
-        return float(expression.token.text)
-    if expression.operation == "name":
-        return known[expression.token.text]
-    arguments = [_value(argument, known, networks) for argument in expression.arguments]
-    if expression.options is not None:
-        like = next(argument for argument in arguments if isinstance(argument, Tensor))
-        output: Tensor = networks[expression.token](*(_tensor(argument, like) for argument in arguments))
-        return output
-    try:
-        return _OPERATIONS[expression.operation](*arguments)
-    except (ArithmeticError, TypeError, ValueError) as error:
-        raise expression.token.error(str(error)) from None
 
 
 def library() -> list[str]:
@@ -271,7 +162,7 @@ class Equations(Dynamics):
 
     def _evaluate(self, expression: Expression, known: Mapping[str, Number]) -> Number:
         places = (one.token for one in self._model.networks.values())
-        return _value(expression, known, dict(zip(places, self.terms(), strict=True)))
+        return value_of(expression, known, dict(zip(places, self.terms(), strict=True)))
 
     def terms(self) -> list[NetworkTerm]:
         """The networks, in the order of `networks`."""
@@ -336,7 +227,7 @@ class Equations(Dynamics):
             raise ValueError(f"there is no network {name!r}{did_you_mean(name, [*self._model.networks])}")
         known = self._known(theta, t, y)
         arguments = self._model.networks[name].arguments
-        return [_tensor(self._evaluate(argument, known), y[..., 0]) for argument in arguments]
+        return [as_tensor(self._evaluate(argument, known), y[..., 0]) for argument in arguments]
 
     def term(self, name: str, **values: Tensor | float) -> Tensor:
         """The value of a variable of the text for given values of the names on which it depends, as in
@@ -422,12 +313,12 @@ class Equations(Dynamics):
         """Values ``[..., state]`` that depend on parameters and covariates alone."""
         known, like = self._known(theta), _template(theta)
         found = (self._evaluate(values[name], known) if name in values else otherwise for name in self.states)
-        return torch.stack([_tensor(value, like) for value in found], dim=-1)
+        return torch.stack([as_tensor(value, like) for value in found], dim=-1)
 
     def forward(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
         known = self._known(theta, t, y)
         slopes = (self._evaluate(expression, known) for expression in self._model.slopes.values())
-        return torch.stack([_tensor(slope, y[..., 0]) for slope in slopes], dim=-1)
+        return torch.stack([as_tensor(slope, y[..., 0]) for slope in slopes], dim=-1)
 
     def _coefficients(self, theta: Tensor) -> list[Mapping[str, Number]]:
         """Those of every slope, if all are linear in the states (`LinearForm`)."""
@@ -442,13 +333,13 @@ class Equations(Dynamics):
         if not self.linear:
             return super().rate_matrix(theta)
         like = _template(theta)
-        rows = [[_tensor(row.get(name, 0.0), like) for name in self.states] for row in self._coefficients(theta)]
+        rows = [[as_tensor(row.get(name, 0.0), like) for name in self.states] for row in self._coefficients(theta)]
         return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
 
     def forcing(self, theta: Tensor) -> Tensor | None:
         if self._linear_slopes is None or not self._linear_slopes.forced:
             return None
-        constants = [_tensor(row.get(CONSTANT, 0.0), _template(theta)) for row in self._coefficients(theta)]
+        constants = [as_tensor(row.get(CONSTANT, 0.0), _template(theta)) for row in self._coefficients(theta)]
         return torch.stack(constants, dim=-1)
 
     def initial_state(self, theta: Tensor) -> Tensor:
@@ -474,7 +365,7 @@ class Equations(Dynamics):
         known = self._known(theta, None, y)
         values = list(y.unbind(-1)) + [y[..., 0]] * (max(self._slots.values()) + 1 - y.shape[-1])
         for name, slot in self._slots.items():
-            values[slot] = _tensor(known[name], y[..., 0])
+            values[slot] = as_tensor(known[name], y[..., 0])
         return torch.stack(values, dim=-1)
 
     def derived(self, theta: Tensor) -> dict[str, Tensor]:
