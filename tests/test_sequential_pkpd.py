@@ -1,5 +1,8 @@
 """A pharmacodynamics that is fitted after its pharmacokinetics."""
 
+from pathlib import Path
+
+import pandas as pd
 import pytest
 import torch
 
@@ -8,7 +11,7 @@ from neuralpk import Dose, ProportionalError
 from neuralpk.cohort_simulation import Design, Population, simulate_cohort
 from neuralpk.dynamics import Equations
 from neuralpk.published_population import PublishedPopulation
-from neuralpk.residual_error import CombinedError, ErrorByEndpoint
+from neuralpk.residual_error import AdditiveError, CombinedError, ErrorByEndpoint
 from neuralpk.scaling import Scaling
 
 MODEL = Equations(model="direct_emax")
@@ -101,3 +104,36 @@ def test_the_residual_error_is_held_where_it_is_given_so(tmp_path):
 def test_a_fixed_error_needs_its_values():
     with pytest.raises(ValueError, match="needs a value for b"):
         CombinedError(a=0.1, fixed=True)
+
+
+WARFARIN = Path("/work/shared/data/warfarin_pkpd.csv")
+
+
+@pytest.mark.skipif(not WARFARIN.is_file(), reason="the table of warfarin is not here")
+def test_the_effect_of_warfarin_after_its_concentration():
+    frame = pd.read_csv(WARFARIN).rename(columns=str.upper)[["ID", "TIME", "AMT", "DV", "DVID", "EVID"]]
+    frame = frame[frame["ID"] <= 6]
+    concentration = """
+        parameters: KA = 1, CL = 0.1, V = 10
+        depot' = -KA*depot
+        central' = KA*depot - CL/V*central
+        cp = central/V
+    """
+    effect = """
+        parameters: EC50 = 2, KOUT = 0.05, E0 = 60
+        pca' = E0*KOUT*(1 - cp/(EC50 + cp)) - KOUT*pca
+        pca(0) = E0
+    """
+    of_effect = frame["DVID"].eq(2) & frame["EVID"].eq(0)
+    options = {"epochs": 3, "progress": False}
+    pk = neuralpk.fit(frame[~of_effect], Equations(f"{concentration}outputs: cp ~ combined"), **options)
+    first = pk.task.model.reported_values()
+    assert first["CL"] == pytest.approx(0.13, rel=0.3) and first["V"] == pytest.approx(8.0, rel=0.3)
+    error = ErrorByEndpoint([*pk.held_errors(), AdditiveError()])
+    both = Equations(f"{concentration}{effect}outputs: cp, pca")
+    pd_ = neuralpk.fit(frame, both, parameters=pk.held(), error=error, **options)
+    rows = pd_.population.set_index("PARAMETER")["ESTIMATE"]
+    for name in ("KA", "CL", "V"):
+        assert rows[name] == pytest.approx(first[name], rel=1e-5)
+    assert (rows["a1"], rows["b1"]) == pytest.approx((first["a"], first["b"]), rel=1e-5)
+    assert rows["E0"] == pytest.approx(96.0, rel=0.15)  # activity before the first dose, in percent
