@@ -106,7 +106,7 @@ def test_a_fixed_error_needs_its_values():
         CombinedError(a=0.1, fixed=True)
 
 
-WARFARIN = Path("/work/shared/data/warfarin_pkpd.csv")
+WARFARIN = Path(__file__).parents[2] / "shared" / "data" / "warfarin_pkpd.csv"
 
 
 @pytest.mark.skipif(not WARFARIN.is_file(), reason="the table of warfarin is not here")
