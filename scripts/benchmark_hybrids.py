@@ -164,7 +164,7 @@ def oral() -> CompartmentModel:
 
 
 SATURABLE = """
-parameters: VM = 4, V1 = 50, KM = 0.5
+parameters: VM = 6, V1 = 50, KM = 0.5
 central' = -VM*share
 C = central/V1
 share = network(C/KM, monotone=increasing, zero_at=0, range=(0, inf))
@@ -179,7 +179,7 @@ outputs: C
 """
 # the bile is emptied only within some hours of a time that is learned; how fast is a network
 BILE = """
-parameters: KA = 1, CL = 4, V1 = 40, KB = 0.1, TE = 8
+parameters: KA = 1, CL = 6, V1 = 60, KB = 0.1, TE = 8
 depot' = -KA*depot + opening*bile
 central' = KA*depot - CL*C - KB*central
 bile' = KB*central - opening*bile
