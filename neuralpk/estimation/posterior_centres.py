@@ -101,14 +101,15 @@ class PosteriorCentres:
             precision = torch.linalg.inv(covariance + _LEAST_VARIANCE * torch.eye(z.shape[-1], device=z.device))
             variance = 1 / precision.diagonal(dim1=1, dim2=2)[:, :size]
             sums += torch.cat([sums.new_tensor([len(covariance)]), variance.sum(0)])
-            posteriors.append((z, log_weight))
+            posteriors.append(log_weight)
         sums = torch.stack(self._gather(sums)).sum(0)
         self.standardised = self._to_standardise(here, sums[1:] / sums[0])
         wide = self._wide()
         found: dict[int, tuple[Tensor, ...]] = {}
-        for held, (z, log_weight) in zip(draws, posteriors, strict=True):
+        for held, log_weight in zip(draws, posteriors, strict=True):
             of_wide = held.log_weight(self.numbers, wide)
-            parts = (*_moments(z, log_weight), *_moments(held.z(self.numbers)[0], of_wide))
+            z = held.z(self.numbers)[0]  # in the wide population, in which proposals are
+            parts = (*_moments(z, log_weight), *_moments(z, of_wide))
             found |= dict(zip(held.batch.index.tolist(), zip(*parts, strict=True), strict=True))
         for centres in self._gather(found):
             self._known |= {index: tuple(one.to(here.device) for one in part) for index, part in centres.items()}
