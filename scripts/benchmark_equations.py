@@ -110,7 +110,7 @@ WORKLOADS = {
         168.0,
     ),
     "stiff": Workload(
-        Equations(model="tmdd").text.replace("KON = 2,", "KON = 200,"),
+        Equations(model="tmdd").text.replace("KON = 2 ", "KON = 200 "),
         _stiff,
         lambda p: [0 * p[0], 0 * p[0], p[7] / p[8], 0 * p[0]],
         0,

@@ -2,8 +2,8 @@
 them, with transit absorption and a turnover model of prothrombin complex activity.
 
 `--sequential` fits the concentrations of this model first, and then both with the population and the residual error of
-the concentrations held (PPP&D). `--concentrations` fits the concentrations alone: one compartment, first-order absorption with a lag, a power of the
-weight on CL and V1.
+the concentrations held (PPP&D). `--concentrations` fits the concentrations alone, by another model: one compartment,
+first-order absorption with a lag, a power of the weight on CL and V1.
 
 The table has the columns id, time, amt, dv, dvid (1 or cp for the concentration), evid and wt.
 """

@@ -49,3 +49,8 @@ def test_the_function_of_a_workload_is_its_text(script, name: str, method: str) 
 def test_a_row_has_time_and_errors(script) -> None:
     row = script.compare("saturable", 3, np.float64, repeats=1, rounds=1)[0]
     assert row["engine"] == "neuralpk" and row["milliseconds"] > 0 and row["error"] < 1e-3
+
+
+def test_the_stiff_workload_is_stiff(script) -> None:
+    parameters = script.Equations(script.WORKLOADS["stiff"].text).guess(script.Scaling())
+    assert parameters["KON"] == 200.0

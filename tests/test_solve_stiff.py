@@ -29,7 +29,7 @@ TIMES = np.array([0.7, 1.9, 3.6, 4.9, 6.7, 9.1, 14.0])
 DOSES = [Dose(0.0, 60.0), Dose(4.0, 40.0, duration=2.5), Dose(7.0, 30.0, interval=2.0, additional=1)]
 
 BINDING = (
-    Equations(model="tmdd").text.replace("KON = 2,", "KON = 200, TLAG = 0.3, F1 = 0.9,")
+    Equations(model="tmdd").text.replace("KON = 2 ", "TLAG = 0.3 [day], F1 = 0.9, KON = 200 ")
     + "\nlag(central) = TLAG\nF(central) = F1"
 )
 ROBERTSON = """parameters: K1 = 0.04, K2 = 3e5, K3 = 1e3, TLAG = 0.4
