@@ -68,13 +68,20 @@ def rich_runs(folder: Path, wanted: list[int] | None) -> Iterator[tuple[dict[str
         yield {"run": int(row["run"])}, row["data"], read_table(frame[[c for c in COLUMNS if c in frame]]), row
 
 
-def sparse_sets(folder: Path, wanted: list[int] | None) -> Iterator[tuple[dict[str, Any], str, Cohort, pd.DataFrame]]:
-    """Key, structure, cohort and references of every set."""
+def sparse_sets(
+    folder: Path, wanted: list[int] | None, error: str = "proportional"
+) -> Iterator[tuple[dict[str, Any], str, Cohort, pd.DataFrame]]:
+    """Key, structure, cohort and references of every set. Of a log-normal error, concentrations that the table has
+    rounded to 0 are left out, and said."""
     frames = pd.concat([pd.read_csv(path) for path in sorted(folder.glob("sparse_sets*.csv"))])
     references = pd.concat([pd.read_csv(path) for path in sorted(folder.glob("sparse_reference*.csv"))])
     for number, frame in frames.groupby("SET"):
         if wanted is None or number in wanted:
             columns = [c for c in COLUMNS if c in frame]
+            rounded = (frame["EVID"] == 0) & (pd.to_numeric(frame["DV"], errors="coerce") <= 0)
+            if error == "log_normal" and rounded.any():
+                print(f"set {number}: {rounded.sum()} concentrations of 0 left out")
+                frame = frame[~rounded]
             yield {"set": int(number)}, "Oral_1CPT", read_table(frame[columns]), references[references["SET"] == number]
 
 
@@ -165,7 +172,7 @@ def main() -> None:
     if both or args.runs is not None:
         jobs += [(job, rich_reference) for job in rich_runs(args.data, args.runs or None)]
     if both or args.sets is not None:
-        jobs += [(job, sparse_reference) for job in sparse_sets(args.data, args.sets or None)]
+        jobs += [(job, sparse_reference) for job in sparse_sets(args.data, args.sets or None, args.error)]
     rows = []
     for structure in {job[1] for job, _ in jobs}:  # compiled kernels are loaded once
         warm = next(job[2] for job, _ in jobs if job[1] == structure)
