@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from published import THEOPHYLLINE
 from scipy.optimize import minimize
 
 from neuralpk import datasets
@@ -32,13 +33,6 @@ from neuralpk.residual_error import AdditiveError, CombinedError
 from neuralpk.tables import write_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "estimate.md"
-THEOPHYLLINE = {
-    "dynamics": {"compartments": 1, "absorption": "first_order"},
-    "typical": {"KA": 1.59, "CL": 2.75, "V1": 31.8},
-    "cv": {"KA": 70.6, "CL": 26.8, "V1": 13.9},
-    "error": "additive",
-    "error_sd": {"a": 0.693},
-}
 BOLUS = {
     "dynamics": {"compartments": 1},
     "typical": {"CL": 5.0, "V1": 20.0},

@@ -12,6 +12,7 @@ import scipy.linalg
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from published import THEOPHYLLINE
 
 from neuralpk import Cohort, Dose, Evaluation, FittedModel, Subject, datasets, evaluate
 from neuralpk.cohort_simulation import Design, Population, simulate_cohort
@@ -31,13 +32,6 @@ from neuralpk.scaling import Scaling
 from neuralpk.tables import to_frame, write_table
 from neuralpk.task import LatentTask
 
-THEOPHYLLINE = {
-    "dynamics": {"compartments": 1, "absorption": "first_order"},
-    "typical": {"KA": 1.59, "CL": 2.75, "V1": 31.8},
-    "cv": {"KA": 70.6, "CL": 26.8, "V1": 13.9},
-    "error": "additive",
-    "error_sd": {"a": 0.693},
-}
 INFUSED = {
     "dynamics": {"compartments": 1},
     "typical": {"CL": 8.0, "V1": 40.0},

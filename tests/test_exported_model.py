@@ -12,6 +12,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from published import THEOPHYLLINE
 
 import neuralpk
 from neuralpk import datasets, read_model, to_arviz
@@ -27,14 +28,6 @@ from neuralpk.saved_model import SavedPopulation
 from neuralpk.task import LatentTask
 
 safetensors_torch = pytest.importorskip("safetensors.torch")
-
-THEOPHYLLINE = {
-    "dynamics": {"compartments": 1, "absorption": "first_order"},
-    "typical": {"KA": 1.59, "CL": 2.75, "V1": 31.8},
-    "cv": {"KA": 70.6, "CL": 26.8, "V1": 13.9},
-    "error": "additive",
-    "error_sd": {"a": 0.693},
-}
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,8 @@ POPULATION = {
 }
 
 
-def test_a_population_is_held_and_what_it_does_not_have_is_estimated():
-    cohort = simulate_cohort(
+def study():
+    return simulate_cohort(
         MODEL,
         Population({"CL": 4.0, "V": 60.0, "E0": 10.0, "EMAX": 90.0, "EC50": 1.0}, {"CL": 0.3}),
         Design(((Dose(0.0, 100.0),),), (1.0, 6.0, 20.0), endpoints=(1, 2)),
@@ -35,6 +35,10 @@ def test_a_population_is_held_and_what_it_does_not_have_is_estimated():
         subjects=6,
         seed=0,
     )
+
+
+def test_a_population_is_held_and_what_it_does_not_have_is_estimated():
+    cohort = study()
     held = PublishedPopulation.from_plain({**POPULATION, "effects": {}, "references": {}}).held()
     fitted = neuralpk.fit(cohort, MODEL, parameters=held, error=ProportionalError(), epochs=1, progress=False)
     population = fitted.task.model.population
@@ -76,14 +80,7 @@ def test_a_residual_error_that_differs_is_held_too():
 
 
 def test_the_residual_error_is_held_where_it_is_given_so(tmp_path):
-    cohort = simulate_cohort(
-        MODEL,
-        Population({"CL": 4.0, "V": 60.0, "E0": 10.0, "EMAX": 90.0, "EC50": 1.0}, {"CL": 0.3}),
-        Design(((Dose(0.0, 100.0),),), (1.0, 6.0, 20.0), endpoints=(1, 2)),
-        ProportionalError.from_values(2, b=0.1),
-        subjects=6,
-        seed=0,
-    )
+    cohort = study()
     population = PublishedPopulation.from_plain(
         {**POPULATION, "effects": {}, "references": {}, "error_sd": {"b": 0.17}}
     )
