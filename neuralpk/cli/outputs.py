@@ -15,14 +15,8 @@ _OF_A_RUN = (
     *("config.yaml", "run.json", "hparams.yaml", "pop.yaml"),
     *("population.csv", "calibration.csv", "records.csv", "individuals.csv", "occasions.csv", "exposure.csv"),
     *("curves.csv", "metrics.csv", "pcvpc*.png", "npde*.png", "random_effects.png", "covariates.png"),
-    *(
-        "covariate_effects.png",
-        "individuals*.png",
-        "goodness_of_fit*.png",
-        "phase_plane*.png",
-        "network_*.png",
-        "new_subjects.csv",
-    ),
+    *("covariate_effects.png", "individuals*.png", "goodness_of_fit*.png", "phase_plane*.png", "network_*.png"),
+    "new_subjects.csv",
 )
 """Patterns of the files that a training writes into its folder."""
 
