@@ -29,6 +29,7 @@ import neuralpk
 from neuralpk.atomic_files import replacing
 from neuralpk.cohort import Cohort, Units
 from neuralpk.individual_estimates import OCCASION_TABLE, TABLES
+from neuralpk.run_record import sha256_of
 from neuralpk.saved_model import SavedModel
 from neuralpk.solve import SolveError
 from neuralpk.tables import DataError, ParquetParts, TablePart
@@ -180,7 +181,7 @@ class _Work:
 
     def settings(self) -> bytes:
         """All that a part depends on besides its rows, in bytes."""
-        model = hashlib.sha256(self.saved.path.read_bytes()).hexdigest()
+        model = sha256_of(self.saved.path)
         options = sorted({**self.options, **self.reading}.items())
         return repr((neuralpk.__version__, model, self.saved.magnitudes, self.units, options)).encode()
 

@@ -131,7 +131,7 @@ class PopulationEstimator:
         return 2 * (self.history[-1].end - self.history[-1].start) if self.history else math.inf
 
     @property
-    def halved(self) -> bool:
+    def _halved(self) -> bool:
         """Whether the last step was half of the one before, which new draws had not confirmed."""
         return bool(self.history) and math.isinf(self.history[-1].promise)
 
@@ -183,7 +183,7 @@ class PopulationEstimator:
         for _ in range(_TRIED_STEPS):
             trial.add(batch)
             trial.step()
-            if trial.gain < _STAGE_GAIN and not trial.halved:
+            if trial.gain < _STAGE_GAIN and not trial._halved:
                 break
         return trial.log_likelihood
 
@@ -315,7 +315,7 @@ class PopulationEstimator:
     def _advance(self, ascent: Ascent) -> None:
         """The next stage, or the end."""
         gain = max(2 * (ascent.end - ascent.start), 0.0)
-        last, halved = self._in_last_stage, self.halved
+        last, halved = self._in_last_stage, self._halved
         little = gain < self.least_gain and ascent.promise < 2 * self.least_gain
         if not last and not halved and (gain < _STAGE_GAIN or self.in_stage >= _STAGE_STEPS):
             self.stage, self.in_stage, self._before = self.stage + 1, 0, None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -13,12 +13,13 @@ from neuralpk.parameters import CovariateEffect
 from neuralpk.parameters.covariates import number
 from neuralpk.symbolic.best_subsets import best_subsets
 
-_CURVES = {
-    "log": "log({c}/{reference})",
-    "log2": "log({c}/{reference})^2",
-    "line": "({c}/{reference} - 1)",
-    "inverse": "({reference}/{c} - 1)",
-    "binary": "{c}",
+# by name: as text, and as a function of the covariate and its reference
+_CURVES: dict[str, tuple[str, Callable[[Tensor, float], Tensor]]] = {
+    "log": ("log({c}/{reference})", lambda c, reference: torch.log(c / reference)),
+    "log2": ("log({c}/{reference})^2", lambda c, reference: torch.log(c / reference).square()),
+    "line": ("({c}/{reference} - 1)", lambda c, reference: c / reference - 1),
+    "inverse": ("({reference}/{c} - 1)", lambda c, reference: 1 / (c / reference) - 1),
+    "binary": ("{c}", lambda c, _: c),
 }
 _POSITIVE = ("log", "log2", "line", "inverse")
 
@@ -70,7 +71,7 @@ class FormulaEffect(CovariateEffect):
         for term in self.terms:
             value = torch.ones_like(covariates[..., 0])
             for name, curve in term.items():
-                value = value * _curve(curve, columns[name], self.reference[name])
+                value = value * _CURVES[curve][1](columns[name], self.reference[name])
             found.append(value)
         return torch.stack(found, dim=-1)
 
@@ -89,23 +90,14 @@ class FormulaEffect(CovariateEffect):
         return FormulaEffect([*self.covariates], [*self.reference.values()], self.terms, values)
 
     def _text(self, term: Mapping[str, str]) -> str:
-        return "*".join(_CURVES[curve].format(c=c, reference=f"{self.reference[c]:.3g}") for c, curve in term.items())
+        return "*".join(
+            _CURVES[curve][0].format(c=c, reference=f"{self.reference[c]:.3g}") for c, curve in term.items()
+        )
 
     def __str__(self) -> str:
         pairs = [(number(weight), text) for text, weight in self.coefficients().items()]
         texts = [f"{'-' if value < 0 else '+'} {abs(value):.3g}*{text}" for value, text in pairs]
         return " ".join(texts).removeprefix("+ ")
-
-
-def _curve(name: str, value: Tensor, reference: float) -> Tensor:
-    if name == "binary":
-        return value
-    x = value / reference
-    if name == "line":
-        return x - 1
-    if name == "inverse":
-        return 1 / x - 1
-    return torch.log(x) if name == "log" else torch.log(x).square()
 
 
 @dataclass(frozen=True)
