@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import logging
 import math
@@ -166,6 +167,50 @@ def test_derivatives_are_those_of_the_value(case: str, error: Any) -> None:
     np.testing.assert_allclose(first, [(a[0] - b[0]) / 2e-4 for a, b in ends], rtol=1e-4, atol=1e-4)
     differences = torch.stack([(a[1] - b[1]) / 2e-4 for a, b in ends])
     np.testing.assert_allclose(second, differences, rtol=2e-3, atol=2e-3)
+
+
+MOVED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "eta/omega held": ({}, ("KA", "CL")),
+    "with correlations": ({"correlation": {"CL~V1": 0.5, "CL~KA": -0.4}}, ("KA",)),
+    "no variability": ({"distributions": {"KA": NoVariability()}}, ()),
+    "all": ({"distributions": {"V1": NoVariability()}, "effects": {"V1": ["WT"]}}, ("CL", "KA")),
+    "covariate in time": ({"distributions": {"KA": NoVariability()}, "effects": {"CL": ["WT"], "KA": ["WT"]}}, ("V1",)),
+    "of one that is held": ({"effects": {"CL": ["WT"]}}, ("CL", "V1")),
+}
+
+
+@pytest.mark.parametrize("case", MOVED)
+def test_draws_that_move_with_the_population_have_the_likelihood_of_new_ones(case: str) -> None:
+    options, standardised = MOVED[case]
+    cohort = simulated(8, samples=5, covariates={"WT": [40.0, 110.0]})
+    if case == "covariate in time":
+        weight = ((0.0, 50.0), (4.0, 80.0), (10.0, 60.0))
+        cohort = Cohort([dataclasses.replace(subject, covariates={"WT": weight}) for subject in cohort], cohort.units)
+    model, batch = oral(cohort, CombinedError(2.0, 0.2), **({"omega": 0.25} | options))
+    estimator = PopulationEstimator(model, stages=(512, 4096))
+    estimator.centres.standardised = standardised
+    estimator.add(batch)
+    numbers, likelihood = estimator.numbers, estimator.likelihood()
+    moved = numbers.get() + 0.08 * (-1.0) ** torch.arange(numbers.size)
+    held, _ = likelihood.value(moved)
+    numbers.set(moved)
+    expected, error = log_likelihood(estimator.model, batch, draws=4096)
+    assert held == pytest.approx(expected, abs=0.02 + 4 * error)
+
+
+def test_a_direction_that_changes_no_prediction_is_flat_where_eta_over_omega_is_held() -> None:
+    cohort = simulated(8, samples=5)
+    dynamics = CompartmentModel(1, "first_order", bioavailability="depot")
+    model = PopulationModel(dynamics, PopulationParameters(omega=0.15), ProportionalError(0.2))
+    batch = collate(cohort, dtype=torch.float64)
+    estimator = PopulationEstimator(model.build(Scaling.of(cohort), torch.float64), stages=(64,))
+    estimator.centres.standardised = ("CL", "V1", "KA", "F")
+    estimator.add(batch)
+    numbers, likelihood = estimator.numbers, estimator.likelihood()
+    flat = torch.tensor([float(name in ("CL", "V1", "F")) for name in numbers.names()], dtype=torch.float64)
+    here = numbers.get()
+    assert likelihood.value(here + 0.2 * flat)[0] == pytest.approx(likelihood.value(here)[0], abs=1e-2)
+    assert abs(float(flat @ likelihood.derivatives(here)[1])) < 0.05
 
 
 def test_subjects_with_like_numbers_of_doses_are_drawn_together(monkeypatch: pytest.MonkeyPatch) -> None:

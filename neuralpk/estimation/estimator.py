@@ -15,7 +15,7 @@ from neuralpk.estimation.held_draws import HeldDraws, HeldLikelihood, PosteriorD
 from neuralpk.estimation.learned_numbers import SMALLEST_OMEGA, LearnedNumbers
 from neuralpk.estimation.network_effect_prior import tune_network_effects
 from neuralpk.estimation.population_newton import Ascent, ascend
-from neuralpk.estimation.posterior_centres import SMALL_OMEGA, Gather, PosteriorCentres
+from neuralpk.estimation.posterior_centres import LARGE_OMEGA, SMALL_OMEGA, Gather, PosteriorCentres
 from neuralpk.estimation.starting_values import starting_values
 from neuralpk.inference.importance import effective_draws, log_mean_weight
 from neuralpk.population_model import PopulationModel
@@ -27,14 +27,17 @@ _AVERAGED = 4  # last steps, of which the mean is the estimate where every set o
 _MONTE_CARLO = 0.5  # in −2LL: sets of draws that favour populations no farther apart may end a search
 _COARSE, _FINE = 1e-2, 1e-4  # in log p: gain of the last of Newton's steps on a set of draws
 _STEPS, _RESERVE_STEPS = 50, 2  # Newton's steps on a set of draws; with many draws one takes long
-_MOST_VALUES = 10**8  # held predictions and their slopes: bounds the memory
+_MOST_VALUES = 2 * 10**8  # held predictions and their derivatives: bounds the memory
 _STAGE_GAIN = 2.0  # in −2LL: with less to gain, more draws are worth more than another step
 _STAGE_STEPS = 12
 _LAST_RENEWALS = 4  # of the proposals in the last stage
-_LOSS = 10.0  # in −2LL: a step of linear predictions after which new draws show a loss above this is halved
+_LOSS = 10.0  # in −2LL: a step of predictions that moved after which new draws show a loss above this is halved
 _HALVINGS = 6
 _TURNING = 0.3  # of the gain of the step before
 _FLAT = 0.01  # curvature; where it is smaller, the standard error is above 10 on the logarithmic scale
+_FLAT_TO_DRAWS = (
+    1.0  # the same where sets of draws disagree: the curvature that they find in a flat direction is chance
+)
 _FAR_LIKELIER = 50.0  # in −2LL: of two starts with the same curve, such a gain is no chance of a few steps
 _TRIED_SUBJECTS, _TRIED_STEPS = 24, 10  # of the choice between starting values, at most
 
@@ -121,7 +124,7 @@ class PopulationEstimator:
     def _may_have_more_draws(self) -> bool:
         """Whether there is a further number of draws, for which the memory suffices."""
         more = (*self.stages, *self.reserve)[self.stage + 1 :]
-        values = sum(held.value.numel() * (1 + len(held.movers)) for held in self._draws)
+        values = sum(held.value.numel() + held.slopes.numel() + held.bends.numel() for held in self._draws)
         (most,) = [max(each) for each in zip(*self._gather((values,)), strict=True)]
         return bool(more) and self._has_draws and most / self.draws * more[0] <= _MOST_VALUES
 
@@ -234,18 +237,18 @@ class PopulationEstimator:
         """
         return None
 
-    def draw(self, batch: CohortBatch, stream: int = 0, order: int = 1) -> HeldDraws:
+    def draw(self, batch: CohortBatch, stream: int = 0, moves: bool = True) -> HeldDraws:
         """Draws of some subjects around their posterior.
 
         Args:
             batch: float64.
             stream: which set of quasi-random numbers.
-            order: of `HeldDraws.draw`.
+            moves: of `HeldDraws.draw`.
         """
         wide, proposal = self.centres.proposal(batch, self.target, self._most_steps)
         at, standardised = Stream.ESTIMATION.at(2 + stream), self.centres.standardised
         return HeldDraws.draw(
-            self.model, self.numbers, batch, proposal, wide, self.seed, at, self.draws, standardised, order
+            self.model, self.numbers, batch, proposal, wide, self.seed, at, self.draws, standardised, moves
         )
 
     @property
@@ -266,8 +269,8 @@ class PopulationEstimator:
         """One outer step with the draws of `add`: move the population and write it to the model."""
         likelihood, here = self.likelihood(), self.numbers.get()
         start, _ = likelihood.value(here)
-        linear = any(held.movers for held in self._draws)
-        if linear and self._before and 2 * (self._before[1] - start) > _LOSS and self._halvings < _HALVINGS:
+        moved = any(held.movers for held in self._draws)
+        if moved and self._before and 2 * (self._before[1] - start) > _LOSS and self._halvings < _HALVINGS:
             # the new draws do not confirm the last step: half of it
             self._halvings += 1
             self.numbers.set((here + self._before[0]) / 2)
@@ -285,6 +288,9 @@ class PopulationEstimator:
         self.history.append(ascent)
         self._recent = [*self._recent, (ascent.vector, ascent.start, ascent.end)][-2 * _AVERAGED :]
         self.log_likelihood = ascent.end - float(self.model.population_log_prior().detach())
+        if self._in_last_stage and self.in_stage == _LAST_RENEWALS:
+            # steps that do not end: derivatives that vary less between draws are worth their solutions
+            self.centres.most_omega = LARGE_OMEGA
         # in the end proposals stay: the likelihood given the draws is then one smooth function of the population
         if not self._in_last_stage or self.in_stage <= _LAST_RENEWALS:
             self.centres.renew(self._draws)
@@ -343,13 +349,14 @@ class PopulationEstimator:
         gain = sum(2 * (end - start) for _, start, end in last) / _AVERAGED
         remark = f"steps end at the Monte-Carlo error of {self.draws} draws, {gain:.2g} of -2LL"
         self.remark = f"{self.remark}; {remark}" if self.remark else remark
-        self.finish()
+        self.finish(flat=_FLAT_TO_DRAWS)
 
-    def finish(self, reason: str = "") -> FitStatus:
+    def finish(self, reason: str = "", flat: float = _FLAT) -> FitStatus:
         """End the search.
 
         Args:
             reason: why it has not converged; empty if it has.
+            flat: curvature below which the data leave a direction open.
         """
         ascent = next((one for one in reversed(self.history) if not math.isinf(one.promise)), None)
         names, bounds, undetermined = self.numbers.names(), [], []
@@ -363,7 +370,7 @@ class PopulationEstimator:
             # parameter that is at an end of its range
             if location and self.numbers.omega:
                 small[self.numbers.omega] |= ascent.bound[location][varying]
-            undetermined = [names[k] for k in _flat(ascent, self.numbers.free) if not bool(small[k])]
+            undetermined = [names[k] for k in _flat(ascent, self.numbers.free, flat) if not bool(small[k])]
             if undetermined:
                 reason = self._of_undetermined(", ".join(undetermined)) or reason
         fewest, subject = math.inf, ""
@@ -431,10 +438,10 @@ def float64_copy(model: PopulationModel) -> PopulationModel:
     return made
 
 
-def _flat(ascent: Ascent, free: Tensor) -> list[int]:
-    """Positions of the free numbers that take part in a direction in which the likelihood has no curvature."""
+def _flat(ascent: Ascent, free: Tensor, least: float) -> list[int]:
+    """Positions of the free numbers that take part in a direction in which the curvature is below the least."""
     free = (free & ~ascent.bound).nonzero()[:, 0]
     values, axes = torch.linalg.eigh(ascent.curvature[free][:, free])
-    flat = axes[:, values < _FLAT].abs().amax(1) if bool((values < _FLAT).any()) else torch.zeros_like(values)
+    flat = axes[:, values < least].abs().amax(1) if bool((values < least).any()) else torch.zeros_like(values)
     found: list[int] = free[flat > 0.3].tolist()
     return found

@@ -4,21 +4,21 @@ population given them."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from neuralpk.cohort_batch import CohortBatch
-from neuralpk.estimation.learned_numbers import LearnedNumbers
+from neuralpk.estimation.learned_numbers import LearnedNumbers, Movers
 from neuralpk.estimation.proposals import Proposal
 from neuralpk.inference.importance import effective_draws, log_mean_weight
 from neuralpk.population_model import PopulationModel
 
 _STEP = 1e-3  # on the learned scale, for differences in float64
-_MOVE = 1e-2  # of a number that moves predictions: far above the error of a solver
-_LINEAR = 0.3  # on the learned scale: farther away, predictions are not taken as linear
+_MOVE = 1e-2  # of what moves predictions: far above the error of a solver
+_NEAR = 0.3  # on the learned scale: farther away, predictions are not taken as quadratic
 _SOLVED_AT_ONCE = 40_000  # curves: bounds the memory
 
 Reduce = Callable[[Tensor], Tensor]
@@ -33,9 +33,16 @@ class HeldDraws:
         p(y) ≈ 1/K Σ_k p(y | theta_k)·p(theta_k)/q(theta_k)
 
     Of some parameters (`standardised`) eta/omega is held instead of the value: those with a small omega, whose typical
-    value could otherwise move by no more than that. Numbers that change predictions while the draws are held, which are
-    those of `standardised` parameters and of parameters without variability, enter p(y | theta_k) through predictions
-    that are linear in them around the numbers of the draw.
+    value could otherwise move by no more than that. These parameters and those without variability move with the
+    numbers of the population while the draws are held, and so do covariate effects where covariates change in time.
+    Predictions are quadratic in how far these have moved since the draw: the second order decides where the likelihood
+    has a long flat ridge.
+
+    With what moves, the held parameters of every subject move too, by a fixed share of it (`shares`), so that its
+    predictions and its prior change least. Any shares are right, because such a move takes no volume; these leave the
+    derivatives of the likelihood the variance between draws that the subject's own information has. Without them the
+    derivative in KM, say, with VMAX held, has that of a parameter that the patient's data know well, while VMAX and KM
+    together are what they leave open.
 
     Args:
         batch: the subjects; ``target`` says which records count.
@@ -44,11 +51,13 @@ class HeldDraws:
         log_q: log density of the proposal of `unconstrained`, ``[subject, draw]``; inf for a draw without solution.
         value: predictions, ``[draw, subject, observation]``; 1 where there is no solution. Where the population has a
             parameter of the residual error, the logarithms of its factor follow as further observations.
-        slopes: their derivatives in the numbers `movers`, ``[mover, draw, subject, observation]``.
-        bends: their second derivatives, ``[mover, mover, draw, subject, observation]``; None where they are not needed.
-        movers: positions of these numbers in the vector of learned numbers.
+        slopes: their derivatives in what moves (`_moves`), ``[move, draw, subject, observation]``.
+        bends: their second derivatives, ``[move, move, draw, subject, observation]``.
+        moving: what moves, and the learned numbers that move it.
+        shares: how far the held parameters go with each move, ``[subject, move, parameter]``.
         standardised: names of the parameters whose eta/omega is held.
-        centre: typical parameters of the subjects at the draw, ``[subject, 1, parameter]``.
+        location: typical values at the draw, on the scale of the random effects, ``[parameter]``.
+        centre: the same with the effects of each subject's covariates, ``[subject, 1, parameter]``.
         at: the vector at which they were drawn.
     """
 
@@ -57,9 +66,11 @@ class HeldDraws:
     log_q: Tensor
     value: Tensor
     slopes: Tensor
-    bends: Tensor | None
-    movers: list[int]
+    bends: Tensor
+    moving: Movers
+    shares: Tensor
     standardised: tuple[str, ...]
+    location: Tensor
     centre: Tensor
     at: Tensor
 
@@ -67,7 +78,7 @@ class HeldDraws:
     @torch.no_grad()
     def draw(
         cls, model: PopulationModel, numbers: LearnedNumbers, batch: CohortBatch, proposal: Proposal, wide: Tensor,
-        seed: int, stream: int, draws: int, standardised: tuple[str, ...] = (), order: int = 1,
+        seed: int, stream: int, draws: int, standardised: tuple[str, ...] = (), moves: bool = True,
     ) -> HeldDraws:  # fmt: skip
         """Draw from a proposal and solve.
 
@@ -81,43 +92,43 @@ class HeldDraws:
             stream: of the random numbers.
             draws: for each subject.
             standardised: parameters whose eta/omega is held.
-            order: to which predictions are taken in the numbers that move them: 2, 1, or 0 where these stay.
+            moves: whether the numbers that move predictions are to move.
         """
         at = numbers.get()
         numbers.set(wide)
         z, log_q = proposal.draw(seed, stream, batch.index, draws)
         held = model.population.unconstrained(z, batch.covariates[:, :1], batch.occasions[:, None])
+        middle = model.population.unconstrained(
+            proposal.centre[:, :1], batch.covariates[:, :1], batch.occasions[:, None]
+        )
         log_volume = model.population.z_of(held, batch.covariates[:, :1], batch.occasions[:, None])[1]
         numbers.set(at)
-        movers = numbers.of_predictions(batch, standardised) if order else []
-        centre = model.population.centre(batch.covariates[:, :1])
+        moving = numbers.of_predictions(batch, standardised) if moves else Movers()
+        location, centre = model.population.location.clone(), model.population.centre(batch.covariates[:, :1])
         value = _predict(model, held, batch)
-        found = cls(batch, held, log_q, value, value, None, movers, standardised, centre, at)
+        shares = _shares(numbers, middle, batch, moving, standardised)
+        size = shares.shape[1]
+        slopes, bends = value.new_zeros((size, *value.shape)), value.new_zeros((size, size, *value.shape))
 
-        def moved(*moves: tuple[int, int]) -> Tensor:
-            vector = at.clone()
-            for k, sign in moves:
-                vector[movers[k]] += sign * _MOVE
-            numbers.set(vector)
-            return _predict(model, found._moved(numbers, held)[0], batch).nan_to_num(1.0)
+        def moved(*steps: tuple[int, int]) -> Tensor:
+            return _predict_moved(numbers, held, batch, moving, shares, [(k, sign * _MOVE) for k, sign in steps])
 
-        slopes, size = value.new_zeros((len(movers), *value.shape)), len(movers)
-        bends = value.new_zeros((size, size, *value.shape)) if order > 1 else None
-        for k in range(size):
-            above, below = moved((k, 1)), moved((k, -1))
+        ends = [(moved((k, 1)), moved((k, -1))) for k in range(size)]
+        for k, (above, below) in enumerate(ends):
             slopes[k] = (above - below) / (2 * _MOVE)
-            if bends is None:
-                continue
             bends[k, k] = (above - 2 * value + below) / _MOVE**2
             for m in range(k):
-                same = moved((k, 1), (m, 1)) + moved((k, -1), (m, -1))
-                opposite = moved((k, 1), (m, -1)) + moved((k, -1), (m, 1))
-                bends[k, m] = bends[m, k] = (same - opposite) / (4 * _MOVE**2)
-        numbers.set(at)
+                both = moved((k, 1), (m, 1)) + moved((k, -1), (m, -1))
+                bends[k, m] = bends[m, k] = (both - above - below - sum(ends[m]) + 2 * value) / (2 * _MOVE**2)
         solved = torch.isfinite(torch.where(batch.target, value[..., : batch.target.shape[1]], 0.0)).all(-1).T
         log_q = torch.where(solved, log_q + log_volume, torch.inf)
-        bends = None if bends is None else bends.nan_to_num(0.0)
-        return replace(found, log_q=log_q, value=value.nan_to_num(1.0), slopes=slopes.nan_to_num(0.0), bends=bends)
+        value, slopes, bends = value.nan_to_num(1.0), slopes.nan_to_num(0.0), bends.nan_to_num(0.0)
+        return cls(batch, held, log_q, value, slopes, bends, moving, shares, standardised, location, centre, at)
+
+    @property
+    def movers(self) -> list[int]:
+        """Positions of the numbers that move predictions, in the vector of learned numbers."""
+        return self.moving.numbers
 
     @cached_property
     def _distance(self) -> Tensor:
@@ -128,19 +139,31 @@ class HeldDraws:
     def _moved(self, numbers: LearnedNumbers, held: Tensor) -> tuple[Tensor, Tensor]:
         """Parameters that were held at the draw as they are in the population now, both ``[subject, draw, parameter]``,
         and the log of the volume that they take of that at the draw, a scalar."""
+        if not self.movers:
+            return held, held.new_zeros(())
+        added = self._moves(numbers, held) @ self.shares
+        return held + added, self._log_ratio(numbers).sum()
+
+    def _moves(self, numbers: LearnedNumbers, held: Tensor) -> Tensor:
+        """How far the parameters in `moving`, on the scale of the random effects, and after them the numbers in it have
+        moved since the draw, ``[subject, draw, move]``, of held parameters ``[subject, draw, parameter]``."""
+        population = numbers.model.population
+        varying, named = population.selection.sum(0), held[..., : len(population.names)]
+        typical = population.centre(self.batch.covariates[:, :1]) - self.centre
+        if self.moving.in_time:  # of a parameter without variability; its effects move by themselves
+            typical = torch.where(varying > 0, typical, population.location - self.location)
+        ratio = torch.expm1(self._log_ratio(numbers)) @ population.selection
+        of_parameters = (typical + (named - self.centre) * ratio)[..., self.moving.parameters]
+        of_numbers = (numbers.flat(numbers.tensors) - self.at)[self.moving.in_time]
+        return torch.cat([of_parameters, of_numbers.expand(*of_parameters.shape[:2], -1)], dim=-1)
+
+    def _log_ratio(self, numbers: LearnedNumbers) -> Tensor:
+        """log of omega over that at the draw, 0 of parameters that are not standardised, ``[varying]``."""
         population = numbers.model.population
         if not self.standardised:
-            return held, held.new_zeros(())
-        centre = population.centre(self.batch.covariates[:, :1])
-        log_ratio = population.log_omega - self.at[numbers.omega]
+            return torch.zeros_like(population.log_omega)
         chosen = self.centre.new_tensor([float(name in self.standardised) for name in population.varying])
-        ratio = torch.exp(log_ratio * chosen) @ population.selection + (1 - population.selection.sum(0))
-        of_standardised = chosen @ population.selection
-        names = len(population.names)
-        named = held[..., :names]
-        moved = centre + (named - self.centre) * ratio
-        named = torch.where(of_standardised > 0, moved, named)
-        return torch.cat([named, held[..., names:]], dim=-1), (log_ratio * chosen).sum()
+        return (population.log_omega - self.at[numbers.omega]) * chosen
 
     def z(self, numbers: LearnedNumbers) -> tuple[Tensor, Tensor]:
         """z of the draws in the population as it is now, ``[subject, draw, latent]``, and log |dz/dx| with x the
@@ -158,16 +181,12 @@ class HeldDraws:
         to_z = torch.cat([z[:, :1], z[:, 1:] - z[:, :1]], dim=1)
         return to_z, (log_volume + log_held_volume).expand(len(to_z), 1)
 
-    def _fit(self, numbers: LearnedNumbers, vector: Tensor) -> Tensor:
-        """log p(y | theta) of every draw, ``[subject, draw]``, with the numbers of the model at `vector`."""
+    def _fit(self, numbers: LearnedNumbers) -> Tensor:
+        """log p(y | theta) of every draw, ``[subject, draw]``."""
         value = self.value
         if self.movers:
-            by = vector - self.at
-            by[numbers.omega] = torch.expm1(by[numbers.omega])  # linear in omega, not in its logarithm
-            by = by[self.movers].to(value)
-            value = value + torch.tensordot(by, self.slopes, dims=1)
-            if self.bends is not None:
-                value = value + 0.5 * torch.tensordot(by, torch.tensordot(by, self.bends, dims=1), dims=1)
+            by = self._moves(numbers, self.unconstrained).permute(2, 1, 0)[..., None]
+            value = value + (by * (self.slopes + 0.5 * (by[:, None] * self.bends).sum(0))).sum(0)
         width, factor = self.batch.target.shape[1], None
         if numbers.model.has_factor:
             value, factor = value[..., :width], value[..., width:].exp()
@@ -183,7 +202,7 @@ class HeldDraws:
     def log_weight(self, numbers: LearnedNumbers, vector: Tensor) -> Tensor:
         """log of p(y, theta)/q(theta) of every draw under the population `vector`, ``[subject, draw]``."""
         numbers.set(vector)
-        return self._fit(numbers, vector) + self._density(numbers)
+        return self._fit(numbers) + self._density(numbers)
 
     def derivatives(self, numbers: LearnedNumbers, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Σ log p(y) over the subjects, with its first and second derivatives in the learned numbers.
@@ -254,7 +273,7 @@ class HeldDraws:
             for k, sign in moves:
                 moved[direct[k]] += sign * _STEP
             numbers.set(moved)
-            return self._fit(numbers, moved)
+            return self._fit(numbers)
 
         centre, size = at(), len(direct)
         slope, curvature = centre.new_zeros((*centre.shape, size)), centre.new_zeros((*centre.shape, size, size))
@@ -381,10 +400,12 @@ class HeldLikelihood:
         for held in draws:
             omega = [k for k in held.movers if k in numbers.omega]
             others = [k for k in held.movers if k not in numbers.omega]
-            reach = _LINEAR * numbers.reach(held.at)[others]
+            reach = _NEAR * numbers.reach(held.at)[others]
             self.low[others] = torch.maximum(numbers.low[others], held.at[others] - reach)
             self.high[others] = torch.minimum(numbers.high[others], held.at[others] + reach)
-            self.high[omega] = (held.at[omega].exp() + _LINEAR / 2).log()
+            here = held.at[omega].exp()
+            self.low[omega] = torch.maximum(numbers.low[omega], (here - _NEAR / 2).clamp(min=0.0).log())
+            self.high[omega] = (here + _NEAR / 2).log()
 
     def value(self, vector: Tensor) -> tuple[float, float]:
         """log p(data) + log prior, and the mean effective number of draws."""
@@ -467,3 +488,75 @@ def _predict(model: PopulationModel, unconstrained: Tensor, batch: CohortBatch) 
         value = value if factor is None else torch.cat([value, factor.log()], dim=-1)
         parts.append(value.reshape(len(rows), draws, -1).transpose(0, 1))
     return torch.cat(parts, dim=1)
+
+
+def _predict_moved(
+    numbers: LearnedNumbers, held: Tensor, batch: CohortBatch, moving: Movers, shares: Tensor,
+    steps: Sequence[tuple[int, float]],
+) -> Tensor:  # fmt: skip
+    """`_predict` where some of what moves has made a step."""
+    population, here = numbers.model.population, numbers.get()
+    location, vector = population.location.clone(), here.clone()
+    for k, step in steps:
+        held = held + step * shares[:, k : k + 1]
+        if k >= len(moving.parameters):
+            vector[moving.in_time[k - len(moving.parameters)]] += step
+    numbers.set(vector)
+    for k, step in steps:
+        if k < len(moving.parameters):
+            # of a parameter that varies only the held value counts
+            population.location[moving.parameters[k]] += step
+    found = _predict(numbers.model, held, batch)
+    numbers.set(here)
+    population.location.copy_(location)
+    return found
+
+
+def _shares(
+    numbers: LearnedNumbers, held: Tensor, batch: CohortBatch, moving: Movers, standardised: Sequence[str]
+) -> Tensor:
+    """How far the held parameters go with each move, ``[subject, move, parameter]``: standardised ones with their own,
+    and those of which the value is held so that predictions and prior change least (to the second order)::
+
+        share = -(J_hh + Omega_hh⁻¹)⁻¹ · J_hm
+
+    with J the information of the subject's records about held parameters h and moves m.
+
+    Args:
+        numbers: the learned numbers.
+        held: in the middle of the posterior of every subject, ``[subject, 1, parameter]``.
+        batch: the subjects.
+        moving: what moves.
+        standardised: parameters whose eta/omega is held.
+    """
+    population, size = numbers.model.population, len(moving.parameters) + len(moving.in_time)
+    shares = held.new_zeros((len(held), size, held.shape[-1]))
+    for k, parameter in enumerate(moving.parameters):
+        if population.names[parameter] in standardised:
+            shares[:, k, parameter] = 1.0
+    free = [k for k, name in enumerate(population.varying) if name not in standardised]
+    if not size or not free:
+        return shares
+    places = [population.names.index(population.varying[k]) for k in free]
+
+    def slope(of: Tensor, *steps: tuple[int, float]) -> Tensor:
+        above, below = (
+            _predict_moved(numbers, held + sign * of, batch, moving, shares, [(k, sign * step) for k, step in steps])
+            for sign in (1, -1)
+        )
+        return ((above - below) / (2 * _MOVE))[0, :, :width]
+
+    width, units = batch.target.shape[1], _MOVE * torch.eye(held.shape[-1], dtype=held.dtype, device=held.device)
+    of_held = torch.stack([slope(units[k]) for k in places])
+    of_moves = torch.stack([slope(0 * units[0], (k, _MOVE)) for k in range(size)])
+    value = _predict(numbers.model, held, batch)[0, :, :width]
+    information = numbers.model.error.information(value, batch.endpoint)
+    information = torch.where(batch.target & torch.isfinite(value), information, 0.0)
+    weighted = (of_held * information).nan_to_num(0.0)
+    unit = torch.eye(len(population.varying), dtype=held.dtype, device=held.device)
+    to_z, _ = population.standardise(unit)
+    prior = (to_z @ to_z.T)[free][:, free]
+    of_both = torch.einsum("hso,mso->shm", weighted, of_moves.nan_to_num(0.0))
+    found = torch.linalg.solve(torch.einsum("hso,gso->shg", weighted, of_held.nan_to_num(0.0)) + prior, -of_both)
+    shares[..., places] = found.mT
+    return shares

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,6 +17,22 @@ SMALLEST_OMEGA = 0.02  # in units of the parameter's distribution; below it a pa
 _WIDEST_OMEGA = 20.0
 _FARTHEST = 20.0  # of the reach of such a number
 _EDGE = 1e-3  # of the range of a logit-normal parameter: nearer to an end its typical value counts as that end
+
+
+@dataclass(frozen=True)
+class Movers:
+    """What changes predictions while the draws are held.
+
+    Args:
+        numbers: positions of the numbers that do it, in the vector of learned numbers.
+        parameters: positions of the parameters that move, among the named ones.
+        in_time: positions of the numbers of covariate effects, where covariates change in time: they move a parameter
+            after the first record otherwise than at it.
+    """
+
+    numbers: list[int] = field(default_factory=list)
+    parameters: list[int] = field(default_factory=list)
+    in_time: list[int] = field(default_factory=list)
 
 
 class LearnedNumbers:
@@ -109,28 +126,36 @@ class LearnedNumbers:
         """Positions of the numbers of the residual error."""
         return [k for tensor in self.model.error.parameters() for k in self.of(tensor)]
 
-    def of_predictions(self, batch: CohortBatch, standardised: Sequence[str]) -> list[int]:
-        """Positions of the numbers that change a prediction while the draws are held: typical values and effects of
-        parameters without variability; typical values, effects and omegas of those in `standardised`; and all effects
-        where covariates change in time.
+    def of_predictions(self, batch: CohortBatch, standardised: Sequence[str]) -> Movers:
+        """What changes predictions while the draws are held: parameters without variability, with their typical values
+        and effects; those in `standardised`, with their omegas too; and all effects where covariates change in time.
 
         Args:
             batch: the subjects.
             standardised: parameters whose standardised random effects are held, not their values.
         """
         population = self.model.population
-        in_time = bool((batch.covariates != batch.covariates[:, :1]).any())
-        moving = set(population.names) - set(population.varying) | set(standardised)
-        location = self.of(population.location)
-        found = [location[k] for k, name in enumerate(population.names) if location and name in moving]
-        for parameter, effect in population.effects_by_parameter():
-            if in_time or parameter in moving:
-                found += [k for tensor in effect.parameters() for k in self.of(tensor)]
-        omega = self.of(population.log_omega)
-        found += [omega[k] for k, name in enumerate(population.varying) if omega and name in standardised]
-        if in_time:
-            found += self.of(population.latent_effects)
-        return [k for k in found if self.free[k]]
+        changing = bool((batch.covariates != batch.covariates[:, :1]).any())
+        location, omega = self.of(population.location), self.of(population.log_omega)
+        by_parameter: dict[str, list[int]] = {}
+        for k, name in enumerate(population.names):
+            if name in standardised or name not in population.varying:
+                by_parameter[name] = location[k : k + 1]
+                if omega and name in standardised:
+                    by_parameter[name].append(omega[population.varying.index(name)])
+        in_time = list(self.of(population.latent_effects)) if changing else []
+        for name, effect in population.effects_by_parameter():
+            places = [k for tensor in effect.parameters() for k in self.of(tensor)]
+            if changing:
+                in_time += places
+            elif name in by_parameter:
+                by_parameter[name] += places
+        in_time = [k for k in in_time if self.free[k]]
+        free = {name: [k for k in places if self.free[k]] for name, places in by_parameter.items()}
+        parameters = [k for k, name in enumerate(population.names) if free.get(name)]
+        if changing:  # the typical value of a standardised parameter moves with its effects too
+            parameters = [k for k, name in enumerate(population.names) if free.get(name) or name in standardised]
+        return Movers([k for places in free.values() for k in places] + in_time, parameters, in_time)
 
     def search_scale(self, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The vector on the scale on which a search moves, with the first and second derivatives of the vector in it.

@@ -24,8 +24,8 @@ SMALL_OMEGA = 0.2
 _SEARCH_TOLERANCE = 1e-2  # in log p, of the search for a centre
 # omega that a proposal is made for: draws around a narrow posterior would make a wider population look unlikely
 _WIDE_OMEGA = 0.2
-_LEAST_VARIANCE = 1e-9  # of z
-_LITTLE_KNOWN = 0.6  # posterior variance of a random effect, given the others, over that of its prior
+_LITTLE_KNOWN = 0.5  # posterior variance of a random effect over that of its prior
+LARGE_OMEGA = 0.6  # above it, predictions are no quadratic function of omega where eta/omega is held
 _SLACK = 1.2  # factor by which both limits are exceeded before eta/omega is no longer held
 _ENOUGH_DRAWS = 8.0  # effective draws for each dimension, so that a centre and its covariance come from the draws
 _DRAWS_TO_ADAPT = 5  # times that many: with so many draws, wider proposals follow from them
@@ -43,12 +43,14 @@ class PosteriorCentres:
 
     Attributes:
         standardised: parameters of which the draws hold eta/omega, not the value.
+        most_omega: of parameters that may be among them, which take more solutions of the dynamics.
     """
 
     def __init__(self, model: PopulationModel, numbers: LearnedNumbers, gather: Gather) -> None:
         self.model, self.numbers, self._gather = model, numbers, gather
         self._known: dict[int, tuple[Tensor, ...]] = {}
         self.standardised: tuple[str, ...] = ()
+        self.most_omega = SMALL_OMEGA
 
     def __len__(self) -> int:
         return len(self._known)
@@ -97,10 +99,8 @@ class PosteriorCentres:
             log_weight = held.log_weight(self.numbers, here)
             z = held.z(self.numbers)[0]
             covariance = _moments(z, log_weight)[1]
-            covariance = covariance[~covariance.isnan().any(-1).any(-1)]
-            precision = torch.linalg.inv(covariance + _LEAST_VARIANCE * torch.eye(z.shape[-1], device=z.device))
-            variance = 1 / precision.diagonal(dim1=1, dim2=2)[:, :size]
-            sums += torch.cat([sums.new_tensor([len(covariance)]), variance.sum(0)])
+            variance = covariance[~covariance.isnan().any(-1).any(-1)].diagonal(dim1=1, dim2=2)[:, :size]
+            sums += torch.cat([sums.new_tensor([len(variance)]), variance.sum(0)])
             posteriors.append(log_weight)
         sums = torch.stack(self._gather(sums)).sum(0)
         self.standardised = self._to_standardise(here, sums[1:] / sums[0])
@@ -138,36 +138,36 @@ class PosteriorCentres:
         return maximise(model, batch.to(digits), z.to(digits), most_steps, _SEARCH_TOLERANCE)
 
     def _to_standardise(self, here: Tensor, variance: Tensor) -> tuple[str, ...]:
-        """Parameters with a small omega about which the patients' data say less than the population does: their values
-        keep so close to the typical value that, held, they would not let it move.
+        """Parameters about which the patients' data say less than the population does: their values keep so close to
+        the typical value that, held, they would hardly let it move.
 
-        The derivative of the likelihood in a typical value has the variance of the random effects between draws where
-        values are held, and that of the data's own derivative where eta/omega is held. The second is the smaller where
-        the other random effects, held, leave more than half of the prior's variance to this one (a little more is
-        asked for); how much is left where the others move too does not matter.
+        With v the posterior variance of a subject's random effect over that of the prior, omega², the derivative of its
+        likelihood in the typical value has the variance v/omega² between draws where the value is held, and
+        (1 - v)²/(v·omega²) where eta/omega is held and the other parameters move with it (`HeldDraws`): the second is
+        smaller from v = 1/2 on.
 
         Args:
             here: the learned numbers.
-            variance: mean posterior variance of z given the other z, over that of its prior, ``[latent]``; NaN where it
-                is not known.
+            variance: mean posterior variance of z over that of its prior, ``[latent]``; NaN where it is not known.
         """
         omega = here[self.numbers.omega].exp() / self.numbers.spread_units()[: len(self.numbers.omega)]
         found = []
         for name, size, left in zip(self.model.population.varying, omega.tolist(), variance.tolist(), strict=False):
             # a parameter that is among them leaves later than it comes, so that none comes and goes in every step
             slack = _SLACK if name in self.standardised else 1.0
-            if size < SMALL_OMEGA * slack and left > _LITTLE_KNOWN / slack:
+            if size < self.most_omega * slack and left > _LITTLE_KNOWN / slack:
                 found.append(name)
         return tuple(found)
 
     def state_dict(self) -> dict[str, Any]:
         """As tensors and plain values."""
         parts = [torch.stack(part) for part in zip(*self._known.values(), strict=True)]
-        return {"standardised": list(self.standardised), "index": list(self._known), "centres": parts}
+        held = {"standardised": list(self.standardised), "most_omega": self.most_omega}
+        return held | {"index": list(self._known), "centres": parts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From that of `state_dict`."""
-        self.standardised = tuple(state["standardised"])
+        self.standardised, self.most_omega = tuple(state["standardised"]), state["most_omega"]
         parts = [part.to(self.numbers.device) for part in state["centres"]]
         self._known = dict(zip(state["index"], zip(*parts, strict=True), strict=True))
 

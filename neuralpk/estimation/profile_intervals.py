@@ -46,7 +46,7 @@ def profile_intervals(estimator: PopulationEstimator, batch: CohortBatch, inform
     """
     numbers = estimator.numbers
     vector = numbers.get()
-    search = _Search(estimator, estimator.draw(batch, order=2), information)
+    search = _Search(estimator, estimator.draw(batch), information)
     found: Ends = {}
     for one in estimator.model.coordinates():
         profiled = _Profiled(one, numbers)
@@ -206,5 +206,5 @@ class _Search:
         """New draws, around the posteriors in the population `vector`."""
         self.numbers.set(vector)
         self.estimator.centres.renew([held])
-        drawn = self.estimator.draw(held.batch, order=2)
+        drawn = self.estimator.draw(held.batch)
         return drawn, self.estimator.likelihood([drawn])

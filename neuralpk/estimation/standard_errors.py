@@ -108,7 +108,7 @@ def standard_errors(
     batch, single = batch.to(torch.float64).scored_on_context(), batch.scored_on_context()
     estimator.centres.begin_at(batch.index, start)
     with torch.no_grad():
-        held = _adapted(estimator, batch, order=2)
+        held = _adapted(estimator, batch, moves=True)
         total, error = _log_likelihood(estimator, held)
     numbers = estimator.numbers
     vector = numbers.get()
@@ -165,7 +165,7 @@ def log_likelihood(
     if start is not None:
         estimator.centres.begin_at(batch.index, start)
     with torch.no_grad():
-        return _log_likelihood(estimator, _adapted(estimator, batch, order=0))
+        return _log_likelihood(estimator, _adapted(estimator, batch, moves=False))
 
 
 def parameter_rows(model: PopulationModel, z: Tensor, batch: CohortBatch) -> list[dict[str, str | float]]:
@@ -203,13 +203,13 @@ def _estimator(model: PopulationModel, draws: int | None, seed: int) -> Populati
     return PopulationEstimator(model, seed, (*_ADAPTATIONS, draws or (_NETWORK_DRAWS if model.has_network else _DRAWS)))
 
 
-def _adapted(estimator: PopulationEstimator, batch: CohortBatch, order: int) -> HeldDraws:
-    """Draws of a proposal that has adapted to the posterior of every subject, with predictions to an `order` of
-    `HeldDraws.draw`."""
+def _adapted(estimator: PopulationEstimator, batch: CohortBatch, moves: bool) -> HeldDraws:
+    """Draws of a proposal that has adapted to the posterior of every subject, for numbers that stay or that are
+    to move (`moves` of `HeldDraws.draw`)."""
     for estimator.stage in range(len(_ADAPTATIONS)):
-        estimator.centres.renew([estimator.draw(batch, order=0)])
+        estimator.centres.renew([estimator.draw(batch, moves=False)])
     estimator.stage = len(_ADAPTATIONS)
-    return estimator.draw(batch, order=order)
+    return estimator.draw(batch, moves=moves)
 
 
 def _log_likelihood(estimator: PopulationEstimator, first: HeldDraws) -> tuple[float, float]:
@@ -221,7 +221,7 @@ def _log_likelihood(estimator: PopulationEstimator, first: HeldDraws) -> tuple[f
     chosen, spent = torch.arange(len(batch), device=batch.device), 0
     sets: list[Tensor] = []
     while True:
-        held = estimator.draw(batch.select(chosen), len(sets), order=0) if sets else first
+        held = estimator.draw(batch.select(chosen), len(sets), moves=False) if sets else first
         found = first.log_q.new_full((len(batch),), -torch.inf)
         found[chosen] = importance.log_mean_weight(held.log_weight(estimator.numbers, vector))
         sets.append(found)
