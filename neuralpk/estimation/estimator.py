@@ -15,7 +15,7 @@ from neuralpk.estimation.held_draws import HeldDraws, HeldLikelihood, PosteriorD
 from neuralpk.estimation.learned_numbers import SMALLEST_OMEGA, LearnedNumbers
 from neuralpk.estimation.network_effect_prior import tune_network_effects
 from neuralpk.estimation.population_newton import Ascent, ascend
-from neuralpk.estimation.posterior_centres import LARGE_OMEGA, SMALL_OMEGA, Gather, PosteriorCentres
+from neuralpk.estimation.posterior_centres import SMALL_OMEGA, Gather, PosteriorCentres
 from neuralpk.estimation.starting_values import starting_values
 from neuralpk.inference.importance import effective_draws, log_mean_weight
 from neuralpk.population_model import PopulationModel
@@ -289,8 +289,7 @@ class PopulationEstimator:
         self._recent = [*self._recent, (ascent.vector, ascent.start, ascent.end)][-2 * _AVERAGED :]
         self.log_likelihood = ascent.end - float(self.model.population_log_prior().detach())
         if self._in_last_stage and self.in_stage == _LAST_RENEWALS:
-            # steps that do not end: derivatives that vary less between draws are worth their solutions
-            self.centres.most_omega = LARGE_OMEGA
+            self.centres.steady = True
         # in the end proposals stay: the likelihood given the draws is then one smooth function of the population
         if not self._in_last_stage or self.in_stage <= _LAST_RENEWALS:
             self.centres.renew(self._draws)

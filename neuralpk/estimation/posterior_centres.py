@@ -24,9 +24,10 @@ SMALL_OMEGA = 0.2
 _SEARCH_TOLERANCE = 1e-2  # in log p, of the search for a centre
 # omega that a proposal is made for: draws around a narrow posterior would make a wider population look unlikely
 _WIDE_OMEGA = 0.2
-_LITTLE_KNOWN = 0.5  # posterior variance of a random effect over that of its prior
-LARGE_OMEGA = 0.6  # above it, predictions are no quadratic function of omega where eta/omega is held
+_LITTLE_KNOWN = 0.6  # posterior variance of a random effect, given the others, over that of its prior
+_HALF_KNOWN, _LARGE_OMEGA = 0.5, 0.6  # limits where steps do not end, of the variance whatever the others are
 _SLACK = 1.2  # factor by which both limits are exceeded before eta/omega is no longer held
+_LEAST_VARIANCE = 1e-9  # of z
 _ENOUGH_DRAWS = 8.0  # effective draws for each dimension, so that a centre and its covariance come from the draws
 _DRAWS_TO_ADAPT = 5  # times that many: with so many draws, wider proposals follow from them
 _HALVINGS_OF_POWER = 12
@@ -43,14 +44,15 @@ class PosteriorCentres:
 
     Attributes:
         standardised: parameters of which the draws hold eta/omega, not the value.
-        most_omega: of parameters that may be among them, which take more solutions of the dynamics.
+        steady: whether as many parameters are among them as make the derivatives vary less between draws, which takes
+            more solutions of the dynamics.
     """
 
     def __init__(self, model: PopulationModel, numbers: LearnedNumbers, gather: Gather) -> None:
         self.model, self.numbers, self._gather = model, numbers, gather
         self._known: dict[int, tuple[Tensor, ...]] = {}
         self.standardised: tuple[str, ...] = ()
-        self.most_omega = SMALL_OMEGA
+        self.steady = False
 
     def __len__(self) -> int:
         return len(self._known)
@@ -99,7 +101,11 @@ class PosteriorCentres:
             log_weight = held.log_weight(self.numbers, here)
             z = held.z(self.numbers)[0]
             covariance = _moments(z, log_weight)[1]
-            variance = covariance[~covariance.isnan().any(-1).any(-1)].diagonal(dim1=1, dim2=2)[:, :size]
+            covariance = covariance[~covariance.isnan().any(-1).any(-1)]
+            variance = covariance.diagonal(dim1=1, dim2=2)[:, :size]
+            if not self.steady:
+                precision = torch.linalg.inv(covariance + _LEAST_VARIANCE * torch.eye(z.shape[-1], device=z.device))
+                variance = 1 / precision.diagonal(dim1=1, dim2=2)[:, :size]
             sums += torch.cat([sums.new_tensor([len(variance)]), variance.sum(0)])
             posteriors.append(log_weight)
         sums = torch.stack(self._gather(sums)).sum(0)
@@ -138,36 +144,39 @@ class PosteriorCentres:
         return maximise(model, batch.to(digits), z.to(digits), most_steps, _SEARCH_TOLERANCE)
 
     def _to_standardise(self, here: Tensor, variance: Tensor) -> tuple[str, ...]:
-        """Parameters about which the patients' data say less than the population does: their values keep so close to
-        the typical value that, held, they would hardly let it move.
+        """Parameters with a small omega about which the patients' data say less than the population does, even if the
+        other parameters were known: their values keep so close to the typical value that, held, they would not let it
+        move.
 
-        With v the posterior variance of a subject's random effect over that of the prior, omega², the derivative of its
-        likelihood in the typical value has the variance v/omega² between draws where the value is held, and
-        (1 - v)²/(v·omega²) where eta/omega is held and the other parameters move with it (`HeldDraws`): the second is
-        smaller from v = 1/2 on.
+        In a `steady` search parameters with larger omegas too. With v the posterior variance of a subject's random
+        effect over that of the prior, omega², the derivative of its likelihood in the typical value has the variance
+        v/omega² between draws where the value is held, and (1 - v)²/(v·omega²) where eta/omega is held and the other
+        parameters move with it (`HeldDraws`): the second is smaller from v = 1/2 on.
 
         Args:
             here: the learned numbers.
-            variance: mean posterior variance of z over that of its prior, ``[latent]``; NaN where it is not known.
+            variance: mean posterior variance of z over that of its prior, in a steady search whatever the other
+                random effects are, else given these, ``[latent]``; NaN where it is not known.
         """
+        most_omega, least = (_LARGE_OMEGA, _HALF_KNOWN) if self.steady else (SMALL_OMEGA, _LITTLE_KNOWN)
         omega = here[self.numbers.omega].exp() / self.numbers.spread_units()[: len(self.numbers.omega)]
         found = []
         for name, size, left in zip(self.model.population.varying, omega.tolist(), variance.tolist(), strict=False):
             # a parameter that is among them leaves later than it comes, so that none comes and goes in every step
             slack = _SLACK if name in self.standardised else 1.0
-            if size < self.most_omega * slack and left > _LITTLE_KNOWN / slack:
+            if size < most_omega * slack and left > least / slack:
                 found.append(name)
         return tuple(found)
 
     def state_dict(self) -> dict[str, Any]:
         """As tensors and plain values."""
         parts = [torch.stack(part) for part in zip(*self._known.values(), strict=True)]
-        held = {"standardised": list(self.standardised), "most_omega": self.most_omega}
+        held = {"standardised": list(self.standardised), "steady": self.steady}
         return held | {"index": list(self._known), "centres": parts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From that of `state_dict`."""
-        self.standardised, self.most_omega = tuple(state["standardised"]), state["most_omega"]
+        self.standardised, self.steady = tuple(state["standardised"]), state["steady"]
         parts = [part.to(self.numbers.device) for part in state["centres"]]
         self._known = dict(zip(state["index"], zip(*parts, strict=True), strict=True))
 
