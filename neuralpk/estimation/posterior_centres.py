@@ -25,7 +25,7 @@ _SEARCH_TOLERANCE = 1e-2  # in log p, of the search for a centre
 # omega that a proposal is made for: draws around a narrow posterior would make a wider population look unlikely
 _WIDE_OMEGA = 0.2
 _LITTLE_KNOWN = 0.6  # posterior variance of a random effect, given the others, over that of its prior
-_HALF_KNOWN, _LARGE_OMEGA = 0.5, 0.6  # limits where steps do not end, of the variance whatever the others are
+_HALF_KNOWN = 0.5  # limit where steps do not end, of the variance whatever the others are
 _SLACK = 1.2  # factor by which both limits are exceeded before eta/omega is no longer held
 _LEAST_VARIANCE = 1e-9  # of z
 _ENOUGH_DRAWS = 8.0  # effective draws for each dimension, so that a centre and its covariance come from the draws
@@ -148,7 +148,7 @@ class PosteriorCentres:
         other parameters were known: their values keep so close to the typical value that, held, they would not let it
         move.
 
-        In a `steady` search parameters with larger omegas too. With v the posterior variance of a subject's random
+        In a `steady` search what the others leave open counts too. With v the posterior variance of a subject's random
         effect over that of the prior, omega², the derivative of its likelihood in the typical value has the variance
         v/omega² between draws where the value is held, and (1 - v)²/(v·omega²) where eta/omega is held and the other
         parameters move with it (`HeldDraws`): the second is smaller from v = 1/2 on.
@@ -158,13 +158,13 @@ class PosteriorCentres:
             variance: mean posterior variance of z over that of its prior, in a steady search whatever the other
                 random effects are, else given these, ``[latent]``; NaN where it is not known.
         """
-        most_omega, least = (_LARGE_OMEGA, _HALF_KNOWN) if self.steady else (SMALL_OMEGA, _LITTLE_KNOWN)
+        least = _HALF_KNOWN if self.steady else _LITTLE_KNOWN
         omega = here[self.numbers.omega].exp() / self.numbers.spread_units()[: len(self.numbers.omega)]
         found = []
         for name, size, left in zip(self.model.population.varying, omega.tolist(), variance.tolist(), strict=False):
             # a parameter that is among them leaves later than it comes, so that none comes and goes in every step
             slack = _SLACK if name in self.standardised else 1.0
-            if size < most_omega * slack and left > least / slack:
+            if size < SMALL_OMEGA * slack and left > least / slack:
                 found.append(name)
         return tuple(found)
 
