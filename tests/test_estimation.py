@@ -142,6 +142,14 @@ CASES: dict[str, dict[str, Any]] = {
     "no variability": {"distributions": {"KA": NoVariability()}},
     "prior": {"omega_prior_sd": 0.5, "typical_prior_sd": {"KA": 0.2}},
     "eta/omega held": {"correlation": {"CL~KA": 0.4}},
+    "shared omega": {"shared_omega": [["CL", "KA"]], "omega_prior_sd": 0.5},
+    "shared omega, one held": {"shared_omega": [["CL", "KA"]], "correlation": {"CL~V1": 0.4}},
+    "shared omega, both held": {"shared_omega": [["CL", "KA"]]},
+}
+HELD = {
+    "eta/omega held": ("KA",),
+    "shared omega, one held": ("KA",),
+    "shared omega, both held": ("CL", "KA"),
 }
 
 
@@ -154,7 +162,7 @@ CASES: dict[str, dict[str, Any]] = {
 def test_derivatives_are_those_of_the_value(case: str, error: Any) -> None:
     model, batch = oral(simulated(5), error, **CASES[case])
     estimator = PopulationEstimator(model, stages=(32,))
-    estimator.centres.standardised = ("KA",) if case == "eta/omega held" else ()
+    estimator.centres.standardised = HELD.get(case, ())
     estimator.add(batch)
     likelihood, here = estimator.likelihood(), estimator.numbers.get()
     value, first, second = likelihood.derivatives(here)
@@ -176,6 +184,7 @@ MOVED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "all": ({"distributions": {"V1": NoVariability()}, "effects": {"V1": ["WT"]}}, ("CL", "KA")),
     "covariate in time": ({"distributions": {"KA": NoVariability()}, "effects": {"CL": ["WT"], "KA": ["WT"]}}, ("V1",)),
     "of one that is held": ({"effects": {"CL": ["WT"]}}, ("CL", "V1")),
+    "shared omega": ({"shared_omega": [["CL", "KA"]]}, ("KA",)),
 }
 
 
@@ -401,6 +410,33 @@ def test_a_model_whose_parameters_do_not_vary(patients: Cohort) -> None:
     fitted = fit(patients, parameters=PopulationParameters(omega=0.0))
     assert status_of(fitted).converged
     assert (fitted.population["RSE"] < 30).all()
+
+
+def test_one_omega_of_two_parameters_is_estimated() -> None:
+    people = simulated(40, omega={"CL": 0.3, "V1": 0.3, "KA": 0.5})
+    free, shared = (
+        neuralpk.fit(
+            people,
+            CompartmentModel(1, "first_order"),
+            parameters=PopulationParameters(shared_omega=groups),
+            error=ProportionalError(0.2),
+            progress=False,
+        )
+        for groups in (None, [["CL", "V1"]])
+    )
+    assert free.task.status.converged and shared.task.status.converged
+    table = shared.population.set_index("PARAMETER")
+    of_both = ["OMEGA", "OMEGA_LO95", "OMEGA_HI95", "OMEGA_RSE", "CV"]
+    assert table.loc["CL", of_both].tolist() == table.loc["V1", of_both].tolist()
+    assert table.loc["CL", "OMEGA_LO95"] < 0.3 < table.loc["CL", "OMEGA_HI95"]
+    assert table.loc["CL", "SHRINKAGE"] != table.loc["V1", "SHRINKAGE"]
+    apart = free.population.set_index("PARAMETER").loc[["CL", "V1"], "OMEGA"]
+    assert apart.min() < table.loc["CL", "OMEGA"] < apart.max()
+    # what one number less explains: not more, and of data that come from one omega hardly less
+    batch = collate(people, dtype=torch.float64)
+    of_free, of_shared = (log_likelihood(one.task.model, batch)[0] for one in (free, shared))
+    assert -0.05 < 2 * (of_free - of_shared) < 3.84
+    assert len(free.task.model.coordinates()) == len(shared.task.model.coordinates()) + 1
 
 
 def test_a_covariate_effect_is_estimated() -> None:

@@ -176,6 +176,15 @@ def test_a_fitted_model_keeps_what_is_fixed_and_what_is_estimated():
     assert again.errors[0].error == "log_normal" and again.errors[0].values["b"] == pytest.approx(0.15)
 
 
+def test_a_shared_omega_is_two_equal_ones_and_a_comment():
+    parameters = PopulationParameters({"CL": 4.0, "V1": 40.0}, 0.3, shared_omega=[["CL", "V1"]], fixed=["omega V1"])
+    model = PopulationModel(CompartmentModel(1), parameters, LogNormalError(b=0.15)).build(Scaling(), torch.float64)
+    text = export_rxode2(model)
+    assert "    # eta.CL and eta.V1 have one variance; a fit of this function estimates one of each\n" in text
+    again = import_rxode2(text)
+    assert again.omega == {"CL": 0.3, "V1": 0.3} and {"omega CL", "omega V1"} == {*again.fixed}
+
+
 def test_what_has_no_formula_is_refused_by_name():
     parameters = PopulationParameters({"CL": 4.0, "V1": 40.0}, effects={"CL": [NetworkEffect(["WT"])]})
     model = PopulationModel(CompartmentModel(1), parameters, CombinedError(a=0.1, b=0.1))

@@ -363,12 +363,12 @@ class PopulationEstimator:
             bounds = [names[k] for k in ascent.bound.nonzero()[:, 0].tolist()]
             small = self.numbers.get() < self.numbers.low + math.log(SMALL_OMEGA / SMALLEST_OMEGA)
             population = self.model.population
-            varying = [population.names.index(name) for name in population.varying]
-            location = self.numbers.of(population.location)
+            at_end = ascent.bound[self.numbers.of(population.location)].tolist()
+            ended = {name for name, end in zip(population.names, at_end, strict=False) if end}
             # a small omega is known to be small, though its likelihood is flat there, and patients do not differ in a
             # parameter that is at an end of its range
-            if location and self.numbers.omega:
-                small[self.numbers.omega] |= ascent.bound[location][varying]
+            for k, group in zip(self.numbers.of(population.log_omega), population.omega_groups, strict=False):
+                small[k] |= ended >= {*group}
             undetermined = [names[k] for k in _flat(ascent, self.numbers.free, flat) if not bool(small[k])]
             if undetermined:
                 reason = self._of_undetermined(", ".join(undetermined)) or reason

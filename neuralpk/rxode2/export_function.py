@@ -59,14 +59,16 @@ def export_rxode2(model: RxodeModel | PublishedPopulation | PopulationModel, nam
 
 
 def _of_model(model: PopulationModel) -> RxodeModel:
-    """A fitted model, with what a population file does not hold: fixed numbers and which correlations are estimated."""
+    """A fitted model, with what a population file does not hold: fixed numbers, which correlations are estimated and
+    which omegas are one number."""
     found = RxodeModel.of_population(PublishedPopulation.from_model(model))
     names = {one for pair in model.population.pairs() for one in pair}
     correlated = tuple(name for name in model.population.varying if name in names)
     effects: dict[str, tuple[CovariateEffect, ...]] = {}
     for parameter, effect in model.population.effects_by_parameter():
         effects[parameter] = (*effects.get(parameter, ()), effect.fitted())
-    return replace(found, fixed=model.population.fixed, correlated=correlated, effects=effects)
+    shared = model.population.shared_omega
+    return replace(found, fixed=model.population.fixed, correlated=correlated, effects=effects, shared_omega=shared)
 
 
 class _Function:
@@ -178,6 +180,9 @@ class _Function:
             value = f"c({numbers})" if len(rows) > 1 else numbers
             etas = " + ".join(self.etas[name] for name in parameters)
             self.initial.append(f"{etas} ~ {f'fix({value})' if fixed else value}")
+        for group in model.shared_omega:
+            said = " and ".join(self.etas[name] for name in group)
+            self.initial.append(f"# {said} have one variance; a fit of this function estimates one of each")
 
     def _covariance(self, a: str, b: str) -> float:
         correlation: Mapping[tuple[str, str], float] = self.model.correlation
