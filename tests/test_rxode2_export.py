@@ -80,6 +80,25 @@ def test_the_units_of_a_text_are_a_comment():
     assert "    # units: t [h], central [mg], CL [L/h], VMAX [mg/h], KM [mg/L], V [L]\n" in text
 
 
+def test_units_of_numbers_in_an_equation_are_a_comment_on_its_line():
+    text = """
+        units: central [mg]
+        parameters: CL = 5 [L/h], V = 50 [L]
+        covariates: WT = 70 [kg]
+        central' = -CL*(WT/70 [kg])^0.75*max(central - 2 [ mg ], 0)/(V*(WT/70 [kg]))
+        C = central/V*1000 [ug/mg]
+        outputs: C
+    """
+    dynamics = Equations(text)
+    written = export_rxode2(published(dynamics, {"CL": 5.0, "V": 50.0}))
+    assert "    # units: central [mg], CL [L/h], V [L], WT [kg]\n" in written
+    assert "    C <- central/V*1000  # 1000 [ug/mg]\n" in written
+    (line,) = (line for line in written.splitlines() if "d/dt" in line)
+    assert line.endswith("  # 70 [kg], 2 [mg]")
+    again = import_rxode2(written)
+    assert again.dynamics.states == ("central",) and [*again.typical] == ["CL", "V"]
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import chain, count
 
 from neuralpk.dynamics.equation_text import TIME
+from neuralpk.dynamics.expression import Expression
 from neuralpk.dynamics.model_text import ModelText, read_model
 from neuralpk.dynamics.symbols import as_text
 from neuralpk.parameters import (
@@ -201,7 +202,7 @@ class _Function:
         if any(token.text == TIME for given in every for one in given.values() for token in one.names()):
             self.lines.append(f"# {TIME} counts from the first record of a subject")
         for variable, expression in text.variables.items():
-            self.lines.append(f"{names[variable]} <- {r_text(expression, names)}")
+            self._equation(names[variable], expression)
         for form, given in (
             ("d/dt({})", text.slopes),
             ("{}(0)", text.initial),
@@ -211,7 +212,11 @@ class _Function:
             ("dur({})", text.durations),
         ):
             for state, expression in given.items():
-                self.lines.append(f"{form.format(names[state])} <- {r_text(expression, names)}")
+                self._equation(form.format(names[state]), expression)
+
+    def _equation(self, left: str, right: Expression) -> None:
+        units = ", ".join(dict.fromkeys(right.numbers_with_units()))
+        self.lines.append(f"{left} <- {r_text(right, self.names)}{units and f'  # {units}'}")
 
     def _error(self, output: str) -> None:
         (assay,) = (one for one in self.model.errors if one.output == output)
