@@ -95,6 +95,23 @@ class LearnedNumbers:
         start = torch.cat([log_omega, population.log_kappa_start]).double().exp() / 0.3
         return torch.where(torch.tensor(scaled, dtype=torch.bool, device=start.device), 1.0, start)
 
+    def exchanged(self, vector: Tensor, one: str, other: str) -> Tensor | None:
+        """The vector with the typical values, omegas and kappas of two parameters in each other's place; None where
+        they do not have the same of these, or some of them are fixed."""
+        population = self.model.population
+        groups = (
+            (population.names, self.of(population.location)),
+            (population.varying, self.omega),
+            (population.changing, self.spreads[len(self.omega) :]),
+        )
+        found = vector.clone()
+        for names, positions in groups:
+            places = [positions[names.index(name)] for name in (one, other) if name in names]
+            if len(places) == 1 or not bool(self.free[places].all()):
+                return None
+            found[places] = vector[places[::-1]]
+        return found
+
     def reach(self, vector: Tensor) -> Tensor:
         """How far each number may move until a parameter has changed as much as by 1 on a logarithmic scale, or at the
         middle of its range by 1 on the logit scale: farther near the ends of the range."""
