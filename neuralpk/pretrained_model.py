@@ -113,9 +113,10 @@ class Pretrained:
             options["prior_sd"] = _asked_for(asked, Decoder, "dynamics").get("prior_sd", _PRIOR_SD)
         asked = _described(given["parameters"], PopulationParameters, "parameters")
         population = self.model.population
+        spread = population.log_omega_by_parameter().exp().tolist()
         prior = {
             "typical": {name: float(value) for name, value in population.typical_values().items()},
-            "typical_prior_sd": dict(zip(population.names, population.log_omega.exp().tolist(), strict=True)),
+            "typical_prior_sd": dict(zip(population.names, spread, strict=True)),
         }
         free = _asked_for(asked, PopulationParameters, "parameters")
         parts["parameters"] = _with(self.descriptions["parameters"], free | prior)

@@ -21,9 +21,10 @@ from neuralpk import cohort_batch
 from neuralpk.cli import main
 from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.cohort_batch import CohortBatch, collate
+from neuralpk.cohort_simulation import Design, Population, simulate_cohort
 from neuralpk.datamodules import SimulatedPKDataModule
 from neuralpk.datasets import load
-from neuralpk.dynamics import CompartmentModel
+from neuralpk.dynamics import CompartmentModel, Equations
 from neuralpk.encoders import SetEncoder
 from neuralpk.estimation import FitStatus, PopulationEstimator, log_likelihood
 from neuralpk.estimation import estimator as estimator_module
@@ -142,6 +143,14 @@ CASES: dict[str, dict[str, Any]] = {
     "no variability": {"distributions": {"KA": NoVariability()}},
     "prior": {"omega_prior_sd": 0.5, "typical_prior_sd": {"KA": 0.2}},
     "eta/omega held": {"correlation": {"CL~KA": 0.4}},
+    "shared omega": {"shared_omega": [["CL", "KA"]], "omega_prior_sd": 0.5},
+    "shared omega, one held": {"shared_omega": [["CL", "KA"]], "correlation": {"CL~V1": 0.4}},
+    "shared omega, both held": {"shared_omega": [["CL", "KA"]]},
+}
+HELD = {
+    "eta/omega held": ("KA",),
+    "shared omega, one held": ("KA",),
+    "shared omega, both held": ("CL", "KA"),
 }
 
 
@@ -154,7 +163,7 @@ CASES: dict[str, dict[str, Any]] = {
 def test_derivatives_are_those_of_the_value(case: str, error: Any) -> None:
     model, batch = oral(simulated(5), error, **CASES[case])
     estimator = PopulationEstimator(model, stages=(32,))
-    estimator.centres.standardised = ("KA",) if case == "eta/omega held" else ()
+    estimator.centres.standardised = HELD.get(case, ())
     estimator.add(batch)
     likelihood, here = estimator.likelihood(), estimator.numbers.get()
     value, first, second = likelihood.derivatives(here)
@@ -176,6 +185,7 @@ MOVED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "all": ({"distributions": {"V1": NoVariability()}, "effects": {"V1": ["WT"]}}, ("CL", "KA")),
     "covariate in time": ({"distributions": {"KA": NoVariability()}, "effects": {"CL": ["WT"], "KA": ["WT"]}}, ("V1",)),
     "of one that is held": ({"effects": {"CL": ["WT"]}}, ("CL", "V1")),
+    "shared omega": ({"shared_omega": [["CL", "KA"]]}, ("KA",)),
 }
 
 
@@ -321,6 +331,29 @@ def test_of_two_equal_curves_absorption_is_the_faster_unless_the_other_is_far_li
     assert faster or "less likely by about" in status.remark
 
 
+TWO_STEPS = """
+    parameters: CL = 4, V = 70, KTR = 2, KA = 0.5
+    depot' = -KTR*depot
+    gut' = KTR*depot - KA*gut
+    central' = KA*gut - CL/V*central
+    C = central/V
+    outputs: C
+"""
+
+
+@pytest.mark.parametrize("omega", [0.3, {"KTR": 0.0}], ids=["both vary", "one varies"])
+def test_two_rates_that_the_model_does_not_tell_apart_are_no_other_maximum(omega: Any) -> None:
+    dynamics = Equations(TWO_STEPS)
+    truth = Population({"CL": 4.0, "V": 70.0, "KTR": 1.5, "KA": 0.4}, {"CL": 0.3, "V": 0.2, "KTR": 0.3, "KA": 0.3})
+    design = Design(((Dose(0.0, 100.0),),), (0.5, 1.0, 2.0, 4.0, 6.0, 9.0, 12.0, 24.0, 36.0, 48.0))
+    cohort = simulate_cohort(dynamics, truth, design, ProportionalError.from_values(b=0.1), 30, 4)
+    model = PopulationModel(dynamics, PopulationParameters(omega=omega), ProportionalError(0.2))
+    estimator = PopulationEstimator(model.build(Scaling.of(cohort), torch.float64))
+    estimator.start(collate(cohort, dtype=torch.float64))
+    # the data are as likely with KTR and KA in each other's place, unless patients differ in one of them alone
+    assert ("flip-flop" in estimator.remark) == isinstance(omega, dict), estimator.remark
+
+
 # ---- a fit
 
 
@@ -401,6 +434,33 @@ def test_a_model_whose_parameters_do_not_vary(patients: Cohort) -> None:
     fitted = fit(patients, parameters=PopulationParameters(omega=0.0))
     assert status_of(fitted).converged
     assert (fitted.population["RSE"] < 30).all()
+
+
+def test_one_omega_of_two_parameters_is_estimated() -> None:
+    people = simulated(40, omega={"CL": 0.3, "V1": 0.3, "KA": 0.5})
+    free, shared = (
+        neuralpk.fit(
+            people,
+            CompartmentModel(1, "first_order"),
+            parameters=PopulationParameters(shared_omega=groups),
+            error=ProportionalError(0.2),
+            progress=False,
+        )
+        for groups in (None, [["CL", "V1"]])
+    )
+    assert free.task.status.converged and shared.task.status.converged
+    table = shared.population.set_index("PARAMETER")
+    of_both = ["OMEGA", "OMEGA_LO95", "OMEGA_HI95", "OMEGA_RSE", "CV"]
+    assert table.loc["CL", of_both].tolist() == table.loc["V1", of_both].tolist()
+    assert table.loc["CL", "OMEGA_LO95"] < 0.3 < table.loc["CL", "OMEGA_HI95"]
+    assert table.loc["CL", "SHRINKAGE"] != table.loc["V1", "SHRINKAGE"]
+    apart = free.population.set_index("PARAMETER").loc[["CL", "V1"], "OMEGA"]
+    assert apart.min() < table.loc["CL", "OMEGA"] < apart.max()
+    # what one number less explains: not more, and of data that come from one omega hardly less
+    batch = collate(people, dtype=torch.float64)
+    of_free, of_shared = (log_likelihood(one.task.model, batch)[0] for one in (free, shared))
+    assert -0.05 < 2 * (of_free - of_shared) < 3.84
+    assert len(free.task.model.coordinates()) == len(shared.task.model.coordinates()) + 1
 
 
 def test_a_covariate_effect_is_estimated() -> None:

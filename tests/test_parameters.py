@@ -172,6 +172,24 @@ def test_an_exponent_that_is_given_stays(effects):
         ({"omega_prior_sd": {"CL": 0.3}, "omega": {"CL": 0.0}}, "omega_prior_sd names CL without variability"),
         ({"fixed": ["CL", "KA"]}, "fixed names KA; what can be fixed is CL, V1, omega CL, omega V1"),
         ({"fixed": ["omega CL"], "omega": {"CL": 0.0}}, "fixed names omega CL; what can be fixed is CL, V1, omega V1"),
+        ({"shared_omega": [["CL", "KA"]]}, "shared_omega names KA"),
+        ({"shared_omega": [["CL"]]}, "groups of two parameters or more"),
+        ({"shared_omega": ["CL", "V1"]}, r"as in \[\[CLR, CLNR\]\]; 'CL' is no such group"),
+        ({"shared_omega": [["CL", "V1"], ["V1", "CL"]]}, "shared_omega names CL twice"),
+        ({"shared_omega": [["CL", "V1"]], "omega": {"CL": 0.3, "V1": 0.4}}, "one omega, but omega says CL 0.3, V1 0.4"),
+        ({"shared_omega": [["CL", "V1"]], "omega": 0.0}, "shared_omega names CL, V1 without variability"),
+        (
+            {"shared_omega": [["CL", "V1"]], "distributions": {"CL": Normal()}},
+            "one omega is on one scale, but the distributions are CL Normal, V1 LogNormal",
+        ),
+        (
+            {
+                "shared_omega": [["CL", "V1"]],
+                "omega": {"CL": 0.3, "V1": 0.3},
+                "omega_prior_sd": {"CL": 0.1, "V1": 0.1},
+            },
+            "omega_prior_sd names CL and V1, which have one omega: name one of them",
+        ),
         ({"correlated": ["CL"]}, "correlated names two parameters or more"),
         ({"correlated": ["CL", "KA"]}, "correlated names KA"),
         ({"correlated": ["CL", "V1"], "omega": {"CL": 0.0}}, "correlated names CL without variability"),
@@ -443,6 +461,38 @@ def test_the_prior_of_an_omega_is_normal_around_its_logarithm():
     both = math.log(0.6 / 0.4) ** 2 + math.log(0.5 / 0.4) ** 2
     assert every.log_prior().item() == pytest.approx(-0.5 * both / 0.2**2)
     assert built(omega_prior_sd=0.2).log_prior().item() == 0.0  # of all of them the default will do
+
+
+THREE = {"CL": 5.0, "V1": 20.0, "Q": 2.0}
+
+
+def test_parameters_with_one_omega_have_one_number_and_random_effects_of_their_own():
+    made = built(THREE, shared_omega=[["CL", "Q"]], omega={"V1": 0.2, "Q": 0.4}, correlation={"CL~V1": 0.5})
+    assert made.log_omega.numel() == 2
+    assert [one.name for one in made.coordinates() if one.kind == "omega"] == ["omega CL=Q", "omega V1"]
+    with torch.no_grad():
+        made.log_omega.copy_(torch.tensor([0.5, 0.2], dtype=torch.float64).log())
+    assert made.omega_values() == {"CL": 0.5, "V1": 0.2, "Q": 0.5}
+    z = torch.tensor([[1.0, 2.0, -3.0]], dtype=torch.float64)
+    eta = made.eta(z)
+    assert eta[0, [0, 2]].tolist() == pytest.approx([0.5, -1.5])
+    torch.testing.assert_close(made.standardise(eta)[0], z)
+    fresh = built(THREE, shared_omega=[["CL", "Q"]], correlated=True)
+    fresh.load_state_dict(made.state_dict())
+    assert fresh.omega_values() == made.omega_values()
+
+
+def test_a_shared_omega_has_one_prior_and_is_fixed_by_either_name():
+    every = built(THREE, shared_omega=[["CL", "Q"]], omega=0.4, omega_prior_sd=0.2)
+    one = built(THREE, shared_omega=[["CL", "Q"]], omega={"CL": 0.4}, omega_prior_sd={"CL": 0.2})
+    for made in (every, one):
+        with torch.no_grad():
+            made.log_omega[0] = math.log(0.6)
+        assert made.log_prior().item() == pytest.approx(-0.5 * (math.log(0.6 / 0.4) / 0.2) ** 2)
+    held = built(THREE, shared_omega=[["CL", "Q"]], fixed=["omega Q"])
+    assert [one.name for one in held.coordinates() if one.kind == "omega"] == ["omega V1"]
+    held.eta(torch.ones(1, 3, dtype=torch.float64)).sum().backward()
+    assert held.log_omega.grad.tolist() == [0.0, pytest.approx(0.3)]
 
 
 def test_the_prior_of_the_model_is_that_of_all_its_parts():

@@ -235,6 +235,12 @@ def test_other_distributions_and_effects() -> None:
     assert "".join(ElementTree.fromstring(error).itertext()) == "y=f·(1+0.2RUVε)"
 
 
+def test_parameters_with_one_omega_are_named() -> None:
+    population = PopulationParameters(shared_omega=[["CL", "V1"]])
+    population.build({"CL": 5.0, "V1": 20.0, "KA": 1.0}, 0, Scaling())
+    assert "those of CL and V1 have one standard deviation" in population_equations(population).sentence
+
+
 # ---- figures
 
 

@@ -80,6 +80,25 @@ def test_the_units_of_a_text_are_a_comment():
     assert "    # units: t [h], central [mg], CL [L/h], VMAX [mg/h], KM [mg/L], V [L]\n" in text
 
 
+def test_units_of_numbers_in_an_equation_are_a_comment_on_its_line():
+    text = """
+        units: central [mg]
+        parameters: CL = 5 [L/h], V = 50 [L]
+        covariates: WT = 70 [kg]
+        central' = -CL*(WT/70 [kg])^0.75*max(central - 2 [ mg ], 0)/(V*(WT/70 [kg]))
+        C = central/V*1000 [ug/mg]
+        outputs: C
+    """
+    dynamics = Equations(text)
+    written = export_rxode2(published(dynamics, {"CL": 5.0, "V": 50.0}))
+    assert "    # units: central [mg], CL [L/h], V [L], WT [kg]\n" in written
+    assert "    C <- central/V*1000  # 1000 [ug/mg]\n" in written
+    (line,) = (line for line in written.splitlines() if "d/dt" in line)
+    assert line.endswith("  # 70 [kg], 2 [mg]")
+    again = import_rxode2(written)
+    assert again.dynamics.states == ("central",) and [*again.typical] == ["CL", "V"]
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -174,6 +193,15 @@ def test_a_fitted_model_keeps_what_is_fixed_and_what_is_estimated():
     assert again.effects["CL"][1].arguments["slope"] == pytest.approx(0.02)
     assert type(again.distributions["V1"]) is Normal
     assert again.errors[0].error == "log_normal" and again.errors[0].values["b"] == pytest.approx(0.15)
+
+
+def test_a_shared_omega_is_two_equal_ones_and_a_comment():
+    parameters = PopulationParameters({"CL": 4.0, "V1": 40.0}, 0.3, shared_omega=[["CL", "V1"]], fixed=["omega V1"])
+    model = PopulationModel(CompartmentModel(1), parameters, LogNormalError(b=0.15)).build(Scaling(), torch.float64)
+    text = export_rxode2(model)
+    assert "    # eta.CL and eta.V1 have one variance; a fit of this function estimates one of each\n" in text
+    again = import_rxode2(text)
+    assert again.omega == {"CL": 0.3, "V1": 0.3} and {"omega CL", "omega V1"} == {*again.fixed}
 
 
 def test_what_has_no_formula_is_refused_by_name():

@@ -64,9 +64,12 @@ class Expression:
         for argument in self.arguments:
             yield from argument.names()
 
-    def has_units(self) -> bool:
-        """Whether a number in it has a unit."""
-        return self.unit is not None or any(argument.has_units() for argument in self.arguments)
+    def numbers_with_units(self) -> Iterator[str]:
+        """Numbers in it that have a unit, with it, in order, with repetitions: ``70 [kg]``."""
+        if self.unit is not None:
+            yield f"{self.token.text} [{self.unit.text[1:-1].strip()}]"
+        for argument in self.arguments:
+            yield from argument.numbers_with_units()
 
     def networks(self) -> Iterator[Expression]:
         """Networks in it, in order."""

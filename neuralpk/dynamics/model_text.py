@@ -309,7 +309,7 @@ class _Statements:
             fixed=fixed,
             units={name: unit.text[1:-1].strip() for name, (_, unit) in self.units.items()},
         )
-        if self.units or any(expression.has_units() for expression in self._all()):
+        if self.units or any(any(expression.numbers_with_units()) for expression in self._all()):
             check_units(model, {name: unit for name, (_, unit) in self.units.items()}, self.defined, TIME)
         return model
 

@@ -145,7 +145,8 @@ class PopulationEstimator:
         with which a few steps with some of the subjects reach the larger likelihood; where both give the same curve,
         which are absorption and elimination that have changed places (flip-flop), the one nearer to the guess of the
         dynamics, unless the other is likelier by more than 50 of −2LL; one that is likelier by less is mentioned in the
-        status.
+        status, but for one that only exchanges two parameters which the model does not tell apart, such as the rates of
+        two steps of an absorption.
 
         Args:
             batch: the subjects, or some of them; every record counts.
@@ -156,7 +157,8 @@ class PopulationEstimator:
             rows = torch.linspace(0, len(batch) - 1, min(len(batch), _TRIED_SUBJECTS)).round().long()
             some = batch.select(rows.to(batch.device))
             (other,) = others
-            gain = 2 * (self._tried(other.vector, some) - self._tried(usual.vector, some))
+            of_usual, of_other = self._tried(usual.vector, some), self._tried(other.vector, some)
+            gain = 2 * (of_other.log_likelihood - of_usual.log_likelihood)
             if other.same_curve and gain > _FAR_LIKELIER:
                 values, usual = self._typical(usual.vector), other
                 self.remark = (
@@ -165,7 +167,7 @@ class PopulationEstimator:
                 )
             elif gain > 0 and not other.same_curve:
                 usual = other
-            elif gain > 0:
+            elif gain > 0 and not self._interchangeable(other.exchanged, of_usual.numbers.get(), some):
                 values = self._typical(other.vector)
                 self.remark = (
                     f"another maximum, with {values}, gives the typical patient the same curve and may be likelier "
@@ -179,8 +181,27 @@ class PopulationEstimator:
         self.numbers.set(vector)
         return ", ".join(f"{name} {value:.3g}" for name, value in self.model.population.typical_values().items())
 
-    def _tried(self, vector: Tensor, batch: CohortBatch) -> float:
-        """log p(y) of some subjects a few steps after a start."""
+    def _interchangeable(self, parameters: tuple[str, ...], vector: Tensor, batch: CohortBatch) -> bool:
+        """Whether the data are as likely, up to the Monte-Carlo error, with all numbers of two parameters in each
+        other's place: their other order is then the same population.
+
+        Args:
+            parameters: the two; empty for none.
+            vector: the learned numbers.
+            batch: the subjects.
+        """
+        exchanged = self.numbers.exchanged(vector, *parameters) if parameters else None
+        if exchanged is None:
+            return False
+        found = []
+        for each in (vector, exchanged):
+            self.numbers.set(each)
+            trial = PopulationEstimator(self.model, self.seed, self.stages[-1:]).begin_here()
+            found.append(float(trial.add(batch).sum() + trial.model.population_log_prior().detach()))
+        return 2 * abs(found[0] - found[1]) < _MONTE_CARLO
+
+    def _tried(self, vector: Tensor, batch: CohortBatch) -> PopulationEstimator:
+        """The search with some subjects a few steps after a start."""
         self.numbers.set(vector)
         trial = PopulationEstimator(self.model, self.seed, self.stages[:1]).begin_here()
         for _ in range(_TRIED_STEPS):
@@ -188,7 +209,7 @@ class PopulationEstimator:
             trial.step()
             if trial.gain < _STAGE_GAIN and not trial._halved:
                 break
-        return trial.log_likelihood
+        return trial
 
     def begin_here(self) -> PopulationEstimator:
         """Begin at the numbers as they are, and leave the model that was given as it is: ``self.model`` moves alone."""
@@ -363,12 +384,12 @@ class PopulationEstimator:
             bounds = [names[k] for k in ascent.bound.nonzero()[:, 0].tolist()]
             small = self.numbers.get() < self.numbers.low + math.log(SMALL_OMEGA / SMALLEST_OMEGA)
             population = self.model.population
-            varying = [population.names.index(name) for name in population.varying]
-            location = self.numbers.of(population.location)
+            at_end = ascent.bound[self.numbers.of(population.location)].tolist()
+            ended = {name for name, end in zip(population.names, at_end, strict=False) if end}
             # a small omega is known to be small, though its likelihood is flat there, and patients do not differ in a
             # parameter that is at an end of its range
-            if location and self.numbers.omega:
-                small[self.numbers.omega] |= ascent.bound[location][varying]
+            for k, group in zip(self.numbers.of(population.log_omega), population.omega_groups, strict=False):
+                small[k] |= ended >= {*group}
             undetermined = [names[k] for k in _flat(ascent, self.numbers.free, flat) if not bool(small[k])]
             if undetermined:
                 reason = self._of_undetermined(", ".join(undetermined)) or reason

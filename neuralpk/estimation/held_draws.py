@@ -161,9 +161,9 @@ class HeldDraws:
         """log of omega over that at the draw, 0 of parameters that are not standardised, ``[varying]``."""
         population = numbers.model.population
         if not self.standardised:
-            return torch.zeros_like(population.log_omega)
+            return torch.zeros_like(population.log_omega_by_parameter())
         chosen = self.centre.new_tensor([float(name in self.standardised) for name in population.varying])
-        return (population.log_omega - self.at[numbers.omega]) * chosen
+        return (population.log_omega_by_parameter() - self.at[numbers.omega]) * chosen
 
     def z(self, numbers: LearnedNumbers) -> tuple[Tensor, Tensor]:
         """z of the draws in the population as it is now, ``[subject, draw, latent]``, and log |dz/dx| with x the

@@ -45,8 +45,8 @@ class LearnedNumbers:
         tensors: the learned tensors.
         low: lower bounds of the vector; −inf but for log omega, log kappa and typical values between two ends.
         high: upper bounds; inf likewise.
-        omega: positions of the omegas.
-        spreads: positions of the omegas, then of the kappas.
+        omega: position of the omega of each parameter that varies: several times that of one that is shared.
+        spreads: the same, then the positions of the kappas.
         free: the numbers that may move, bool; not those that the user fixes.
     """
 
@@ -63,7 +63,8 @@ class LearnedNumbers:
         self.low = torch.full((size,), -torch.inf, dtype=torch.float64, device=self.device)
         self.high = -self.low
         omega, kappa = self.of(model.population.log_omega), self.of(model.population.log_kappa)
-        self.omega, self.spreads = omega, omega + kappa
+        self.omega = [omega[k] for k in model.population.omega_of.tolist()] if omega else []
+        self.spreads = self.omega + kappa
         units = self.spread_units()[: len(self.spreads)]
         self.low[self.spreads] = (SMALLEST_OMEGA * units).log()
         self.high[self.spreads] = (_WIDEST_OMEGA * units).log()
@@ -90,8 +91,26 @@ class LearnedNumbers:
         population = self.model.population
         kinds = [population.distribution[name] for name in (*population.varying, *population.changing)]
         scaled = [isinstance(getattr(kind, "inner", kind), LogNormal | LogitNormal) for kind in kinds]
-        start = torch.cat([population.log_omega_start, population.log_kappa_start]).double().exp() / 0.3
+        log_omega = population.log_omega_start[population.omega_of]
+        start = torch.cat([log_omega, population.log_kappa_start]).double().exp() / 0.3
         return torch.where(torch.tensor(scaled, dtype=torch.bool, device=start.device), 1.0, start)
+
+    def exchanged(self, vector: Tensor, one: str, other: str) -> Tensor | None:
+        """The vector with the typical values, omegas and kappas of two parameters in each other's place; None where
+        they do not have the same of these, or some of them are fixed."""
+        population = self.model.population
+        groups = (
+            (population.names, self.of(population.location)),
+            (population.varying, self.omega),
+            (population.changing, self.spreads[len(self.omega) :]),
+        )
+        found = vector.clone()
+        for names, positions in groups:
+            places = [positions[names.index(name)] for name in (one, other) if name in names]
+            if len(places) == 1 or not bool(self.free[places].all()):
+                return None
+            found[places] = vector[places[::-1]]
+        return found
 
     def reach(self, vector: Tensor) -> Tensor:
         """How far each number may move until a parameter has changed as much as by 1 on a logarithmic scale, or at the
@@ -136,7 +155,7 @@ class LearnedNumbers:
         """
         population = self.model.population
         changing = bool((batch.covariates != batch.covariates[:, :1]).any())
-        location, omega = self.of(population.location), self.of(population.log_omega)
+        location, omega = self.of(population.location), self.omega
         by_parameter: dict[str, list[int]] = {}
         for k, name in enumerate(population.names):
             if name in standardised or name not in population.varying:
@@ -155,7 +174,8 @@ class LearnedNumbers:
         parameters = [k for k, name in enumerate(population.names) if free.get(name)]
         if changing:  # the typical value of a standardised parameter moves with its effects too
             parameters = [k for k, name in enumerate(population.names) if free.get(name) or name in standardised]
-        return Movers([k for places in free.values() for k in places] + in_time, parameters, in_time)
+        moving = dict.fromkeys(k for places in free.values() for k in places)  # a shared omega once
+        return Movers([*moving, *in_time], parameters, in_time)
 
     def search_scale(self, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The vector on the scale on which a search moves, with the first and second derivatives of the vector in it.

@@ -74,7 +74,7 @@ def tune_network_effects(
         left = variance[at[:, None], at] / (sd[effect.part][:, None] * sd[effect.part])
         gained = 1 / torch.linalg.eigvalsh(left).clamp(1e-9, 1.0) - 1
         varies = name in population.varying
-        log_omega = population.log_omega[population.varying.index(name)] if varies else sd.new_zeros(())
+        log_omega = population.log_omega_by_parameter()[population.varying.index(name)] if varies else sd.new_zeros(())
         for each in (effect, next(others)):
             each.take_prior(sd, gained, log_omega)
     return True

@@ -129,7 +129,8 @@ class PosteriorCentres:
             # where eta/omega is held, the draws say of themselves how another omega would do
             held = [name in self.standardised for name in self.model.population.varying]
             least[: len(held)][torch.tensor(held, dtype=torch.bool)] = -torch.inf
-            vector[self.numbers.spreads] = torch.maximum(vector[self.numbers.spreads], least)
+            places = torch.tensor(self.numbers.spreads, device=vector.device)
+            vector = vector.scatter_reduce(0, places, least, "amax")  # of a shared omega the largest
         return vector
 
     def _search(self, batch: CohortBatch, z: Tensor, target: PopulationModel, most_steps: int) -> Mode:

@@ -287,7 +287,7 @@ def _shrinkage(model: PopulationModel, z: Tensor, batch: CohortBatch) -> dict[st
     """1 − sd(eta)/omega of the estimated random effects, in percent by parameter, and 1 − sd(kappa)/kappa of those of
     all occasions by ``kappa PARAMETER``."""
     population = model.population
-    effects = [(population.eta(z), population.log_omega, list(population.varying))]
+    effects = [(population.eta(z), population.log_omega_by_parameter(), list(population.varying))]
     if population.changing:
         kappa = population.kappa(z)[batch.occasions]
         effects.append((kappa, population.log_kappa, [f"kappa {name}" for name in population.changing]))
@@ -336,7 +336,12 @@ def _rows(
     known = covariance.diagonal().sqrt()
     of_learned = iter(torch.where(known > 2 * _KNOWN, known, torch.nan).tolist())
     sds = [math.nan if one.fixed else next(of_learned) for one in coordinates]
-    omegas = {one.parameter: (one, sd) for one, sd in zip(coordinates, sds, strict=True) if one.kind == "omega"}
+    omegas = {
+        name: (one, sd)
+        for one, sd in zip(coordinates, sds, strict=True)
+        if one.kind == "omega"
+        for name in (one.parameter, *one.sharing)
+    }
     rows = []
     for one, sd in zip(coordinates, sds, strict=True):
         if one.kind in ("omega", "correlation"):

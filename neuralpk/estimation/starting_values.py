@@ -37,10 +37,13 @@ class Start:
     Args:
         vector: all learned numbers.
         same_curve: whether the typical patient has the same curve as with the first start.
+        exchanged: the two parameters whose typical values have changed places since the first start, where all others
+            are as in it; empty where that is not the only difference.
     """
 
     vector: Tensor
     same_curve: bool = False
+    exchanged: tuple[str, ...] = ()
 
 
 @torch.no_grad()
@@ -94,8 +97,17 @@ def starting_values(model: PopulationModel, numbers: LearnedNumbers, batch: Coho
     for point in kept:
         vector = start.clone()
         vector[[location[k] for k in free]] = point.double()
-        starts.append(Start(vector, same and bool(starts)))
+        exchanged = tuple(population.names[free[k]] for k in _exchanged(kept[0], point)) if same else ()
+        starts.append(Start(vector, same and bool(starts), exchanged))
     return starts
+
+
+def _exchanged(one: Tensor, other: Tensor) -> list[int]:
+    """Positions of two numbers that have changed places between two points; empty where other numbers differ too."""
+    places: list[int] = ((one - other).abs() > _APART / 2).nonzero()[:, 0].tolist()
+    if len(places) != 2 or float((one[places] - other[places[::-1]]).abs().max()) > _APART / 2:
+        return []
+    return places
 
 
 def _apart(points: list[Tensor], distance: float) -> list[Tensor]:

@@ -348,7 +348,7 @@ def _random_effects(
     if not names:
         return effects, pd.DataFrame(columns=columns)
     eta = effects[[f"ETA_{name}" for name in names]].dropna().to_numpy(float)
-    omega = population.log_omega.detach().exp().cpu().double().numpy()
+    omega = population.log_omega_by_parameter().detach().exp().cpu().double().numpy()
     sd = eta.std(axis=0, ddof=1) if len(eta) > 1 else np.full(len(names), np.nan)
     shrunk = 100 * shrinkage(eta, omega) if len(eta) > 1 else sd
     return effects, pd.DataFrame(zip(names, omega, sd, shrunk, strict=True), columns=columns)

@@ -75,6 +75,14 @@ class PopulationParameters(Part, nn.Module):
             every parameter.
         kappa_prior_sd: standard deviation of log(kappa) in a normal prior around its starting value, by parameter;
             those left out have a flat prior.
+        shared_omega: groups of parameters that have one omega, as ``[["CLR", "CLNR"]]``: each parameter has its own
+            random effect, and their standard deviation is one number (`$OMEGA BLOCK(1) SAME` of NONMEM). `omega`,
+            `omega_prior_sd` and `fixed` name it by any parameter of the group.
+
+    Attributes:
+        log_omega: of every omega that is learned, ``[omega]``; by parameter `log_omega_by_parameter`.
+        omega_groups: the parameters that have each of these: one, or a group of `shared_omega`.
+        omega_of: position in `log_omega` of the omega of each parameter that varies, ``[varying]``.
 
     Raises:
         ValueError: an option that is out of its range, by name.
@@ -94,6 +102,7 @@ class PopulationParameters(Part, nn.Module):
     latent_effects: Tensor
     fixed_location: Tensor
     fixed_omega: Tensor
+    omega_of: Tensor
 
     def __init__(
         self,
@@ -110,6 +119,7 @@ class PopulationParameters(Part, nn.Module):
         kappa: dict[str, float] | None = None,
         occasions: str | None = None,
         kappa_prior_sd: dict[str, float] | None = None,
+        shared_omega: list[list[str]] | None = None,
     ) -> None:
         super().__init__()
         by_name = dict(omega) if isinstance(omega, Mapping) else {"": omega}
@@ -136,6 +146,7 @@ class PopulationParameters(Part, nn.Module):
         if not isinstance(correlated, bool) and len(correlated) < 2:
             raise ValueError(f"correlated names two parameters or more that are correlated, not {correlated}")
         self.correlation_start = _by_pair(correlation or {})
+        self.shared_omega = _groups(shared_omega or [])
         self.correlated, self.learned = correlated or bool(self.correlation_start), learned
         self.omega_prior_sd, self.typical_prior_sd = omega_prior_sd, dict(typical_prior_sd or {})
         self.asked_fixed = self.fixed = tuple(fixed or ())
@@ -182,6 +193,7 @@ class PopulationParameters(Part, nn.Module):
             ("typical_prior_sd", self.typical_prior_sd),
             ("omega_prior_sd", self.omega_prior_sd),
             ("correlated", self.correlated),
+            ("shared_omega", [name for group in self.shared_omega for name in group]),
             ("distributions", self.distributions),
         ):
             self._refuse_unknown(option, set(named) if isinstance(named, Mapping | Sequence) else set())
@@ -193,6 +205,9 @@ class PopulationParameters(Part, nn.Module):
             if value == 0 and self.distribution[name].varies:
                 self.distribution[name] = NoVariability(self.distribution[name])
         self.varying = tuple(name for name in self.names if self.distribution[name].varies)
+        self._check_shared()
+        group_of = {name: group for group in self.shared_omega for name in group}
+        self.omega_groups = tuple(dict.fromkeys(group_of.get(name, (name,)) for name in self.varying))
         self.changing = tuple(name for name in self.names if name in self.kappa_start)
         self.latent_size = len(self.varying) + latent
         self._check_priors()
@@ -209,8 +224,25 @@ class PopulationParameters(Part, nn.Module):
     def _omega(self) -> dict[str, float]:
         """Starting value of omega by parameter."""
         start = self.omega_start
-        given, usual = (start, _OMEGA) if isinstance(start, Mapping) else ({}, start)
+        given, usual = (dict(start), _OMEGA) if isinstance(start, Mapping) else ({}, start)
+        for group in self.shared_omega:
+            of_group = {name: given[name] for name in group if name in given}
+            if len({*of_group.values()}) > 1:
+                said = ", ".join(f"{name} {value:g}" for name, value in of_group.items())
+                raise ValueError(f"shared_omega: {' and '.join(group)} have one omega, but omega says {said}")
+            given |= {name: value for value in of_group.values() for name in group}
         return {name: given.get(name, 0.0 if name == RESIDUAL else usual) for name in self.names}
+
+    def _check_shared(self) -> None:
+        """Refuse one omega of parameters that do not vary, or whose random effects have different scales."""
+        for group in self.shared_omega:
+            without = [name for name in group if name not in self.varying]
+            if without:
+                raise ValueError(f"shared_omega names {', '.join(without)} without variability")
+            kinds = {name: type(self.distribution[name]).__name__ for name in group}
+            if len({*kinds.values()}) > 1:
+                said = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
+                raise ValueError(f"shared_omega: one omega is on one scale, but the distributions are {said}")
 
     def _check_priors(self) -> None:
         """Refuse a prior around a starting value that was not given."""
@@ -224,6 +256,10 @@ class PopulationParameters(Part, nn.Module):
         flat = sorted(set(of_omega) - set(self.varying))
         if flat:
             raise ValueError(f"omega_prior_sd names {', '.join(flat)} without variability")
+        for names in self.omega_groups:
+            twice = [name for name in names if name in of_omega]
+            if len(twice) > 1:
+                raise ValueError(f"omega_prior_sd names {' and '.join(twice)}, which have one omega: name one of them")
 
     def _refuse_unknown(self, option: str, named: set[str]) -> None:
         unknown = sorted(named - set(self.names))
@@ -242,7 +278,9 @@ class PopulationParameters(Part, nn.Module):
                 raise ValueError(f"typical.{name} must be {kind.support} ({type(kind).__name__}), not {typical[name]}")
         location = torch.stack(start).to(dtype) if start else torch.zeros(0, dtype=dtype)
         n, omega = len(self.varying), self._omega()
-        log_omega = torch.tensor([math.log(omega[name]) for name in self.varying], dtype=dtype)
+        log_omega = torch.tensor([math.log(omega[names[0]]) for names in self.omega_groups], dtype=dtype)
+        places = [k for name in self.varying for k, names in enumerate(self.omega_groups) if name in names]
+        self.register_buffer("omega_of", torch.tensor(places, dtype=torch.long), persistent=False)
         self._hold("location", location.clone(), self.learned)
         self._hold("log_omega", log_omega.clone(), self.learned)
         entries = self._entries_of(self.correlation_start).to(dtype) if self.correlated else torch.zeros(0, dtype=dtype)
@@ -265,11 +303,14 @@ class PopulationParameters(Part, nn.Module):
         unknown = [name for name in self.fixed if name not in fixable]
         if unknown:
             raise ValueError(f"fixed names {', '.join(unknown)}; what can be fixed is {', '.join(fixable)}")
-        held = torch.tensor([name in self.fixed for name in fixable], dtype=torch.bool)
-        self.register_buffer("fixed_location", held[: len(self.names)], persistent=False)
-        of_typical, of_omega = len(self.names), len(self.names) + len(omegas)
-        self.register_buffer("fixed_omega", held[of_typical:of_omega], persistent=False)
-        self.register_buffer("fixed_kappa", held[of_omega:], persistent=False)
+        for group in self.shared_omega:
+            of_group = [f"omega {name}" for name in group]
+            if {*of_group} & {*self.fixed}:
+                self.fixed = tuple(dict.fromkeys((*self.fixed, *of_group)))
+        firsts = [f"omega {names[0]}" for names in self.omega_groups]
+        for name, numbers in (("location", self.names), ("omega", firsts), ("kappa", kappas)):
+            held = torch.tensor([one in self.fixed for one in numbers], dtype=torch.bool)
+            self.register_buffer(f"fixed_{name}", held, persistent=False)
 
     def _spreads(self) -> dict[str, tuple[str, ...]]:
         """Names of the parameters with each kind of random effect."""
@@ -452,16 +493,19 @@ class PopulationParameters(Part, nn.Module):
         """h^-1(typical), without a gradient where it is fixed."""
         return torch.where(self.fixed_location, self.location.detach(), self.location) if self.fixed else self.location
 
-    def _log_omega(self) -> Tensor:
-        """log(omega), without a gradient where it is fixed."""
-        return torch.where(self.fixed_omega, self.log_omega.detach(), self.log_omega) if self.fixed else self.log_omega
+    def log_omega_by_parameter(self) -> Tensor:
+        """log(omega) of the parameters in `varying`, ``[varying]``, without a gradient where it is fixed."""
+        log_omega: Tensor = self.log_omega
+        if self.fixed:
+            log_omega = torch.where(self.fixed_omega, log_omega.detach(), log_omega)
+        return log_omega[self.omega_of]
 
     def eta(self, z: Tensor) -> Tensor:
         """Random effects of the parameters in `varying`, ``[..., varying]``, of z ``[..., latent]``."""
         standard = z[..., : len(self.varying)]
         if self.factor_entries.numel():
             standard = standard @ self._correlation_factor().T
-        return self._log_omega().exp() * standard
+        return self.log_omega_by_parameter().exp() * standard
 
     def _log_kappa(self) -> Tensor:
         """log(kappa), without a gradient where it is fixed."""
@@ -475,7 +519,7 @@ class PopulationParameters(Part, nn.Module):
 
     def standardise(self, eta: Tensor) -> tuple[Tensor, Tensor]:
         """z of random effects, both ``[..., varying]``, and log |dz/deta|, a scalar."""
-        log_omega = self._log_omega()
+        log_omega = self.log_omega_by_parameter()
         scaled, log_volume = eta / log_omega.exp(), -log_omega.sum()
         if not self.factor_entries.numel():
             return scaled, log_volume
@@ -486,7 +530,7 @@ class PopulationParameters(Part, nn.Module):
     def log_prior(self) -> Tensor:
         """log p(typical, Omega, weights of covariate networks) up to a constant, a scalar; 0 where it is flat."""
         total = self.location.new_zeros(())
-        log_omega = self._log_omega()
+        log_omega = self.log_omega_by_parameter()
         for name, effect in self.networks_by_parameter():
             total = total + effect.log_prior()
             if name in self.varying:
@@ -499,12 +543,13 @@ class PopulationParameters(Part, nn.Module):
         for name, sd in self.kappa_prior_sd.items():
             k = self.changing.index(name)
             total = total - 0.5 * ((self._log_kappa()[k] - self.log_kappa_start[k]) / sd) ** 2
-        distance = self._log_omega() - self.log_omega_start
+        distance = self.log_omega_by_parameter() - self.log_omega_start[self.omega_of]
         if isinstance(self.omega_prior_sd, Mapping):
             for name, sd in self.omega_prior_sd.items():
                 total = total - 0.5 * (distance[self.varying.index(name)] / sd) ** 2
         elif self.omega_prior_sd is not None:
-            distance = distance / self.omega_prior_sd
+            firsts = [self.varying.index(names[0]) for names in self.omega_groups]
+            distance = distance[firsts] / self.omega_prior_sd
             total = total - 0.5 * (distance.square().sum() + self.factor_entries.square().sum())
         return total
 
@@ -607,7 +652,7 @@ class PopulationParameters(Part, nn.Module):
 
     def omega_values(self) -> dict[str, float]:
         """Standard deviation of eta by parameter, of those that vary."""
-        omega = self.log_omega.detach().exp()
+        omega = self.log_omega_by_parameter().detach().exp()
         return {name: number(value) for name, value in zip(self.varying, omega, strict=True)}
 
     def kappa_values(self) -> dict[str, float]:
@@ -662,20 +707,22 @@ class PopulationParameters(Part, nn.Module):
                 )
                 for k, name in enumerate(self.names)
             ]
-            spreads: list[tuple[Kind, Tensor, tuple[str, ...]]]
-            spreads = [("omega", self.log_omega, self.varying), ("kappa", self.log_kappa, self.changing)]
+            of_kappa = tuple((name,) for name in self.changing)
+            spreads: list[tuple[Kind, Tensor, tuple[tuple[str, ...], ...]]]
+            spreads = [("omega", self.log_omega, self.omega_groups), ("kappa", self.log_kappa, of_kappa)]
             found += [
                 Coordinate(
                     kind,
                     name,
                     tensor,
                     k,
+                    sharing=others,
                     reported=torch.exp,
                     distribution=self.distribution[name],
                     fixed=f"{kind} {name}" in self.fixed,
                 )
-                for kind, tensor, names in spreads
-                for k, name in enumerate(names)
+                for kind, tensor, groups in spreads
+                for k, (name, *others) in enumerate(groups)
             ]
             found += [
                 Coordinate("correlation", a, self.factor_entries, k, other=b) for k, (a, b) in enumerate(self.pairs())
@@ -722,6 +769,20 @@ def _by_pair(correlation: Mapping[str, float]) -> dict[tuple[str, str], float]:
             )
         found[a, others[0]] = value
     return found
+
+
+def _groups(shared_omega: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    """Groups of parameters that have one omega."""
+    for group in shared_omega:
+        if isinstance(group, str) or len(group) < 2:
+            raise ValueError(
+                f"shared_omega is groups of two parameters or more, as in [[CLR, CLNR]]; {group!r} is no such group"
+            )
+    named = [name for group in shared_omega for name in group]
+    twice = next((name for name in named if named.count(name) > 1), None)
+    if twice:
+        raise ValueError(f"shared_omega names {twice} twice")
+    return tuple(tuple(group) for group in shared_omega)
 
 
 class _Held:

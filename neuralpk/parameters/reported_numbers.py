@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +28,7 @@ class Coordinate:
         tensor: holds it, on the scale on which it is learned.
         index: of the number in the flattened tensor.
         other: the second parameter of a correlation; the covariate of an effect.
+        sharing: further parameters of which this omega is the standard deviation too.
         coefficient: name of the number within its effect, where the effect has several; empty otherwise.
         reference: value, or level of a text, of the covariate to which the effect is relative.
         reported: map from the learned to the reported scale: exp of a standard deviation, identity of an exponent. Of a
@@ -41,6 +42,7 @@ class Coordinate:
     tensor: Tensor
     index: int
     other: str | None = None
+    sharing: Sequence[str] = ()
     coefficient: str = ""
     reference: float | str | None = None
     reported: Callable[[Tensor], Tensor] = identity
@@ -49,9 +51,9 @@ class Coordinate:
 
     @property
     def name(self) -> str:
-        """In tables: CL, omega CL, kappa CL, corr CL~V1, CL~WT, b."""
+        """In tables: CL, omega CL, omega CL=V1 of one that is shared, kappa CL, corr CL~V1, CL~WT, b."""
         if self.is_spread:
-            return f"{self.kind} {self.parameter}"
+            return f"{self.kind} {'='.join([self.parameter, *self.sharing])}"
         if self.kind == "correlation":
             return f"corr {self.parameter}~{self.other}"
         if self.kind == "effect":

@@ -70,10 +70,11 @@ def population_equations(population: PopulationParameters) -> EquationBlock:
     if omega:
         formulas.append(_normal("η", _omega_matrix(population, list(omega.values()))))
         said.append("η is the random effect of a patient")
+        said += [f"those of {' and '.join(group)} have one standard deviation" for group in population.shared_omega]
     for parameter, value in kappa.items():
         formulas.append(_normal(sub("κ", parameter), power(number(value), number("2"))))
     if kappa:
-        said.append("κ that of an occasion of a patient" if said else "κ is the random effect of an occasion")
+        said.append("κ is that of an occasion of a patient" if said else "κ is the random effect of an occasion")
     note = ""
     if population.latent:
         note = f"{population.latent} latent dimensions of a patient, z, are standard normal"

@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import chain, count
 
 from neuralpk.dynamics.equation_text import TIME
+from neuralpk.dynamics.expression import Expression
 from neuralpk.dynamics.model_text import ModelText, read_model
 from neuralpk.dynamics.symbols import as_text
 from neuralpk.parameters import (
@@ -59,14 +60,16 @@ def export_rxode2(model: RxodeModel | PublishedPopulation | PopulationModel, nam
 
 
 def _of_model(model: PopulationModel) -> RxodeModel:
-    """A fitted model, with what a population file does not hold: fixed numbers and which correlations are estimated."""
+    """A fitted model, with what a population file does not hold: fixed numbers, which correlations are estimated and
+    which omegas are one number."""
     found = RxodeModel.of_population(PublishedPopulation.from_model(model))
     names = {one for pair in model.population.pairs() for one in pair}
     correlated = tuple(name for name in model.population.varying if name in names)
     effects: dict[str, tuple[CovariateEffect, ...]] = {}
     for parameter, effect in model.population.effects_by_parameter():
         effects[parameter] = (*effects.get(parameter, ()), effect.fitted())
-    return replace(found, fixed=model.population.fixed, correlated=correlated, effects=effects)
+    shared = model.population.shared_omega
+    return replace(found, fixed=model.population.fixed, correlated=correlated, effects=effects, shared_omega=shared)
 
 
 class _Function:
@@ -178,6 +181,9 @@ class _Function:
             value = f"c({numbers})" if len(rows) > 1 else numbers
             etas = " + ".join(self.etas[name] for name in parameters)
             self.initial.append(f"{etas} ~ {f'fix({value})' if fixed else value}")
+        for group in model.shared_omega:
+            said = " and ".join(self.etas[name] for name in group)
+            self.initial.append(f"# {said} have one variance; a fit of this function estimates one of each")
 
     def _covariance(self, a: str, b: str) -> float:
         correlation: Mapping[tuple[str, str], float] = self.model.correlation
@@ -196,7 +202,7 @@ class _Function:
         if any(token.text == TIME for given in every for one in given.values() for token in one.names()):
             self.lines.append(f"# {TIME} counts from the first record of a subject")
         for variable, expression in text.variables.items():
-            self.lines.append(f"{names[variable]} <- {r_text(expression, names)}")
+            self._equation(names[variable], expression)
         for form, given in (
             ("d/dt({})", text.slopes),
             ("{}(0)", text.initial),
@@ -206,7 +212,11 @@ class _Function:
             ("dur({})", text.durations),
         ):
             for state, expression in given.items():
-                self.lines.append(f"{form.format(names[state])} <- {r_text(expression, names)}")
+                self._equation(form.format(names[state]), expression)
+
+    def _equation(self, left: str, right: Expression) -> None:
+        units = ", ".join(dict.fromkeys(right.numbers_with_units()))
+        self.lines.append(f"{left} <- {r_text(right, self.names)}{units and f'  # {units}'}")
 
     def _error(self, output: str) -> None:
         (assay,) = (one for one in self.model.errors if one.output == output)

@@ -34,6 +34,7 @@ class RxodeModel:
         distributions: by parameter.
         fixed: numbers that keep their value in a fit, as `PopulationParameters` names them.
         errors: residual error of each output, in the order of DVID.
+        shared_omega: groups of parameters that have one omega; a function can only say so in a comment.
         fixed_errors: outputs whose residual error keeps its numbers in a fit.
         units: of time, amount and value.
         description: texts of the function, by name: description, reference.
@@ -51,6 +52,7 @@ class RxodeModel:
     distributions: dict[str, ParameterDistribution]
     fixed: tuple[str, ...]
     errors: tuple[Assay, ...]
+    shared_omega: tuple[tuple[str, ...], ...] = ()
     fixed_errors: tuple[str, ...] = ()
     units: Units = Units()  # noqa: RUF009  # a NamedTuple cannot be changed
     description: Mapping[str, str] = field(default_factory=dict)
@@ -129,6 +131,7 @@ class RxodeModel:
             effects={name: list(effects) for name, effects in self.effects.items()},
             correlation={f"{a}~{b}": value for (a, b), value in self.correlation.items()},
             fixed=list(self.fixed),
+            shared_omega=[list(group) for group in self.shared_omega],
         )
 
     @property
