@@ -173,6 +173,21 @@ def test_names_that_are_taken_get_others():
     assert [*again.typical.values()] == pytest.approx([*typical.values()])
 
 
+def test_a_parameter_that_the_text_renames_keeps_what_is_fixed_its_effects_and_its_correlation():
+    parameters = PopulationParameters(
+        {"CL": 4.0, "V1": 40.0, "KA": 1.0, "F": 0.7},
+        fixed=["F"],
+        correlation={"CL~F": 0.4},
+        effects={"F": [ExponentialEffect("AGE", 50.0, 0.02)]},
+    )
+    dynamics = CompartmentModel(1, "first_order", bioavailability="depot")
+    model = PopulationModel(dynamics, parameters, LogNormalError(b=0.15))
+    model.build(Scaling(covariates={"AGE": CovariateScale(60.0, 0.3, True)}), torch.float64)
+    again = import_rxode2(export_rxode2(model))
+    assert set(again.fixed) == {"F1"} and set(again.effects) == {"F1"}
+    assert {frozenset(pair) for pair, value in again.correlation.items() if value} == {frozenset({"CL", "F1"})}
+
+
 def test_a_fitted_model_keeps_what_is_fixed_and_what_is_estimated():
     parameters = PopulationParameters(
         {"CL": 4.0, "V1": 40.0},

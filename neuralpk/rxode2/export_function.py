@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import chain, count
 
+from neuralpk.dynamics.compartments import CompartmentModel
 from neuralpk.dynamics.equation_text import TIME
 from neuralpk.dynamics.expression import Expression
 from neuralpk.dynamics.model_text import ModelText, read_model
@@ -24,6 +25,7 @@ from neuralpk.parameters import (
 from neuralpk.parameters.covariates import number
 from neuralpk.population_model import PopulationModel
 from neuralpk.published_population import PublishedPopulation
+from neuralpk.rxode2.compartment_text import names_in_text
 from neuralpk.rxode2.expression_text import r_text
 from neuralpk.rxode2.model_block import reserved_name
 from neuralpk.rxode2.rxode_model import RxodeModel
@@ -62,14 +64,26 @@ def export_rxode2(model: RxodeModel | PublishedPopulation | PopulationModel, nam
 def _of_model(model: PopulationModel) -> RxodeModel:
     """A fitted model, with what a population file does not hold: fixed numbers, which correlations are estimated and
     which omegas are one number."""
-    found = RxodeModel.of_population(PublishedPopulation.from_model(model))
-    names = {one for pair in model.population.pairs() for one in pair}
-    correlated = tuple(name for name in model.population.varying if name in names)
+    found, population = RxodeModel.of_population(PublishedPopulation.from_model(model)), model.population
+    renamed = names_in_text(model.dynamics) if isinstance(model.dynamics, CompartmentModel) else {}
+
+    def written(names: Iterable[str]) -> tuple[str, ...]:
+        return tuple(renamed.get(name, name) for name in names)
+
+    paired = {one for pair in population.pairs() for one in pair}
     effects: dict[str, tuple[CovariateEffect, ...]] = {}
-    for parameter, effect in model.population.effects_by_parameter():
-        effects[parameter] = (*effects.get(parameter, ()), effect.fitted())
-    shared = model.population.shared_omega
-    return replace(found, fixed=model.population.fixed, correlated=correlated, effects=effects, shared_omega=shared)
+    for parameter, effect in population.effects_by_parameter():
+        (name,) = written([parameter])
+        effects[name] = (*effects.get(name, ()), effect.fitted())
+    fixed_omegas = written(name for name in population.varying if f"omega {name}" in population.fixed)
+    fixed_values = written(name for name in population.names if name in population.fixed)
+    return replace(
+        found,
+        fixed=(*fixed_values, *(f"omega {name}" for name in fixed_omegas)),
+        correlated=written(name for name in population.varying if name in paired),
+        effects=effects,
+        shared_omega=tuple(written(group) for group in population.shared_omega),
+    )
 
 
 class _Function:
