@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 
 from neuralpk import read_model
-from neuralpk.cli import main
+from neuralpk.cli import main, sweep_command
 from neuralpk.cli.faults import UsageError
 from neuralpk.cli.sweep_command import _Choice
+from neuralpk.solve import SolveError
 
 optuna = pytest.importorskip("optuna")
 
@@ -72,10 +73,48 @@ def test_a_trial_that_is_worse_than_the_others_ends_early(monkeypatch, capsys):
     assert trial.state.name == "PRUNED" and list(trial.intermediate_values) == [0]
 
 
-def _storage():
-    from neuralpk.cli.sweep_command import _file_storage
+@pytest.fixture
+def failing(monkeypatch) -> list[int]:
+    """Numbers of the trials that are to fail."""
+    numbers: list[int] = []
+    train = sweep_command._train
 
-    return _file_storage(Path("out/study.log"))
+    def trained(fit, given, folder, watch):
+        if watch.trial.number in numbers:
+            raise SolveError(f"subject {watch.trial.number % 2} cannot be solved")
+        train(fit, given, folder, watch)
+
+    monkeypatch.setattr(sweep_command, "_train", trained)
+    return numbers
+
+
+def test_a_sweep_ends_where_every_trial_fails(failing, capsys):
+    failing += range(50)
+    for again in range(2):  # the same command does not begin other ones
+        with pytest.raises(SystemExit) as stopped:
+            sweep("--trials", "3")
+        assert stopped.value.code == 1
+        said = capsys.readouterr()
+        assert said.out.count("failed: subject") == (0 if again else 3)
+        reasons = "3 of 3 trials failed: 2 × subject 0 cannot be solved; 1 × subject 1 cannot be solved"
+        assert f"neuralpk sweep: no trial has ended, {reasons}; see" in said.err
+    table = pd.read_csv("out/trials.csv")
+    assert table["state"].tolist() == ["FAIL"] * 3 and table["failed"].str.endswith("cannot be solved").all()
+
+
+def test_failed_trials_are_among_those_asked_for_and_stopped_ones_are_not(failing, capsys):
+    Path("out").mkdir()
+    optuna.create_study(study_name="sweep", storage=_storage()).ask()  # by a process that died
+    sweep("--trials", "1")
+    said = capsys.readouterr().out
+    assert said.count("trial ") == 2 and "trials failed" not in said
+    failing += [2]
+    sweep("--trials", "2")
+    assert "1 of 3 trials failed: 1 × subject 0 cannot be solved; see" in capsys.readouterr().out
+
+
+def _storage():
+    return sweep_command._file_storage(Path("out/study.log"))
 
 
 def test_a_metric_that_is_not_there_and_a_missing_library_are_named(monkeypatch, capsys):

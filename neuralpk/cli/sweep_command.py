@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,13 @@ if TYPE_CHECKING:
 
 _TABLE, _STORAGE = "trials.csv", "study.log"
 _SETTINGS = "neuralpk"  # attribute of a study
+_FAILED = "failed"  # attribute of a trial: why it failed
 
 Fit = Callable[[list[Argument], list[L.Callback]], Any]
 """Trains with some options and callbacks."""
 
 
+_REASONS = 3  # printed at most
 _GIVEN = {"fit", "settings", "presets"}
 
 
@@ -84,7 +87,7 @@ def sweep(
             data.batch_size=8:64 (whole numbers), model.encoder.hidden=8|16|32 (one of
             these). Several follow each other.
         out: folder of the study: trial_0000, …, each the folder of a run, and trials.csv.
-        trials: how many, those of other processes and from before among them.
+        trials: how many, those that failed, those of other processes and those from before among them.
         monitor: metric of the validation that is to be small.
         prune: end a training that is worse than the middle of the others at its epoch (Optuna's MedianPruner).
         storage: of Optuna, as in sqlite:///study.db or mysql://host/name for many machines; null for a file in --out.
@@ -119,15 +122,19 @@ def sweep(
         print(f"trial {trial.number}: {said}")
         try:
             _train(fit, [*settings, Argument("seed", str(seed)), *chosen], out / _folder(trial.number), watch)
+            failed = "" if math.isfinite(watch.best) else f"{monitor} was never a finite number"
         except SolveError as error:
-            found.tell(trial, state=optuna.trial.TrialState.FAIL)
-            print(f"trial {trial.number} failed: {error}")
-            continue
+            failed = str(error)
         except BaseException:
             found.tell(trial, state=optuna.trial.TrialState.FAIL)
             raise
         _refuse_other_settings(found, own)
         found.set_user_attr(_SETTINGS, own)  # a study whose first trial could not be trained is of no settings
+        if failed:
+            trial.set_user_attr(_FAILED, failed)
+            found.tell(trial, state=optuna.trial.TrialState.FAIL)
+            print(f"trial {trial.number} failed: {failed}")
+            continue
         if watch.pruned:
             found.tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:
@@ -179,13 +186,14 @@ class _Watch(L.Callback):
     """Tells a trial every value of the validation, and ends the training where the trial is pruned.
 
     Attributes:
+        validated: whether there was a validation.
         best: smallest value so far.
         pruned: whether it was ended.
     """
 
     def __init__(self, trial: optuna.Trial, monitor: str) -> None:
         self.trial, self.monitor = trial, monitor
-        self.best, self.pruned = math.inf, False
+        self.validated, self.best, self.pruned = False, math.inf, False
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Report the value of this epoch."""
@@ -195,7 +203,7 @@ class _Watch(L.Callback):
             known = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val_")))
             raise UsageError(f"--monitor {self.monitor} is no metric of this training; there are {known}")
         value = float(trainer.callback_metrics[self.monitor])
-        self.best = min(self.best, value)
+        self.validated, self.best = True, min(self.best, value)
         self.trial.report(value, trainer.current_epoch)
         if self.trial.should_prune():
             self.pruned = trainer.should_stop = True
@@ -206,7 +214,7 @@ def _train(fit: Fit, given: list[Argument], folder: Path, watch: _Watch) -> None
     callbacks = [one for one in default_callbacks() if not isinstance(one, Report | ModelCheckpoint)]
     best = ModelCheckpoint(monitor=watch.monitor, filename="best")
     fit([*given, Argument("out", str(folder))], [*callbacks, best, watch])
-    if math.isinf(watch.best):
+    if not watch.validated:
         raise UsageError("no validation: the training ended before the first one (trainer.check_val_every_n_epoch)")
 
 
@@ -223,8 +231,9 @@ def _file_storage(path: Path) -> Any:
 
 
 def _ended(study: optuna.Study) -> list[Any]:
-    """Trials that were trained to their end, or pruned."""
-    return [one for one in study.get_trials(deepcopy=False) if one.state.name in ("COMPLETE", "PRUNED")]
+    """Trials that were trained to their end, or pruned, or failed by themselves; not those that somebody stopped."""
+    every = study.get_trials(deepcopy=False)
+    return [one for one in every if one.state.name in ("COMPLETE", "PRUNED") or _FAILED in one.user_attrs]
 
 
 def _refuse_other_settings(study: optuna.Study, settings: dict[str, Any]) -> None:
@@ -245,9 +254,16 @@ def _refuse_other_settings(study: optuna.Study, settings: dict[str, Any]) -> Non
 def _report(study: optuna.Study, out: Path, monitor: str) -> None:
     with warnings.catch_warnings(action="ignore"):  # of pandas, about empty columns
         table = study.trials_dataframe(attrs=("number", "state", "value", "duration", "params"))
+    every = study.get_trials(deepcopy=False)
+    table[_FAILED] = [one.user_attrs.get(_FAILED, "") for one in every]
     write_csv(table, out / _TABLE)
-    if not any(one.state.name == "COMPLETE" for one in study.get_trials(deepcopy=False)):
-        raise ValueError(f"no trial has ended; see {out / _TABLE}")
+    failed = Counter(table[_FAILED][table[_FAILED] != ""])
+    reasons = "; ".join(f"{count} × {why}" for why, count in failed.most_common(_REASONS))
+    said = f"{failed.total()} of {len(every)} trials failed: {reasons}" if failed else ""
+    if not any(one.state.name == "COMPLETE" for one in every):
+        raise ValueError(f"no trial has ended{f', {said}' if said else ''}; see {out / _TABLE}")
+    if said:
+        print(f"{said}; see {out / _TABLE}")
     best = study.best_trial
     chosen = ", ".join(f"{name} {value}" for name, value in best.params.items())
     print(f"best of {len(study.trials)} trials, {monitor} {best.value:.6g}: {chosen}")
