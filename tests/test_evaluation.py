@@ -29,7 +29,7 @@ from neuralpk.published_population import PublishedPopulation
 from neuralpk.residual_error import CombinedError
 from neuralpk.saved_model import SavedPopulation
 from neuralpk.scaling import Scaling
-from neuralpk.tables import to_frame, write_table
+from neuralpk.tables import DataError, read_table, to_frame, write_table
 from neuralpk.task import LatentTask
 
 INFUSED = {
@@ -390,15 +390,21 @@ def test_the_seed_sets_what_is_drawn() -> None:
 
 def test_some_patients_of_a_table_drawn_at_random(tmp_path: Path) -> None:
     cohort = infused(2, subjects=12)
-    to_frame(cohort).to_parquet(tmp_path / "table.parquet")
+    frame, file = to_frame(cohort), tmp_path / "table.pq"
+    frame.to_parquet(file)
     found = [
         evaluate(published(INFUSED), table, simulations=100, draws=0, patients=count, seed=seed)
-        for table, count, seed in ((cohort, 4, 1), (tmp_path / "table.parquet", 4, 1), (cohort, 4, 2), (cohort, 20, 1))
+        for table, count, seed in ((cohort, 4, 1), (file, 4, 1), (cohort, 4, 2), (cohort, 20, 1))
     ]
     one, by_file, other, every = (list(dict.fromkeys(one.records["ID"])) for one in found)
     assert len(one) == 4 and one == by_file and one != other and every == list(cohort.ids)
     np.testing.assert_array_equal(found[0].records["NPDE"], found[1].records["NPDE"])
     assert found[0].remarks[0] == "4 of 12 patients, drawn at random" and found[3].remarks[:1] != found[0].remarks[:1]
+    frame.assign(DV=frame["DV"].where(frame["ID"].astype(str).isin(one), np.inf)).to_parquet(file)
+    with pytest.raises(DataError):
+        read_table(file)
+    # nothing but the patients who are judged on is read
+    evaluate(published(INFUSED), file, simulations=100, draws=0, patients=4, seed=1)
     with pytest.raises(ValueError, match="patients must be 1 or more"):
         evaluate(published(INFUSED), cohort, patients=0)
 

@@ -218,14 +218,15 @@ def test_a_data_frame_is_read_like_its_file(tmp_path: Path) -> None:
         read_table(frame.assign(DV=True))
 
 
-def test_a_parquet_file_is_read_like_its_frame(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["table.parquet", "table.pq", "TABLE.PQ"])
+def test_a_parquet_file_is_read_like_its_frame(tmp_path: Path, name: str) -> None:
     pytest.importorskip("pyarrow")
     cohort = theophylline()
-    to_frame(cohort).to_parquet(tmp_path / "table.parquet")
-    assert_same(read_table(tmp_path / "table.parquet", covariates="all"), cohort)
-    (tmp_path / "table.parquet").write_bytes(b"PAR1")
+    to_frame(cohort).to_parquet(tmp_path / name)
+    assert_same(read_table(tmp_path / name, covariates="all"), cohort)
+    (tmp_path / name).write_bytes(b"PAR1")
     with pytest.raises(DataError, match="NPK-D01"):
-        read_table(tmp_path / "table.parquet")
+        read_table(tmp_path / name)
 
 
 def test_columns_are_renamed_and_compartments_named(tmp_path: Path) -> None:

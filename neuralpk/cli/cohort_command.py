@@ -16,7 +16,7 @@ def simulate(data: SimulatedDataModule, out: Path, seed: int | None = None) -> N
 
     Args:
         data: what to simulate.
-        out: CSV or Parquet file to write.
+        out: CSV or Parquet file (.parquet, .pq) to write.
         seed: of the patients; null for that of the data.
     """
     data.seed = data.seed if seed is None else seed

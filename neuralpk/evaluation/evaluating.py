@@ -26,7 +26,7 @@ from neuralpk.individual_estimates import IndividualEstimates
 from neuralpk.randomness import Stream
 from neuralpk.record_predictions import doses_before, replicates
 from neuralpk.saved_model import SavedModel, SavedTask, read_model
-from neuralpk.tables import ParquetParts
+from neuralpk.tables import ParquetParts, is_parquet
 
 _WITH_INTERVALS = 200  # patients: of more, and of a network, curves have no intervals unless they are asked for
 _DRAWS = 200
@@ -173,7 +173,7 @@ def _read(
     if named and named != "all" and strata:
         words = [part.strip() for part in named.split(",")] if isinstance(named, str) else list(named)
         given["covariates"] = sorted({*words, *strata})
-    if patients is not None and isinstance(table, str | Path) and Path(table).suffix.lower() == ".parquet":
+    if patients is not None and isinstance(table, str | Path) and is_parquet(table):
         parts = ParquetParts(table, 1000, saved.reading(strata=strata, **given))
         chosen = _drawn(patients, parts.subjects, seed)
         return saved.read_table(parts.sample(chosen), strata=strata, **given), parts.subjects

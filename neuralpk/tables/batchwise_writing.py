@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from neuralpk.atomic_files import replacing
 from neuralpk.cohort import Dose
 from neuralpk.cohort_batch import CohortBatch
+from neuralpk.tables.frames import is_parquet
 from neuralpk.tables.writing import DOSE_COLUMNS, OCCASION, WHOLE, evid
 
 
@@ -95,7 +96,7 @@ def write_frames(frames: Iterable[pd.DataFrame], path: str | Path) -> None:
         ValueError: Parquet without pyarrow.
     """
     with replacing(path) as part:
-        if part.suffix.lower() in (".parquet", ".pq"):
+        if is_parquet(part):
             _write_parquet(frames, part)
             return
         with part.open("w", encoding="utf-8", newline="") as file:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 RULES: dict[str, str] = {
     # the file
-    "NPK-D01": "A table is UTF-8 text (.csv, .txt, .dat, .tsv, .tab, also .gz), .parquet, .xlsx, .xpt or"
-    " .sas7bdat, without NUL bytes. Save it as UTF-8 CSV.",
+    "NPK-D01": "A table is UTF-8 text (.csv, .txt, .dat, .tsv, .tab, also .gz), .parquet, .pq, .xlsx, .xpt"
+    " or .sas7bdat, without NUL bytes. Save it as UTF-8 CSV.",
     "NPK-D02": "Cells are divided by the separator, and a quote is closed in the line where it opens. Mend the quotes.",
     "NPK-D03": "A table has a header and at least one row below it. Export it again.",
     "NPK-D04": "Every row has as many cells as the header. Add the missing cells, or remove stray commas.",

@@ -30,13 +30,20 @@ def _of_sas(path: Path) -> pd.DataFrame:
     return pd.DataFrame(frame)
 
 
+_PARQUET = (".parquet", ".pq")
+
 _READERS: dict[str, tuple[Callable[[Path], pd.DataFrame], str]] = {
-    ".parquet": (pd.read_parquet, "Parquet files need pyarrow: pip install 'neuralpk[parquet]'"),
+    **dict.fromkeys(_PARQUET, (pd.read_parquet, "Parquet files need pyarrow: pip install 'neuralpk[parquet]'")),
     ".xlsx": (_of_excel, "Excel files need openpyxl: pip install 'neuralpk[excel]'"),
     ".xpt": (_of_sas, "SAS files need pyreadstat: pip install 'neuralpk[sas]'"),
     ".sas7bdat": (_of_sas, "SAS files need pyreadstat: pip install 'neuralpk[sas]'"),
 }
 ENDINGS = tuple(_READERS)
+
+
+def is_parquet(path: str | Path) -> bool:
+    """Whether the name of a file says that it is Parquet: ``.parquet`` or ``.pq``, in any case."""
+    return Path(path).suffix.lower() in _PARQUET
 
 
 def read_binary(path: Path, layout: Layout, findings: Findings) -> Sheet:

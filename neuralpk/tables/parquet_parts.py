@@ -14,6 +14,7 @@ import pandas as pd
 from neuralpk.cohort import IntArray
 from neuralpk.tables.cells import cell_text, identifiers
 from neuralpk.tables.faults import DataError, Findings
+from neuralpk.tables.frames import is_parquet
 from neuralpk.tables.layout import Layout
 from neuralpk.tables.sheet import headings
 
@@ -59,7 +60,7 @@ class ParquetParts:
 
     def __init__(self, path: str | Path, subjects: int, reading: Mapping[str, Any]) -> None:
         self.path = Path(path)
-        if self.path.suffix.lower() not in (".parquet", ".pq"):
+        if not is_parquet(self.path):
             raise ValueError(f"{self.path.name} is read in parts, which only a Parquet file can be: write it as one")
         if not self.path.is_file():
             raise FileNotFoundError(2, "no such file", str(self.path))

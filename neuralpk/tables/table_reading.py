@@ -82,7 +82,7 @@ def read_table(
 
     Args:
         path_or_frame: a data frame, or a file: text (``.csv``, ``.txt``, ``.dat``, ``.tsv``, ``.tab``; also ``.gz``),
-            ``.parquet``, ``.xlsx``, ``.xpt`` or ``.sas7bdat``; or a part of a Parquet file (`ParquetParts`).
+            ``.parquet``, ``.pq``, ``.xlsx``, ``.xpt`` or ``.sas7bdat``; or a part of a Parquet file (`ParquetParts`).
         columns: our names = theirs, where they differ: ``DV=LIDV,ID=SUBJ`` or ``{"DV": "LIDV"}``; ``adppk`` for the
             names of CDISC's ADPPK.
         covariates: which columns are covariates, ``WT,AGE`` or a list; ``all`` for every column of numbers that has no
