@@ -1,5 +1,6 @@
 """Estimates of the patients of a Parquet file of any length: in parts, by several processes, on from where it stopped.
 
+    <out>/parts.lock               as long as a process works
     <out>/parts/<number>-<key>/    the tables of a part, once it is finished
     <out>/curves.csv, …            all parts one after the other, once all are
 
@@ -18,12 +19,13 @@ import shutil
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 import neuralpk
 from neuralpk.atomic_files import replacing
@@ -40,6 +42,7 @@ WARNINGS = "warnings.txt"
 """File of all warnings, where there are any."""
 
 _OUTCOME = "outcome.json"
+_LOCK = "parts.lock"
 _OWN = re.compile(r"\d{6}-[0-9a-f]{16}(\.part)?|whole")
 _PANELS = 15
 _NOBODY = {"NPK-D03", "NPK-D52"}  # rules of a part of which `ignore` leaves nobody
@@ -103,41 +106,42 @@ def estimate_in_parts(
 
     Raises:
         neuralpk.tables.DataError: as `neuralpk.tables.ParquetParts`; the first part cannot be read.
-        ValueError: parts that cannot be estimated, with their faults; the others are kept. Nobody is left.
+        ValueError: parts that cannot be estimated, with their faults; the others are kept. Nobody is left. Another
+            process is writing parts into `out`.
         RuntimeError: other processes could not begin.
     """
     if processes is not None and processes < 1:
         raise ValueError(f"processes must be 1 or more, got {processes}")
     parts = ParquetParts(table, subjects, saved.reading(**reading))
-    options = {"draws": draws, "map": map_estimate, "seed": seed}
-    first = _first_patients(saved, parts, units, reading)
-    work = _Work(saved.with_magnitudes_of(first), Path(out), units, options, reading)
-    work.folder.mkdir(parents=True, exist_ok=True)
-    count = min(processes or os.cpu_count() or 1, len(parts))
-    folders: dict[int, Path] = {}
-    kept, faults = 0, dict[int, str]()
-    with one_thread(), closing(_estimated(work, parts, count)) as done:
-        for _ in progress(range(len(parts))):
-            found = next(done)
-            folders[found.number] = found.folder
-            kept += found.kept
-            if found.fault:
-                faults[found.number] = found.fault
-    if faults:
-        said = "\n".join(faults[k] for k in sorted(faults)[:_SHOWN])
-        more = f"\n(+{len(faults) - _SHOWN} more parts)" if len(faults) > _SHOWN else ""
+    with _alone(Path(out)):
+        options = {"draws": draws, "map": map_estimate, "seed": seed}
+        first = _first_patients(saved, parts, units, reading)
+        work = _Work(saved.with_magnitudes_of(first), Path(out), units, options, reading)
+        return _written(work, parts, processes or os.cpu_count() or 1, progress)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """No other command may write parts into a folder. What it holds ends with its process, whatever ends that.
+
+    Raises:
+        ValueError: another one does.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / _LOCK
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
         raise ValueError(
-            f"{len(faults)} of {len(parts)} parts cannot be estimated; the others are kept in {work.folder}, and the "
-            f"same command goes on from there when the table is mended:\n{said}{more}"
-        )
-    ordered = [folders[k] for k in sorted(folders)]
-    outcomes = [json.loads((folder / _OUTCOME).read_text(encoding="utf-8")) for folder in ordered]
-    said_all = [line for one in outcomes for line in one["warnings"]]
-    paths = _joined(ordered, work.out, said_all)
-    _remove_parts(work.folder)
-    unsolved = tuple(line for one in outcomes for line in one["unsolved"])
-    total = sum(one["subjects"] for one in outcomes)
-    return PartwiseEstimates(paths, total, len(parts), kept, unsolved, tuple(said_all))
+            f"another command is writing parts into {out}: wait until it has ended, or give another folder (--out)"
+        ) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        lock.release()
 
 
 def _first_patients(saved: SavedModel, parts: ParquetParts, units: Units | None, reading: Mapping[str, Any]) -> Cohort:
@@ -181,7 +185,7 @@ class _Work:
 
     def settings(self) -> bytes:
         """All that a part depends on besides its rows, in bytes."""
-        model = sha256_of(self.saved.path)
+        model = [sha256_of(path) for path in self.saved.files]
         options = sorted({**self.options, **self.reading}.items())
         return repr((neuralpk.__version__, model, self.saved.magnitudes, self.units, options)).encode()
 
@@ -223,6 +227,38 @@ class _Work:
 
             list(save_panels(cohort[:_PANELS], result, folder))
         return len(cohort), result.unsolved
+
+
+def _written(
+    work: _Work, parts: ParquetParts, processes: int, progress: Callable[[Sequence[int]], Iterable[int]]
+) -> PartwiseEstimates:
+    """The tables of all parts, put together where none has a fault; arguments as of `estimate_in_parts`."""
+    work.folder.mkdir(parents=True, exist_ok=True)
+    count = min(processes, len(parts))
+    folders: dict[int, Path] = {}
+    kept, faults = 0, dict[int, str]()
+    with one_thread(), closing(_estimated(work, parts, count)) as done:
+        for _ in progress(range(len(parts))):
+            found = next(done)
+            folders[found.number] = found.folder
+            kept += found.kept
+            if found.fault:
+                faults[found.number] = found.fault
+    if faults:
+        said = "\n".join(faults[k] for k in sorted(faults)[:_SHOWN])
+        more = f"\n(+{len(faults) - _SHOWN} more parts)" if len(faults) > _SHOWN else ""
+        raise ValueError(
+            f"{len(faults)} of {len(parts)} parts cannot be estimated; the others are kept in {work.folder}, and the "
+            f"same command goes on from there when the table is mended:\n{said}{more}"
+        )
+    ordered = [folders[k] for k in sorted(folders)]
+    outcomes = [json.loads((folder / _OUTCOME).read_text(encoding="utf-8")) for folder in ordered]
+    said_all = [line for one in outcomes for line in one["warnings"]]
+    paths = _joined(ordered, work.out, said_all)
+    _remove_parts(work.folder)
+    unsolved = tuple(line for one in outcomes for line in one["unsolved"])
+    total = sum(one["subjects"] for one in outcomes)
+    return PartwiseEstimates(paths, total, len(parts), kept, unsolved, tuple(said_all))
 
 
 @dataclass(frozen=True)

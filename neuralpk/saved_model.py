@@ -15,7 +15,7 @@ from torch import Tensor
 
 from neuralpk.checkpoint_files import CheckpointError, checkpoint_bytes, is_archive
 from neuralpk.cohort import Cohort, Units
-from neuralpk.exported_model import WEIGHTS, is_exported, read_exported
+from neuralpk.exported_model import MODEL, WEIGHTS, is_exported, read_exported
 from neuralpk.individual_estimates import IndividualEstimates, PosteriorDraws, draw_individuals, estimate_individuals
 from neuralpk.population_model import PopulationModel
 from neuralpk.published_population import PublishedPopulation, equations, read_population
@@ -30,7 +30,7 @@ class SavedModel(ABC):
     """A model that was read from a file (`read_model`), whichever kind of file it was.
 
     Args:
-        path: of the file.
+        path: of the file, or of the folder of an exported model.
 
     Attributes:
         units: of the data that the model is of.
@@ -51,6 +51,11 @@ class SavedModel(ABC):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that it was read from, which say together what the model is."""
+        return [self.path / name for name in (WEIGHTS, MODEL)] if is_exported(self.path) else [self.path]
 
     @property
     @abstractmethod
@@ -181,7 +186,7 @@ def read_model(path: str | Path, unverified: bool = False) -> SavedModel:
 
         content = io.BytesIO(checkpoint_bytes(read_exported(path)))
         content.name = str(path)
-        return SavedTask(path / WEIGHTS, LatentTask.load_from_checkpoint(content, map_location="cpu"))
+        return SavedTask(path, LatentTask.load_from_checkpoint(content, map_location="cpu"))
     if is_archive(path):
         from neuralpk.task import LatentTask  # Lightning, for which a population file does not wait
 
@@ -198,7 +203,7 @@ class SavedTask(SavedModel):
     """The model of a checkpoint.
 
     Args:
-        path: of the checkpoint.
+        path: of the checkpoint, or of the folder of an exported model.
         task: as it was trained.
     """
 

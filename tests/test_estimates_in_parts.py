@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -23,6 +25,15 @@ error: additive
 error_sd: {a: 0.1}
 """
 PATIENTS = 7
+LOCKING = """
+import os, sys
+from filelock import FileLock, Timeout
+try:
+    FileLock("out/parts.lock", timeout=0).acquire()
+except Timeout:
+    sys.exit(3)
+os.kill(os.getpid(), 9)
+"""
 
 
 def table() -> pd.DataFrame:
@@ -121,6 +132,27 @@ def test_it_goes_on_where_it_stopped_and_estimates_again_what_has_changed():
     with pytest.raises(KeyboardInterrupt):
         estimated("seed", progress=stopping_after(2))
     assert estimated("seed", seed=3).kept == 0
+
+
+def test_a_second_command_in_one_folder_is_refused_and_the_lock_of_a_dead_one_is_not():
+    write(table())
+    command, ended = [sys.executable, "-c", LOCKING], list[int]()
+
+    def progress(numbers: Sequence[int]) -> Iterable[int]:
+        with pytest.raises(ValueError, match="another command is writing parts into out: wait until it has ended"):
+            estimated("out")
+        ended.append(subprocess.run(command, timeout=60).returncode)
+        return numbers
+
+    estimated("out", progress=progress)
+    assert not Path("out/parts.lock").exists()
+    ended.append(subprocess.run(command, timeout=60).returncode)
+    assert ended == [3, -9]  # refused, killed with the lock
+    assert Path("out/parts.lock").exists()
+    assert estimated("out").subjects == PATIENTS
+    with pytest.raises(KeyboardInterrupt):
+        estimated("out", progress=stopping_after(1))
+    assert not Path("out/parts.lock").exists()
 
 
 def test_a_fault_stays_in_its_part_and_is_named_by_its_row():

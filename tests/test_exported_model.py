@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -21,10 +22,13 @@ from neuralpk.cli import main
 from neuralpk.datamodules import SimulatedPKDataModule
 from neuralpk.dynamics import NeuralCompartments
 from neuralpk.encoders import SetEncoder
+from neuralpk.estimates_in_parts import estimate_in_parts
 from neuralpk.exported_model import EXPORTED, MODEL, SUMS, WEIGHTS
 from neuralpk.objectives import ELBO
 from neuralpk.published_population import PublishedPopulation
+from neuralpk.report.reproduction import inputs_table
 from neuralpk.saved_model import SavedPopulation
+from neuralpk.tables import to_frame
 from neuralpk.task import LatentTask
 
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -78,6 +82,30 @@ def test_an_exported_model_estimates_as_the_checkpoint_does(trained, tmp_path):
     with pytest.raises(SystemExit):
         main(["export", str(trained[0]), "--out", str(out)])
     main(["export", str(trained[0]), "--out", str(out), "--overwrite"])
+
+
+def test_a_changed_description_of_the_same_weights_is_another_model(trained, tmp_path):
+    pytest.importorskip("pyarrow")
+    out, cohort = exported(trained, tmp_path / "out"), trained[1].make_cohort()
+    to_frame(cohort).to_parquet(tmp_path / "table.pq")
+
+    def stopped_after_one(numbers):
+        yield numbers[0]
+        raise KeyboardInterrupt
+
+    def estimated(**options):
+        return estimate_in_parts(read_model(out), tmp_path / "table.pq", tmp_path / "parts", 3, 1, draws=2, **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        estimated(progress=stopped_after_one)
+    described = json.loads((out / MODEL).read_text())
+    described["data"]["scaling"]["value"] = [2 * value for value in described["data"]["scaling"]["value"]]
+    (out / MODEL).write_text(json.dumps(described))
+    sums = {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in (WEIGHTS, MODEL)}
+    (out / SUMS).write_text("".join(f"{value}  {name}\n" for name, value in sums.items()))
+    assert estimated().kept == 0
+    rows = inputs_table({"model": read_model(out).files}, False).rows
+    assert [tuple(row) for row in rows] == [("model", name, value) for name, value in sums.items()]
 
 
 def test_damage_is_noticed_by_the_name_of_the_file(trained, tmp_path):

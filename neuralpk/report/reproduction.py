@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,18 @@ from neuralpk.report.tables_and_figures import ReportTable
 from neuralpk.run_record import machine, sha256_of, versions
 
 
-def inputs_table(inputs: Mapping[str, Path | None], anonymise: bool) -> ReportTable:
+def inputs_table(inputs: Mapping[str, Sequence[Path]], anonymise: bool) -> ReportTable:
     """The files that the report is made from, with their sha256.
 
     Args:
-        inputs: by what they are; None for an object of Python.
+        inputs: files by what they are; none for an object of Python.
         anonymise: leave out the names of the files.
     """
     rows = []
-    for what, path in inputs.items():
-        file = path if path is not None and path.is_file() else None
-        name = "an object in Python" if file is None else "–" if anonymise else file.name
-        rows.append((what, name, "–" if file is None else sha256_of(file)))
+    for what, files in inputs.items():
+        rows += [(what, "–" if anonymise else file.name, sha256_of(file)) for file in files]
+        if not files:
+            rows.append((what, "an object in Python", "–"))
     return ReportTable("Inputs", ("input", "file", "sha256"), rows, texts=3)
 
 

@@ -135,6 +135,10 @@ def write_report(
     data: dict[str, pd.DataFrame] = {}
     if anonymise:
         check = dataclasses.replace(check, notes=_without_ids(check.notes))
+    files = {
+        "model": [] if _path_of(model) is None else saved.files,
+        "table": [path for path in [_path_of(table)] if path is not None],
+    }
     page = {
         **_head(title, saved, evaluation, population, anonymise),
         "remarks": [_sentence(remark) for remark in dict.fromkeys((*evaluation.remarks, *_said(caught)))],
@@ -148,7 +152,7 @@ def write_report(
         "reproduction": {
             "command": command or _call(model, table, out, anonymise),
             "tables": [
-                inputs_table({"model": _path_of(model), "table": _path_of(table)}, anonymise),
+                inputs_table(files, anonymise),
                 versions_table(),
                 _choices(evaluation),
             ],
