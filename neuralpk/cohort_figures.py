@@ -244,7 +244,7 @@ def held_out(data: CohortDataModule, task: LatentTask) -> pd.DataFrame:
     """The records of the test that the estimates were not shown, with DV, PRED and IPRED; without rows where the test
     holds nothing back."""
     frames = []
-    for batch in data.test_dataloader():
+    for batch in data.test_batches():  # of this process alone: the others do not come here
         table = record_predictions.records(task.model, batch, task.predicted(batch), task.objective.has_likelihood)
         hidden = (batch.observed & batch.target & ~batch.context)[batch.mask].cpu().numpy()
         frames.append(table.loc[hidden])

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -91,6 +92,18 @@ def test_the_shares_of_all_devices_make_the_batch_of_one(subjects: int, batch_si
     for stream in (0, 1):
         seen = [i for share in shares for s, own in share if s == stream for i in own]
         assert sorted(seen) == list(range(subjects))
+
+
+@pytest.mark.parametrize(("stage", "limit"), [("fit", 1.0), ("fit", 0), ("validate", 1.0), ("test", 1.0)])
+def test_more_devices_than_subjects_are_refused_before_the_first_epoch(stage: str, limit: float) -> None:
+    data = SimulatedPKDataModule(subjects=8, validation=0.2, test=0.2)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=3, limit_val_batches=limit, lightning_module=None)
+    if not limit:
+        data.setup(stage)  # five subjects are trained on, and none is validated
+        return
+    named = {"fit": "val", "validate": "val", "test": "test"}[stage]
+    with pytest.raises(ValueError, match=rf"[12] {named} subjects for 3 devices; use at most one device a subject"):
+        data.setup(stage)
 
 
 def test_a_last_batch_too_small_for_the_devices_joins_the_one_before() -> None:

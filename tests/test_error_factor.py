@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.distributions import LogNormal, Normal
@@ -223,3 +225,6 @@ def test_values_that_a_test_holds_back_have_their_predictions() -> None:
     table = held_out(data, task)
     assert len(table) and (table["TIME"] >= 6.0).all()
     assert table[["DV", "PRED", "IPRED"]].notna().all().all()
+    # the first of four processes, which writes the report
+    data.trainer = SimpleNamespace(global_rank=0, world_size=4, overfit_batches=0)
+    pd.testing.assert_frame_equal(held_out(data, task), table)

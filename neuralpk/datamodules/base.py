@@ -33,6 +33,13 @@ from neuralpk.training_data_provenance import Provenance
 
 Part = Literal["train", "val", "test"]
 
+_SERVED: Mapping[str | None, tuple[Part, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("test",),
+}
+
 
 class CohortDataModule(L.LightningDataModule, ABC):
     """A cohort in batches. Same seed, same batches, whatever the number of workers or devices.
@@ -175,15 +182,29 @@ class CohortDataModule(L.LightningDataModule, ABC):
         return Provenance(len(self.part("train")) + self.streamed)
 
     def setup(self, stage: str | None = None) -> None:
-        """Make the cohort; called by Lightning in every process."""
+        """Make the cohort; called by Lightning in every process.
+
+        Raises:
+            ValueError: a part that is served has fewer subjects than there are devices.
+        """
         self.read_for(getattr(self.trainer, "lightning_module", None))
         self.part("train")
+        validated = self.trainer is None or self.trainer.limit_val_batches  # type: ignore[attr-defined]
+        for part in _SERVED.get(stage, ()):
+            if part != "val" or validated:
+                self._refuse_more_devices(part)
 
-    def _loader(self, part: Part, training: bool) -> ResumableLoader:
-        cohort = self.part(part)
-        rank, devices = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        if len(cohort) < devices:
-            raise ValueError(f"{len(cohort)} {part} subjects for {devices} devices; use at most one device a subject")
+    def _refuse_more_devices(self, part: Part) -> None:
+        """Refuse more devices than subjects before the first epoch: a device without one would have no batch."""
+        subjects, devices = len(self.part(part)), self.trainer.world_size if self.trainer else 1
+        if subjects < devices:
+            raise ValueError(f"{subjects} {part} subjects for {devices} devices; use at most one device a subject")
+
+    def _loader(self, part: Part, training: bool, shared: bool = True) -> ResumableLoader:
+        cohort, rank, devices = self.part(part), 0, 1
+        if shared and self.trainer is not None:
+            self._refuse_more_devices(part)
+            rank, devices = self.trainer.global_rank, self.trainer.world_size
         context = self.context if training else self.evaluation_context
         if training:  # the truth of a training subject goes nowhere near the training
             cohort = dataclasses.replace(cohort, subjects=tuple(dataclasses.replace(s, truth=None) for s in cohort))
@@ -232,6 +253,10 @@ class CohortDataModule(L.LightningDataModule, ABC):
     def test_dataloader(self) -> DataLoader[CohortBatch]:
         """Batches of the test subjects."""
         return self._loader("test", training=False)
+
+    def test_batches(self) -> DataLoader[CohortBatch]:
+        """The batches of `test_dataloader` with all test subjects in them, whatever the number of devices."""
+        return self._loader("test", training=False, shared=False)
 
     def predict_dataloader(self) -> DataLoader[CohortBatch]:
         """Batches of the test subjects."""
