@@ -59,7 +59,7 @@ def test_figures_of_a_study_show_limits_as_limits() -> None:
     below = found.records["CENS"] > 0
     assert 0 < below.sum() < len(below)
     panels = {name: found.figure(name).axes for name in ("pcvpc", "npde", "goodness_of_fit")}
-    assert [axes.get_ylabel() for axes in panels["pcvpc"][1:]] == ["Share below LLOQ"]
+    assert [axes.get_ylabel().split() for axes in panels["pcvpc"][1:]] == [["Share", "below", "LLOQ"]]
     points = next(line for line in panels["pcvpc"][0].lines if line.get_label() == "observation")
     assert len(points.get_xdata()) == (~below).sum()
     labels = {line.get_label() for every in panels.values() for axes in every for line in axes.lines}

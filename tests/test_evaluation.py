@@ -2,6 +2,8 @@
 
 import dataclasses
 import io
+import itertools
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from neuralpk.dynamics import structure
 from neuralpk.encoders import SetEncoder
 from neuralpk.evaluation import FIGURES, Comparison
 from neuralpk.evaluation.checks import Check, enough_studies, judge, npde_checks
-from neuralpk.evaluation.evaluation_figures import fit_figure
+from neuralpk.evaluation.evaluation_figures import QUANTITIES, fit_figure, vpc_figure
 from neuralpk.evaluation.predictive_check import check_frame, corrected, outside
 from neuralpk.evaluation.simulated_study import prediction_errors
 from neuralpk.objectives import ELBO, SquaredError
@@ -175,6 +177,22 @@ def test_predictions_that_are_not_positive_have_no_prediction_corrected_check(ev
     negative = dataclasses.replace(evaluation, records=evaluation.records.assign(PRED=-1.0))
     assert "vpc" in negative.figures and "pcvpc" not in negative.figures
     assert not list(negative.drawn(["pcvpc"]))
+
+
+@pytest.mark.parametrize("width", [85.0, 180.0])
+@pytest.mark.parametrize("name", ["ARM {}", "Renal function: creatinine clearance 60 to 90 mL/min ({})"])
+def test_texts_of_three_strata_and_their_shares_below_the_limit_do_not_meet(repeated, name, width) -> None:
+    check, points = repeated.check_and_points("pcvpc")
+    strata = [name.format(k) for k in range(3)]
+    check, points = (pd.concat([one.assign(STRATUM=s) for s in strata]) for one in (check, points))
+    figure = vpc_figure(check, points, repeated.units, width, False, "TIME", QUANTITIES["pcvpc"])
+    with warnings.catch_warnings(action="error"):  # a layout that has no room for its panels
+        figure.canvas.draw()
+    assert len(figure.axes) == 6
+    texts = [text for axes in figure.axes for text in (axes.title, axes.yaxis.label, axes.xaxis.label)]
+    boxes = [text.get_window_extent() for text in texts if text.get_text()]
+    assert len(boxes) >= 8
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
 def test_strata_time_after_dose_and_the_share_below_the_limit(repeated: Evaluation) -> None:

@@ -5,6 +5,7 @@ Every function draws frames of an `Evaluation` and returns a matplotlib `Figure`
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,8 @@ _INCH = 25.4  # mm
 _TEXT, _SMALL = 7.0, 6.0  # points
 _THIN = (0.4, 1.0)  # points: edges and line of a histogram
 _PANEL = 40.0  # mm: width of a panel with axes
+_BESIDE = 10.0  # mm: of a panel, for its numbers and what stands beside them
+_LETTER, _LINE = 1.3, 3.0  # mm: width of a letter, and height of a line of text
 _LONGEST = 20  # letters of a name above a panel
 _MANY = 500  # points of a panel, from which they are small and light
 
@@ -270,7 +273,10 @@ def vpc_figure(
     blocks = -(-len(strata) // columns)
     rows = blocks * (1 + share)
     ratios = ([2, 1] if share else [1]) * blocks
-    height = (55 if len(strata) == 1 else 45) * blocks * (1.5 if share else 1) + 12
+    tall = 55 if len(strata) == 1 else 45
+    titles = {stratum: _wrapped(stratum, width / columns - _BESIDE) for stratum in strata}
+    title_lines = max(title.count("\n") for title in titles.values())
+    height = (tall * (1.5 if share else 1) + _LINE * title_lines) * blocks + 12
     figure, axes = new_figure(rows, columns, width=width / _INCH, height=height / _INCH)
     axes[0, 0].get_gridspec().set_height_ratios(ratios)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03)  # type: ignore[union-attr,call-arg]
@@ -280,14 +286,14 @@ def vpc_figure(
         own, seen = check[check["STRATUM"] == stratum], points[points["STRATUM"] == stratum]
         panel = axes[(1 + share) * row, column]
         _vpc_panel(panel, own, seen, log)
-        panel.set_title(stratum)
-        panel.set_ylabel(with_unit(quantity, units.value) if column == 0 else "")
+        panel.set_title(titles[stratum])
+        panel.set_ylabel(_wrapped(with_unit(quantity, units.value), tall - _BESIDE) if column == 0 else "")
         used.append(panel)
         if share:
             lower = axes[2 * row + 1, column]
             _band(lower, own, "BLQ", ORANGE)
             lower.set_ylim(0, max(0.05, 1.1 * float(own[["BLQ_OBSERVED", "BLQ_HI90"]].max().max())))
-            lower.set_ylabel("Share below LLOQ" if column == 0 else "")
+            lower.set_ylabel(_wrapped("Share below LLOQ", tall / 2 - _BESIDE) if column == 0 else "")
             set_range(lower, "x", seen["X"].to_numpy(float))
             used.append(lower)
         used[-1].set_xlabel(with_unit({"TIME": "Time", "TAD": "Time after dose"}.get(against, against), units.time))
@@ -373,6 +379,11 @@ def individuals_figure(
     figure.supxlabel(with_unit("Time", units.time), fontsize=_TEXT)
     figure.supylabel(with_unit("Value", units.value), fontsize=_TEXT)
     return _finish(figure, panels)
+
+
+def _wrapped(text: str, length: float) -> str:
+    """A text in lines of a length in mm: the layout leaves room for their height alone."""
+    return textwrap.fill(text, max(11, int(length / _LETTER)))
 
 
 def _short(name: str) -> str:
