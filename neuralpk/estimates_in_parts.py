@@ -21,6 +21,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,10 @@ def estimate_in_parts(
 ) -> PartwiseEstimates:
     """Estimate the patients of a Parquet file of any length, and write `neuralpk.individual_estimates.TABLES`.
 
-    The result is that of the whole table, whatever the size of the parts and the number of processes; a population file
-    takes the magnitudes of the data from the first part of which anybody is left. The memory depends on the size of a
-    part alone. A part with a fault does not stop the others.
+    The result is that of the whole table, whatever the size of the parts and the number of processes. A population file
+    takes the magnitudes of the data from all patients: the table is read once before, refused where a part cannot be
+    read, and 8 bytes a value are kept. Otherwise the memory depends on the size of a part alone, and a part with a
+    fault does not stop the others.
 
     Args:
         saved: the model (`neuralpk.read_model`).
@@ -105,9 +107,9 @@ def estimate_in_parts(
             the median or mode of `impute`.
 
     Raises:
-        neuralpk.tables.DataError: as `neuralpk.tables.ParquetParts`; the first part cannot be read.
-        ValueError: parts that cannot be estimated, with their faults; the others are kept. Nobody is left. Another
-            process is writing parts into `out`.
+        neuralpk.tables.DataError: as `neuralpk.tables.ParquetParts`.
+        ValueError: parts that cannot be read or estimated, with their faults; the others are kept. Nobody is left.
+            Another process is writing parts into `out`.
         RuntimeError: other processes could not begin.
     """
     if processes is not None and processes < 1:
@@ -115,8 +117,11 @@ def estimate_in_parts(
     parts = ParquetParts(table, subjects, saved.reading(**reading))
     with _alone(Path(out)):
         options = {"draws": draws, "map": map_estimate, "seed": seed}
-        first = _first_patients(saved, parts, units, reading)
-        work = _Work(saved.with_magnitudes_of(first), Path(out), units, options, reading)
+        cohorts = _cohorts(saved, parts, units, reading)
+        first = next(cohorts, None)
+        if first is None:
+            raise ValueError(f"{parts.path.name}: no patient is left to estimate")
+        work = _Work(saved.with_magnitudes_of(chain([first], cohorts)), Path(out), units, options, reading)
         return _written(work, parts, processes or os.cpu_count() or 1, progress)
 
 
@@ -144,16 +149,31 @@ def _alone(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def _first_patients(saved: SavedModel, parts: ParquetParts, units: Units | None, reading: Mapping[str, Any]) -> Cohort:
-    """Patients of the first part of which any are left."""
-    with warnings.catch_warnings(action="ignore"):  # they are given when the part is estimated
-        for part in parts:
-            try:
-                return saved.read_table(part, units=units, **reading)
-            except DataError as error:
-                if not _leaves_nobody(error):
-                    raise
-    raise ValueError(f"{parts.path.name}: no patient is left to estimate")
+def _cohorts(
+    saved: SavedModel, parts: ParquetParts, units: Units | None, reading: Mapping[str, Any]
+) -> Iterator[Cohort]:
+    """The patients of every part of which any are left.
+
+    Raises:
+        ValueError: at the end, parts that cannot be read, with their faults.
+    """
+    faults = []
+    for part in parts:
+        try:
+            with warnings.catch_warnings(action="ignore"):  # they are given when the part is estimated
+                cohort = saved.read_table(part, units=units, **reading)
+        except DataError as error:
+            if not _leaves_nobody(error):
+                faults.append(str(error))
+            continue
+        yield cohort
+    if faults:
+        raise ValueError(f"{len(faults)} of {len(parts)} parts cannot be read:\n{_listed(faults)}")
+
+
+def _listed(faults: Sequence[str]) -> str:
+    more = f"\n(+{len(faults) - _SHOWN} more parts)" if len(faults) > _SHOWN else ""
+    return "\n".join(faults[:_SHOWN]) + more
 
 
 def _leaves_nobody(error: DataError) -> bool:
@@ -245,11 +265,9 @@ def _written(
             if found.fault:
                 faults[found.number] = found.fault
     if faults:
-        said = "\n".join(faults[k] for k in sorted(faults)[:_SHOWN])
-        more = f"\n(+{len(faults) - _SHOWN} more parts)" if len(faults) > _SHOWN else ""
         raise ValueError(
             f"{len(faults)} of {len(parts)} parts cannot be estimated; the others are kept in {work.folder}, and the "
-            f"same command goes on from there when the table is mended:\n{said}{more}"
+            f"same command goes on from there when the table is mended:\n{_listed([faults[k] for k in sorted(faults)])}"
         )
     ordered = [folders[k] for k in sorted(folders)]
     outcomes = [json.loads((folder / _OUTCOME).read_text(encoding="utf-8")) for folder in ordered]

@@ -75,8 +75,9 @@ class SavedModel(ABC):
             ValueError: a covariate that the patients lack, or that an effect cannot read.
         """
 
-    def with_magnitudes_of(self, cohort: Cohort) -> SavedModel:
-        """The model with the magnitudes of some patients for all that it estimates; a checkpoint has its own."""
+    def with_magnitudes_of(self, parts: Iterable[Cohort]) -> SavedModel:
+        """The model with the magnitudes of the patients of all parts for every part that it estimates; a checkpoint has
+        its own, and reads none."""
         return self
 
     @abstractmethod
@@ -267,10 +268,10 @@ class SavedPopulation(SavedModel):
     def population_model(self, cohort: Cohort) -> PopulationModel:
         return self._population.model(cohort, self.magnitudes)
 
-    def with_magnitudes_of(self, cohort: Cohort) -> SavedModel:
+    def with_magnitudes_of(self, parts: Iterable[Cohort]) -> SavedModel:
         changed = copy.copy(self)
-        cohort = self._dynamics.read_cohort(cohort, self._population.outputs)
-        changed.magnitudes = self._population.model(cohort).scaling
+        read = (self._dynamics.read_cohort(cohort, self._population.outputs) for cohort in parts)
+        changed.magnitudes = Scaling.of_parts(read)
         return changed
 
     def published(self) -> PublishedPopulation:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from neuralpk.cohort import Cohort, Subject, Units
+from neuralpk.cohort import Cohort, FloatArray, Subject, Units
 
 _FAR = 5.0
 
@@ -65,18 +65,37 @@ class Scaling(NamedTuple):
         Raises:
             ValueError: no observation in the cohort.
         """
-        amounts = [dose.amount for subject in cohort for dose in subject.doses if dose.amount > 0]
-        if not any(subject.observed.any() for subject in cohort):
+        found = cls.of_parts([cohort])
+        if found is None:
             raise ValueError("the cohort has no observation to take its scale from")
-        values = np.concatenate([subject.values for subject in cohort])
-        endpoints = np.concatenate([subject.endpoints for subject in cohort])
+        return found._replace(covariates={name: _covariate(cohort, name) for name in cohort.covariate_names})
+
+    @classmethod
+    def of_parts(cls, parts: Iterable[Cohort]) -> Scaling | None:
+        """Measure a cohort that comes in parts, each read once: the magnitudes of the whole one, but for covariates.
+
+        Returns:
+            None without an observation.
+        """
+        amounts, spans = [], dict[str, float]()
+        positive: dict[int, list[FloatArray]] = {}
+        subjects, units = 0, Units()
+        for cohort in parts:
+            amounts += [dose.amount for subject in cohort for dose in subject.doses if dose.amount > 0]
+            spans |= {subject.id: _span(subject) for subject in cohort if subject.observed.any()}
+            values = np.concatenate([subject.values for subject in cohort])
+            endpoints = np.concatenate([subject.endpoints for subject in cohort])
+            for number in np.unique(endpoints).tolist():
+                positive.setdefault(number, []).append(values[(endpoints == number) & (values > 0)])
+            subjects, units = subjects + len(cohort), cohort.units
+        if not spans:
+            return None
         value = []
-        for endpoint in range(1, int(endpoints.max()) + 1):
-            seen = values[(endpoints == endpoint) & (values > 0)]
+        for number in range(1, max(positive) + 1):
+            seen = np.concatenate(positive.get(number, [np.zeros(0)]))
             value.append(float(np.median(seen)) if len(seen) else 1.0)
-        covariates = {name: _covariate(cohort, name) for name in cohort.covariate_names}
         amount = float(np.median(amounts)) if amounts else 1.0
-        return cls(_time(cohort), amount, tuple(value), covariates, len(cohort), cohort.units)
+        return cls(_time(spans), amount, tuple(value), {}, subjects, units)
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any] | None) -> Scaling:
@@ -127,8 +146,7 @@ def _span(subject: Subject) -> float:
     return max(float(time[0]) - start for start, time in zip(starts, last, strict=True) if len(time))
 
 
-def _time(cohort: Cohort) -> float:
-    spans = {s.id: _span(s) for s in cohort if s.observed.any()}
+def _time(spans: Mapping[str, float]) -> float:
     limit = _FAR * float(np.quantile(list(spans.values()), 0.95, method="lower"))
     late = {name: span for name, span in spans.items() if span > limit > 0}
     if late:
@@ -136,7 +154,7 @@ def _time(cohort: Cohort) -> float:
         warnings.warn(
             f"subject {named}: measured more than {_FAR:g} times as long as nearly all others, up to {limit / _FAR:g}; "
             "the magnitude of time is set without them. Look at their TIME and its unit",
-            stacklevel=3,
+            stacklevel=4,
         )
     return max((span for name, span in spans.items() if name not in late), default=0.0) or 1.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -11,10 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neuralpk import read_model
+from neuralpk import Cohort, SimulatedPKDataModule, read_model
 from neuralpk.cli import main
 from neuralpk.estimates_in_parts import PARTS, WARNINGS, estimate_in_parts
 from neuralpk.individual_estimates import TABLES
+from neuralpk.saved_model import SavedModel, SavedPopulation
+from neuralpk.scaling import Scaling
 from neuralpk.tables import DataError, ParquetParts, TablePart, read_table
 
 POPULATION = """
@@ -98,6 +101,33 @@ def test_the_estimates_are_those_of_the_whole_table(subjects):
     assert not Path("parts", PARTS).exists()
 
 
+def test_the_magnitudes_of_a_population_file_are_those_of_all_patients():
+    text = POPULATION.replace("additive", "proportional").replace("{a: 0.1}", "{b: 0.2}")
+    Path("pop.yaml").write_text(text)
+    frame = table()
+    large = frame["ID"].isin(["P1", "P2", "P3"])
+    frame.loc[large, ["AMT", "DV"]] *= 1e4
+    write(frame)
+    saved = read_model("pop.yaml")
+    whole = saved.estimate(saved.read_table("table.parquet"), draws=10)
+    whole.write("whole")
+    estimated("parts")
+    for name, one in read("whole").items():
+        pd.testing.assert_frame_equal(read("parts")[name], one, rtol=1e-9)
+    first = saved.with_magnitudes_of([saved.read_table(frame[large])])
+    other = first.estimate(saved.read_table("table.parquet"), draws=10)
+    assert np.abs(other.ipred / whole.ipred - 1).max() > 1e-3  # those of the first part change the estimates
+
+
+def test_magnitudes_of_parts_are_those_of_the_whole_cohort():
+    cohort = SimulatedPKDataModule(subjects=9, lloq=0.05, seed=3).part("train")
+    second = dataclasses.replace(cohort[8], endpoints=np.full(len(cohort[8].times), 3))
+    cohort = Cohort((*cohort[:8], second))
+    parts = Scaling.of_parts(cohort[a:b] for a, b in ((0, 2), (2, 8), (8, 9)))
+    assert parts == Scaling.of(cohort)._replace(covariates={})
+    assert len(parts.value) == 3 and parts.value[1] == 1.0 and parts.subjects == 9
+
+
 def stopping_after(count: int):
     def progress(numbers: Sequence[int]) -> Iterable[int]:
         for number in numbers:
@@ -122,7 +152,7 @@ def test_it_goes_on_where_it_stopped_and_estimates_again_what_has_changed():
     with pytest.raises(KeyboardInterrupt):
         estimated("changed", progress=stopping_after(2))
     frame = table()
-    frame.loc[frame["ID"] == "P1", "DV"] *= 1.5
+    frame.loc[1, "DV"] *= 1.5  # of P1, above the median of all values before and after: the magnitudes stay
     write(frame)
     assert estimated("changed").kept == 1
     estimated("anew")
@@ -155,12 +185,17 @@ def test_a_second_command_in_one_folder_is_refused_and_the_lock_of_a_dead_one_is
     assert not Path("out/parts.lock").exists()
 
 
-def test_a_fault_stays_in_its_part_and_is_named_by_its_row():
+def test_a_fault_stays_in_its_part_and_is_named_by_its_row(monkeypatch):
     frame = table()
     frame.loc[17, "DV"] = np.inf
     frame.loc[26, "TIME"] = np.nan
     write(frame)
-    with pytest.raises(ValueError, match=r"2 of 3 parts(?s:.)*table.parquet, row 18, DV(?s:.)*row 27, TIME"):
+    named = r"(?s:.)*table.parquet, row 18, DV(?s:.)*row 27, TIME"
+    with pytest.raises(ValueError, match=r"2 of 3 parts cannot be read" + named):
+        estimated("out")
+    assert not Path("out", PARTS).exists()  # the magnitudes of the others would not be those of the mended table
+    monkeypatch.setattr(SavedPopulation, "with_magnitudes_of", SavedModel.with_magnitudes_of)  # as of a checkpoint
+    with pytest.raises(ValueError, match=r"2 of 3 parts cannot be estimated" + named):
         estimated("out")
     assert not Path("out/records.csv").exists()
     write(table())

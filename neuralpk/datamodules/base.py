@@ -189,7 +189,7 @@ class CohortDataModule(L.LightningDataModule, ABC):
         """
         self.read_for(getattr(self.trainer, "lightning_module", None))
         self.part("train")
-        validated = self.trainer is None or self.trainer.limit_val_batches  # type: ignore[attr-defined]
+        validated = self.trainer is None or self.trainer.limit_val_batches
         for part in _SERVED.get(stage, ()):
             if part != "val" or validated:
                 self._refuse_more_devices(part)
