@@ -37,7 +37,7 @@ LAYERS = (
         "pretrained_model",
     },
     {"arviz_draws", "bootstrap", "datamodules", "diagnostics", "task"},
-    {"cohort_figures", "fitting", "saved_model", "table_check"},
+    {"cohort_figures", "fitting", "saved_model", "table_check", "table_figure"},
     {"dosing", "estimates_in_parts", "evaluation"},
     {"callbacks", "report"},
     {"cli"},

@@ -359,6 +359,16 @@ def test_what_needs_no_torch_does_not_import_it(line: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("command", ["check", "nca"])
+def test_help_of_commands_on_tables_alone_waits_for_no_figures_and_no_solver(command: str) -> None:
+    code = (
+        f"import sys\nfrom neuralpk.cli import main\nmain(['{command}', '--help'])\n"
+        "sys.exit(sorted({'torch', 'lightning', 'scipy', 'matplotlib', 'numba'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "--table" in done.stdout, done.stderr
+
+
 def test_commands_on_tables_and_populations_do_not_wait_for_lightning() -> None:
     code = "import sys, neuralpk.cli.table_commands; raise SystemExit('lightning' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from neuralpk.cli import main
-from neuralpk.table_check import check_table, draw
+from neuralpk.table_check import check_table
+from neuralpk.table_figure import draw
 
 TABLE = [
     "ID,TIME,EVID,AMT,RATE,II,ADDL,DV,CENS,WT,ARM",

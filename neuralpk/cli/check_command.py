@@ -8,7 +8,7 @@ from typing import Any
 
 from neuralpk.atomic_files import replacing
 from neuralpk.cohort import Units
-from neuralpk.table_check import check_table, draw
+from neuralpk.table_check import check_table
 
 
 def check(
@@ -36,6 +36,8 @@ def check(
     found = check_table(table, arm=arm, units=Units.of(units) if units else Units(), **reading)
     drawn = None
     if found.cohort is not None and found.content["values"]:
+        from neuralpk.table_figure import draw  # Matplotlib, for which the findings and --help do not wait
+
         drawn = figure or Path(f"{table.name.split('.')[0]}_check.png")
         with replacing(drawn) as part:
             draw(found.cohort, found.arms).savefig(part, dpi=130)

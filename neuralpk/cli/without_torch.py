@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from neuralpk.cli.argument_tokens import Argument
-from neuralpk.cli.check_command import check
 from neuralpk.cli.faults import UsageError
 from neuralpk.cli.merged_configuration import Configuration
-from neuralpk.cli.nca_command import nca
 from neuralpk.cli.signatures import Option, members, options_of_reader
 
-COMMANDS: dict[str, Callable[..., int | None]] = {"check": check, "nca": nca}
+
+def _function_of(command: str) -> Callable[..., int | None]:
+    """The function of a command; one does not wait for what the other imports."""
+    if command == "check":
+        from neuralpk.cli.check_command import check
+
+        return check
+    from neuralpk.cli.nca_command import nca
+
+    return nca
 
 
 def run(command: str, given: Sequence[Argument]) -> int:
@@ -26,7 +33,7 @@ def run(command: str, given: Sequence[Argument]) -> int:
     Raises:
         UsageError: an option that is missing or does not fit.
     """
-    function = COMMANDS[command]
+    function = _function_of(command)
     options = options_of_reader(function)
     for argument in given:
         if argument.name == "help":

@@ -10,7 +10,8 @@ import pandas as pd
 
 from neuralpk.diagnostics.style import with_unit
 from neuralpk.report.tables_and_figures import ReportFigure, ReportTable, digits, svg
-from neuralpk.table_check import TableCheck, draw
+from neuralpk.table_check import TableCheck
+from neuralpk.table_figure import draw
 
 _COLUMNS = {"low": "lowest", "median": "median", "high": "highest"}
 
