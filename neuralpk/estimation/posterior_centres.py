@@ -24,9 +24,10 @@ SMALL_OMEGA = 0.2
 _SEARCH_TOLERANCE = 1e-2  # in log p, of the search for a centre
 # omega that a proposal is made for: draws around a narrow posterior would make a wider population look unlikely
 _WIDE_OMEGA = 0.2
-# posterior variance of a random effect over that of its prior: above, and where steps do not end
-_LITTLE_KNOWN, _HALF_KNOWN = 0.65, 0.5
+_LITTLE_KNOWN = 0.6  # posterior variance of a random effect, given the others, over that of its prior
+_HALF_KNOWN = 0.5  # limit where steps do not end, of the variance whatever the others are
 _SLACK = 1.2  # factor by which both limits are exceeded before eta/omega is no longer held
+_LEAST_VARIANCE = 1e-9  # of z
 _ENOUGH_DRAWS = 8.0  # effective draws for each dimension, so that a centre and its covariance come from the draws
 _DRAWS_TO_ADAPT = 5  # times that many: with so many draws, wider proposals follow from them
 _HALVINGS_OF_POWER = 12
@@ -100,7 +101,11 @@ class PosteriorCentres:
             log_weight = held.log_weight(self.numbers, here)
             z = held.z(self.numbers)[0]
             covariance = _moments(z, log_weight)[1]
-            variance = covariance[~covariance.isnan().any(-1).any(-1)].diagonal(dim1=1, dim2=2)[:, :size]
+            covariance = covariance[~covariance.isnan().any(-1).any(-1)]
+            variance = covariance.diagonal(dim1=1, dim2=2)[:, :size]
+            if not self.steady:
+                precision = torch.linalg.inv(covariance + _LEAST_VARIANCE * torch.eye(z.shape[-1], device=z.device))
+                variance = 1 / precision.diagonal(dim1=1, dim2=2)[:, :size]
             sums += torch.cat([sums.new_tensor([len(variance)]), variance.sum(0)])
             posteriors.append(log_weight)
         sums = torch.stack(self._gather(sums)).sum(0)
@@ -140,18 +145,20 @@ class PosteriorCentres:
         return maximise(model, batch.to(digits), z.to(digits), most_steps, _SEARCH_TOLERANCE)
 
     def _to_standardise(self, here: Tensor, variance: Tensor) -> tuple[str, ...]:
-        """Parameters with a small omega about which the patients' data say less than the population does: their values
-        keep so close to the typical value that, held, they would not let it move.
+        """Parameters with a small omega about which the patients' data say less than the population does, even if the
+        other parameters were known: their values keep so close to the typical value that, held, they would not let it
+        move.
 
-        With v the posterior variance of a subject's random effect over that of the prior, omega², the derivative of its
-        likelihood in the typical value has the variance v/omega² between draws where the value is held, and
-        (1 - v)²/(v·omega²) where eta/omega is held and the other parameters move with it (`HeldDraws`): the second is
-        smaller from v = 1/2 on. It takes more solutions of the dynamics, and so begins later unless the search is to be
-        `steady`.
+        In a `steady` search what the others leave open counts too. With v the posterior variance of a subject's random
+        effect over that of the prior, omega², the derivative of its likelihood in the typical value has the variance
+        v/omega² between draws where the value is held, and (1 - v)²/(v·omega²) where eta/omega is held and the other
+        parameters move with it (`HeldDraws`): the second is smaller from v = 1/2 on. It takes more solutions of the
+        dynamics, and most searches end without it.
 
         Args:
             here: the learned numbers.
-            variance: mean posterior variance of z over that of its prior, ``[latent]``; NaN where it is not known.
+            variance: mean posterior variance of z over that of its prior, in a steady search whatever the other
+                random effects are, else given these, ``[latent]``; NaN where it is not known.
         """
         least = _HALF_KNOWN if self.steady else _LITTLE_KNOWN
         omega = here[self.numbers.omega].exp() / self.numbers.spread_units()[: len(self.numbers.omega)]
