@@ -16,7 +16,7 @@ from neuralpk.cohort_figures import learned_effects
 from neuralpk.cohort_simulation import Design, Population, simulate_cohort
 from neuralpk.diagnostics.term_plots import learned_effects_figure
 from neuralpk.estimation import PopulationEstimator
-from neuralpk.estimation.held_draws import HeldLikelihood
+from neuralpk.estimation.held_likelihood import HeldLikelihood
 from neuralpk.individual_estimates import evaluation_batch
 from neuralpk.published_population import PublishedPopulation
 from neuralpk.scaling import Scaling

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,8 @@ from neuralpk.cli.signatures import Option, members, options_of_reader
 
 def _function_of(command: str) -> Callable[..., int | None]:
     """The function of a command; one does not wait for what the other imports."""
-    if command == "check":
-        from neuralpk.cli.check_command import check
-
-        return check
-    from neuralpk.cli.nca_command import nca
-
-    return nca
+    function: Callable[..., int | None] = getattr(import_module(f"neuralpk.cli.{command}_command"), command)
+    return function
 
 
 def run(command: str, given: Sequence[Argument]) -> int:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from neuralpk.cohort_batch import CohortBatch
 from neuralpk.estimation.fit_status import FitStatus
-from neuralpk.estimation.held_draws import HeldDraws, HeldLikelihood, PosteriorDraws
+from neuralpk.estimation.held_draws import HeldDraws, PosteriorDraws
+from neuralpk.estimation.held_likelihood import HeldLikelihood
 from neuralpk.estimation.learned_numbers import SMALLEST_OMEGA, LearnedNumbers
 from neuralpk.estimation.network_effect_prior import tune_network_effects
 from neuralpk.estimation.population_newton import Ascent, ascend
@@ -35,9 +36,7 @@ _LOSS = 10.0  # in −2LL: a step of predictions that moved after which new draw
 _HALVINGS = 6
 _TURNING = 0.3  # of the gain of the step before
 _FLAT = 0.01  # curvature; where it is smaller, the standard error is above 10 on the logarithmic scale
-_FLAT_TO_DRAWS = (
-    1.0  # the same where sets of draws disagree: the curvature that they find in a flat direction is chance
-)
+_FLAT_TO_DRAWS = 1.0  # the same where sets of draws disagree: what they find in a flat direction is chance
 _FAR_LIKELIER = 50.0  # in −2LL: of two starts with the same curve, such a gain is no chance of a few steps
 _TRIED_SUBJECTS, _TRIED_STEPS = 24, 10  # of the choice between starting values, at most
 
@@ -124,7 +123,7 @@ class PopulationEstimator:
     def _may_have_more_draws(self) -> bool:
         """Whether there is a further number of draws, for which the memory suffices."""
         more = (*self.stages, *self.reserve)[self.stage + 1 :]
-        values = sum(held.value.numel() + held.slopes.numel() + held.bends.numel() for held in self._draws)
+        values = sum(held.predictions.size for held in self._draws)
         (most,) = [max(each) for each in zip(*self._gather((values,)), strict=True)]
         return bool(more) and self._has_draws and most / self.draws * more[0] <= _MOST_VALUES
 
@@ -290,7 +289,7 @@ class PopulationEstimator:
         """One outer step with the draws of `add`: move the population and write it to the model."""
         likelihood, here = self.likelihood(), self.numbers.get()
         start, _ = likelihood.value(here)
-        moved = any(held.movers for held in self._draws)
+        moved = any(held.predictions.movers.numbers for held in self._draws)
         if moved and self._before and 2 * (self._before[1] - start) > _LOSS and self._halvings < _HALVINGS:
             # the new draws do not confirm the last step: half of it
             self._halvings += 1
@@ -310,7 +309,7 @@ class PopulationEstimator:
         self._recent = [*self._recent, (ascent.vector, ascent.start, ascent.end)][-2 * _AVERAGED :]
         self.log_likelihood = ascent.end - float(self.model.population_log_prior().detach())
         if self._in_last_stage and self.in_stage == _LAST_RENEWALS:
-            self.centres.steady = True
+            self.centres.steady = True  # steps that do not end are worth more solutions
         # in the end proposals stay: the likelihood given the draws is then one smooth function of the population
         if not self._in_last_stage or self.in_stage <= _LAST_RENEWALS:
             self.centres.renew(self._draws)

@@ -141,6 +141,18 @@ class LearnedNumbers:
         """Tensors of the shapes of `tensors` as one vector."""
         return torch.cat([part.flatten() for part in parts])
 
+    def gradient(self, value: Tensor, create_graph: bool = False) -> Tensor:
+        """First derivatives of a scalar in the numbers, ``[number]``; 0 in those that it does not depend on.
+
+        Args:
+            value: of the tensors; its graph is kept.
+            create_graph: whether the derivatives are to be differentiated.
+        """
+        parts = torch.autograd.grad(
+            value, self.tensors, retain_graph=True, create_graph=create_graph, materialize_grads=True
+        )
+        return self.flat(parts)
+
     def of_error(self) -> list[int]:
         """Positions of the numbers of the residual error."""
         return [k for tensor in self.model.error.parameters() for k in self.of(tensor)]
@@ -171,9 +183,9 @@ class LearnedNumbers:
                 by_parameter[name] += places
         in_time = [k for k in in_time if self.free[k]]
         free = {name: [k for k in places if self.free[k]] for name, places in by_parameter.items()}
-        parameters = [k for k, name in enumerate(population.names) if free.get(name)]
-        if changing:  # the typical value of a standardised parameter moves with its effects too
-            parameters = [k for k, name in enumerate(population.names) if free.get(name) or name in standardised]
+        # where effects move by themselves, the typical value of a standardised parameter still moves with them
+        also = standardised if changing else ()
+        parameters = [k for k, name in enumerate(population.names) if free.get(name) or name in also]
         moving = dict.fromkeys(k for places in free.values() for k in places)  # a shared omega once
         return Movers([*moving, *in_time], parameters, in_time)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from neuralpk.estimation.held_draws import HeldLikelihood
+from neuralpk.estimation.held_likelihood import HeldLikelihood
 from neuralpk.population_model import PopulationModel
 
 _SPREAD = 1.0  # standard deviation of log(sd) in its own prior: few patients say little about it

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuralpk.estimation.held_draws import HeldLikelihood
+from neuralpk.estimation.held_likelihood import HeldLikelihood
 
 _LONGEST_STEP = 1.0  # of any number, on the learned scale
 _KEPT = 0.4  # of the effective draws: beyond, the draws say little about the new population

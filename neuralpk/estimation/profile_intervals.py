@@ -10,7 +10,8 @@ from torch import Tensor
 
 from neuralpk.cohort_batch import CohortBatch
 from neuralpk.estimation.estimator import PopulationEstimator
-from neuralpk.estimation.held_draws import HeldDraws, HeldLikelihood
+from neuralpk.estimation.held_draws import HeldDraws
+from neuralpk.estimation.held_likelihood import HeldLikelihood
 from neuralpk.estimation.learned_numbers import LearnedNumbers
 from neuralpk.parameters import Coordinate
 
