@@ -28,7 +28,7 @@ from neuralpk.dynamics import CompartmentModel, Equations
 from neuralpk.encoders import SetEncoder
 from neuralpk.estimation import FitStatus, PopulationEstimator, log_likelihood
 from neuralpk.estimation import estimator as estimator_module
-from neuralpk.estimation.held_draws import effective_draws
+from neuralpk.estimation.held_draws import HeldDraws, effective_draws, log_mean_weight
 from neuralpk.estimation.learned_numbers import LearnedNumbers
 from neuralpk.estimation.proposals import Centre, Proposal
 from neuralpk.estimation.starting_values import starting_values
@@ -66,37 +66,47 @@ def oral(cohort: Cohort, error: Any = None, **options: Any) -> tuple[PopulationM
 # ---- proposals
 
 
-@pytest.fixture(scope="module")
-def proposal() -> Proposal:
+@pytest.fixture(scope="module", params=["one normal distribution", "kernels"])
+def proposal(request: pytest.FixtureRequest) -> Proposal:
     mean = torch.tensor([[0.3, -0.8]], dtype=torch.float64)
     covariance = torch.tensor([[[0.3, 0.1], [0.1, 0.2]]], dtype=torch.float64)
-    return Proposal.around(Centre(mean, covariance), Centre(mean * 0.9, covariance * 1.2))
+    kernels = None
+    if request.param == "kernels":  # on an arc, whose mean is not that of the part
+        angle = torch.linspace(0.0, 2.5, 16, dtype=torch.float64)
+        kernels = torch.stack([angle.cos(), angle.sin()], dim=-1)[None]
+        covariance = covariance / 4
+    return Proposal.around(Centre(mean, covariance, kernels), Centre(mean * 0.9, covariance * 1.2))
 
 
 def test_control_variates_make_the_first_part_times_a_quadratic_exact(proposal: Proposal) -> None:
     z, log_q = proposal.draw(0, 0, torch.tensor([7]), 256)
-    part = torch.distributions.MultivariateNormal(proposal.centre[:, 0], scale_tril=proposal.root[:, 0])
-    weight = (part.log_prob(z[0]) - log_q[0]).exp() / z.shape[1]
+    centres = proposal.centre[0, :1] if proposal.kernels is None else proposal.kernels[0]
+    part = torch.distributions.MultivariateNormal(centres[:, None], scale_tril=proposal.root[0, 0])
+    weight = (part.log_prob(z).logsumexp(0) - math.log(len(centres)) - log_q[0]).exp() / z.shape[1]
     assert float(weight.sum()) == pytest.approx(1.0, abs=1e-6)
-    np.testing.assert_allclose(weight @ z[0], proposal.centre[0, 0], atol=1e-5)
-    spread = z[0] - proposal.centre[0, 0]
-    covariance = proposal.root[0, 0] @ proposal.root[0, 0].T
+    mean = centres.mean(0)
+    np.testing.assert_allclose(weight @ z[0], mean, atol=1e-5)
+    spread = z[0] - mean
+    covariance = proposal.root[0, 0] @ proposal.root[0, 0].T + (centres - mean).T @ (centres - mean) / len(centres)
     np.testing.assert_allclose((weight[:, None] * spread).T @ spread, covariance, atol=1e-5)
+
+
+def repeated(proposal: Proposal, subjects: int) -> Proposal:
+    parts = (proposal.centre, proposal.root, proposal.kernels)
+    return Proposal(*(None if part is None else part.expand(subjects, *part.shape[1:]) for part in parts))
 
 
 @pytest.mark.parametrize("draws", [3, 16, 64])
 def test_another_normal_density_integrates_to_one(proposal: Proposal, draws: int) -> None:
     index = torch.arange(400)
-    many = Proposal(proposal.centre.expand(400, -1, -1), proposal.root.expand(400, -1, -1, -1))
-    z, log_q = many.draw(1, 0, index, draws)
+    z, log_q = repeated(proposal, 400).draw(1, 0, index, draws)
     other = torch.distributions.MultivariateNormal(torch.tensor([0.1, -0.5]).double(), 0.25 * torch.eye(2).double())
     found = (other.log_prob(z) - log_q).exp().mean(1)
     assert float(found.mean()) == pytest.approx(1.0, abs=5 * float(found.std()) / 20 + 1e-3)
 
 
 def test_draws_do_not_depend_on_the_batch(proposal: Proposal) -> None:
-    two = Proposal(proposal.centre.expand(2, -1, -1), proposal.root.expand(2, -1, -1, -1))
-    z, _ = two.draw(0, 0, torch.tensor([3, 7]), 64)
+    z, _ = repeated(proposal, 2).draw(0, 0, torch.tensor([3, 7]), 64)
     torch.testing.assert_close(z[1:], proposal.draw(0, 0, torch.tensor([7]), 64)[0], rtol=0, atol=1e-12)
 
 
@@ -135,6 +145,56 @@ def test_the_subjects_whose_own_errors_are_largest_get_further_sets_of_draws(mon
     assert fine < rough
     expected = float(quadrature.log_likelihood(quadrature.coordinates(made), people).detach().sum())
     assert many == pytest.approx(expected, abs=4 * fine)
+
+
+def test_kernels_find_a_posterior_that_is_far_from_normal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two random effects that the data know well together, on an arc, and not one by one."""
+    made, batch = oral(simulated(4))
+    estimator = PopulationEstimator(made, stages=(512,))
+
+    @torch.no_grad()
+    def log_weight(self: HeldDraws, numbers: Any, vector: Any) -> torch.Tensor:
+        z, log_volume = self.z(numbers)
+        along, across, other = z.unbind(-1)
+        standard = torch.stack([along, (across - along.square() + 1.0) / 0.2, other], dim=-1)
+        log_density = -0.5 * standard.square().sum(-1) - 1.5 * math.log(2 * math.pi) - math.log(0.2)
+        return log_density + log_volume - self.log_q
+
+    monkeypatch.setattr(HeldDraws, "log_weight", log_weight)
+    vector, error, share = estimator.numbers.get(), [], []
+    for kernels in (False, True):
+        for _ in range(5):
+            held = estimator.draw(batch, moves=False)
+            estimator.centres.adapt([held], kernels=kernels)
+        log_weight_of_last = held.log_weight(estimator.numbers, vector)
+        share.append(float((effective_draws(log_weight_of_last) / 512).min()))
+        error.append(float(log_mean_weight(log_weight_of_last).abs().max()))
+    assert share[1] > 2 * share[0] and error[1] < min(0.2, error[0])
+    assert bool(estimator.centres.have_kernels(batch.index).all())
+    again = PopulationEstimator(made, stages=(512,))
+    again.centres.load_state_dict(estimator.centres.state_dict())
+    torch.testing.assert_close(
+        again.draw(batch, moves=False).unconstrained, estimator.draw(batch, moves=False).unconstrained
+    )
+
+
+def test_a_subject_whose_sets_disagree_gets_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    people = quadrature.cohort(6, lloq=0.5)
+    made = quadrature.model(people)
+    batch = collate(people, dtype=torch.float64)
+    usual, _ = log_likelihood(made, batch)
+    given: list[int] = []
+    give = standard_errors_module._give_kernels
+
+    def counted(estimator: PopulationEstimator, some: CohortBatch) -> None:
+        given.append(len(some))
+        give(estimator, some)
+
+    monkeypatch.setattr(standard_errors_module, "_give_kernels", counted)
+    monkeypatch.setattr(standard_errors_module, "_LARGE_VARIANCE", -1.0)
+    found, _ = log_likelihood(made, batch)
+    assert sum(given) == 6
+    assert found == pytest.approx(usual, abs=0.01)
 
 
 CASES: dict[str, dict[str, Any]] = {

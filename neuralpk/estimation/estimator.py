@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from typing import Any, ClassVar
 
@@ -354,11 +355,13 @@ class PopulationEstimator:
             self.finish(f"-2LL still changes by {gain:.2g} in a step with {self.draws} draws")
 
     def _steps_cancel(self) -> bool:
-        """Whether the last steps have moved the population to and fro with the draws, without a larger likelihood."""
+        """Whether the last steps have moved the population to and fro with the draws, without a larger likelihood.
+        Steps of which each begins higher than the one before are on their way, however small they are."""
         starts, ends = [start for _, start, _ in self._recent], [end for _, _, end in self._recent]
         rise = 2 * (max(starts[_AVERAGED:]) - max(starts[:_AVERAGED]))
         gain = max(2 * (end - start) for start, end in zip(starts[_AVERAGED:], ends[_AVERAGED:], strict=True))
-        return rise < 10 * self.least_gain and gain < _MONTE_CARLO
+        climbing = all(before < after for before, after in itertools.pairwise(starts))
+        return rise < 10 * self.least_gain and gain < _MONTE_CARLO and not climbing
 
     def _end_at_mean(self) -> None:
         """End at the mean of the last populations, which differ by the Monte-Carlo error of their draws."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from neuralpk.estimation.proposals import Centre, Proposal
 from neuralpk.inference.importance import effective_draws
 from neuralpk.inference.map import Mode, maximise
 from neuralpk.population_model import PopulationModel
+from neuralpk.randomness import systematic
 
 Gather = Callable[[Any], list[Any]]
 """The same object of every device."""
@@ -31,11 +33,17 @@ _LEAST_VARIANCE = 1e-9  # of z
 _ENOUGH_DRAWS = 8.0  # effective draws for each dimension, so that a centre and its covariance come from the draws
 _DRAWS_TO_ADAPT = 5  # times that many: with so many draws, wider proposals follow from them
 _HALVINGS_OF_POWER = 12
+_KERNELS = 64
+_KERNEL_SD = 0.5  # of that of the posterior
 
 
 class PosteriorCentres:
     """Mean and covariance of z of every subject's posterior, in the population as it is and in a wider one. They come
     from the weighted draws of a step (`renew`); where those were few or none, from a search for the mode.
+
+    Of a posterior that is far from normal, such as that of VMAX and KM of a subject with low concentrations, few draws
+    of a normal distribution are effective, and its long tails are missed. It gets kernels: as many normal distributions
+    around draws that were resampled by their weights (West 1993, Approximating posterior distributions by mixture).
 
     Args:
         model: whose posteriors they are, in float64.
@@ -51,6 +59,7 @@ class PosteriorCentres:
     def __init__(self, model: PopulationModel, numbers: LearnedNumbers, gather: Gather) -> None:
         self.model, self.numbers, self._gather = model, numbers, gather
         self._known: dict[int, tuple[Tensor, ...]] = {}
+        self._kernels: dict[int, Tensor] = {}
         self.standardised: tuple[str, ...] = ()
         self.steady = False
 
@@ -89,36 +98,65 @@ class PosteriorCentres:
         few = searched | posterior.covariance.isnan().any(-1).any(-1)
         posterior.mean[few], posterior.covariance[few] = around_wide.mean[few], around_wide.covariance[few]
         self.numbers.set(here)
-        return wide, Proposal.around(posterior, around_wide, own)
+        return wide, Proposal.around(self._with_kernels(posterior, batch.index, few), around_wide, own)
+
+    def _with_kernels(self, posterior: Centre, index: Tensor, few: Tensor) -> Centre:
+        """The posteriors with the kernels of those that have any; of the others all kernels are at the mean."""
+        rows = [k for k, key in enumerate(index.tolist()) if key in self._kernels and not few[k]]
+        if not rows:
+            return posterior
+        kernels = posterior.mean[:, None].repeat(1, _KERNELS, 1)
+        kernels[rows] = torch.stack([self._kernels[int(index[k])] for k in rows])
+        covariance = posterior.covariance.clone()
+        covariance[rows] *= _KERNEL_SD**2
+        return Centre(posterior.mean, covariance, kernels)
 
     @torch.no_grad()
     def renew(self, draws: Sequence[HeldDraws]) -> None:
-        """Mean and covariance of every subject's posterior from weighted draws, in the population as it is and in the
-        wide one; NaN where the effective draws are few."""
+        """The centres of every subject, and `standardised`, from the weighted draws of a step."""
         here, size = self.numbers.get(), self.model.latent_size
-        posteriors, sums = [], torch.zeros(1 + size, dtype=torch.float64, device=self.numbers.device)
+        sums = torch.zeros(1 + size, dtype=torch.float64, device=self.numbers.device)
         for held in draws:
-            log_weight = held.log_weight(self.numbers, here)
             z = held.z(self.numbers)[0]
-            covariance = _moments(z, log_weight)[1]
+            covariance = _moments(z, held.log_weight(self.numbers, here))[1]
             covariance = covariance[~covariance.isnan().any(-1).any(-1)]
             variance = covariance.diagonal(dim1=1, dim2=2)[:, :size]
             if not self.steady:
                 precision = torch.linalg.inv(covariance + _LEAST_VARIANCE * torch.eye(z.shape[-1], device=z.device))
                 variance = 1 / precision.diagonal(dim1=1, dim2=2)[:, :size]
             sums += torch.cat([sums.new_tensor([len(variance)]), variance.sum(0)])
-            posteriors.append(log_weight)
         sums = torch.stack(self._gather(sums)).sum(0)
         self.standardised = self._to_standardise(here, sums[1:] / sums[0])
-        wide = self._wide()
+        self.adapt(draws)
+
+    def have_kernels(self, index: Tensor) -> Tensor:
+        """Of which subjects, bool ``[subject]`` of their indices."""
+        return torch.tensor([key in self._kernels for key in index.tolist()], dtype=torch.bool, device=index.device)
+
+    @torch.no_grad()
+    def adapt(self, draws: Sequence[HeldDraws], kernels: bool = False) -> None:
+        """The centres of some subjects from weighted draws: mean and covariance of the posterior, in the population as
+        it is and in the wide one, NaN where the effective draws are few.
+
+        Args:
+            draws: of the subjects.
+            kernels: whether their posteriors get kernels; those that have some keep getting them.
+        """
+        here, wide = self.numbers.get(), self._wide()
         found: dict[int, tuple[Tensor, ...]] = {}
-        for held, log_weight in zip(draws, posteriors, strict=True):
+        new_kernels: dict[int, Tensor] = {}
+        for held in draws:
+            log_weight = held.log_weight(self.numbers, here)
             of_wide = held.log_weight(self.numbers, wide)
             z = held.z(self.numbers)[0]  # in the wide population, in which proposals are
             parts = (*_moments(z, log_weight), *_moments(z, of_wide))
             found |= dict(zip(held.batch.index.tolist(), zip(*parts, strict=True), strict=True))
+            new = _new_kernels(held.batch.index, z, log_weight, parts[0])
+            new_kernels |= {index: one for index, one in new.items() if kernels or index in self._kernels}
         for centres in self._gather(found):
             self._known |= {index: tuple(one.to(here.device) for one in part) for index, part in centres.items()}
+        for of_device in self._gather(new_kernels):
+            self._kernels |= {index: one.to(here.device) for index, one in of_device.items()}
         self.numbers.set(here)
 
     def _wide(self) -> Tensor:
@@ -173,23 +211,45 @@ class PosteriorCentres:
     def state_dict(self) -> dict[str, Any]:
         """As tensors and plain values."""
         parts = [torch.stack(part) for part in zip(*self._known.values(), strict=True)]
-        held = {"standardised": list(self.standardised), "steady": self.steady}
+        held = {"standardised": list(self.standardised), "steady": self.steady, "kernels": dict(self._kernels)}
         return held | {"index": list(self._known), "centres": parts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From that of `state_dict`."""
         self.standardised, self.steady = tuple(state["standardised"]), state["steady"]
         parts = [part.to(self.numbers.device) for part in state["centres"]]
+        self._kernels = {index: one.to(self.numbers.device) for index, one in state["kernels"].items()}
         self._known = dict(zip(state["index"], zip(*parts, strict=True), strict=True))
 
 
+def _new_kernels(index: Tensor, z: Tensor, log_weight: Tensor, mean: Tensor) -> dict[int, Tensor]:
+    """Centres of the kernels of every subject by its index, ``[kernel, latent]``: weighted draws that were resampled,
+    and drawn towards the mean so that the mixture has the covariance of the posterior."""
+    weight = torch.softmax(_as_many_as_needed(log_weight, z.shape[-1])[0], dim=1)
+    points = z.gather(1, systematic(weight, _KERNELS)[..., None].expand(-1, -1, z.shape[-1]))
+    points = mean[:, None] + math.sqrt(1.0 - _KERNEL_SD**2) * (points - mean[:, None])
+    return dict(zip(index.tolist(), points, strict=True))
+
+
 def _moments(z: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of weighted draws, ``[subject, latent]`` and ``[subject, latent, latent]``.
+    """Mean and covariance of weighted draws, ``[subject, latent]`` and ``[subject, latent, latent]``; with few draws at
+    all the covariance is NaN."""
+    log_weight, few = _as_many_as_needed(log_weight, z.shape[-1])
+    weight = torch.softmax(log_weight, dim=1)[..., None]
+    mean = (weight * z).sum(1)
+    spread = z - mean[:, None]
+    covariance = (weight * spread).mT @ spread
+    return mean, torch.where(few[:, None, None], torch.nan, covariance)
+
+
+def _as_many_as_needed(log_weight: Tensor, latent: int) -> tuple[Tensor, Tensor]:
+    """Weights with effective draws enough for a centre and its covariance, ``[subject, draw]``, and which have too few,
+    ``[subject]``.
 
     Where the effective draws are few, the weights are taken to a power below 1 that makes them enough: the proposal
-    becomes wider and reaches what the draws have missed. With few draws at all the covariance is NaN.
+    becomes wider and reaches what the draws have missed.
     """
-    enough = _ENOUGH_DRAWS * (1 + z.shape[-1])
+    enough = _ENOUGH_DRAWS * (1 + latent)
     few = effective_draws(log_weight) < enough
     if log_weight.shape[1] >= _DRAWS_TO_ADAPT * enough and bool(few.any()):
         low, high = torch.zeros_like(log_weight[:, :1]), torch.ones_like(log_weight[:, :1])
@@ -200,8 +260,4 @@ def _moments(z: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:
             low, high = torch.where(reached, power, low), torch.where(reached, high, power)
         log_weight = torch.where(few[:, None], low * finite, log_weight)
         few = torch.zeros_like(few)
-    weight = torch.softmax(log_weight, dim=1)[..., None]
-    mean = (weight * z).sum(1)
-    spread = z - mean[:, None]
-    covariance = (weight * spread).mT @ spread
-    return mean, torch.where(few[:, None, None], torch.nan, covariance)
+    return log_weight, few

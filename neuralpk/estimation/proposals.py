@@ -22,15 +22,17 @@ _LEAST_SHARE = 0.1  # of the weight of a draw that control variates leave
 
 @dataclass(frozen=True)
 class Centre:
-    """Normal approximation of a posterior.
+    """Normal approximation of a posterior, or where it is far from normal the mean of several with one covariance.
 
     Args:
         mean: ``[subject, latent]``.
-        covariance: ``[subject, latent, latent]``.
+        covariance: of each normal distribution, ``[subject, latent, latent]``.
+        kernels: means of the normal distributions, ``[subject, kernel, latent]``; None for one at `mean`.
     """
 
     mean: Tensor
     covariance: Tensor
+    kernels: Tensor | None = None
 
     def root(self) -> Tensor:
         """Lower triangle of the covariance, ``[subject, latent, latent]``."""
@@ -41,17 +43,21 @@ class Centre:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A mixture of normal distributions of z for each subject::
+    """A mixture of distributions of z for each subject::
 
         q(z) = Σ_c share_c · N(z; centre_c, root_c·root_cᵀ)
+
+    Its first part may be a mixture itself, of normal distributions with equal shares and one covariance.
 
     Args:
         centre: ``[subject, component, latent]``.
         root: lower triangles, ``[subject, component, latent, latent]``.
+        kernels: centres of the first part, ``[subject, kernel, latent]``; None for the one in `centre`.
     """
 
     centre: Tensor
     root: Tensor
+    kernels: Tensor | None = None
 
     @classmethod
     def around(cls, posterior: Centre, wide: Centre, own: Tensor | None = None) -> Proposal:
@@ -67,11 +73,12 @@ class Proposal:
         one = torch.eye(wide.mean.shape[-1], dtype=wide.mean.dtype, device=wide.mean.device)
         centre = torch.stack([posterior.mean, wide.mean, torch.zeros_like(wide.mean)], dim=1)
         roots = [posterior.root(), _WIDER * wide.root(), (_PRIOR * one).expand_as(wide.covariance)]
-        root = torch.stack(roots, dim=1)
+        root, kernels = torch.stack(roots, dim=1), posterior.kernels
         if own is not None:
             centre = torch.where(own[:, None], centre, 0.0)
             root = torch.where((own[:, :, None] & own[:, None])[:, None], root, one)
-        return cls(centre, root)
+            kernels = None if kernels is None else torch.where(own[:, None], kernels, 0.0)
+        return cls(centre, root, kernels)
 
     def draw(self, seed: int, stream: int, index: Tensor, draws: int) -> tuple[Tensor, Tensor]:
         """Quasi-random draws and their log density, such that the mean of f(z)/q(z) estimates the integral of f.
@@ -97,50 +104,61 @@ class Proposal:
         parts = []
         for component, count in enumerate(counts):
             u = randomness.quasi_uniform(seed, stream, index, count, size, component).to(self.centre.dtype)
-            parts.append(self.centre[:, component, None] + torch.special.ndtri(u) @ self.root[:, component].mT)
+            centre = self.centre[:, component, None]
+            if component == 0 and self.kernels is not None:
+                # a coordinate that the points do not use gives every kernel its share of them
+                which = (randomness.sobol(count, size + 1)[:, -1] * self.kernels.shape[1]).long()
+                centre = self.kernels[:, which.to(self.centre.device)]
+            parts.append(centre + torch.special.ndtri(u) @ self.root[:, component].mT)
         z = torch.cat(parts, dim=1)
         share = torch.tensor(counts, dtype=z.dtype, device=z.device) / sum(counts)
-        standard, log_density = self._densities(z)
+        log_density = torch.stack([self._log_density(z, component) for component in range(len(counts))])
         log_q = torch.logsumexp(log_density + share.log()[:, None, None], dim=0)
-        relative = (log_density - log_q).exp()
-        return z, log_q - _control(relative, standard).log()
+        relative, standard = (log_density - log_q).exp(), self._standard(z, 0)
+        of_kernels = self._standard(self.centre[:, :1] if self.kernels is None else self.kernels, 0)
+        second = torch.eye(size, dtype=z.dtype, device=z.device) + of_kernels.mT @ of_kernels / of_kernels.shape[1]
+        return z, log_q - _control(relative, standard, of_kernels.mean(1), second).log()
 
-    def _densities(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """z standardised by the first part, ``[subject, draw, latent]``, and the log density of every part,
-        ``[component, subject, draw]``."""
-        found = []
-        for component in range(self.centre.shape[1]):
-            root = self.root[:, component]
-            distance = z - self.centre[:, component, None]
-            standard = torch.linalg.solve_triangular(root, distance.mT, upper=False).mT
-            log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)
-            constant = 0.5 * z.shape[-1] * math.log(2 * math.pi)
-            found.append((standard, -0.5 * standard.square().sum(-1) - log_det - constant))
-        return found[0][0], torch.stack([density for _, density in found])
+    def _standard(self, z: Tensor, component: int) -> Tensor:
+        """Distance from the centre of a part, with its covariance taken as 1, ``[subject, draw, latent]``."""
+        distance = z - self.centre[:, component, None]
+        standard: Tensor = torch.linalg.solve_triangular(self.root[:, component], distance.mT, upper=False).mT
+        return standard
+
+    def _log_density(self, z: Tensor, component: int) -> Tensor:
+        """Of a part of the mixture, ``[subject, draw]``."""
+        standard = self._standard(z, component)
+        log_det = self.root[:, component].diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)
+        constant = log_det + 0.5 * z.shape[-1] * math.log(2 * math.pi)
+        if component or self.kernels is None:
+            return -0.5 * standard.square().sum(-1) - constant
+        squares = torch.cdist(standard, self._standard(self.kernels, 0)).square()
+        return torch.logsumexp(-0.5 * squares, dim=-1) - math.log(squares.shape[-1]) - constant
 
 
-def _control(relative: Tensor, standard: Tensor) -> Tensor:
+def _control(relative: Tensor, standard: Tensor, mean: Tensor, second: Tensor) -> Tensor:
     """Factor of the weight of every draw that makes the means of the control variates exact, ``[subject, draw]``.
 
     Args:
         relative: density of each part of the mixture over that of the mixture, ``[component, subject, draw]``.
         standard: z standardised by the first part, ``[subject, draw, latent]``.
+        mean: of `standard` in the first part, ``[subject, latent]``.
+        second: mean of standard·standardᵀ in the first part, ``[subject, latent, latent]``.
     """
     draws, size = standard.shape[1:]
-    first, second = relative[0], relative[1]
+    first, wide = relative[0], relative[1]
     rows, columns = torch.triu_indices(size, size)
-    same = (rows == columns).to(standard)
-    found, means = [first, second], [1.0, 1.0]
+    found, means = [first, wide], [standard.new_ones((len(standard), 2))]
     if draws >= _DRAWS_A_CONTROL * (2 + size + len(rows)):
         products = standard[..., rows] * standard[..., columns]
         found += [first * one for one in standard.unbind(-1)] + [first * one for one in products.unbind(-1)]
-        means += [0.0] * size + same.tolist()
+        means += [mean, second[:, rows, columns]]
     elif draws < _DRAWS_A_CONTROL * 2:
         return torch.ones_like(first)
     values = torch.stack(found, dim=-1)
     centred = values - values.mean(1, keepdim=True)
     gram = centred.mT @ centred / draws
     gram = gram + 1e-8 * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    missing = standard.new_tensor(means) - values.mean(1)
+    missing = torch.cat(means, dim=1) - values.mean(1)
     factor: Tensor = 1.0 + (centred @ torch.linalg.solve(gram, missing)[..., None])[..., 0]
     return factor.clamp(min=_LEAST_SHARE)

@@ -25,9 +25,14 @@ _QUANTILE = 1.96  # 97.5 % of the standard normal distribution
 _KNOWN = 1e-6  # standard deviation of a number at a bound
 _ADAPTATIONS = (64, 256, 256)  # draws of each subject, by which the proposals adapt to the posterior
 _DRAWS = 512  # of each subject in a set
-_LEAST_SETS, _MOST_SETS = 4, 12  # of draws for the likelihood, in the mean of the subjects
+_FAR_FROM_NORMAL = 0.4  # share of effective draws; where it is smaller, proposals get kernels, and sets more draws
+_KERNEL_ADAPTATIONS, _MOST_KERNEL_ADAPTATIONS = 3, 12
+_NOT_FOUND = 0.1  # share of effective draws; where it is smaller, kernels have not found all of a posterior
+_MORE = 4  # times the draws, of subjects whose likelihood needs them
+_SETS = 4  # of draws for the likelihood
 _SMALL_ERROR = 0.04  # of log p(data)
-_WORST, _LEAST_SHARE = 0.5, 0.1  # of the variance and of the subjects: those that get a further set
+_LARGE_VARIANCE = 2e-3  # of log p(y) of a subject: its sets disagree
+_MOST_SHARE = 0.6  # of the subjects that get sets with more draws, so that these take a bounded time
 _MODE_TOLERANCE = 1e-3  # in log p, of the random effects whose shrinkage is reported
 # of a model with a network, whose curves take longer and whose likelihood nobody compares to a tenth
 _NETWORK_DRAWS, _NETWORK_SETS = 256, 2
@@ -108,8 +113,9 @@ def standard_errors(
     batch, single = batch.to(torch.float64).scored_on_context(), batch.scored_on_context()
     estimator.centres.begin_at(batch.index, start)
     with torch.no_grad():
-        held = _adapted(estimator, batch, moves=True)
-        total, error = _log_likelihood(estimator, held)
+        _adapt(estimator, batch)
+        held = estimator.draw(batch)
+        total, error = _log_likelihood(estimator, batch, held)
     numbers = estimator.numbers
     vector = numbers.get()
     _, slope, second = held.derivatives(numbers, vector)
@@ -165,7 +171,8 @@ def log_likelihood(
     if start is not None:
         estimator.centres.begin_at(batch.index, start)
     with torch.no_grad():
-        return _log_likelihood(estimator, _adapted(estimator, batch, moves=False))
+        _adapt(estimator, batch)
+        return _log_likelihood(estimator, batch)
 
 
 def parameter_rows(model: PopulationModel, z: Tensor, batch: CohortBatch) -> list[dict[str, str | float]]:
@@ -200,48 +207,96 @@ def parameter_rows(model: PopulationModel, z: Tensor, batch: CohortBatch) -> lis
 
 def _estimator(model: PopulationModel, draws: int | None, seed: int) -> PopulationEstimator:
     """Draws so many of each subject in a set."""
-    return PopulationEstimator(model, seed, (*_ADAPTATIONS, draws or (_NETWORK_DRAWS if model.has_network else _DRAWS)))
+    in_set = draws or (_NETWORK_DRAWS if model.has_network else _DRAWS)
+    return PopulationEstimator(model, seed, (*_ADAPTATIONS, in_set, _MORE * in_set, _MORE**2 * in_set))
 
 
-def _adapted(estimator: PopulationEstimator, batch: CohortBatch, moves: bool) -> HeldDraws:
-    """Draws of a proposal that has adapted to the posterior of every subject, for numbers that stay or that are
-    to move (`moves` of `HeldDraws.draw`)."""
+def _adapt(estimator: PopulationEstimator, batch: CohortBatch) -> None:
+    """Adapt the proposals to the posterior of every subject, and give kernels to those that are far from normal."""
     for estimator.stage in range(len(_ADAPTATIONS)):
-        estimator.centres.renew([estimator.draw(batch, moves=False)])
+        held = estimator.draw(batch, moves=False)
+        estimator.centres.renew([held])
     estimator.stage = len(_ADAPTATIONS)
-    return estimator.draw(batch, moves=moves)
+    if not estimator.model.has_network:
+        _give_kernels(estimator, batch.select(_with_few_effective(estimator, held, _FAR_FROM_NORMAL)))
 
 
-def _log_likelihood(estimator: PopulationEstimator, first: HeldDraws) -> tuple[float, float]:
-    """log p(data) and its Monte-Carlo standard error, from as many sets of draws as a small error needs: a few of every
-    subject, and more of those with the largest errors of their own. What all sets miss, as in the tails of a curved
-    posterior, the error does not know."""
-    vector, batch, network = estimator.numbers.get(), first.batch, estimator.model.has_network
-    least, most = (_NETWORK_SETS, _NETWORK_SETS) if network else (_LEAST_SETS, _MOST_SETS)
-    chosen, spent = torch.arange(len(batch), device=batch.device), 0
-    sets: list[Tensor] = []
-    while True:
-        held = estimator.draw(batch.select(chosen), len(sets), moves=False) if sets else first
-        found = first.log_q.new_full((len(batch),), -torch.inf)
-        found[chosen] = importance.log_mean_weight(held.log_weight(estimator.numbers, vector))
-        sets.append(found)
-        spent += len(chosen)
-        if len(sets) < least:
-            continue
-        values = torch.stack(sets)
-        count = torch.isfinite(values).sum(0).clamp(min=1)
-        mean = torch.logsumexp(values, dim=0) - count.log()
-        # of each subject by itself: the sets are independent
-        spread = (values - mean).exp().square().sum(0) - count
-        variance = (spread / (count - 1).clamp(min=1) / count).nan_to_num(0.0).clamp(min=0.0)
-        error = float(variance.sum().sqrt())
-        if error < _SMALL_ERROR or spent >= most * len(batch):
+def _give_kernels(estimator: PopulationEstimator, batch: CohortBatch) -> None:
+    """Proposals with kernels that have adapted to the posterior of every subject of a batch."""
+    estimator.stage += 1
+    for k in range(_MOST_KERNEL_ADAPTATIONS):
+        if not len(batch):
             break
+        held = estimator.draw(batch, moves=False)
+        estimator.centres.adapt([held], kernels=True)
+        if k >= _KERNEL_ADAPTATIONS:
+            batch = batch.select(_with_few_effective(estimator, held, _NOT_FOUND))
+    estimator.stage -= 1
+
+
+def _with_few_effective(estimator: PopulationEstimator, held: HeldDraws, share: float) -> Tensor:
+    """Rows of the subjects of whose draws less than a share is effective."""
+    effective = importance.effective_draws(held.log_weight(estimator.numbers, estimator.numbers.get()))
+    return (effective < share * held.log_q.shape[1]).nonzero()[:, 0]
+
+
+def _log_likelihood(
+    estimator: PopulationEstimator, batch: CohortBatch, first: HeldDraws | None = None
+) -> tuple[float, float]:
+    """log p(data) and its Monte-Carlo standard error, from a few sets of draws of every subject. A subject whose sets
+    disagree gets kernels; those with kernels get sets with more draws, and so do those with the largest errors, where
+    the error of all is not small. What all sets miss, as in the tails of a curved posterior, the error does not know.
+
+    Args:
+        estimator: whose proposals have adapted.
+        batch: the subjects.
+        first: a set of their draws, if there is one.
+    """
+    numbers, stage, network = estimator.numbers, estimator.stage, estimator.model.has_network
+    more = estimator.centres.have_kernels(batch.index).long()  # stages with more draws, of each subject
+    begun = None if first is None else importance.log_mean_weight(first.log_weight(numbers, numbers.get()))
+    mean, variance = torch.zeros_like(batch.value[:, 0]), torch.zeros_like(batch.value[:, 0])
+
+    def draw(rows: Tensor, begun: Tensor | None = None) -> None:
+        for number in sorted({*more[rows].tolist()}):
+            some = rows[more[rows] == number]
+            estimator.stage = stage + number
+            of_first = None if begun is None or number else begun[some]
+            mean[some], variance[some] = _sets(estimator, batch.select(some), of_first)
+        estimator.stage = stage
+
+    draw(torch.arange(len(batch), device=batch.device), begun)
+    if not network:
+        disagree = ((variance > _LARGE_VARIANCE) & (more == 0)).nonzero()[:, 0]
+        _give_kernels(estimator, batch.select(disagree))
+        more[disagree] = 1
+        draw(disagree)
         worst = variance.argsort(descending=True)
-        half = int((variance[worst].cumsum(0) < _WORST * variance.sum()).sum()) + 1
-        chosen = worst[: max(half, math.ceil(_LEAST_SHARE * len(batch)))]
-    estimator.numbers.set(vector)
-    return float(mean.sum()), error
+        left = variance.sum() - variance[worst].cumsum(0)
+        worst = worst[: min(int((left > _SMALL_ERROR**2 / 2).sum()) + 1, int(_MOST_SHARE * len(batch)))]
+        if float(variance.sum()) > _SMALL_ERROR**2:
+            more[worst] += 1
+            draw(worst)
+    return float(mean.sum()), float(variance.sum().sqrt())
+
+
+def _sets(estimator: PopulationEstimator, batch: CohortBatch, begun: Tensor | None) -> tuple[Tensor, Tensor]:
+    """log p(y) of every subject and its variance, from a few sets of draws, ``[subject]``.
+
+    Args:
+        estimator: in the stage with the number of draws.
+        batch: the subjects.
+        begun: log p(y) by the first set, ``[subject]``; None where it has not been drawn.
+    """
+    sets, vector = _NETWORK_SETS if estimator.model.has_network else _SETS, estimator.numbers.get()
+    values = [] if begun is None else [begun]
+    for k in range(len(values), sets):
+        held = estimator.draw(batch, k, moves=False)
+        values.append(importance.log_mean_weight(held.log_weight(estimator.numbers, vector)))
+    found = torch.stack(values)
+    mean = torch.logsumexp(found, dim=0) - math.log(sets)
+    spread = (found - mean).exp().square().sum(0) - sets  # the sets are independent
+    return mean, (spread / (sets - 1) / sets).nan_to_num(0.0).clamp(min=0.0)
 
 
 def _of_z(
