@@ -21,6 +21,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,16 +69,18 @@ PRIOR = {"omega": 0.4, "omega_prior_sd": 0.7}  # prior of omega, for every param
 
 
 class Learner(NamedTuple):
-    """How a model learns from the patients: dynamics, engine, number of draws in a step, number of epochs."""
+    """How a model learns from the patients: dynamics, engine, objective, most epochs, prior of the population."""
 
     dynamics: Callable[[], Decoder]
     engine: Auto = Auto(rtol=1e-4, atol=1e-4)
-    draws: int = 8
+    objective: Callable[[], MarginalLikelihood] = partial(MarginalLikelihood, draws=8)
     epochs: int = 12
+    prior: dict[str, float] = PRIOR
 
 
 LEARNERS = {
-    "mechanistic": Learner(lambda: CompartmentModel(2), Auto()),  # chooses draws and steps by itself
+    "mechanistic": Learner(lambda: CompartmentModel(2), Auto(), MarginalLikelihood, 100),  # ends by itself
+    "mechanistic without prior": Learner(lambda: CompartmentModel(2), Auto(), MarginalLikelihood, 100, {}),
     "neural": Learner(lambda: NeuralCompartments(CompartmentModel(2))),
     "neural in time": Learner(lambda: NeuralCompartments(CompartmentModel(2), time=True)),
     "hybrid": Learner(lambda: HybridDynamics(CompartmentModel(2))),
@@ -124,10 +127,10 @@ def learn(data: SimulatedPKDataModule, dynamics: str, seed: int, start: dict[str
     L.seed_everything(seed, verbose=False)  # before the first weights of the networks are drawn
     parts: dict[str, Any] = start or {
         "dynamics": learner.dynamics(),
-        "parameters": PopulationParameters(**PRIOR),
-        "encoder": None if dynamics == "mechanistic" else SetEncoder(),
+        "parameters": PopulationParameters(**learner.prior),
+        "encoder": None if dynamics.startswith("mechanistic") else SetEncoder(),
     }
-    task = LatentTask(objective=MarginalLikelihood(learner.draws), engine=learner.engine, seed=seed, **parts)
+    task = LatentTask(objective=learner.objective(), engine=learner.engine, seed=seed, **parts)
     train(task, data, learner.epochs, covariance=True)
     return task
 
