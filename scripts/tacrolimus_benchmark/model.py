@@ -138,8 +138,8 @@ def learn(people: Cohort, seed: int, epochs: int) -> LatentTask:
         parameters=PopulationParameters(**START),
         error=CombinedError(),
         encoder=SetEncoder(),
-        objective=MarginalLikelihood(draws=4, map_steps=4),  # with few draws, these must be near the maximum
-        learning_rate=0.02,
+        objective=MarginalLikelihood(),
+        learning_rate=0.02,  # of the encoder
         seed=seed,
     )
     train(task, data, epochs)
