@@ -151,8 +151,10 @@ class PosteriorCentres:
             z = held.z(self.numbers)[0]  # in the wide population, in which proposals are
             parts = (*_moments(z, log_weight), *_moments(z, of_wide))
             found |= dict(zip(held.batch.index.tolist(), zip(*parts, strict=True), strict=True))
-            new = _new_kernels(held.batch.index, z, log_weight, parts[0])
-            new_kernels |= {index: one for index, one in new.items() if kernels or index in self._kernels}
+            rows = self.have_kernels(held.batch.index) | kernels
+            if bool(rows.any()):
+                new = _new_kernels(z[rows], log_weight[rows], parts[0][rows])
+                new_kernels |= dict(zip(held.batch.index[rows].tolist(), new, strict=True))
         for centres in self._gather(found):
             self._known |= {index: tuple(one.to(here.device) for one in part) for index, part in centres.items()}
         for of_device in self._gather(new_kernels):
@@ -222,13 +224,12 @@ class PosteriorCentres:
         self._known = dict(zip(state["index"], zip(*parts, strict=True), strict=True))
 
 
-def _new_kernels(index: Tensor, z: Tensor, log_weight: Tensor, mean: Tensor) -> dict[int, Tensor]:
-    """Centres of the kernels of every subject by its index, ``[kernel, latent]``: weighted draws that were resampled,
-    and drawn towards the mean so that the mixture has the covariance of the posterior."""
+def _new_kernels(z: Tensor, log_weight: Tensor, mean: Tensor) -> Tensor:
+    """Centres of the kernels of every subject, ``[subject, kernel, latent]``: weighted draws that were resampled, and
+    drawn towards the mean so that the mixture has the covariance of the posterior."""
     weight = torch.softmax(_as_many_as_needed(log_weight, z.shape[-1])[0], dim=1)
     points = z.gather(1, systematic(weight, _KERNELS)[..., None].expand(-1, -1, z.shape[-1]))
-    points = mean[:, None] + math.sqrt(1.0 - _KERNEL_SD**2) * (points - mean[:, None])
-    return dict(zip(index.tolist(), points, strict=True))
+    return mean[:, None] + math.sqrt(1.0 - _KERNEL_SD**2) * (points - mean[:, None])
 
 
 def _moments(z: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,7 @@ _KERNEL_ADAPTATIONS, _MOST_KERNEL_ADAPTATIONS = 3, 12
 _NOT_FOUND = 0.1  # share of effective draws; where it is smaller, kernels have not found all of a posterior
 _MORE = 4  # times the draws, of subjects whose likelihood needs them
 _SETS = 4  # of draws for the likelihood
+_AT_ONCE = 500_000  # curves of a set: bounds the memory
 _SMALL_ERROR = 0.04  # of log p(data)
 _LARGE_VARIANCE = 2e-3  # of log p(y) of a subject: its sets disagree
 _MOST_SHARE = 0.6  # of the subjects that get sets with more draws, so that these take a bounded time
@@ -224,14 +225,21 @@ def _adapt(estimator: PopulationEstimator, batch: CohortBatch) -> None:
 def _give_kernels(estimator: PopulationEstimator, batch: CohortBatch) -> None:
     """Proposals with kernels that have adapted to the posterior of every subject of a batch."""
     estimator.stage += 1
-    for k in range(_MOST_KERNEL_ADAPTATIONS):
-        if not len(batch):
-            break
-        held = estimator.draw(batch, moves=False)
-        estimator.centres.adapt([held], kernels=True)
-        if k >= _KERNEL_ADAPTATIONS:
-            batch = batch.select(_with_few_effective(estimator, held, _NOT_FOUND))
+    for part in _parts(batch, _AT_ONCE // estimator.draws):
+        for k in range(_MOST_KERNEL_ADAPTATIONS):
+            held = estimator.draw(part, moves=False)
+            estimator.centres.adapt([held], kernels=True)
+            if k >= _KERNEL_ADAPTATIONS:
+                part = part.select(_with_few_effective(estimator, held, _NOT_FOUND))
+            if not len(part):
+                break
     estimator.stage -= 1
+
+
+def _parts(batch: CohortBatch, size: int) -> list[CohortBatch]:
+    """The subjects in parts of at most so many; none of no subject."""
+    rows = torch.arange(len(batch), device=batch.device)
+    return [batch.select(part) for part in torch.split(rows, max(size, 1))] if len(batch) else []
 
 
 def _with_few_effective(estimator: PopulationEstimator, held: HeldDraws, share: float) -> Tensor:
@@ -255,14 +263,14 @@ def _log_likelihood(
     numbers, stage, network = estimator.numbers, estimator.stage, estimator.model.has_network
     more = estimator.centres.have_kernels(batch.index).long()  # stages with more draws, of each subject
     begun = None if first is None else importance.log_mean_weight(first.log_weight(numbers, numbers.get()))
-    mean, variance = torch.zeros_like(batch.value[:, 0]), torch.zeros_like(batch.value[:, 0])
+    mean, variance = batch.value.new_zeros(len(batch)), batch.value.new_zeros(len(batch))
 
     def draw(rows: Tensor, begun: Tensor | None = None) -> None:
         for number in sorted({*more[rows].tolist()}):
-            some = rows[more[rows] == number]
             estimator.stage = stage + number
-            of_first = None if begun is None or number else begun[some]
-            mean[some], variance[some] = _sets(estimator, batch.select(some), of_first)
+            for some in torch.split(rows[more[rows] == number], max(_AT_ONCE // estimator.draws, 1)):
+                of_first = None if begun is None or number else begun[some]
+                mean[some], variance[some] = _sets(estimator, batch.select(some), of_first)
         estimator.stage = stage
 
     draw(torch.arange(len(batch), device=batch.device), begun)
