@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import logging
 import math
 from typing import Any
@@ -26,7 +25,7 @@ from neuralpk.datamodules import SimulatedPKDataModule
 from neuralpk.datasets import load
 from neuralpk.dynamics import CompartmentModel, Equations
 from neuralpk.encoders import SetEncoder
-from neuralpk.estimation import FitStatus, PopulationEstimator, log_likelihood
+from neuralpk.estimation import FitStatus, PopulationEstimator, exact_likelihood, log_likelihood
 from neuralpk.estimation import estimator as estimator_module
 from neuralpk.estimation.held_draws import HeldDraws, effective_draws, log_mean_weight
 from neuralpk.estimation.learned_numbers import LearnedNumbers
@@ -38,8 +37,6 @@ from neuralpk.published_population import read_population
 from neuralpk.residual_error import AdditiveError, CombinedError, ProportionalError, StudentTError
 from neuralpk.scaling import Scaling
 from neuralpk.task import LatentTask
-
-standard_errors_module = importlib.import_module("neuralpk.estimation.standard_errors")  # hidden by its function
 
 # V1 varies little and KA much: of the exchanged parameters the same data say that they vary together
 FLIPPED = {"CL": 0.3, "V1": 0.1, "KA": 0.1}
@@ -136,10 +133,10 @@ def test_the_subjects_whose_own_errors_are_largest_get_further_sets_of_draws(mon
 
     monkeypatch.setattr(PopulationEstimator, "draw", counted)
     batch = collate(people, dtype=torch.float64)
-    monkeypatch.setattr(standard_errors_module, "_SMALL_ERROR", math.inf)
+    monkeypatch.setattr(exact_likelihood, "_SMALL_ERROR", math.inf)
     _, rough = log_likelihood(made, batch, draws=32)
     usual, subjects[:] = len(subjects), []
-    monkeypatch.setattr(standard_errors_module, "_SMALL_ERROR", 0.0)
+    monkeypatch.setattr(exact_likelihood, "_SMALL_ERROR", 0.0)
     many, fine = log_likelihood(made, batch, draws=32)
     assert len(subjects) > usual and set(subjects[:usual]) == {6} and max(subjects[usual:]) < 6
     assert fine < rough
@@ -184,14 +181,14 @@ def test_a_subject_whose_sets_disagree_gets_kernels(monkeypatch: pytest.MonkeyPa
     batch = collate(people, dtype=torch.float64)
     usual, _ = log_likelihood(made, batch)
     given: list[int] = []
-    give = standard_errors_module._give_kernels
+    give = exact_likelihood._give_kernels
 
     def counted(estimator: PopulationEstimator, some: CohortBatch) -> None:
         given.append(len(some))
         give(estimator, some)
 
-    monkeypatch.setattr(standard_errors_module, "_give_kernels", counted)
-    monkeypatch.setattr(standard_errors_module, "_LARGE_VARIANCE", -1.0)
+    monkeypatch.setattr(exact_likelihood, "_give_kernels", counted)
+    monkeypatch.setattr(exact_likelihood, "_LARGE_VARIANCE", -1.0)
     found, _ = log_likelihood(made, batch)
     assert sum(given) == 6
     assert found == pytest.approx(usual, abs=0.01)

@@ -16,7 +16,8 @@ from torch import Tensor
 from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.cohort_batch import CohortBatch, collate
 from neuralpk.dynamics import CompartmentModel, Dynamics
-from neuralpk.estimation.standard_errors import PopulationEstimate, _inverse, log_likelihood, standard_errors
+from neuralpk.estimation.exact_likelihood import log_likelihood
+from neuralpk.estimation.standard_errors import PopulationEstimate, _inverse, standard_errors
 from neuralpk.inference import importance, joint, tempering
 from neuralpk.inference.map import Mode, map_estimate, maxima, maximise, root
 from neuralpk.parameters import PopulationParameters

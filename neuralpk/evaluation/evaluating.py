@@ -16,7 +16,8 @@ from neuralpk import randomness
 from neuralpk.cohort import Cohort, FloatArray, written_out
 from neuralpk.diagnostics.below_quantification import quantification_limits
 from neuralpk.diagnostics.metrics import shrinkage
-from neuralpk.estimation.standard_errors import log_likelihood, parameter_rows
+from neuralpk.estimation.exact_likelihood import log_likelihood
+from neuralpk.estimation.standard_errors import parameter_rows
 from neuralpk.evaluation.checks import Check, judge, npde_checks, trend_check
 from neuralpk.evaluation.conditional_residuals import conditional_residuals
 from neuralpk.evaluation.evaluation import Evaluation, study_bins
