@@ -1,6 +1,6 @@
 """Estimates of the patients of a Parquet file of any length: in parts, by several processes, on from where it stopped.
 
-    <out>/parts.lock               as long as a process works
+    <out>/parts.lock               locked as long as a command works; it stays, empty
     <out>/parts/<number>-<key>/    the tables of a part, once it is finished
     <out>/curves.csv, …            all parts one after the other, once all are
 
@@ -129,12 +129,14 @@ def estimate_in_parts(
 def _alone(out: Path) -> Iterator[None]:
     """No other command may write parts into a folder. What it holds ends with its process, whatever ends that.
 
+    The file stays: were it removed, a second command that has opened it could lock what is gone, and a third one a new
+    file beside it.
+
     Raises:
         ValueError: another one does.
     """
     out.mkdir(parents=True, exist_ok=True)
-    path = out / _LOCK
-    lock = FileLock(path, timeout=0)
+    lock = FileLock(out / _LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
@@ -144,8 +146,6 @@ def _alone(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):
-            path.unlink()
         lock.release()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -175,14 +176,29 @@ def test_a_second_command_in_one_folder_is_refused_and_the_lock_of_a_dead_one_is
         return numbers
 
     estimated("out", progress=progress)
-    assert not Path("out/parts.lock").exists()
     ended.append(subprocess.run(command, timeout=60).returncode)
     assert ended == [3, -9]  # refused, killed with the lock
-    assert Path("out/parts.lock").exists()
     assert estimated("out").subjects == PATIENTS
     with pytest.raises(KeyboardInterrupt):
         estimated("out", progress=stopping_after(1))
-    assert not Path("out/parts.lock").exists()
+    assert estimated("out").subjects == PATIENTS
+
+
+def test_a_third_command_does_not_begin_beside_a_second_that_opened_the_lock_during_the_first():
+    fcntl = pytest.importorskip("fcntl")
+    write(table())
+    second = -1
+
+    def progress(numbers: Sequence[int]) -> Iterable[int]:
+        nonlocal second
+        second = os.open("out/parts.lock", os.O_RDWR)
+        return numbers
+
+    estimated("out", progress=progress)
+    with os.fdopen(second):
+        fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(ValueError, match="another command is writing parts into out"):
+            estimated("out")
 
 
 def test_a_fault_stays_in_its_part_and_is_named_by_its_row(monkeypatch):
