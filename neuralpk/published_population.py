@@ -22,6 +22,7 @@ from neuralpk.parameters import (
     FactorEffect,
     LinearEffect,
     LogNormal,
+    NetworkEffect,
     NoVariability,
     ParameterDistribution,
     PopulationParameters,
@@ -286,6 +287,17 @@ class PublishedPopulation:
         if isinstance(effect, CovariateEffect):
             return effect
         return power_or_factor(covariate, effect, self.references.get(covariate))
+
+    @property
+    def count(self) -> int:
+        """How many numbers it holds: as many as were estimated, or more, for it does not say which were fixed or
+        shared."""
+        effects = [self.effect(*key) for key in self.effects]
+        coefficients = sum(len(one.coefficients() | one.fixed_coefficients()) for one in effects)
+        weights = sum(one.weight.numel() for one in effects if isinstance(one, NetworkEffect))
+        spreads = sum(value > 0 for value in (*self.omega.values(), *self.kappa.values()))
+        numbers = len(self.typical) + spreads + len(self.correlation) + coefficients + weights
+        return numbers + len(self.residual_error().numbers())
 
     @property
     def covariates(self) -> list[str]:

@@ -27,6 +27,7 @@ from neuralpk.evaluation.evaluation_figures import QUANTITIES, fit_figure, vpc_f
 from neuralpk.evaluation.predictive_check import check_frame, corrected, outside
 from neuralpk.evaluation.simulated_study import prediction_errors
 from neuralpk.objectives import ELBO, SquaredError
+from neuralpk.parameters import PopulationParameters
 from neuralpk.published_population import PublishedPopulation
 from neuralpk.residual_error import CombinedError
 from neuralpk.saved_model import SavedPopulation
@@ -93,6 +94,8 @@ def test_frames(evaluation: Evaluation) -> None:
     assert errors.loc["PRED", "RMSE"] == pytest.approx(np.sqrt(np.mean((records["PRED"] - records["DV"]) ** 2)))
     assert errors.loc["IPRED", "RMSE"] < errors.loc["PRED", "RMSE"]
     assert evaluation.likelihood["OBJECTIVE"] == pytest.approx(360.72, abs=0.05)
+    assert evaluation.likelihood["PARAMETERS"] == 7
+    assert sum("AIC and BIC count all 7 numbers" in one for one in evaluation.remarks) == 1
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -382,6 +385,16 @@ def test_covariates_outside_the_range_that_was_seen_are_named() -> None:
         {"COVARIATE": "WT", "ID": "heavy", "VALUE": 120.0, "SEEN_LOW": 54.6, "SEEN_HIGH": 86.4}
     ]
     assert found.verdict["unseen_covariates"] == ["WT"] and "WT" in found.covariates
+
+
+@pytest.mark.parametrize(("fixed", "learned"), [(False, 2), (True, 0)])
+def test_numbers_of_a_population_that_is_known_are_no_parameters(fixed: bool, learned: int) -> None:
+    cohort = datasets.theophylline()[:4].with_covariates([])
+    known = PopulationParameters({"KA": 1.6, "CL": 2.8, "V1": 32.0}, {"CL": 0.3}, learned=False)
+    task = LatentTask(structure("one_compartment_oral"), known, CombinedError(a=0.5, b=0.1, fixed=fixed))
+    task.build(Scaling.of(cohort))
+    found = evaluate(FittedModel(task), cohort, simulations=100, draws=0, likelihood=True)
+    assert found.likelihood["PARAMETERS"] == learned and not any("AIC" in one for one in found.remarks)
 
 
 def test_a_model_without_a_likelihood_says_what_is_left_out() -> None:

@@ -242,6 +242,21 @@ def test_a_fitted_network_is_written_out_and_is_the_same_function(tmp_path: Path
         NetworkEffect(["WT", "TEMP"], 8, [0.1] * 3, [70.0, 37.0], [0.2, 0.5], [True, False])
 
 
+def test_a_population_file_counts_the_numbers_that_it_holds():
+    made = built(effects={"CL": {"WT": "power"}}, correlated=True, kappa={"CL": 0.2})
+    error = CombinedError.from_values(a=0.3, b=0.1)
+    published = PublishedPopulation.from_parts(CompartmentModel(1), made, error)
+    assert published.count == len(made.coordinates()) + len(error.numbers()) == 9
+    shared = built(shared_omega=[["CL", "V1"]], fixed=["CL"])
+    published = PublishedPopulation.from_parts(CompartmentModel(1), shared, error)
+    assert published.count == len(shared.coordinates()) + 2 + len(error.numbers()) == 6  # a bound, not the number
+    network = PublishedPopulation.from_parts(CompartmentModel(1), built(effects={"CL": {"WT+TEMP": "network"}}), error)
+    assert network.count == 4 + 26 + 2
+    # a factor of the residual error is typically 1, and correlations that are not there are 0: no numbers of the file
+    plain = published.to_plain() | {"omega": {"CL": 0.3, "V1": 0.2, "RUV": 0.2}, "correlation": {"CL~V1": 0.3}}
+    assert PublishedPopulation.from_plain(plain).count == 2 + 3 + 1 + 2
+
+
 @pytest.mark.parametrize(
     ("spelled", "factor", "learned"),
     [

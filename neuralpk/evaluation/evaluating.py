@@ -26,7 +26,7 @@ from neuralpk.evaluation.simulated_study import IntArray, SimulatedStudy
 from neuralpk.individual_estimates import IndividualEstimates
 from neuralpk.randomness import Stream
 from neuralpk.record_predictions import doses_before, replicates
-from neuralpk.saved_model import SavedModel, SavedTask, read_model
+from neuralpk.saved_model import SavedModel, SavedPopulation, SavedTask, read_model
 from neuralpk.tables import ParquetParts, is_parquet
 
 _WITH_INTERVALS = 200  # patients: of more, and of a network, curves have no intervals unless they are asked for
@@ -131,7 +131,7 @@ def evaluate(
         checks=judge(checks),
         npde_p=float(judge(npde)["P_ADJUSTED"].min()) if npde else float("nan"),
         unseen_covariates=_unseen(saved, source.cohort, remarks),
-        likelihood=_likelihood(estimates, parameters, seed, remarks) if likelihood else {},
+        likelihood=_likelihood(saved, estimates, seed, remarks) if likelihood else {},
         remarks=tuple(remarks),
         unsolved=estimates.unsolved,
         description=saved.description,
@@ -413,9 +413,7 @@ def _unseen(saved: SavedModel, cohort: Cohort, remarks: list[str]) -> pd.DataFra
     return pd.DataFrame(rows, columns=["COVARIATE", "ID", "VALUE", "SEEN_LOW", "SEEN_HIGH"])
 
 
-def _likelihood(
-    estimates: IndividualEstimates, parameters: pd.DataFrame, seed: int, remarks: list[str]
-) -> dict[str, float]:
+def _likelihood(saved: SavedModel, estimates: IndividualEstimates, seed: int, remarks: list[str]) -> dict[str, float]:
     """log p(data), and AIC and BIC with the numbers that were learned; of a population file all that it holds."""
     source = estimates.source
     if not (source.has_error and source.model.has_likelihood):
@@ -428,8 +426,14 @@ def _likelihood(
     model, observations = source.model, int(source.batch.observed.sum())
     number = len(model.coordinates()) + model.population.unreported()
     number += sum(part.numel() for part in model.dynamics.parameters())
-    if not model.population.learned:
-        number = len(parameters) + (int(parameters["OMEGA"].notna().sum()) if "OMEGA" in parameters else 0)
+    if not model.population.learned:  # then the fixed numbers of the error are coordinates too
+        number -= sum(one.fixed for one in model.error.numbers())
+    if isinstance(saved, SavedPopulation):
+        number = saved.published().count
+        remarks.append(
+            f"AIC and BIC count all {number} numbers of the population file as estimated: it does not say which were "
+            "fixed or shared, and with such numbers both are too high; those of the checkpoint of its training are not"
+        )
     return {
         "OBJECTIVE": -2 * value,
         "ERROR": 2 * error,
