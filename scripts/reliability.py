@@ -7,11 +7,13 @@ trial; a goal ends for this time after half an hour.
 
     C1  killed while checkpoints are written, 200: what stands there is whole, and nothing else is left
     C2  a training stopped inside a step and resumed, 256: the weights of one that was never stopped, to the bit
+    C3  SIGTERM and SIGINT inside a step, twice, in a save, a validation, a solve, 6: exit code, last step kept, resumed
     C4  weights that are not finite, 6: nothing is written over
     C6  a checkpoint with a flipped bit, cut off, or another file, 10,000: refused
     C7  two runs that start together, 30: a folder each
     E1  hostile checkpoints, 20: refused, and nothing is run
     E2  hostile configurations, 10: refused, and nothing is run
+    F4  `neuralpk replay`, 4: the weights of the training, to the bit
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ from neuralpk.atomic_files import replacing
 from neuralpk.callbacks import LastCheckpoint
 from neuralpk.checkpoint_files import CheckpointError, read_checkpoint, sealed, write_checkpoint
 from neuralpk.cli import main as neuralpk
+from neuralpk.cli.stop_signals import INTERRUPTED, TERMINATED, exit_codes
 from neuralpk.cli.training import own_folders
 from neuralpk.datamodules import SimulatedPKDataModule
 from neuralpk.dynamics import CompartmentModel, FluctuatingClearance, NeuralCompartments
@@ -87,6 +90,48 @@ class _Stop(L.Callback):
             raise KeyboardInterrupt
 
 
+class _Signal(L.Callback):
+    """Signals at one place of a training; the steps that were finished are in a file."""
+
+    def __init__(self, place: str, sent: tuple[signal.Signals, ...], steps: Path) -> None:
+        self.place, self.sent, self.steps = place, sent, steps
+
+    def _at(self, place: str, trainer: L.Trainer) -> None:
+        if place == self.place and trainer.global_step >= 12:
+            sent, self.sent = self.sent, ()
+            for one in sent:
+                os.kill(os.getpid(), one)
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        follow = module.model.dynamics.follow
+
+        def long(*arguments: Any) -> Any:
+            if self.place == "solve" and trainer.global_step >= 12 and self.sent:
+                (number,), self.sent = self.sent, ()
+                if os.fork() == 0:  # it comes from outside, inside compiled code or not
+                    time.sleep(0.2)
+                    os.kill(os.getppid(), number)
+                    os._exit(0)
+                began = time.monotonic()
+                while time.monotonic() - began < 0.5:
+                    follow(*arguments)
+            return follow(*arguments)
+
+        module.model.dynamics.follow = long
+
+    def on_after_backward(self, trainer: L.Trainer, _: L.LightningModule) -> None:
+        self._at("step", trainer)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.steps.write_text(str(trainer.global_step))
+
+    def on_validation_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self._at("validation", trainer)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, *_: Any) -> None:
+        self._at("save", trainer)
+
+
 class _Spoil(L.Callback):
     """A weight or a moment of the optimiser that becomes NaN or infinite after a step."""
 
@@ -123,7 +168,8 @@ def _fit(folder: Path, noise: str, workers: int, *more: L.Callback, go_on: Path 
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    trainer.fit(_task(noise), data, ckpt_path=go_on)
+    with exit_codes(trainer):
+        trainer.fit(_task(noise), data, ckpt_path=go_on)
     return read_checkpoint(folder / "checkpoints" / "last.ckpt")
 
 
@@ -159,8 +205,38 @@ def resumed(number: int, folder: Path) -> bool:
         _fit(folder / "part", noise, workers, _Stop(step))
     stopped = folder / "part" / "checkpoints" / "interrupted.ckpt"
     found = _fit(folder / "rest", noise, workers, go_on=stopped if step else None)
+    return (stopped.exists() or step == 0) and _same_training(found, wanted)
+
+
+def _same_training(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Steps, weights and moments of the optimiser, to the bit."""
     same = ("global_step", "state_dict", "optimizer_states", "lr_schedulers")
-    return (stopped.exists() or step == 0) and all(_equal(found[key], wanted[key]) for key in same)
+    return all(_equal(found[key], wanted[key]) for key in same)
+
+
+_STOPS: tuple[tuple[str, tuple[signal.Signals, ...], int], ...] = (
+    ("step", (signal.SIGTERM,), TERMINATED),
+    ("step", (signal.SIGINT,), INTERRUPTED),
+    ("step", (signal.SIGTERM, signal.SIGTERM), TERMINATED),
+    ("save", (signal.SIGTERM,), TERMINATED),
+    ("validation", (signal.SIGTERM,), TERMINATED),
+    ("solve", (signal.SIGTERM,), TERMINATED),
+)
+
+
+def signalled(number: int, folder: Path) -> bool:
+    """C3: a process that trains is sent signals, and the training resumed from what it has saved."""
+    place, sent, code = _STOPS[number]
+    steps = folder / "steps"
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=_fit, args=(folder / "part", "numpy", 0, _Signal(place, sent, steps)))
+    process.start()
+    process.join()
+    stopped = folder / "part" / "checkpoints" / "interrupted.ckpt"
+    kept = read_checkpoint(stopped)["global_step"]
+    found = _fit(folder / "rest", "numpy", 0, go_on=stopped)
+    kept_last = kept == int(steps.read_text()) < 32
+    return process.exitcode == code and kept_last and _same_training(found, _straight("numpy", 0))
 
 
 def killed(number: int, folder: Path) -> bool:
@@ -298,6 +374,26 @@ def hostile_checkpoint(number: int, folder: Path) -> bool:
         del os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"]
 
 
+def replayed(number: int, folder: Path) -> bool:
+    """F4: a training on simulated patients or on a table, from its start or from a checkpoint of another."""
+    simulated, resumed = number % 2 == 0, number >= 2
+    Path("t.csv").write_text(
+        "ID,TIME,AMT,DV\n" + "".join(f"{k},0,100,.\n{k},1,.,{4 + k / 5}\n{k},6,.,{2 + k / 9}\n" for k in range(8))
+    )
+    data = "--data.subjects 8 --data.test_subjects 0" if simulated else "--data TableDataModule --data.table t.csv"
+    line = f"fit --model.dynamics NeuralCompartments --model.encoder SetEncoder --model.objective ELBO {data}"
+    line += " --trainer.enable_progress_bar false --trainer.enable_model_summary false"
+    # where they differ, the command says so and exits
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        if resumed:
+            neuralpk(f"{line} --trainer.max_epochs 1 --out begun".split())
+            line += " --ckpt_path begun/checkpoints/last.ckpt"
+        neuralpk(f"{line} --trainer.max_epochs 3 --out run".split())
+        neuralpk(["replay", "run", "--out", "again"])
+    there, again = (read_checkpoint(Path(name, "checkpoints", "last.ckpt")) for name in ("run", "again"))
+    return there["global_step"] > 0 and all(_equal(again[key], there[key]) for key in ("global_step", "state_dict"))
+
+
 _CONFIGURATIONS = (
     "model: {dynamics: {class_path: os.system, init_args: {command: touch ran}}}",
     "trainer: {callbacks: [{class_path: subprocess.Popen, init_args: {args: touch ran}}]}",
@@ -326,11 +422,13 @@ def hostile_configuration(number: int, folder: Path) -> bool:
 GOALS: dict[str, tuple[int, Callable[[int, Path], bool]]] = {
     "C1": (200, killed),
     "C2": (256, resumed),
+    "C3": (6, signalled),
     "C4": (6, spoiled),
     "C6": (10_000, damaged),
     "C7": (30, together),
     "E1": (20, hostile_checkpoint),
     "E2": (10, hostile_configuration),
+    "F4": (4, replayed),
 }
 
 
