@@ -32,8 +32,10 @@ from neuralpk.diagnostics.parameter_plots import latent_space
 from neuralpk.diagnostics.style import png
 from neuralpk.dynamics import CompartmentModel, LotkaVolterra
 from neuralpk.encoders import SetEncoder
-from neuralpk.objectives import ELBO, SquaredError
+from neuralpk.objectives import ELBO, MarginalLikelihood, SquaredError
+from neuralpk.parameters import PopulationParameters
 from neuralpk.residual_error import LogNormalError
+from neuralpk.scaling import Scaling
 from neuralpk.solve import Auto
 from neuralpk.task import LatentTask
 
@@ -245,6 +247,31 @@ def test_the_next_commands_run_as_they_are_printed(run) -> None:
 def test_a_model_of_the_elbo_shows_its_population_beside_the_truth(run) -> None:
     assert re.search(r"^│ CL +│ +\d\S* │ +4 │", run[1], re.MULTILINE)
     assert re.search(r"^│ b +│ +\d\S* │ +0.2 │", run[1], re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("simulated", "options", "shown"),
+    [
+        ({"omega": {"CL": 0.3, "V1": 0.3}}, {"shared_omega": [["CL", "V1"]]}, {"omega CL=V1": "0.3"}),
+        ({"omega": {"CL": 0.3, "V1": 0.2}}, {"shared_omega": [["CL", "V1"]]}, {"omega CL=V1": "0.3, 0.2"}),
+        ({"omega": {"CL": 0.3}}, {"shared_omega": [["CL", "V1"]]}, {"omega CL=V1": "0.3, 0"}),
+        (
+            {"omega": [[0.09, 0.03], [0.03, 0.04]], "kappa": {"CL": 0.1}, "occasions": [0.0, 6.0]},
+            {"correlated": True, "kappa": {"CL": 0.2}},
+            {"omega CL": "0.3", "omega V1": "0.2", "corr CL~V1": "0.5", "kappa CL": "0.1"},
+        ),
+    ],
+)
+def test_omegas_stand_beside_those_of_the_simulation(simulated: dict, options: dict, shown: dict[str, str]) -> None:
+    data = SimulatedPKDataModule(3, 2, compartments=1, typical={"CL": 4.0, "V1": 20.0}, **simulated)
+    task = LatentTask(CompartmentModel(1), PopulationParameters(**options), objective=MarginalLikelihood())
+    task.build(Scaling.of(data.part("train")))
+    report = Report()
+    report.console = Console(file=io.StringIO(), width=200)
+    report._values(data, task)
+    rows = [re.split(r" *[│┃] *", line) for line in report.console.file.getvalue().splitlines()]
+    found = {row[1]: row[3] for row in rows if len(row) == 5}
+    assert found | shown == found
 
 
 def test_the_progress_bar_is_closed_before_the_report() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import lightning as L
@@ -126,13 +127,19 @@ class Report(L.Callback):
         if not values:
             return
         truth = _truth(data)
+        shared = {
+            one.name: [f"{one.kind} {name}" for name in (one.parameter, *one.sharing)]
+            for one in task.model.coordinates()
+            if one.sharing
+        }
         table = Table(title=f"Population of the {_count(data.part('train'), 'training')}")
         table.add_column("parameter", overflow="fold", min_width=len("parameter"))
         for column in ("estimate", *(["true value"] if truth else [])):
             table.add_column(column, justify="right", no_wrap=True)
         for name, value in values.items():
-            known = [f"{truth[name]:.3g}" if name in truth else ""] if truth else []
-            table.add_row(Text(name), f"{value:.3g}", *known)
+            # parameters that share an omega may have been simulated with one each
+            true = dict.fromkeys(f"{truth[own]:.3g}" for own in shared.get(name, [name]) if own in truth)
+            table.add_row(Text(name), f"{value:.3g}", *([", ".join(true)] if truth else []))
         self._show(table)
 
     def _population(self, data: CohortDataModule, task: LatentTask, estimate: PopulationEstimate, folder: Path) -> None:
@@ -323,9 +330,17 @@ def _truth(data: CohortDataModule) -> dict[str, float]:
     """The population that simulated subjects come from, by the names of a report; empty of measured ones."""
     if not isinstance(data, SimulatedDataModule):
         return {}
-    omega = data.population.omega
-    spread = {f"omega {name}": value for name, value in omega.items()} if isinstance(omega, Mapping) else {}
-    return {**data.population.typical, **spread, **data.error_sd}
+    population, names = data.population, [*data.population.typical]
+    factor = population.cholesky()
+    spread = factor.norm(dim=1)
+    covariance = factor @ factor.mT
+    omega = {f"omega {name}": float(sd) for name, sd in zip(names, spread, strict=True)}
+    kappa = {f"kappa {name}": population.kappa.get(name, 0.0) for name in names}
+    correlation = {
+        f"corr {names[i]}~{names[j]}": float(covariance[i, j] / (spread[i] * spread[j]))
+        for i, j in permutations(spread.nonzero()[:, 0].tolist(), 2)
+    }
+    return {**population.typical, **omega, **kappa, **correlation, **data.error_sd}
 
 
 def _error_table(
