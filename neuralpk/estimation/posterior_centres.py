@@ -133,6 +133,10 @@ class PosteriorCentres:
         """Of which subjects, bool ``[subject]`` of their indices."""
         return torch.tensor([key in self._kernels for key in index.tolist()], dtype=torch.bool, device=index.device)
 
+    def forget_kernels(self) -> None:
+        """One normal distribution for the posterior of every subject, as before it had kernels."""
+        self._kernels.clear()
+
     @torch.no_grad()
     def adapt(self, draws: Sequence[HeldDraws], kernels: bool = False) -> None:
         """The centres of some subjects from weighted draws: mean and covariance of the posterior, in the population as

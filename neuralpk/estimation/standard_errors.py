@@ -126,6 +126,7 @@ def standard_errors(
     if status is not None and status.converged and not network:
         information = numbers.on_search_scale(vector, total_slope, second + prior[2])[2]
         estimator.stage -= 1  # fewer draws than the likelihood needs
+        estimator.centres.forget_kernels()  # which serve one population, while profiles go far from it
         profiles = profile_intervals(estimator, batch, information)
         parameter_draws = _as_wide_as(profiles, parameter_draws, coordinates, covariance)
     return PopulationEstimate(
