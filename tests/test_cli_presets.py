@@ -103,6 +103,12 @@ def test_a_second_run_without_a_logger_does_not_trip_over_the_first() -> None:
     assert Path("config.yaml").exists()
 
 
+def test_out_is_the_folder_of_a_run_without_a_logger_too() -> None:
+    main(["fit", *TINY, "--trainer.logger", "false", "--out", "run"])
+    assert [path.name for path in Path().iterdir()] == ["run"]
+    assert {"config.yaml", "checkpoints", "population.csv"} <= {path.name for path in Path("run").iterdir()}
+
+
 def test_a_fault_in_the_data_ends_a_fit_in_words(capsys) -> None:
     Path("bad.csv").write_text("ID,TIME,AMT,DV\n1,0,100,.\n1,2,.,5\n1,1,.,4\n")
     said = refusal(capsys, "fit", "--preset", "theophylline", "--data.table", "bad.csv", "--data.folds", "0")

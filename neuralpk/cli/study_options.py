@@ -106,7 +106,8 @@ def study(
         raise UsageError("--outputs needs --error with an error for each DVID, as in --error proportional additive")
     if out is not None:
         where = {"save_dir": out, "name": None, "version": ""}
-        node["trainer"]["logger"] = {"class_path": path_of(TensorBoardRuns), "init_args": where}
+        logger = {"class_path": path_of(TensorBoardRuns), "init_args": where}
+        node["trainer"] |= {"logger": logger, "default_root_dir": out}  # also with another logger, or none
     return {name: inside for name, inside in node.items() if inside}
 
 
