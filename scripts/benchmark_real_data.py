@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dynamics", nargs="+", default=["mechanistic"], choices=list(DYNAMICS))
     parser.add_argument("--folds", type=int, help="number of folds; default: all")
-    parser.add_argument("--shown", type=int, default=5, help="number of first samples that the encoder reads")
+    parser.add_argument("--shown", type=int, default=5, help="number of first samples that are seen")
     parser.add_argument("--above-zero", action="store_true", help="count only samples above 0 as shown")
     parser.add_argument("--epochs", type=int, default=15, help="number of epochs, each of 20 passes over the subjects")
     parser.add_argument("--seeds", type=int, default=1)
@@ -108,7 +108,7 @@ def main() -> None:
                 row |= {"pred_unseen": log_rmse(table[~table["SEEN"]], "PRED"), "published": PUBLISHED[name]}
                 row["by_subject"] = sum(log_rmse(part[~part["SEEN"]], "IPRED") for part in parts) / len(parts)
                 rows.append(row | {"seconds": round(time.perf_counter() - start, 1)})
-    printed = Table(title=f"Leave-one-subject-out, log-RMSE; {options.shown} samples shown to the encoder")
+    printed = Table(title=f"Leave-one-subject-out, log-RMSE; the first {options.shown} samples are seen")
     for column in ("data", "dynamics", "seed", "PRED", "PRED unseen", "IPRED unseen", "by subject", "published", "s"):
         printed.add_column(column, no_wrap=True)
     for row in rows:

@@ -16,7 +16,7 @@ from neuralpk.population_model import PopulationModel
 _ADAPTATIONS = (64, 256, 256)  # draws of each subject, by which the proposals adapt to the posterior
 _DRAWS = 512  # of each subject in a set
 _FAR_FROM_NORMAL = 0.2  # share of effective draws; where it is smaller, proposals get kernels, and sets more draws
-_KERNEL_ADAPTATIONS, _MOST_KERNEL_ADAPTATIONS = 3, 12
+_KERNEL_ADAPTATIONS, _MOST_KERNEL_ADAPTATIONS = 3, 12  # before the effective draws are looked at; in all
 _NOT_FOUND = 0.1  # share of effective draws; where it is smaller, kernels have not found all of a posterior
 _MORE = 4  # times the draws, of subjects whose likelihood needs them
 _SETS = 4  # of draws for the likelihood

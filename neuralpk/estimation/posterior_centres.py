@@ -115,10 +115,11 @@ class PosteriorCentres:
     def renew(self, draws: Sequence[HeldDraws]) -> None:
         """The centres of every subject, and `standardised`, from the weighted draws of a step."""
         here, size = self.numbers.get(), self.model.latent_size
-        sums = torch.zeros(1 + size, dtype=torch.float64, device=self.numbers.device)
+        log_weights, sums = [], torch.zeros(1 + size, dtype=torch.float64, device=self.numbers.device)
         for held in draws:
+            log_weights.append(held.log_weight(self.numbers, here))
             z = held.z(self.numbers)[0]
-            covariance = _moments(z, held.log_weight(self.numbers, here))[1]
+            covariance = _moments(z, log_weights[-1])[1]
             covariance = covariance[~covariance.isnan().any(-1).any(-1)]
             variance = covariance.diagonal(dim1=1, dim2=2)[:, :size]
             if not self.steady:
@@ -127,7 +128,7 @@ class PosteriorCentres:
             sums += torch.cat([sums.new_tensor([len(variance)]), variance.sum(0)])
         sums = torch.stack(self._gather(sums)).sum(0)
         self.standardised = self._to_standardise(here, sums[1:] / sums[0])
-        self.adapt(draws)
+        self._set(draws, log_weights, kernels=False)
 
     def have_kernels(self, index: Tensor) -> Tensor:
         """Of which subjects, bool ``[subject]`` of their indices."""
@@ -146,11 +147,15 @@ class PosteriorCentres:
             draws: of the subjects.
             kernels: whether their posteriors get kernels; those that have some keep getting them.
         """
+        here = self.numbers.get()
+        self._set(draws, [held.log_weight(self.numbers, here) for held in draws], kernels)
+
+    def _set(self, draws: Sequence[HeldDraws], log_weights: Sequence[Tensor], kernels: bool) -> None:
+        """`adapt`, with the log weights of the draws in the population as it is."""
         here, wide = self.numbers.get(), self._wide()
         found: dict[int, tuple[Tensor, ...]] = {}
         new_kernels: dict[int, Tensor] = {}
-        for held in draws:
-            log_weight = held.log_weight(self.numbers, here)
+        for held, log_weight in zip(draws, log_weights, strict=True):
             of_wide = held.log_weight(self.numbers, wide)
             z = held.z(self.numbers)[0]  # in the wide population, in which proposals are
             parts = (*_moments(z, log_weight), *_moments(z, of_wide))

@@ -112,12 +112,13 @@ class Proposal:
             parts.append(centre + torch.special.ndtri(u) @ self.root[:, component].mT)
         z = torch.cat(parts, dim=1)
         share = torch.tensor(counts, dtype=z.dtype, device=z.device) / sum(counts)
-        log_density = torch.stack([self._log_density(z, component) for component in range(len(counts))])
+        standard = [self._standard(z, component) for component in range(len(counts))]
+        log_density = torch.stack([self._log_density(one, component) for component, one in enumerate(standard)])
         log_q = torch.logsumexp(log_density + share.log()[:, None, None], dim=0)
-        relative, standard = (log_density - log_q).exp(), self._standard(z, 0)
+        relative = (log_density - log_q).exp()
         of_kernels = self._standard(self.centre[:, :1] if self.kernels is None else self.kernels, 0)
         second = torch.eye(size, dtype=z.dtype, device=z.device) + of_kernels.mT @ of_kernels / of_kernels.shape[1]
-        return z, log_q - _control(relative, standard, of_kernels.mean(1), second).log()
+        return z, log_q - _control(relative, standard[0], of_kernels.mean(1), second).log()
 
     def _standard(self, z: Tensor, component: int) -> Tensor:
         """Distance from the centre of a part, with its covariance taken as 1, ``[subject, draw, latent]``."""
@@ -125,11 +126,10 @@ class Proposal:
         standard: Tensor = torch.linalg.solve_triangular(self.root[:, component], distance.mT, upper=False).mT
         return standard
 
-    def _log_density(self, z: Tensor, component: int) -> Tensor:
-        """Of a part of the mixture, ``[subject, draw]``."""
-        standard = self._standard(z, component)
+    def _log_density(self, standard: Tensor, component: int) -> Tensor:
+        """Of a part of the mixture, by the standardised draws, ``[subject, draw]``."""
         log_det = self.root[:, component].diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)
-        constant = log_det + 0.5 * z.shape[-1] * math.log(2 * math.pi)
+        constant = log_det + 0.5 * standard.shape[-1] * math.log(2 * math.pi)
         if component or self.kernels is None:
             return -0.5 * standard.square().sum(-1) - constant
         squares = torch.cdist(standard, self._standard(self.kernels, 0)).square()
