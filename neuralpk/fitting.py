@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning as L
 import pandas as pd
-import torch
 from rich.console import Console
 from rich.progress import track
 
@@ -23,6 +22,7 @@ from neuralpk.objectives import MarginalLikelihood, Objective
 from neuralpk.parameters import PopulationParameters
 from neuralpk.published_population import PublishedPopulation, write_population
 from neuralpk.residual_error import ResidualError
+from neuralpk.solve.compiled.thread_chunks import leave_torch_one_thread
 from neuralpk.tables import read_table
 from neuralpk.task import LatentTask
 
@@ -232,7 +232,7 @@ def fit(
         ValueError: parts that do not fit together or the data.
     """
     L.seed_everything(seed, verbose=False)
-    torch.set_num_threads(1)  # small matrices: a second thread only waits for the first
+    leave_torch_one_thread()
     dynamics = structure(dynamics) if isinstance(dynamics, str) else dynamics
     task = LatentTask(dynamics, objective=objective or MarginalLikelihood(), seed=seed, **parts)
     if isinstance(frame, Cohort):

@@ -14,6 +14,7 @@ from neuralpk.cohort import Dose
 from neuralpk.dynamics import CompartmentModel
 from neuralpk.run_record import machine, versions
 from neuralpk.solve import Auto, Engine, Exact, RungeKutta, solve
+from neuralpk.solve.compiled.thread_chunks import kernel_threads
 
 _DOSES = [[Dose(0.0, 100.0), Dose(12.0, 100.0, rate=50.0)]]
 _TIMES = torch.tensor([0.5, 2.0, 6.0, 13.0, 24.0], dtype=torch.float64)
@@ -39,7 +40,7 @@ def doctor() -> None:
     """
     found = versions()
     print("\n".join(f"{name:<12} {version}" for name, version in found.items()))
-    print(f"{'machine':<12} {machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} used by a command")
+    print(f"{'machine':<12} {machine()}, {os.cpu_count()} cores, {kernel_threads()} used by the kernels of a command")
     devices = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
     print(f"{'GPU':<12} {', '.join(devices) or 'none that torch can use'}")
     wrong = unsupported(found)

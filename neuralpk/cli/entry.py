@@ -115,12 +115,10 @@ def execute(words: Sequence[str]) -> NeuralPKCLI | None:
         _run_without_torch(command, given)
         return None
     # the first import of torch: everything above has been answered without it
-    import torch
-
     from neuralpk.solve import SolveError
+    from neuralpk.solve.compiled.thread_chunks import leave_torch_one_thread
 
-    # with matrices this small a second thread only waits for the first, and on a busy machine it waits long
-    torch.set_num_threads(1)
+    leave_torch_one_thread()
     _say_how_tables_are_read()
     with _exits(command, SolveError):
         _import(given)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from neuralpk.solve.engines import RungeKutta
 
 Array = NDArray[Any]
-_CHUNK = 256  # subjects whose gradients are summed before those of others: the same sums on any number of threads
+_CHUNK = 128  # subjects whose gradients are summed before those of others: the same sums on any number of threads
 
 
 class CompiledField(ABC):
