@@ -78,8 +78,6 @@ def emit_implicit_pull_step(module: ir.Module, states: int, equations: LinearEqu
     factors, coefficients = room(builder, equations.factors), room(builder, equations.coefficients)
     to_right, to_point, outer = (room(builder, size) for size in (states, states, len(equations.jacobian)))
     call(builder, "factorise", blocks["y"], own, shared, blocks["h"], factors, coefficients)
-    for stage in range(STAGES):
-        place_stage(builder, blocks, A[stage].tolist(), stage, states)
     pull_back_stage(builder, blocks, B.tolist(), blocks["end"], states)
     for stage in range(STAGES - 1, -1, -1):
         pulls = block(builder, blocks["pulls"], stage, states)

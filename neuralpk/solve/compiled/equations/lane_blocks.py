@@ -106,6 +106,22 @@ def _take_step(field, work, lanes, rtol, atol):
     _call(field.step, (*blocks, lanes.k, lanes.points, lanes.verdict))
 
 
+def _keeps_slopes(field):
+    return False
+
+
+def _retrace(field, work, lanes):
+    within()
+    own, k, entering = work.own[0], lanes.k, lanes.entering
+    work.tolerances[:] = 1.0  # there is no verdict to give
+    _call(field.slope, (lanes.y, own, field.shared, k))  # the first slope, of a method that begins with it
+    for d in range(entering.shape[0]):
+        for lane in range(LANES):
+            k[0, d, lane] += entering[d, lane]
+    blocks = (lanes.y, lanes.h, own, field.shared, entering, work.tolerances)
+    _call(field.step, (*blocks, k, lanes.points, lanes.verdict))
+
+
 def _pull_step(field, work, lanes, ending, gradients):
     within()
     to_own, to_shared, last = work.to_own, work.to_shared, work.last
@@ -127,4 +143,12 @@ def _pull_step(field, work, lanes, ending, gradients):
                 gradients.shared[k] += to_shared[k, lane]
 
 
-implement(Equations, put_in=_put_in, find_slopes=_find_slopes, take_step=_take_step, pull_step=_pull_step)
+implement(
+    Equations,
+    put_in=_put_in,
+    find_slopes=_find_slopes,
+    take_step=_take_step,
+    keeps_slopes=_keeps_slopes,
+    retrace=_retrace,
+    pull_step=_pull_step,
+)

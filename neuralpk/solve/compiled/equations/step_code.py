@@ -131,18 +131,15 @@ def emit_step(module: ir.Module, states: int) -> None:
 
 
 def emit_pull_step(module: ir.Module, states: int) -> None:
-    """The function ``pull_step``: from the gradients with respect to the slopes (`pulls`, and `last` for the last) and
-    to the state at the end of the step to those with respect to its start (`start_pull`, to which it adds, as to the
+    """The function ``pull_step``: with the slopes and states of all stages, as ``step`` computes them, from the gradients
+    with respect to the slopes (`pulls`, and `last` for the last) and to the state at the end of the step to those with respect to its start (`start_pull`, to which it adds, as to the
     others), its size, the parameters and the weights."""
     builder, blocks = function(module, "pull_step", PULL_STEP)
     own, shared, points, end = (blocks[name] for name in ("own", "shared", "points", "end"))
     results = blocks["to_own"], blocks["to_shared"]
     to_point = room(builder, states)
     final = STAGES - 1
-    for stage in range(final):
-        place_stage(builder, blocks, A[stage].tolist(), stage, states)
     with builder.if_then(builder.fcmp_ordered(">", builder.load(blocks["ending"]), ir.Constant(NUMBER, 0.0))):
-        place_stage(builder, blocks, A[final].tolist(), final, states)
         call(builder, "pull", block(builder, points, final, states), own, shared, blocks["last"], to_point, *results)
         for d in range(states):
             add(builder, end, d, load(builder, to_point, d))

@@ -30,6 +30,17 @@ def take_step(field, work, lanes, rtol, atol):
     raise NotImplementedError
 
 
+def keeps_slopes(field):
+    """Whether the slopes of every accepted step are stored. Where a field costs little, they take longer to store and
+    to read than to compute again (`retrace`)."""
+    raise NotImplementedError
+
+
+def retrace(field, work, lanes):
+    """Slopes and states of all stages of the lanes' steps, from their starts and sizes, where they were not stored."""
+    raise NotImplementedError
+
+
 def pull_step(field, work, lanes, ending, gradients):
     """Gradients of the lanes' steps, from those of their slopes and of the states at their ends.
 
@@ -39,7 +50,7 @@ def pull_step(field, work, lanes, ending, gradients):
     raise NotImplementedError
 
 
-def implement(arrays: type, **answers: Callable[..., None]) -> None:
+def implement(arrays: type, **answers: Callable[..., Any]) -> None:
     """Give a kind of field its versions of the functions above.
 
     Args:
@@ -48,7 +59,7 @@ def implement(arrays: type, **answers: Callable[..., None]) -> None:
     """
     for name, answer in answers.items():
 
-        def choose(field: Any, *_: Any, answer: Callable[..., None] = answer) -> Any:
+        def choose(field: Any, *_: Any, answer: Callable[..., Any] = answer) -> Any:
             return answer if getattr(field, "instance_class", None) is arrays else None
 
         options = {"nogil": True, "error_model": "numpy", **ONLY_CALLED}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from neuralpk.solve.compiled.kernels_on_disk import kept
 from neuralpk.solve.compiled.matrix_product import apart, within
-from neuralpk.solve.compiled.steps.field import put_in, take_step
+from neuralpk.solve.compiled.steps.field import keeps_slopes, put_in, take_step
 from neuralpk.solve.compiled.steps.first_step import start_lines
 from neuralpk.solve.compiled.steps.jit_options import inner
 from neuralpk.solve.compiled.steps.lanes import LANES, count_live
@@ -30,7 +30,7 @@ class Steps(NamedTuple):
     """The accepted steps of a chunk of subjects, in the order in which they were taken."""
 
     state: Array  # [step, state] at the start of the step
-    slopes: Array  # [step, stage·state]
+    slopes: Array  # [step, stage·state], or [step, 0] of a field that does not keep them
     place: Array  # [step, 2]: start, as time since the node before; size
     mark: Array  # [step, 4]: node; first and last + 1 of the wanted times inside; the subject's step before
     last: Array  # [subject] its last step
@@ -83,7 +83,7 @@ def _remember(lanes, lane, steps, start, h, seen_before):
     s, states = steps.taken[0], lanes.state.shape[0]
     for d in range(states):
         steps.state[s, d] = lanes.state[d, lane]
-        for stage in range(lanes.k.shape[0]):
+        for stage in range(steps.slopes.shape[1] // states):
             steps.slopes[s, stage * states + d] = lanes.k[stage, d, lane]
     steps.place[s, 0], steps.place[s, 1] = start, h
     steps.mark[s, 0], steps.mark[s, 1] = lanes.node[lane], seen_before
@@ -150,6 +150,30 @@ def _settle(method, clock, lanes, steps, begin, limit, stiff_steps, record, out,
             subject[lane] = -1
 
 
+@inner
+def _advance(field, method, clock, work, lanes, steps, initial, begin, upcoming, end, tolerances, limits, out, status):
+    """Take steps until all subjects are solved or the record is full.
+
+    Returns the subject after those in the lanes, whether any subject is left, and the evaluations of the vector field.
+    """
+    stages, place, size, h, evaluations = lanes.k.shape[0], lanes.place, lanes.size, lanes.h, 0
+    (rtol, atol), (limit, stiff_steps, record) = tolerances, limits
+    while True:
+        upcoming = _refill(clock, lanes, initial, upcoming, end, out)
+        live = count_live(lanes)
+        if live == 0:
+            return upcoming, False, evaluations
+        if steps.taken[0] + LANES > len(steps.place):
+            return upcoming, True, evaluations
+        evaluations += start_lines(field, method, clock, work, lanes, rtol, atol) + (stages - method.overlap) * live
+        for lane in range(LANES):
+            left, wished = place[1, lane] - place[0, lane], size[lane]
+            # two steps of equal size rather than one and a small rest
+            h[lane] = wished if 2.0 * wished <= left else left if wished >= left else min(wished, 0.5 * left)
+        take_step(field, work, lanes, rtol, atol)
+        _settle(method, clock, lanes, steps, begin, limit, stiff_steps, record, out, status)
+
+
 @kept(nogil=True, error_model="numpy")
 def forward(
     field, method, clock, work, lanes, initial, begin, end, rtol, atol, limit, stiff_steps, record, out, status
@@ -161,33 +185,26 @@ def forward(
     states, stages, room = initial.shape[1], lanes.k.shape[0], LANES + (32 * (end - begin) if record else 0)
     steps = Steps(
         np.empty((room, states)),
-        np.empty((room, stages * states)),
+        np.empty((room, stages * states if keeps_slopes(field) else 0)),
         np.empty((room, 2)),
-        np.empty((room, 4), np.int64),
+        np.empty((room, 4), np.int32),
         np.full(end - begin, -1),
         np.zeros(1, np.int64),
     )
-    place, size, h = lanes.place, lanes.size, lanes.h
-    upcoming, evaluations = begin, 0
     for lane in range(2 * LANES):  # empty lanes are evaluated too, without an effect
         put_in(field, work, lane, begin * clock.periods)
 
+    # the loop over steps is a function of its own, so that no reference is counted inside of it
+    upcoming, evaluations, limits = begin, 0, (limit, stiff_steps, record)
     while True:
-        upcoming = _refill(clock, lanes, initial, upcoming, end, out)
-        live = count_live(lanes)
-        if live == 0:
-            break
-        evaluations += start_lines(field, method, clock, work, lanes, rtol, atol) + (stages - method.overlap) * live
-        for lane in range(LANES):
-            left, wished = place[1, lane] - place[0, lane], size[lane]
-            # two steps of equal size rather than one and a small rest
-            h[lane] = wished if 2.0 * wished <= left else left if wished >= left else min(wished, 0.5 * left)
-        take_step(field, work, lanes, rtol, atol)
-        if steps.taken[0] + LANES > len(steps.place):
-            longer = _longer(steps.state), _longer(steps.slopes), _longer(steps.place), _longer(steps.mark)
-            steps = Steps(*longer, steps.last, steps.taken)
-        _settle(method, clock, lanes, steps, begin, limit, stiff_steps, record, out, status)
-    return steps, evaluations
+        upcoming, left, more = _advance(
+            field, method, clock, work, lanes, steps, initial, begin, upcoming, end, (rtol, atol), limits, out, status
+        )
+        evaluations += more
+        if not left:
+            return steps, evaluations
+        longer = _longer(steps.state), _longer(steps.slopes), _longer(steps.place), _longer(steps.mark)
+        steps = Steps(*longer, steps.last, steps.taken)
 
 
 @njit(nogil=True)

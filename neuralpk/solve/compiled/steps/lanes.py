@@ -38,7 +38,7 @@ class Lanes(NamedTuple):
     y: Array  # [state, lane] backward: state at the start of the step
     start_pull: Array  # [state, lane] backward: gradient with respect to y
     to_point: Array  # [state, lane] backward: gradient with respect to the state of a stage; forward: gathered slopes
-    entering: Array  # [state, lane] forward: rate of input
+    entering: Array  # [state, lane] rate of input
     gathered: Array  # [state, row] forward: gathered rates of input; backward: gathered gradients of last slopes
     k: Array  # [stage, state, lane] slopes of the stages
     points: Array  # [stage, state, lane] states of the stages; the last is that at the end of the step

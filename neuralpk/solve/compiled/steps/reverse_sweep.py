@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from neuralpk.solve.compiled.kernels_on_disk import kept
 from neuralpk.solve.compiled.matrix_product import within
-from neuralpk.solve.compiled.steps.field import pull_step, put_in
+from neuralpk.solve.compiled.steps.field import pull_step, put_in, retrace
 from neuralpk.solve.compiled.steps.jit_options import inner
 from neuralpk.solve.compiled.steps.lanes import LANES, count_live
 from neuralpk.solve.compiled.steps.node_events import leave
@@ -81,7 +81,7 @@ def _take_up(clock, lanes, steps, begin, upcoming, end, upstream, status, gradie
 
 @inner
 def _recall(field, method, clock, work, lanes, steps):
-    """Put starts, sizes and slopes of the lanes' steps back into the lanes.
+    """Put starts, sizes, slopes and rates of input of the lanes' steps back into the lanes.
 
     A last slope that is the first of the next step is needed only if the step ends at a node and states were read
     inside it. Returns the number of lanes of which this is so; they are gathered.
@@ -98,9 +98,11 @@ def _recall(field, method, clock, work, lanes, steps):
         h[lane] = steps.place[s, 1]
         for d in range(y.shape[0]):
             y[d, lane] = steps.state[s, d]
-            for stage in range(k.shape[0]):
+            for stage in range(steps.slopes.shape[1] // y.shape[0]):
                 k[stage, d, lane] = steps.slopes[s, stage * y.shape[0] + d]
         if lanes.flag[lane]:
+            for d in range(y.shape[0]):
+                lanes.entering[d, lane] = clock.input[i, mark[s, 0], d]
             row = i * clock.periods + clock.period[i, mark[s, 0]]
             put_in(field, work, lane, row)
             if method.overlap and mark[s, 2] > mark[s, 1]:
@@ -163,6 +165,20 @@ def _hand_on(method, clock, lanes, steps, upstream, gradients):
                 lanes.subject[lane] = -1
 
 
+@inner
+def _go_back(field, method, clock, work, lanes, steps, begin, upcoming, end, upstream, status, gradients):
+    """The steps of all subjects."""
+    while True:
+        upcoming = _take_up(clock, lanes, steps, begin, upcoming, end, upstream, status, gradients)
+        if count_live(lanes) == 0:
+            break
+        ending = _recall(field, method, clock, work, lanes, steps)
+        retrace(field, work, lanes)
+        _read_back(method, clock, lanes, steps, ending, upstream, gradients)
+        pull_step(field, work, lanes, ending, gradients)
+        _hand_on(method, clock, lanes, steps, upstream, gradients)
+
+
 @kept(nogil=True, error_model="numpy")
 def backward(field, method, clock, work, lanes, steps, begin, end, upstream, status, gradients):
     """The reverse sweep over the steps of the subjects `begin` to `end` − 1.
@@ -175,12 +191,5 @@ def backward(field, method, clock, work, lanes, steps, begin, end, upstream, sta
         upcoming += 1
     for lane in range(2 * LANES):  # empty lanes are evaluated too, at state 0 of a solved subject, without an effect
         put_in(field, work, lane, min(upcoming, end - 1) * clock.periods)
-
-    while True:
-        upcoming = _take_up(clock, lanes, steps, begin, upcoming, end, upstream, status, gradients)
-        if count_live(lanes) == 0:
-            break
-        ending = _recall(field, method, clock, work, lanes, steps)
-        _read_back(method, clock, lanes, steps, ending, upstream, gradients)
-        pull_step(field, work, lanes, ending, gradients)
-        _hand_on(method, clock, lanes, steps, upstream, gradients)
+    # a function of its own, so that no reference is counted in the loop over steps
+    _go_back(field, method, clock, work, lanes, steps, begin, upcoming, end, upstream, status, gradients)
