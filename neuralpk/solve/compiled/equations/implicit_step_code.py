@@ -67,7 +67,8 @@ def emit_implicit_step(module: ir.Module, states: int, equations: LinearEquation
 def emit_implicit_pull_step(module: ir.Module, states: int, equations: LinearEquations) -> None:
     """The function ``pull_step``: from the gradients with respect to k (`pulls`) and to the state at the end of the
     step to those with respect to its start (`start_pull`, to which it adds, as to the others), its size, the parameters
-    and the weights. In `pulls` it leaves the gradients with respect to f at each stage.
+    and the weights. In `pulls` it leaves the gradients with respect to f at each stage. The k and the states of the
+    stages are those that ``step`` has left.
 
     With μ_i the solution of the transposed equations for the gradient of k_i, the gradient of f at stage i is μ_i, and
     that of J is h·Σ_i μ_i·k_iᵀ.

@@ -89,6 +89,10 @@ def _put_in(field, work, lane, row):
     work.row[lane] = row
     for k in range(field.own.shape[1]):
         work.own[lane // LANES, k, lane % LANES] = field.own[row, k]
+    if lane < LANES:
+        # until now the lane may have held no subject, and what has no meaning
+        work.to_own[:, lane] = 0.0
+        work.to_shared[:, lane] = 0.0
 
 
 def _find_slopes(field, work, first, rows, states, entering, out):
@@ -124,23 +128,23 @@ def _retrace(field, work, lanes):
 
 def _pull_step(field, work, lanes, ending, gradients):
     within()
-    to_own, to_shared, last = work.to_own, work.to_shared, work.last
-    to_own[:] = 0.0
-    to_shared[:] = 0.0
+    last = work.last
     last[:] = 0.0
     for r in range(ending):
         for d in range(last.shape[0]):
             last[d, lanes.ends[r]] = lanes.gathered[d, r]
     work.ending[0] = ending
     given = (lanes.y, lanes.h, work.own[0], field.shared, lanes.k, last, lanes.state, work.ending)
-    _call(field.pull_step, (*given, lanes.points, lanes.pulls, lanes.start_pull, lanes.to_size, to_own, to_shared))
-    # lanes without a subject hold what has no meaning, perhaps NaN
-    for lane in range(LANES):
-        if lanes.subject[lane] >= 0:
-            for k in range(gradients.own.shape[1]):
-                gradients.own[work.row[lane], k] += to_own[k, lane]
-            for k in range(gradients.shared.shape[0]):
-                gradients.shared[k] += to_shared[k, lane]
+    pulls = (lanes.points, lanes.pulls, lanes.start_pull, lanes.to_size, work.to_own, work.to_shared)
+    _call(field.pull_step, (*given, *pulls))
+
+
+def _collect(field, work, lane, gradients):
+    within()
+    for k in range(gradients.own.shape[1]):
+        gradients.own[work.row[lane], k] += work.to_own[k, lane]
+    for k in range(gradients.shared.shape[0]):
+        gradients.shared[k] += work.to_shared[k, lane]
 
 
 implement(
@@ -151,4 +155,5 @@ implement(
     keeps_slopes=_keeps_slopes,
     retrace=_retrace,
     pull_step=_pull_step,
+    collect=_collect,
 )

@@ -131,9 +131,10 @@ def emit_step(module: ir.Module, states: int) -> None:
 
 
 def emit_pull_step(module: ir.Module, states: int) -> None:
-    """The function ``pull_step``: with the slopes and states of all stages, as ``step`` computes them, from the gradients
-    with respect to the slopes (`pulls`, and `last` for the last) and to the state at the end of the step to those with respect to its start (`start_pull`, to which it adds, as to the
-    others), its size, the parameters and the weights."""
+    """The function ``pull_step``: from the gradients with respect to the slopes (`pulls`, and `last` for the last) and
+    to the state at the end of the step to those with respect to its start (`start_pull`, to which it adds, as to the
+    others), its size, the parameters and the weights. The slopes and states of the stages are those that ``step`` has
+    left."""
     builder, blocks = function(module, "pull_step", PULL_STEP)
     own, shared, points, end = (blocks[name] for name in ("own", "shared", "points", "end"))
     results = blocks["to_own"], blocks["to_shared"]
@@ -146,6 +147,7 @@ def emit_pull_step(module: ir.Module, states: int) -> None:
     pull_back_stage(builder, blocks, A[final].tolist(), end, states)
     for stage in range(final - 1, -1, -1):
         cotangent = block(builder, blocks["pulls"], stage, states)
-        call(builder, "pull", block(builder, points, stage, states), own, shared, cotangent, to_point, *results)
+        at = block(builder, points, stage, states) if stage else blocks["y"]
+        call(builder, "pull", at, own, shared, cotangent, to_point, *results)
         pull_back_stage(builder, blocks, A[stage].tolist(), to_point, states)
     builder.ret_void()

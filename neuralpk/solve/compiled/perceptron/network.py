@@ -338,6 +338,10 @@ def _retrace(field, work, lanes):
     pass
 
 
+def _collect(field, work, lane, gradients):
+    pass
+
+
 implement(
     Network,
     put_in=_put_in,
@@ -346,4 +350,5 @@ implement(
     keeps_slopes=_keeps_slopes,
     retrace=_retrace,
     pull_step=_pull_step,
+    collect=_collect,
 )

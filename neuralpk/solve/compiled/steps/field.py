@@ -45,8 +45,15 @@ def pull_step(field, work, lanes, ending, gradients):
     """Gradients of the lanes' steps, from those of their slopes and of the states at their ends.
 
     It computes `lanes.start_pull` and adds to `lanes.pulls`, to `lanes.to_size` and to the gradients of the arrays of
-    the field. The last slope counts only for the `ending` lanes in `lanes.ends`; `lanes.gathered` holds its gradient.
+    the field, or keeps these for `collect`. The last slope counts only for the `ending` lanes in `lanes.ends`;
+    `lanes.gathered` holds its gradient.
     """
+    raise NotImplementedError
+
+
+def collect(field, work, lane, gradients):
+    """Add what the steps of a lane since `put_in` have given to the gradients of the arrays of the field, where
+    `pull_step` has left it in the working memory."""
     raise NotImplementedError
 
 

@@ -96,7 +96,7 @@ def _remember(lanes, lane, steps, start, h, seen_before):
 def _stiff(lanes, lane, h, bent, moved, most):
     """Whether stability, not accuracy, has limited the last `most` steps."""
     tally = lanes.tally
-    if moved > 0.0 and h * math.sqrt(bent / moved) > STABILITY:
+    if moved > 0.0 and h * h * bent > STABILITY * STABILITY * moved:
         tally[0, lane] += 1
         tally[1, lane] = 0
     else:

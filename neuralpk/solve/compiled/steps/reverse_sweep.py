@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from neuralpk.solve.compiled.kernels_on_disk import kept
 from neuralpk.solve.compiled.matrix_product import within
-from neuralpk.solve.compiled.steps.field import pull_step, put_in, retrace
+from neuralpk.solve.compiled.steps.field import collect, pull_step, put_in, retrace
 from neuralpk.solve.compiled.steps.jit_options import inner
 from neuralpk.solve.compiled.steps.lanes import LANES, count_live
 from neuralpk.solve.compiled.steps.node_events import leave
-from neuralpk.solve.compiled.steps.stages import weigh_stages
+from neuralpk.solve.compiled.steps.stages import sum_stages, weigh_stages, weight_at
 from neuralpk.solve.solve_result import Status
 
 _OK = int(Status.OK)
@@ -49,14 +49,14 @@ def _read(method, clock, steps, lanes, lane, i, s, upstream, to_since):
 @inner
 def _pull_of_next(method, clock, steps, lanes, lane, i, s, upstream):
     """Add what the states read inside step `s` give to its last slope, which is the first slope of the lane's step."""
-    h, pulls, weights = steps.place[s, 1], lanes.pulls, lanes.weights
+    h, pulls = steps.place[s, 1], lanes.pulls
     for q in range(steps.mark[s, 1], steps.mark[s, 2]):
         m = clock.order[i, q]
         share = (float(clock.since[i, m]) - steps.place[s, 0]) / h
         if share < 1.0:
-            weigh_stages(method.dense, share, False, weights)
+            weight = h * weight_at(method.dense, method.dense.shape[0] - 1, share)
             for d in range(upstream.shape[2]):
-                pulls[0, d, lane] += h * weights[0, weights.shape[1] - 1] * upstream[i, m, d]
+                pulls[0, d, lane] += weight * upstream[i, m, d]
 
 
 @inner
@@ -137,10 +137,11 @@ def _read_back(method, clock, lanes, steps, ending, upstream, gradients):
 
 
 @inner
-def _hand_on(method, clock, lanes, steps, upstream, gradients):
+def _hand_on(field, method, clock, work, lanes, steps, upstream, gradients):
     """Go to the step before of each lane, with the gradients of the events in between."""
     within()
     mark, pulls, cotangent, final = steps.mark, lanes.pulls, lanes.state, lanes.pulls.shape[0] - 1
+    sum_stages(pulls, lanes.to_point)
     for lane in range(LANES):
         i, s = lanes.subject[lane], lanes.step[lane]
         if i < 0:
@@ -152,13 +153,12 @@ def _hand_on(method, clock, lanes, steps, upstream, gradients):
         gradients.times[i, j + 1] += pull
         for d in range(cotangent.shape[0]):
             cotangent[d, lane] = lanes.start_pull[d, lane]
-            total = 0.0 if method.overlap and not lanes.flag[lane] else pulls[final, d, lane]
-            for stage in range(final):
-                total += pulls[stage, d, lane]
-            gradients.input[i, j, d] += total
+            last = 0.0 if method.overlap and not lanes.flag[lane] else pulls[final, d, lane]
+            gradients.input[i, j, d] += lanes.to_point[d, lane] + last
         lanes.step[lane] = earlier
         lanes.flag[lane] = earlier < 0 or mark[earlier, 0] != j
         if lanes.flag[lane]:
+            collect(field, work, lane, gradients)
             until = -1 if earlier < 0 else mark[earlier, 0]
             leave(clock, i, lane, lanes.node, until, cotangent, lanes.seen, upstream, gradients)
             if earlier < 0:
@@ -176,7 +176,7 @@ def _go_back(field, method, clock, work, lanes, steps, begin, upcoming, end, ups
         retrace(field, work, lanes)
         _read_back(method, clock, lanes, steps, ending, upstream, gradients)
         pull_step(field, work, lanes, ending, gradients)
-        _hand_on(method, clock, lanes, steps, upstream, gradients)
+        _hand_on(field, method, clock, work, lanes, steps, upstream, gradients)
 
 
 @kept(nogil=True, error_model="numpy")

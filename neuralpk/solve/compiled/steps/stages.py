@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from neuralpk.solve.compiled.matrix_product import apart
+from neuralpk.solve.compiled.matrix_product import apart, within
 from neuralpk.solve.compiled.steps.jit_options import inner
 from neuralpk.solve.compiled.steps.lanes import LANES
 from neuralpk.solve.tsit5_coefficients import SAFETY, SHRINK, STAGES, A, E
@@ -57,10 +57,30 @@ def judge(lanes, rtol, atol):
 
 
 @inner
+def sum_stages(pulls, out):
+    """The sum of all stages but the last."""
+    apart()
+    for d in range(out.shape[0]):
+        for lane in range(LANES):
+            total = 0.0
+            for stage in range(pulls.shape[0] - 1):
+                total += pulls[stage, d, lane]
+            out[d, lane] = total
+
+
+@inner
+def weight_at(dense, stage, share):
+    """The weight of a slope at a share of the step."""
+    within()
+    c0, c1, c2, c3 = dense[stage, 0], dense[stage, 1], dense[stage, 2], dense[stage, 3]
+    return share * (c0 + share * (c1 + share * (c2 + share * c3)))
+
+
+@inner
 def weigh_stages(dense, share, change, out):
     """The weights of the slopes at a share of the step and, if `change`, their derivatives in the share."""
     for stage in range(dense.shape[0]):
-        c0, c1, c2, c3 = dense[stage, 0], dense[stage, 1], dense[stage, 2], dense[stage, 3]
-        out[0, stage] = share * (c0 + share * (c1 + share * (c2 + share * c3)))
+        out[0, stage] = weight_at(dense, stage, share)
         if change:
+            c0, c1, c2, c3 = dense[stage, 0], dense[stage, 1], dense[stage, 2], dense[stage, 3]
             out[1, stage] = c0 + share * (2.0 * c1 + share * (3.0 * c2 + share * 4.0 * c3))
