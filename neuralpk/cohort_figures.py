@@ -192,7 +192,7 @@ def learned_term(task: LatentTask, name: str, cohort: Cohort, at: FloatArray | N
     if task.model.has_parameter_draws:
         drawn = [_network(model.dynamics, name)(grid) for model in drawn_models(task.model)]
         low, high = interval(torch.stack(drawn).T)
-        # draws of uncertain weights that have to be positive lie above the estimate where it is small
+        # the weights before the last layer are uncertain too, in which the output is not linear
         low, high = torch.minimum(low, output), torch.maximum(high, output)
     on_grid, lower, upper = (part.cpu().double().numpy() for part in (output, low, high))
     return LearnedTerm(name, x, on_grid, lower, upper, reached)

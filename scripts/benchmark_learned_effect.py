@@ -13,6 +13,7 @@ KIN and KOUT 30 % off. Scored is the learned function over the range of the meas
 ========  ===========================================================================================================
 error     root mean square error, as a share of the range of the true effect over these places
 coverage  share of the places at which the pointwise 90 % band has the true effect
+width     mean width of the band, as a share of the same range
 ========  ===========================================================================================================
 
     python scripts/benchmark_learned_effect.py --studies 10 --json rows.json
@@ -145,14 +146,16 @@ def main() -> None:
                 options.json.write_text(json.dumps(rows, indent=1))
             if options.figure and len(rows) == 1:
                 learned_term_figure(learned, true_effect(shape, learned.x)).savefig(options.figure, dpi=130)
-    table = Table("effect", "studies", "error, %", "worst, %", "coverage of the 90 % band, %", "seconds")
+    table = Table("effect", "studies", "error, %", "worst, %", "coverage of the 90 % band, %", "width, %", "seconds")
     for shape in options.shapes:
         own = [row for row in rows if row["shape"] == shape]
-        error, cover, seconds = (np.array([row[name] for row in own]) for name in ("error", "coverage", "seconds"))
-        table.add_row(
-            shape, str(len(own)), f"{100 * error.mean():.1f}", f"{100 * error.max():.1f}", f"{100 * cover.mean():.0f}",
-            f"{np.median(seconds):.0f}",
-        )  # fmt: skip
+        error, cover, width, seconds = (
+            np.array([row[name] for row in own]) for name in ("error", "coverage", "width", "seconds")
+        )
+        spread = cover.std(ddof=1) / len(cover) ** 0.5 if len(cover) > 1 else np.nan  # standard error over studies
+        shown = [f"{100 * value:.1f}" for value in (error.mean(), error.max())]
+        shown += [f"{100 * cover.mean():.1f} ± {100 * spread:.1f}", f"{100 * width.mean():.0f}"]
+        table.add_row(shape, str(len(own)), *shown, f"{np.median(seconds):.0f}")
     Console().print(table)
 
 

@@ -14,8 +14,9 @@ from quadrature import OMEGA
 from neuralpk import individual_estimates
 from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.cohort_batch import CohortBatch, collate
-from neuralpk.dynamics import CompartmentModel, NeuralCompartments
+from neuralpk.dynamics import CompartmentModel, Equations, NeuralCompartments
 from neuralpk.dynamics.weight_prior import HIDDEN
+from neuralpk.estimation.expected_information import expected_scores
 from neuralpk.individual_estimates import IndividualEstimates, estimate_individuals
 from neuralpk.inference import importance, uncertainty_draws
 from neuralpk.inference.map import map_estimate
@@ -82,7 +83,7 @@ def test_scores_are_the_slopes_of_the_likelihood_of_every_subject() -> None:
     expected = torch.autograd.functional.jacobian(
         lambda at: quadrature.log_likelihood(at, cohort), quadrature.coordinates(model)
     )
-    torch.testing.assert_close(uncertainty_draws._scores(model, batch, drawn), expected, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(uncertainty_draws.scores(model, batch, drawn), expected, rtol=0.05, atol=0.05)
 
 
 def test_draws_of_population_and_weights_have_the_covariance_of_their_joint_curvature(
@@ -93,15 +94,79 @@ def test_draws_of_population_and_weights_have_the_covariance_of_their_joint_curv
     model.parameter_draws = torch.zeros(200_000, size)
     scores = torch.randn(20, size, dtype=torch.float64)
     precision = torch.linspace(0.5, 4.0, size - n, dtype=torch.float64)
-    monkeypatch.setattr(uncertainty_draws, "_scores", lambda *_: scores)
     monkeypatch.setattr(uncertainty_draws, "_prior_precision", lambda _: precision)
     held = torch.linalg.inv(scores[:, :n].T @ scores[:, :n])
-    drawn, covariance = uncertainty_draws.draw_parameters(model, None, None, held, seed=0)
+    drawn, covariance = uncertainty_draws.draw_parameters(
+        model, held, scores, torch.zeros(size, dtype=torch.float64), seed=0
+    )
     curvature = scores.T @ scores + torch.diag(torch.cat([torch.zeros(n, dtype=torch.float64), precision]))
     expected = torch.linalg.inv(curvature)
     torch.testing.assert_close(covariance, expected[:n, :n], rtol=1e-6, atol=1e-9)
     # two hundred thousand draws know a covariance to half a percent
     torch.testing.assert_close(drawn.T @ drawn / len(drawn), expected, rtol=0.0, atol=0.01 * float(expected.max()))
+
+
+def test_draws_of_magnitudes_are_the_nearest_ones_that_keep_their_sign() -> None:
+    text = "parameters: K = 1\nx' = -K*x\ny = network(x, hidden=2, monotone=increasing, zero_at=0)\noutputs: y"
+    model = PopulationModel(Equations(text)).build(Scaling(), torch.float64)
+    (last,) = model.dynamics.magnitudes()
+    estimate = torch.tensor([0.0, -0.1], dtype=torch.float64)
+    with torch.no_grad():
+        last.copy_(estimate[None])
+    n, size, count = len(model.coordinates()), model.parameter_draws.shape[1], 5_000
+    model.parameter_draws = torch.zeros(count, size)
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(30, size, dtype=torch.float64, generator=generator)
+    held = torch.linalg.inv(scores[:, :n].T @ scores[:, :n])
+    # at an estimate only the slope of a weight at 0 is not 0
+    slope = torch.zeros(size, dtype=torch.float64)
+    slope[-2] = -3.0
+    prior = torch.cat([torch.zeros(n, dtype=torch.float64), uncertainty_draws._prior_slope(model)])
+    drawn, _ = uncertainty_draws.draw_parameters(model, held, scores, slope - prior, seed=0)
+    magnitudes = (drawn[:, -2:] + estimate) * torch.tensor([1.0, -1.0])
+    assert float(magnitudes.min()) > -1e-9
+
+    # the same by the whole curvature, with each combination of weights at 0
+    weights = uncertainty_draws._prior_precision(model)
+    curvature = scores.T @ scores + torch.diag(torch.cat([torch.zeros(n, dtype=torch.float64), weights]))
+    covariance = torch.linalg.inv(curvature)
+    normal = torch.randn(count, size, dtype=torch.float64, generator=generator)
+    free = normal @ torch.linalg.cholesky(covariance).T + covariance @ slope
+    best, found = torch.full((count,), torch.inf, dtype=torch.float64), free.clone()
+    for zero in ([], [size - 2], [size - 1], [size - 2, size - 1]):
+        target = -estimate[[place - size + 2 for place in zero]]
+        move = (target - free[:, zero]) @ torch.linalg.inv(covariance[zero][:, zero]) @ covariance[zero]
+        possible = (((free + move)[:, -2:] + estimate) * torch.tensor([1.0, -1.0]) > -1e-9).all(1)
+        cost = torch.where(possible, ((move @ curvature) * move).sum(1), torch.inf)
+        found = torch.where((cost < best)[:, None], free + move, found)
+        best = torch.minimum(best, cost)
+    at_zero = (((found[:, -2:] + estimate).abs() < 1e-9).double().mean(0), (magnitudes < 1e-9).double().mean(0))
+    assert float(at_zero[0].min()) > 0.1 and float(at_zero[0].max()) < 0.95
+    torch.testing.assert_close(at_zero[1], at_zero[0], rtol=0.0, atol=0.03)
+    sd = found.std(0)
+    torch.testing.assert_close(drawn.mean(0) / sd, found.mean(0) / sd, rtol=0.0, atol=0.06)
+    torch.testing.assert_close(drawn.std(0), sd, rtol=0.06, atol=0.0)
+    torch.testing.assert_close(torch.corrcoef(drawn.T), torch.corrcoef(found.T), rtol=0.0, atol=0.06)
+
+
+def test_simulated_scores_have_the_information_of_the_likelihood() -> None:
+    people, omega, sd = quadrature.cohort(8), 0.1, 0.4
+    model = quadrature.model(people, omega=omega).requires_grad_(True)
+    found = expected_scores(model, collate(people, dtype=torch.float64), seed=0)
+    assert len(found) == 200
+    # with so small an omega the predictions are linear in eta: y ~ N(f, omega²·JJᵀ + sd²)
+    of_typical, of_error = np.zeros((2, 2)), 0.0
+    for subject in people:
+        line = 5.0 * np.exp(-0.25 * subject.times)
+        slope = np.stack([-line * 0.25 * subject.times, line * (0.25 * subject.times - 1.0)], axis=1)
+        inverse = np.linalg.inv(omega**2 * slope @ slope.T + sd**2 * np.eye(len(line)))
+        of_typical += slope.T @ inverse @ slope
+        of_error += 0.5 * np.sum((inverse * 2 * sd**2) * (inverse * 2 * sd**2).T)
+    information = (found.T @ found).numpy()
+    unit = np.sqrt(np.diagonal(of_typical))
+    # two hundred outer products know a correlation to 0.07
+    np.testing.assert_allclose(information[:2, :2] / unit / unit[:, None], of_typical / unit / unit[:, None], atol=0.2)
+    assert information[4, 4] == pytest.approx(of_error, rel=0.25)
 
 
 def test_the_precision_of_the_weights_is_that_of_their_prior() -> None:

@@ -151,6 +151,10 @@ class Decoder(Part, nn.Module, ABC):
     def centre_prior(self) -> None:
         """Move the centre of the prior density to the present weights."""
 
+    def magnitudes(self) -> list[Tensor]:
+        """Those of the weights with a prior that count by their magnitude alone: draws of them keep their sign."""
+        return []
+
     def penalty(self, t: Tensor, y: Tensor, theta: Tensor, mask: Tensor) -> Tensor | None:
         """Penalty that a training adds to the loss, computed along the solution, ``[subject]``; None for none.
 

@@ -293,6 +293,9 @@ class Equations(Dynamics):
         for term in self.terms():
             term.centre_prior()
 
+    def magnitudes(self) -> list[Tensor]:
+        return [weight for term in self.terms() for weight in term.magnitudes()]
+
     def _known(self, theta: Tensor, t: Tensor | None = None, y: Tensor | None = None) -> dict[str, Number]:
         """The values of all names, as far as they follow from what is given."""
         known: dict[str, Number] = dict(self.named(theta))

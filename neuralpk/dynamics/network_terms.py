@@ -15,7 +15,7 @@ from neuralpk.dynamics.weight_prior import WeightPrior
 _SLOPE = 1.5  # of a hidden unit at its centre
 _CENTRES = (-0.25, 2.75)  # of the hidden units, in asinh of an input over its size: those of a positive input
 _MIDDLE = 1.25  # to which 0 is moved of an input with both signs
-_FIRST_OUTER = -0.5  # of a monotone network, before `_PositiveLinear` makes it positive
+_FIRST_OUTER = 0.1  # weight of each hidden unit of a monotone network
 
 
 class _SquaredLinear(nn.Linear):
@@ -26,11 +26,11 @@ class _SquaredLinear(nn.Linear):
 
 
 class _PositiveLinear(nn.Linear):
-    """A linear layer that increases with each input, nearly linear in its weights where they are large: a square would
-    give draws of an uncertain weight a mean far above that of the weight."""
+    """A linear layer that increases with each input, by the magnitudes of its weights: it is linear in them, so that a
+    normal approximation of their posterior is one of the output too, and each can be exactly 0. The bias is plain."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, 0.5 * (self.weight + torch.sqrt(self.weight.square() + 0.25)), self.bias)
+        return nn.functional.linear(x, self.weight.abs(), self.bias)
 
 
 def _asinh(x: Tensor) -> Tensor:
@@ -46,8 +46,8 @@ class NetworkTerm(nn.Module):
         x = asinh(inputs/size),    u = prior_sd·(V·tanh(W·x + b) + c),    output = u
 
     ``size`` is the typical magnitude of each input (`build`). With `zero_at` the first input is counted from there and
-    the output of the network at 0 is subtracted, so that it is exactly 0. A monotone network has positive numbers in W
-    and V. With a range, the output is::
+    the output of the network at 0 is subtracted, so that it is exactly 0. A monotone network has squares in W and
+    magnitudes in V. With a range, the output is::
 
         (0, inf)                       exp(5·tanh(u/5)), so at first 1
         (low, high)                    between both by the logistic function of u; at first the middle, or 0 at zero_at
@@ -147,3 +147,8 @@ class NetworkTerm(nn.Module):
     def centre_prior(self) -> None:
         """Move the centre of the prior density to the present weights."""
         self.weight_prior.centre(self.network)
+
+    def magnitudes(self) -> list[Tensor]:
+        """Weights that count by their magnitude alone."""
+        last = self.network[-1]
+        return [last.weight] if isinstance(last, _PositiveLinear) else []

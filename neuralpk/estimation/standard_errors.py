@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from neuralpk.cohort_batch import CohortBatch
-from neuralpk.estimation.estimator import PopulationEstimator
 from neuralpk.estimation.exact_likelihood import adapt, estimated_log_likelihood, likelihood_estimator
+from neuralpk.estimation.expected_information import ENOUGH_SUBJECTS, expected_scores, posterior_draws
 from neuralpk.estimation.fit_status import FitStatus
-from neuralpk.estimation.held_draws import HeldDraws
 from neuralpk.estimation.profile_intervals import Ends, profile_intervals
-from neuralpk.inference import importance
 from neuralpk.inference.map import maximise
-from neuralpk.inference.uncertainty_draws import draw_parameters
+from neuralpk.inference.uncertainty_draws import draw_coordinates, draw_parameters, scores
 from neuralpk.parameters import Coordinate, LogNormal, ParameterDistribution
 from neuralpk.population_model import PopulationModel
 
@@ -116,8 +114,15 @@ def standard_errors(
     where += [place for weight in estimator.model.covariate_weights() for place in numbers.of(weight)]
     covariance = _inverse(-(second + second.T) / 2, -prior[2], bound | ~numbers.free)[where][:, where]
     with torch.no_grad():
-        drawn = _of_z(model, single, held, estimator)
-    parameter_draws, covariance = draw_parameters(model, single, drawn, covariance, seed)
+        drawn = posterior_draws(held, estimator, single.time.dtype)
+    if model.uncertain_weights():
+        own = scores(model, single, drawn)
+        of_many = own if len(own) >= ENOUGH_SUBJECTS else expected_scores(model, single, seed)
+        of_population = torch.where(bound | ~numbers.free, 0.0, total_slope)[where]
+        slopes = torch.cat([of_population, own.sum(0)[len(where) :]])
+        parameter_draws, covariance = draw_parameters(model, covariance, of_many, slopes, seed)
+    else:
+        parameter_draws = draw_coordinates(model, covariance, seed)
     covariance = covariance[: len(coordinates), : len(coordinates)]
     # the likeliest of so many draws lies near the highest maximum
     likeliest = drawn.z[torch.arange(len(drawn.z), device=drawn.z.device), drawn.log_joint.argmax(1)]
@@ -170,18 +175,6 @@ def parameter_rows(model: PopulationModel, z: Tensor, batch: CohortBatch) -> lis
         fixed.append(row | {"SHRINKAGE": shrinkage[f"kappa {name}"]})
     pairs = zip(population.pairs(), population.correlations().tolist(), strict=True)
     return fixed + rows + [{"PARAMETER": f"corr {a}~{b}", "ESTIMATE": value} for (a, b), value in pairs]
-
-
-def _of_z(
-    model: PopulationModel, batch: CohortBatch, held: HeldDraws, estimator: PopulationEstimator
-) -> importance.Draws:
-    """Held draws as weighted draws of z under the model."""
-    z, log_volume = held.z(estimator.numbers)
-    log_weight = held.log_weight(estimator.numbers, estimator.numbers.get())
-    log_q = held.log_q - log_volume
-    log_joint = torch.where(torch.isfinite(log_q), log_weight + log_q, -torch.inf)
-    parts = (z, log_q.nan_to_num(posinf=0.0), log_joint)
-    return importance.Draws(*(part.to(batch.time.dtype) for part in parts))
 
 
 def _inverse(data: Tensor, prior: Tensor, bound: Tensor) -> Tensor:
