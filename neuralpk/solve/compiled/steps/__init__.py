@@ -2,8 +2,8 @@
 
 `LANES` subjects go through the same stage of a step together, each at a different time and with a different step size;
 the next subject replaces one that is finished. So the field is evaluated for a block of subjects, while the steps of a
-subject do not depend on the other subjects. The start and the slopes of every step are stored. From them the reverse
-sweep computes the states of all stages again. States and step sizes are in double precision.
+subject do not depend on the other subjects. The start of every step is stored, and of a perceptron the slopes of its
+stages. From them the reverse sweep computes the stages again. States and step sizes are in double precision.
 """
 
 from neuralpk.solve.compiled.steps.forward_sweep import Steps, forward
