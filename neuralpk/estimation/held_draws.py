@@ -18,6 +18,8 @@ from neuralpk.inference.importance import effective_draws, log_mean_weight
 from neuralpk.population_model import PopulationModel
 
 _STEP = 1e-3  # on the learned scale, for differences in float64
+_SHARE, _LEAST_UNIT = 0.1, 1e-10  # of the steps of a prediction
+_AT_ONCE = 2**20  # predictions of which derivatives are computed at once: they stay in the cache
 
 
 @dataclass(frozen=True)
@@ -123,16 +125,17 @@ class HeldDraws:
 
             ∂² log p(y) = E_w[∂² l] + Cov_w[∂ l]
 
-        p(y | theta) is expanded to the second order in the numbers that it depends on, by differences in float64, which
-        serve any residual error. The density of theta is differentiated exactly: log N(z; 0, I) is a quadratic form of
-        what is held, so that a matrix for each subject stands for all of its draws.
+        p(y | theta) is expanded to the second order in the numbers that it depends on, by differences in float64 of the
+        density of each record, which serve any residual error. The density of theta is differentiated exactly:
+        log N(z; 0, I) is a quadratic form of what is held, so that a matrix for each subject stands for all of its
+        draws.
 
         Returns:
             A scalar, ``[number]`` and ``[number, number]``.
         """
         movers = self.predictions.movers.numbers
         direct = numbers.of_error() + movers
-        fit, slope, curvature = self._expansion(numbers, vector, direct)
+        fit, slope, curvature = self._expansion(numbers, vector)
         numbers.set(vector)
         log_weight = fit + self._density(numbers).detach()
         share = torch.softmax(log_weight, dim=1).nan_to_num(0.0)  # 0 of a subject without a draw that can be
@@ -158,7 +161,7 @@ class HeldDraws:
             A scalar, ``[number]`` and ``[subject]``.
         """
         direct = numbers.of_error() + self.predictions.movers.numbers
-        fit, slope, _ = self._expansion(numbers, vector, direct, second=False)
+        fit, slope, _ = self._expansion(numbers, vector, second=False)
         numbers.set(vector)
         log_weight = fit + self._density(numbers).detach()
         share = torch.softmax(log_weight, dim=1).nan_to_num(0.0)  # 0 of a subject without a draw that can be
@@ -177,23 +180,81 @@ class HeldDraws:
         return log_volume.sum() - 0.5 * ((moments @ to_z) * to_z).sum()
 
     @torch.no_grad()
-    def _expansion(
-        self, numbers: LearnedNumbers, vector: Tensor, direct: list[int], second: bool = True
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """log p(y | theta), its slope and curvature in some numbers: ``[subject, draw]``, ``[subject, draw, number]``,
-        ``[subject, draw, number, number]``; 0 where there is no solution. Without `second` the curvature is not to be
-        used."""
+    def _expansion(self, numbers: LearnedNumbers, vector: Tensor, second: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """log p(y | theta), its slope and curvature in the numbers of the residual error and in those that move
+        predictions, by the chain rule: ``[subject, draw]``, ``[subject, draw, number]``, ``[subject, draw, number,
+        number]``; 0 where there is no solution. Without `second` the curvature is not to be used."""
+        movers, at_once = self.predictions.movers.numbers, _AT_ONCE // max(self.predictions.value[0].numel(), 1)
 
-        def fit(*steps: tuple[int, float]) -> Tensor:
+        def moves(*steps: tuple[int, float]) -> Tensor:
             moved = vector.clone()
             for k, step in steps:
-                moved[direct[k]] += step
+                moved[movers[k]] += step
             numbers.set(moved)
-            return self._fit(numbers)
+            return self.predictions.moves(numbers, self.unconstrained)
 
-        centre, slope, curvature = differences(fit, len(direct), _STEP, second)
-        slope, curvature = slope.movedim(0, -1), curvature.movedim((0, 1), (-2, -1))
-        return centre, slope.nan_to_num(0.0, 0.0, 0.0), curvature.nan_to_num(0.0, 0.0, 0.0)
+        by, slope_of_moves, curvature_of_moves = differences(moves, len(movers), _STEP, second)
+        parts = [slice(k, k + max(at_once, 1)) for k in range(0, by.shape[1], max(at_once, 1))]
+        found = [self._expansion_in_moves(numbers, vector, by, part, second) for part in parts]
+        fit, slope, curvature = (torch.cat(each, dim=1) for each in zip(*found, strict=True))
+        if not movers:
+            return fit, slope, curvature
+
+        errors, size = len(numbers.of_error()), len(numbers.of_error()) + by.shape[2]
+        chain = slope.new_zeros((*slope.shape[:2], size, errors + len(movers)))  # [subject, draw, coordinate, number]
+        chain[..., range(errors), range(errors)] = 1.0
+        chain[..., errors:, errors:] = slope_of_moves.permute(1, 2, 3, 0)
+        bent = torch.einsum("mnsdp,sdp->sdmn", curvature_of_moves, slope[..., errors:])
+        curvature = chain.mT @ curvature @ chain
+        curvature[..., errors:, errors:] += bent
+        return fit, (slope[..., None, :] @ chain)[..., 0, :], curvature
+
+    def _expansion_in_moves(
+        self, numbers: LearnedNumbers, vector: Tensor, moves: Tensor, draws: slice, second: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`_expansion` of some draws, in the numbers of the residual error and in the moves themselves.
+
+        The density of a record depends on its own prediction alone, and on the factor of the residual error where
+        there is one: differences in these two serve any residual error.
+        """
+        errors, width = numbers.of_error(), self.batch.target.shape[1]
+        value, slopes = self.predictions.moved(moves, draws)
+        # steps are a tenth of those that a move makes; the logarithm of a factor is of the magnitude of 1
+        unit = value.abs() + slopes.abs().sum(0)
+        unit[..., width:] += 1.0
+        unit = (_SHARE * unit).clamp(min=_LEAST_UNIT)
+        blocks = range(value.shape[2] // width if len(slopes) else 0)
+
+        def log_p(*steps: tuple[int, float]) -> Tensor:
+            moved, here = vector.clone(), value.clone()
+            for k, step in steps:
+                if k < len(errors):
+                    moved[errors[k]] += step
+                else:
+                    block = slice((k - len(errors)) * width, (k - len(errors) + 1) * width)
+                    here[..., block] += step * unit[..., block]
+            numbers.set(moved)
+            factor = here[..., width:].exp() if numbers.model.has_factor else None
+            found = numbers.model.error.log_likelihood(self.batch, here[..., :width], factor)
+            return found if blocks else found.sum(-1, keepdim=True)
+
+        fit, slope, curvature = differences(log_p, len(errors) + len(blocks), _STEP, second)
+        slope, curvature = slope.nan_to_num(0.0, 0.0, 0.0), curvature.nan_to_num(0.0, 0.0, 0.0)
+        n, size = len(errors), len(errors) + len(slopes)
+        first, both = fit.new_zeros((size, *fit.shape[:2])), fit.new_zeros((size, size, *fit.shape[:2]))
+        first[:n], both[:n, :n] = slope[:n].sum(-1), curvature[:n, :n].sum(-1)
+        if len(slopes):
+            # of predictions and factors in the moves, [move, block, draw, subject, record]
+            of_moves = (slopes / unit).reshape(*slopes.shape[:3], len(blocks), width).movedim(-2, 1)
+            first[n:] = torch.einsum("bdso,pbdso->pds", slope[n:], of_moves)
+            both[:n, n:] = torch.einsum("ebdso,pbdso->epds", curvature[:n, n:], of_moves)
+            both[n:, :n] = both[:n, n:].transpose(0, 1)
+            weighted = torch.einsum("bcdso,pcdso->pbdso", curvature[n:, n:], of_moves)
+            both[n:, n:] = torch.einsum("pbdso,qbdso->pqds", weighted, of_moves)
+            of_records = slope[n:].movedim(0, -2).flatten(-2) / unit
+            both[n:, n:] += torch.einsum("dsw,pqdsw->pqds", of_records, self.predictions.bends[:, :, draws])
+        total = fit.sum(-1).T.nan_to_num(-torch.inf, posinf=-torch.inf)
+        return total, first.permute(2, 1, 0), both.permute(3, 2, 0, 1)
 
 
 @dataclass(frozen=True)

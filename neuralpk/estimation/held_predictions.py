@@ -38,7 +38,7 @@ class HeldPredictions:
         value: predictions, ``[draw, subject, observation]``; 1 where there is no solution. Where the population has a
             parameter of the residual error, the logarithms of its factor follow as further observations.
         solved: which draws have a prediction of every record that counts, bool ``[subject, draw]``.
-        slopes: derivatives of the predictions in what moves (`_moves`), ``[move, draw, subject, observation]``.
+        slopes: derivatives of the predictions in what moves (`moves`), ``[move, draw, subject, observation]``.
         bends: their second derivatives, ``[move, move, draw, subject, observation]``.
         movers: what moves, and the learned numbers that move it.
         shares: how far the held parameters go with each move, ``[subject, move, parameter]``.
@@ -107,23 +107,36 @@ class HeldPredictions:
     def values(self, numbers: LearnedNumbers, held: Tensor) -> Tensor:
         """Predictions in the population as it is now, ``[draw, subject, observation]``, of the parameters that were
         held at the draw, ``[subject, draw, parameter]``."""
-        if not self.movers.numbers:
-            return self.value
-        by = self._moves(numbers, held).permute(2, 1, 0)[..., None]
-        moved: Tensor = self.value + (by * (self.slopes + 0.5 * (by[:, None] * self.bends).sum(0))).sum(0)
-        return moved
+        return self.moved(self.moves(numbers, held), slice(None))[0]
+
+    def moved(self, moves: Tensor, draws: slice) -> tuple[Tensor, Tensor]:
+        """Predictions of some draws after moves, ``[draw, subject, observation]``, and their derivatives in these,
+        ``[move, draw, subject, observation]``.
+
+        Args:
+            moves: of all draws (`moves`), ``[subject, draw, move]``.
+            draws: which of them.
+        """
+        value, slopes = self.value[draws], self.slopes[:, draws]
+        if not len(slopes):
+            return value, slopes
+        by = moves[:, draws].permute(2, 1, 0)[..., None]
+        bent = (by[:, None] * self.bends[:, :, draws]).sum(0)
+        return value + (by * (slopes + 0.5 * bent)).sum(0), slopes + bent
 
     def held_now(self, numbers: LearnedNumbers, held: Tensor) -> tuple[Tensor, Tensor]:
         """Parameters that were held at the draw as they are in the population now, both ``[subject, draw, parameter]``,
         and the log of the volume that they take of that at the draw, a scalar."""
         if not self.movers.numbers:
             return held, held.new_zeros(())
-        added = self._moves(numbers, held) @ self.shares
+        added = self.moves(numbers, held) @ self.shares
         return held + added, self._log_ratio(numbers).sum()
 
-    def _moves(self, numbers: LearnedNumbers, held: Tensor) -> Tensor:
+    def moves(self, numbers: LearnedNumbers, held: Tensor) -> Tensor:
         """How far the parameters in `movers`, on the scale of the random effects, and after them the numbers in it have
         moved since the draw, ``[subject, draw, move]``, of held parameters ``[subject, draw, parameter]``."""
+        if not self.movers.numbers:
+            return held.new_zeros((*held.shape[:2], 0))
         population = numbers.model.population
         varying, named = population.selection.sum(0), held[..., : len(population.names)]
         typical = population.centre(self.batch.covariates[:, :1]) - self.centre
