@@ -79,6 +79,9 @@ class Wrapper(Dynamics):
     def centre_prior(self) -> None:
         self.inner.centre_prior()
 
+    def magnitudes(self) -> list[Tensor]:
+        return self.inner.magnitudes()
+
     def penalty(self, t: Tensor, y: Tensor, theta: Tensor, mask: Tensor) -> Tensor | None:
         return self.inner.penalty(t, self.inner_state(y), self.inner_theta(theta), mask)
 
