@@ -184,7 +184,8 @@ class HeldDraws:
         """log p(y | theta), its slope and curvature in the numbers of the residual error and in those that move
         predictions, by the chain rule: ``[subject, draw]``, ``[subject, draw, number]``, ``[subject, draw, number,
         number]``; 0 where there is no solution. Without `second` the curvature is not to be used."""
-        movers, at_once = self.predictions.movers.numbers, _AT_ONCE // max(self.predictions.value[0].numel(), 1)
+        movers = self.predictions.movers.numbers
+        at_once = max(_AT_ONCE // max(self.predictions.value[0].numel(), 1), 1)
 
         def moves(*steps: tuple[int, float]) -> Tensor:
             moved = vector.clone()
@@ -194,14 +195,16 @@ class HeldDraws:
             return self.predictions.moves(numbers, self.unconstrained)
 
         by, slope_of_moves, curvature_of_moves = differences(moves, len(movers), _STEP, second)
-        parts = [slice(k, k + max(at_once, 1)) for k in range(0, by.shape[1], max(at_once, 1))]
+        parts = [slice(k, k + at_once) for k in range(0, by.shape[1], at_once)]
         found = [self._expansion_in_moves(numbers, vector, by, part, second) for part in parts]
         fit, slope, curvature = (torch.cat(each, dim=1) for each in zip(*found, strict=True))
         if not movers:
             return fit, slope, curvature
 
-        errors, size = len(numbers.of_error()), len(numbers.of_error()) + by.shape[2]
-        chain = slope.new_zeros((*slope.shape[:2], size, errors + len(movers)))  # [subject, draw, coordinate, number]
+        errors = len(numbers.of_error())
+        chain = slope.new_zeros(
+            (*slope.shape[:2], errors + by.shape[2], errors + len(movers))
+        )  # [subject, draw, coordinate, number]
         chain[..., range(errors), range(errors)] = 1.0
         chain[..., errors:, errors:] = slope_of_moves.permute(1, 2, 3, 0)
         bent = torch.einsum("mnsdp,sdp->sdmn", curvature_of_moves, slope[..., errors:])
@@ -218,7 +221,8 @@ class HeldDraws:
         there is one: differences in these two serve any residual error.
         """
         errors, width = numbers.of_error(), self.batch.target.shape[1]
-        value, slopes = self.predictions.moved(moves, draws)
+        value, bent = self.predictions.moved(moves, draws)
+        slopes = self.predictions.slopes[:, draws] + bent
         # steps are a tenth of those that a move makes; the logarithm of a factor is of the magnitude of 1
         unit = value.abs() + slopes.abs().sum(0)
         unit[..., width:] += 1.0

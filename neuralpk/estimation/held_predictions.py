@@ -110,8 +110,8 @@ class HeldPredictions:
         return self.moved(self.moves(numbers, held), slice(None))[0]
 
     def moved(self, moves: Tensor, draws: slice) -> tuple[Tensor, Tensor]:
-        """Predictions of some draws after moves, ``[draw, subject, observation]``, and their derivatives in these,
-        ``[move, draw, subject, observation]``.
+        """Predictions of some draws after moves, ``[draw, subject, observation]``, and by how much their `slopes` have
+        changed, ``[move, draw, subject, observation]``.
 
         Args:
             moves: of all draws (`moves`), ``[subject, draw, move]``.
@@ -122,7 +122,7 @@ class HeldPredictions:
             return value, slopes
         by = moves[:, draws].permute(2, 1, 0)[..., None]
         bent = (by[:, None] * self.bends[:, :, draws]).sum(0)
-        return value + (by * (slopes + 0.5 * bent)).sum(0), slopes + bent
+        return value + (by * (slopes + 0.5 * bent)).sum(0), bent
 
     def held_now(self, numbers: LearnedNumbers, held: Tensor) -> tuple[Tensor, Tensor]:
         """Parameters that were held at the draw as they are in the population now, both ``[subject, draw, parameter]``,

@@ -330,25 +330,4 @@ def _pull_step(field, work, lanes, ending, gradients):
     _to_weights(field, work, final * LANES + tail, gradients)
 
 
-def _keeps_slopes(field):
-    return True
-
-
-def _retrace(field, work, lanes):
-    pass
-
-
-def _collect(field, work, lane, gradients):
-    pass
-
-
-implement(
-    Network,
-    put_in=_put_in,
-    find_slopes=_find_slopes,
-    take_step=_take_step,
-    keeps_slopes=_keeps_slopes,
-    retrace=_retrace,
-    pull_step=_pull_step,
-    collect=_collect,
-)
+implement(Network, put_in=_put_in, find_slopes=_find_slopes, take_step=_take_step, pull_step=_pull_step)

@@ -57,14 +57,31 @@ def collect(field, work, lane, gradients):
     raise NotImplementedError
 
 
+def _stores_slopes(field):
+    return True
+
+
+def _traces_nothing(field, work, lanes):
+    pass
+
+
+def _has_collected(field, work, lane, gradients):
+    pass
+
+
+# of a field that stores the slopes of its steps, and of which `pull_step` adds to the gradients itself
+_USUAL = {"keeps_slopes": _stores_slopes, "retrace": _traces_nothing, "collect": _has_collected}
+
+
 def implement(arrays: type, **answers: Callable[..., Any]) -> None:
     """Give a kind of field its versions of the functions above.
 
     Args:
         arrays: the named tuple of this kind.
-        answers: by the name of the function; plain functions of the same arguments.
+        answers: by the name of the function; plain functions of the same arguments. Without `keeps_slopes`, `retrace`
+            and `collect` the slopes are stored, and `pull_step` adds to all gradients itself.
     """
-    for name, answer in answers.items():
+    for name, answer in (_USUAL | answers).items():
 
         def choose(field: Any, *_: Any, answer: Callable[..., Any] = answer) -> Any:
             return answer if getattr(field, "instance_class", None) is arrays else None
