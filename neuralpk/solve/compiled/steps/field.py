@@ -83,7 +83,7 @@ def implement(arrays: type, **answers: Callable[..., Any]) -> None:
     """
     for name, answer in (_USUAL | answers).items():
 
-        def choose(field: Any, *_: Any, answer: Callable[..., Any] = answer) -> Any:
+        def choose(field: Any, *_: Any, answer: Any = answer) -> Any:
             return answer if getattr(field, "instance_class", None) is arrays else None
 
         options = {"nogil": True, "error_model": "numpy", **ONLY_CALLED}
