@@ -39,11 +39,13 @@ class Stream(enum.IntEnum):
     SPLIT = 2 << _WIDTH
     ORDER = 3 << _WIDTH
     CONTEXT = 8 << _WIDTH
-    # of objectives: draws of z, paths, residual errors of simulated patients, draws of the population's estimator
+    # of objectives: draws of z, paths, residual errors of simulated patients, draws of the population's estimator and
+    # those that its proposals adapt to
     TRAINING = 4 << _WIDTH
     TRAINING_PATHS = 5 << _WIDTH
     SIMULATED_PATIENTS = 16 << _WIDTH
     ESTIMATION = 17 << _WIDTH
+    PROPOSALS = 18 << _WIDTH
     EVALUATION = 32 << _WIDTH
     EVALUATION_PATHS = 33 << _WIDTH
     # of trained models

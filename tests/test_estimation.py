@@ -34,6 +34,7 @@ from neuralpk.estimation.starting_values import starting_values
 from neuralpk.parameters import LogitNormal, NoVariability, PopulationParameters
 from neuralpk.population_model import PopulationModel
 from neuralpk.published_population import read_population
+from neuralpk.randomness import Stream
 from neuralpk.residual_error import AdditiveError, CombinedError, ProportionalError, StudentTError
 from neuralpk.scaling import Scaling
 from neuralpk.task import LatentTask
@@ -322,15 +323,16 @@ def test_a_typical_value_that_the_data_push_to_an_end_of_its_range_is_at_a_bound
 
 def test_a_search_that_its_last_stage_does_not_end_goes_on_with_more_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PopulationEstimator, "reserve", (64,))
-    monkeypatch.setattr(PopulationEstimator, "least_gain", -1.0)  # no gain is small enough
     monkeypatch.setattr(PopulationEstimator, "last_steps", 10)
+    monkeypatch.setattr(PopulationEstimator, "_monte_carlo_error", lambda *_: (math.inf, 0))  # no error is small enough
     model, batch = oral(simulated(5))
     estimator = PopulationEstimator(model, stages=(16,))
     status = estimator.run(batch)
     assert not status.converged and (status.draws, status.iterations) == (64, 18)
 
 
-def test_steps_that_draws_send_to_and_fro_end_at_their_mean() -> None:
+@pytest.mark.parametrize("distance", [1e-5, 1.0])
+def test_steps_that_differ_by_their_draws_end_at_their_mean(distance: float) -> None:
     model, batch = oral(simulated(5))
     estimator = PopulationEstimator(model, stages=(16,)).begin_here()
     estimator.add(batch)
@@ -338,19 +340,68 @@ def test_steps_that_draws_send_to_and_fro_end_at_their_mean() -> None:
     centre = estimator.numbers.search_scale(one.vector)[0]
     estimator._recent, moved = [], torch.zeros_like(centre)
     for k in range(8):
-        moved[0] = (-1) ** k * 0.05
-        vector = estimator.numbers.from_search_scale(centre + moved)
-        estimator._recent.append((vector, -100.0, -99.8))
-    assert estimator._steps_cancel()
-    estimator._end_at_mean()
-    assert estimator.status is not None and estimator.status.converged
-    assert "Monte-Carlo error of 16 draws, 0.4 of -2LL" in estimator.status.sentence
+        moved[0] = (-1) ** k * math.sqrt(distance / float(one.curvature[0, 0]))
+        estimator._recent.append((estimator.numbers.from_search_scale(centre + moved), -100.0))
+    estimator.in_stage = 8
+    # eight populations of which each is less likely than their mean by `distance` of -2LL; only the first coordinate
+    # differs
+    error, count = estimator._monte_carlo_error(one)
+    assert (error, count) == (pytest.approx(distance / 7, rel=1e-2), 8)
+    estimator._end_at_mean(error, count)
+    assert estimator.status is not None and estimator.status.converged and estimator.status.gain == error
+    remark = "steps end at the Monte-Carlo error of 16 draws, 0.14 of -2LL"
+    assert (remark in estimator.status.sentence) == (distance == 1.0)
     torch.testing.assert_close(estimator.numbers.search_scale(estimator.numbers.get())[0], centre)
-    # a likelihood that rises, or steps that are long, go on
-    estimator._recent[-1] = (one.vector, -99.9, -99.8)
-    assert not estimator._steps_cancel()
-    estimator._recent[-1] = (one.vector, -100.0, -99.7)
-    assert not estimator._steps_cancel()
+
+
+def test_populations_on_their_way_lie_far_apart() -> None:
+    model, batch = oral(simulated(5))
+    estimator = PopulationEstimator(model, stages=(16,)).begin_here()
+    estimator.add(batch)
+    one = estimator.step()
+    centre = estimator.numbers.search_scale(one.vector)[0]
+    for in_stage, steps in ((8, 8), (2, 8)):
+        away = [centre + k * 0.1 * torch.ones_like(centre) for k in range(steps)]
+        estimator._recent = [(estimator.numbers.from_search_scale(each), -100.0) for each in away]
+        estimator.in_stage = in_stage
+        # of two steps of a stage nothing is known
+        assert estimator._monte_carlo_error(one)[0] > (0.1 if in_stage == 8 else 1e9)
+
+
+def test_no_likelihood_has_the_quasi_random_numbers_that_its_proposals_adapted_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    streams: list[int] = []
+    drawn = Proposal.draw
+
+    def noted(self: Proposal, seed: int, stream: int, *rest: Any) -> tuple[Tensor, Tensor]:
+        streams.append(stream)
+        return drawn(self, seed, stream, *rest)
+
+    monkeypatch.setattr(Proposal, "draw", noted)
+    model, batch = oral(simulated(5))
+    estimator = PopulationEstimator(model, stages=(16, 32)).begin_here()
+    estimator.run(batch)
+    assert len(streams) == len({*streams}) == estimator.iteration > 3
+    streams.clear()
+    log_likelihood(model, batch, draws=16)
+    of_likelihood = [stream for stream in streams if Stream.of(stream) is Stream.ESTIMATION]
+    assert len({*of_likelihood}) >= 4 and {Stream.of(stream) for stream in streams} == {
+        Stream.ESTIMATION,
+        Stream.PROPOSALS,
+    }
+    assert all(Stream.of(stream) is Stream.PROPOSALS for stream in streams[:3])
+
+
+def test_a_proposal_that_fits_its_own_draws_makes_the_data_look_less_likely() -> None:
+    model, batch = oral(simulated(40, samples=3))
+    estimator = PopulationEstimator(model, stages=(64,)).begin_here()
+    for _ in range(2):
+        estimator.centres.renew([estimator.draw(batch, moves=False)])
+    here = estimator.numbers.get()
+    found = [estimator.likelihood([estimator.draw(batch, k, moves=False)]).value(here)[0] for k in range(6)]
+    others = torch.tensor(found[1:])
+    assert found[0] < float(others.mean() - 2 * others.std())
 
 
 # ---- starting values

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from typing import Any, ClassVar
 
@@ -24,18 +23,17 @@ from neuralpk.population_model import PopulationModel
 from neuralpk.randomness import Stream
 
 STAGES = (64, 256, 512)
-_PATIENCE = 8  # steps of a last stage, after which more draws are worth more than further steps
-_AVERAGED = 4  # last steps, of which the mean is the estimate where every set of draws favours another population
-_MONTE_CARLO = 0.5  # in −2LL: sets of draws that favour populations no farther apart may end a search
+_PATIENCE = 8  # steps of a last stage, after which further steps are worth little
+_FEWEST_AVERAGED = 3  # last steps, of which the mean is the estimate
+_SMALL_ERROR, _MOST_ERROR = 0.1, 0.5  # in −2LL: largest errors of a mean of so many steps, and without more draws
+_GAIN_OF_ERROR = 50.0  # times the error: with as much to gain, a search is on its way
 _COARSE, _FINE = 1e-2, 1e-4  # in log p: gain of the last of Newton's steps on a set of draws
 _STEPS, _RESERVE_STEPS = 50, 2  # Newton's steps on a set of draws; with many draws one takes long
 _MOST_VALUES = 2 * 10**8  # held predictions and their derivatives: bounds the memory
 _STAGE_GAIN = 2.0  # in −2LL: with less to gain, more draws are worth more than another step
 _STAGE_STEPS = 12
-_LAST_RENEWALS = 4  # of the proposals in the last stage
 _LOSS = 10.0  # in −2LL: a step of predictions that moved after which new draws show a loss above this is halved
 _HALVINGS = 6
-_TURNING = 0.3  # of the gain of the step before
 _FLAT = 0.01  # curvature; where it is smaller, the standard error is above 10 on the logarithmic scale
 _FLAT_TO_DRAWS = 1.0  # the same where sets of draws disagree: what they find in a flat direction is chance
 _FAR_LIKELIER = 50.0  # in −2LL: of two starts with the same curve, such a gain is no chance of a few steps
@@ -47,10 +45,12 @@ class PopulationEstimator:
 
     In an outer step every subject gets K draws of its individual parameters from a mixture around its posterior, whose
     dynamics are solved once. Newton's method then maximises log p(data) given these held draws, until their weights say
-    little about the new population. The draws are renewed with the same quasi-random numbers, K grows from stage to
-    stage, and the search ends when the last stage has less than 0.01 of −2LL to gain. Where it has more after some
-    steps, because posteriors are wide and every set of draws favours another population, K grows further (`reserve`).
-    All of it is computed in float64 on a copy of the model.
+    little about the new population. Then they are renewed. A mixture that was made from draws fits the quasi-random
+    numbers of these too well, and likelihoods from it with the same numbers are too small: because mixtures adapt
+    (`PosteriorCentres.renew`), every step has numbers of its own. K grows from stage to stage. In the last one the
+    steps differ by the Monte-Carlo error of their draws alone, and their mean is the estimate: the search ends when
+    the error of the mean is less than 0.003 of −2LL, or 0.1 after eight steps. Where it is more, because posteriors are
+    wide, K grows further (`reserve`). All of it is computed in float64 on a copy of the model.
 
     Args:
         model: whose population is estimated; its numbers are written after every step.
@@ -59,7 +59,7 @@ class PopulationEstimator:
         gather: the same object of every device; by default there is one.
 
     Attributes:
-        least_gain: in −2LL; the search has converged when a step gains less.
+        least_error: in −2LL; the search has converged when the Monte-Carlo error of the estimate is less.
         last_steps: most steps of the last stage.
         reserve: further numbers of draws, for searches that the last stage does not end.
         target: the model whose numbers are written.
@@ -73,7 +73,7 @@ class PopulationEstimator:
         log_likelihood: log p(data) at the last draws, without the prior of the population; NaN before.
     """
 
-    least_gain: ClassVar[float] = 0.01
+    least_error: ClassVar[float] = 0.003
     last_steps: ClassVar[int] = 24
     reserve: ClassVar[tuple[int, ...]] = (2048, 8192)
 
@@ -98,7 +98,7 @@ class PopulationEstimator:
         self._drawn: dict[int, float] = {}
         self._before: tuple[Tensor, float] | None = None
         self._halvings = 0
-        self._recent: list[tuple[Tensor, float, float]] = []  # vector, start and end of the last steps
+        self._recent: list[tuple[Tensor, float]] = []  # vector and start of the last steps
 
     @property
     def finished(self) -> bool:
@@ -198,16 +198,16 @@ class PopulationEstimator:
             self.numbers.set(each)
             trial = PopulationEstimator(self.model, self.seed, self.stages[-1:]).begin_here()
             found.append(float(trial.add(batch).sum() + trial.model.population_log_prior().detach()))
-        return 2 * abs(found[0] - found[1]) < _MONTE_CARLO
+        return 2 * abs(found[0] - found[1]) < _MOST_ERROR
 
     def _tried(self, vector: Tensor, batch: CohortBatch) -> PopulationEstimator:
         """The search with some subjects a few steps after a start."""
         self.numbers.set(vector)
-        trial = PopulationEstimator(self.model, self.seed, self.stages[:1]).begin_here()
+        trial = PopulationEstimator(self.model, self.seed, self.stages).begin_here()
         for _ in range(_TRIED_STEPS):
             trial.add(batch)
             trial.step()
-            if trial.gain < _STAGE_GAIN and not trial._halved:
+            if trial.stage:
                 break
         return trial
 
@@ -243,7 +243,7 @@ class PopulationEstimator:
         rows = [k for k, index in enumerate(batch.index.tolist()) if index not in self._drawn]
         if rows:
             for part in batch.select(torch.tensor(rows, device=batch.device)).of_like_length():
-                held = self.draw(part)
+                held = self.draw(part, *self._numbers_of_step)
                 log_p = log_mean_weight(held.log_weight(self.numbers, self.numbers.get()))
                 self._drawn |= dict(zip(held.batch.index.tolist(), log_p.tolist(), strict=True))
                 self._draws.append(held)
@@ -258,19 +258,28 @@ class PopulationEstimator:
         """
         return None
 
-    def draw(self, batch: CohortBatch, stream: int = 0, moves: bool = True) -> HeldDraws:
+    def draw(
+        self, batch: CohortBatch, number: int = 0, stream: Stream = Stream.ESTIMATION, moves: bool = True
+    ) -> HeldDraws:
         """Draws of some subjects around their posterior.
 
         Args:
             batch: float64.
-            stream: which set of quasi-random numbers.
+            number: which set of quasi-random numbers of the stream.
+            stream: ``Stream.PROPOSALS`` of draws that proposals adapt to, so that their numbers are those of no
+                likelihood.
             moves: of `HeldDraws.draw`.
         """
         wide, proposal = self.centres.proposal(batch, self.target, self._most_steps)
-        at, standardised = Stream.ESTIMATION.at(2 + stream), self.centres.standardised
+        at, standardised = stream.at(2 + number), self.centres.standardised
         return HeldDraws.draw(
             self.model, self.numbers, batch, proposal, wide, self.seed, at, self.draws, standardised, moves
         )
+
+    @property
+    def _numbers_of_step(self) -> tuple[int, Stream]:
+        """Quasi-random numbers: which set of which stream."""
+        return self.iteration, Stream.PROPOSALS
 
     @property
     def _most_steps(self) -> int:
@@ -301,19 +310,12 @@ class PopulationEstimator:
             steps = _STEPS if self.stage < len(self.stages) else _RESERVE_STEPS
             ascent = ascend(likelihood, here, self._tolerance, steps)
             self._before, self._halvings = (here, start), 0
-            if self._turns_back(ascent):
-                scaled = [self.numbers.search_scale(vector)[0] for vector in (here, ascent.vector)]
-                self.numbers.set(self.numbers.from_search_scale((scaled[0] + scaled[1]) / 2))
         self.iteration += 1
         self.in_stage += 1
         self.history.append(ascent)
-        self._recent = [*self._recent, (ascent.vector, ascent.start, ascent.end)][-2 * _AVERAGED :]
+        self._recent = [*self._recent, (ascent.vector, ascent.start)][-_PATIENCE:]
         self.log_likelihood = ascent.end - float(self.model.population_log_prior().detach())
-        if self._in_last_stage and self.in_stage == _LAST_RENEWALS:
-            self.centres.steady = True  # steps that do not end are worth more solutions
-        # in the end proposals stay: the likelihood given the draws is then one smooth function of the population
-        if not self._in_last_stage or self.in_stage <= _LAST_RENEWALS:
-            self.centres.renew(self._draws)
+        self.centres.renew(self._draws)
         if not self._in_last_stage and tune_network_effects(self.model, self.target, likelihood, ascent.bound):
             self._before = None
         self._advance(ascent)
@@ -328,57 +330,70 @@ class PopulationEstimator:
         """Gain of the last of Newton's steps on a set of draws, in log p."""
         return _FINE if self.stage == len(self.stages) - 1 else _COARSE
 
-    def _turns_back(self, ascent: Ascent) -> bool:
-        """Whether steps of the last stage do not become smaller, as where two sets of draws send the population to each
-        other: half of a step then ends in the middle."""
-        if not self._in_last_stage or self.in_stage < 2:
-            return False
-        _, start, end = self._recent[-1]
-        return ascent.end - ascent.start > _TURNING * (end - start)
-
     # ---- the end
 
     def _advance(self, ascent: Ascent) -> None:
         """The next stage, or the end."""
         gain = max(2 * (ascent.end - ascent.start), 0.0)
-        last, halved = self._in_last_stage, self._halved
-        little = gain < self.least_gain and ascent.promise < 2 * self.least_gain
-        if not last and not halved and (gain < _STAGE_GAIN or self.in_stage >= _STAGE_STEPS):
-            self.stage, self.in_stage, self._before = self.stage + 1, 0, None
-        elif last and not halved and little and self.in_stage > 1:
-            self.finish()
-        elif last and self.in_stage == _PATIENCE and self._steps_cancel():
-            self._end_at_mean()
-        elif last and self.in_stage >= _PATIENCE and self._may_have_more_draws:
-            self.stage, self.in_stage, self._before = self.stage + 1, 0, None
-        elif last and self.in_stage >= self.last_steps:
+        if not self._in_last_stage:
+            if not self._halved and (gain < _STAGE_GAIN or self._stands or self.in_stage >= _STAGE_STEPS):
+                self._next_stage()
+            return
+        error, count = self._monte_carlo_error(ascent)
+        patient = self.in_stage >= _PATIENCE
+        enough = _SMALL_ERROR if patient else self.least_error
+        if not self._halved and error < enough and ascent.promise < _GAIN_OF_ERROR * enough:
+            self._end_at_mean(error, count)
+        elif patient and self._may_have_more_draws:
+            self._next_stage()
+        elif patient and error < _MOST_ERROR:
+            self._end_at_mean(error, count)
+        elif self.in_stage >= self.last_steps:
             self.finish(f"-2LL still changes by {gain:.2g} in a step with {self.draws} draws")
 
-    def _steps_cancel(self) -> bool:
-        """Whether the last steps have moved the population to and fro with the draws, without a larger likelihood.
-        Steps of which each begins higher than the one before are on their way, however small they are."""
-        starts, ends = [start for _, start, _ in self._recent], [end for _, _, end in self._recent]
-        rise = 2 * (max(starts[_AVERAGED:]) - max(starts[:_AVERAGED]))
-        gain = max(2 * (end - start) for start, end in zip(starts[_AVERAGED:], ends[_AVERAGED:], strict=True))
-        climbing = all(before < after for before, after in itertools.pairwise(starts))
-        return rise < 10 * self.least_gain and gain < _MONTE_CARLO and not climbing
+    @property
+    def _stands(self) -> bool:
+        """Whether the last steps of a stage have not led to a larger likelihood."""
+        starts = [start for _, start in self._recent[-self.in_stage :]]
+        return len(starts) > 2 and 2 * (starts[-1] - max(starts[:-1])) < _STAGE_GAIN
 
-    def _end_at_mean(self) -> None:
-        """End at the mean of the last populations, which differ by the Monte-Carlo error of their draws."""
-        last = self._recent[-_AVERAGED:]
-        scaled = torch.stack([self.numbers.search_scale(vector)[0] for vector, _, _ in last])
+    def _next_stage(self) -> None:
+        self.stage, self.in_stage, self._before = self.stage + 1, 0, None
+
+    def _monte_carlo_error(self, ascent: Ascent) -> tuple[float, int]:
+        """In −2LL, how much likelier the maximum is than the mean of the last populations, whose draws are independent;
+        and of how many of them, the number with which that is least. Populations on their way lie far apart. inf of too
+        few."""
+        moving = self.numbers.free & ~ascent.bound
+        values, axes = torch.linalg.eigh(ascent.curvature[moving][:, moving])
+        scaled = torch.stack([self.numbers.search_scale(vector)[0] for vector, _ in self._recent])[:, moving] @ axes
+        found = [(math.inf, 0)]
+        for count in range(_FEWEST_AVERAGED, min(self.in_stage, len(scaled)) + 1):
+            distance = scaled[-count:] - scaled[-count:].mean(0)
+            found.append((float((distance.square() * values.abs()).sum()) / (count - 1) / count, count))
+        return min(found)
+
+    def _end_at_mean(self, error: float, count: int) -> None:
+        """End at the mean of the last populations.
+
+        Args:
+            error: that of `_monte_carlo_error`.
+            count: how many.
+        """
+        scaled = torch.stack([self.numbers.search_scale(vector)[0] for vector, _ in self._recent[-count:]])
         self.numbers.set(self.numbers.from_search_scale(scaled.mean(0)))
-        gain = sum(2 * (end - start) for _, start, end in last) / _AVERAGED
-        remark = f"steps end at the Monte-Carlo error of {self.draws} draws, {gain:.2g} of -2LL"
-        self.remark = f"{self.remark}; {remark}" if self.remark else remark
-        self.finish(flat=_FLAT_TO_DRAWS)
+        if error > _SMALL_ERROR:
+            remark = f"steps end at the Monte-Carlo error of {self.draws} draws, {error:.2g} of -2LL"
+            self.remark = f"{self.remark}; {remark}" if self.remark else remark
+        self.finish(flat=_FLAT if error <= _SMALL_ERROR else _FLAT_TO_DRAWS, gain=error)
 
-    def finish(self, reason: str = "", flat: float = _FLAT) -> FitStatus:
+    def finish(self, reason: str = "", flat: float = _FLAT, gain: float | None = None) -> FitStatus:
         """End the search.
 
         Args:
             reason: why it has not converged; empty if it has.
             flat: curvature below which the data leave a direction open.
+            gain: that of the status; by default what the last step promised.
         """
         ascent = next((one for one in reversed(self.history) if not math.isinf(one.promise)), None)
         names, bounds, undetermined = self.numbers.names(), [], []
@@ -401,7 +416,8 @@ class PopulationEstimator:
             k = int(found.argmin())
             fewest, subject = min((fewest, subject), (float(found[k]), held.batch.ids[k]))
         fewest, subject = min(self._gather((fewest, subject)))
-        gain = math.nan if ascent is None else ascent.promise
+        if gain is None:
+            gain = math.nan if ascent is None else ascent.promise
         self.status = FitStatus(
             converged=not reason,
             reason=reason,
@@ -427,7 +443,7 @@ class PopulationEstimator:
         return self.centres.state_dict() | {
             "numbers": self.numbers.get(),
             "counts": [self.stage, self.in_stage, self.iteration],
-            "recent": [(vector.clone(), start, end) for vector, start, end in self._recent],
+            "recent": [(vector.clone(), start) for vector, start in self._recent],
             "drawn": self._gather(list(self._drawn)),
             "log_likelihood": self.log_likelihood,
             "remark": self.remark,
@@ -442,7 +458,7 @@ class PopulationEstimator:
         self.interrupted = state["drawn"]
         self.centres.load_state_dict(state)
         device = self.numbers.device
-        self._recent = [(vector.to(device), start, end) for vector, start, end in state["recent"]]
+        self._recent = [(vector.to(device), start) for vector, start in state["recent"]]
         self.log_likelihood, self.remark = state["log_likelihood"], state["remark"]
         # a search that a bound of the Trainer ended goes on
         status = None if state["status"] is None else FitStatus.from_plain(state["status"])

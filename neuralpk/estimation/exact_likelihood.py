@@ -12,6 +12,7 @@ from neuralpk.estimation.estimator import PopulationEstimator
 from neuralpk.estimation.held_draws import HeldDraws
 from neuralpk.inference import importance
 from neuralpk.population_model import PopulationModel
+from neuralpk.randomness import Stream
 
 _ADAPTATIONS = (64, 256, 256)  # draws of each subject, by which the proposals adapt to the posterior
 _DRAWS = 512  # of each subject in a set
@@ -60,7 +61,7 @@ def likelihood_estimator(model: PopulationModel, draws: int | None, seed: int) -
 def adapt(estimator: PopulationEstimator, batch: CohortBatch) -> None:
     """Adapt the proposals to the posterior of every subject, and give kernels to those that are far from normal."""
     for estimator.stage in range(len(_ADAPTATIONS)):
-        held = estimator.draw(batch, moves=False)
+        held = estimator.draw(batch, estimator.stage, Stream.PROPOSALS, moves=False)
         estimator.centres.renew([held])
     estimator.stage = len(_ADAPTATIONS)
     if not estimator.model.has_network:
@@ -72,7 +73,7 @@ def _give_kernels(estimator: PopulationEstimator, batch: CohortBatch) -> None:
     estimator.stage += 1
     for part in _parts(batch, _AT_ONCE // estimator.draws):
         for k in range(_MOST_KERNEL_ADAPTATIONS):
-            held = estimator.draw(part, moves=False)
+            held = estimator.draw(part, len(_ADAPTATIONS) + k, Stream.PROPOSALS, moves=False)
             estimator.centres.adapt([held], kernels=True)
             if k >= _KERNEL_ADAPTATIONS:
                 part = part.select(_with_few_effective(estimator, held, _NOT_FOUND))

@@ -56,8 +56,8 @@ def expected_scores(model: PopulationModel, batch: CohortBatch, seed: int) -> Te
         estimator = PopulationEstimator(model, seed, (_DRAWS,))
         estimator.centres.begin_at(simulated.index, normal[solved, :size])
         exact = simulated.to(torch.float64)
-        for _ in range(_ADAPTATIONS):
-            held = estimator.draw(exact, moves=False)
+        for number in range(_ADAPTATIONS):
+            held = estimator.draw(exact, number, Stream.PROPOSALS, moves=False)
             estimator.centres.renew([held])
         drawn = posterior_draws(estimator.draw(exact, moves=False), estimator, simulated.time.dtype)
     found = scores(model, simulated, drawn)

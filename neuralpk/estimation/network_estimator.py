@@ -47,7 +47,7 @@ class NetworkEstimator(PopulationEstimator):
         values: log p(data, weights, population), up to a constant, at each set of draws.
     """
 
-    least_gain = 2 * _GAIN  # as of the weights: a network may do what a number of the population does
+    least_error = 2 * _GAIN  # as of the weights: a network may do what a number of the population does
     last_steps = 8
     reserve = ()
 
@@ -70,6 +70,11 @@ class NetworkEstimator(PopulationEstimator):
     @property
     def _most_steps(self) -> int:
         return _FEW_STEPS if self.weights_move and self.centres else super()._most_steps
+
+    @property
+    def _numbers_of_step(self) -> tuple[int, Stream]:
+        # with the same numbers in all steps, their values tell when the weights no longer gain
+        return (0, Stream.ESTIMATION) if self.weights_move else super()._numbers_of_step
 
     @property
     def _tolerance(self) -> float:
@@ -154,7 +159,8 @@ class NetworkEstimator(PopulationEstimator):
         if self._since >= _PATIENCE and max(self.values[-_PATIENCE:]) < before + _GAIN:
             self._level, self._since = self._level + 1, 0
             if not self.weights_move:
-                self.stage, self.in_stage, self._before, self._sample = 1, 0, None, {}
+                self._sample = {}
+                self._next_stage()
                 self._take_weights()  # of the last step, which came after these draws
 
     def _advance(self, ascent: Ascent) -> None:

@@ -27,7 +27,6 @@ _SEARCH_TOLERANCE = 1e-2  # in log p, of the search for a centre
 # omega that a proposal is made for: draws around a narrow posterior would make a wider population look unlikely
 _WIDE_OMEGA = 0.2
 _LITTLE_KNOWN = 0.6  # posterior variance of a random effect, given the others, over that of its prior
-_HALF_KNOWN = 0.5  # limit where steps do not end, of the variance whatever the others are
 _SLACK = 1.2  # factor by which both limits are exceeded before eta/omega is no longer held
 _LEAST_VARIANCE = 1e-9  # of z
 _ENOUGH_DRAWS = 8.0  # effective draws for each dimension, so that a centre and its covariance come from the draws
@@ -52,8 +51,6 @@ class PosteriorCentres:
 
     Attributes:
         standardised: parameters of which the draws hold eta/omega, not the value.
-        steady: whether as many parameters are among them as make the derivatives vary less between draws, which takes
-            more solutions of the dynamics.
     """
 
     def __init__(self, model: PopulationModel, numbers: LearnedNumbers, gather: Gather) -> None:
@@ -61,7 +58,6 @@ class PosteriorCentres:
         self._known: dict[int, tuple[Tensor, ...]] = {}
         self._kernels: dict[int, Tensor] = {}
         self.standardised: tuple[str, ...] = ()
-        self.steady = False
 
     def __len__(self) -> int:
         return len(self._known)
@@ -121,10 +117,8 @@ class PosteriorCentres:
             z = held.z(self.numbers)[0]
             covariance = _moments(z, log_weights[-1])[1]
             covariance = covariance[~covariance.isnan().any(-1).any(-1)]
-            variance = covariance.diagonal(dim1=1, dim2=2)[:, :size]
-            if not self.steady:
-                precision = torch.linalg.inv(covariance + _LEAST_VARIANCE * torch.eye(z.shape[-1], device=z.device))
-                variance = 1 / precision.diagonal(dim1=1, dim2=2)[:, :size]
+            precision = torch.linalg.inv(covariance + _LEAST_VARIANCE * torch.eye(z.shape[-1], device=z.device))
+            variance = 1 / precision.diagonal(dim1=1, dim2=2)[:, :size]
             sums += torch.cat([sums.new_tensor([len(variance)]), variance.sum(0)])
         sums = torch.stack(self._gather(sums)).sum(0)
         self.standardised = self._to_standardise(here, sums[1:] / sums[0])
@@ -198,36 +192,29 @@ class PosteriorCentres:
         other parameters were known: their values keep so close to the typical value that, held, they would not let it
         move.
 
-        In a `steady` search what the others leave open counts too. With v the posterior variance of a subject's random
-        effect over that of the prior, omega², the derivative of its likelihood in the typical value has the variance
-        v/omega² between draws where the value is held, and (1 - v)²/(v·omega²) where eta/omega is held and the other
-        parameters move with it (`HeldDraws`): the second is smaller from v = 1/2 on. It takes more solutions of the
-        dynamics, and most searches end without it.
-
         Args:
             here: the learned numbers.
-            variance: mean posterior variance of z over that of its prior, in a steady search whatever the other
-                random effects are, else given these, ``[latent]``; NaN where it is not known.
+            variance: mean posterior variance of z over that of its prior, given the other random effects,
+                ``[latent]``; NaN where it is not known.
         """
-        least = _HALF_KNOWN if self.steady else _LITTLE_KNOWN
         omega = here[self.numbers.omega].exp() / self.numbers.spread_units()[: len(self.numbers.omega)]
         found = []
         for name, size, left in zip(self.model.population.varying, omega.tolist(), variance.tolist(), strict=False):
             # a parameter that is among them leaves later than it comes, so that none comes and goes in every step
             slack = _SLACK if name in self.standardised else 1.0
-            if size < SMALL_OMEGA * slack and left > least / slack:
+            if size < SMALL_OMEGA * slack and left > _LITTLE_KNOWN / slack:
                 found.append(name)
         return tuple(found)
 
     def state_dict(self) -> dict[str, Any]:
         """As tensors and plain values."""
         parts = [torch.stack(part) for part in zip(*self._known.values(), strict=True)]
-        held = {"standardised": list(self.standardised), "steady": self.steady, "kernels": dict(self._kernels)}
+        held = {"standardised": list(self.standardised), "kernels": dict(self._kernels)}
         return held | {"index": list(self._known), "centres": parts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From that of `state_dict`."""
-        self.standardised, self.steady = tuple(state["standardised"]), state["steady"]
+        self.standardised = tuple(state["standardised"])
         parts = [part.to(self.numbers.device) for part in state["centres"]]
         self._kernels = {index: one.to(self.numbers.device) for index, one in state["kernels"].items()}
         self._known = dict(zip(state["index"], zip(*parts, strict=True), strict=True))

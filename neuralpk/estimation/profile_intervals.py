@@ -47,7 +47,7 @@ def profile_intervals(estimator: PopulationEstimator, batch: CohortBatch, inform
     """
     numbers = estimator.numbers
     vector = numbers.get()
-    search = _Search(estimator, estimator.draw(batch), information)
+    search = _Search(estimator, batch, information)
     found: Ends = {}
     for one in estimator.model.coordinates():
         profiled = _Profiled(one, numbers)
@@ -102,7 +102,7 @@ class _Point:
 
     Args:
         vector: the learned numbers.
-        value: log p(data) + log prior.
+        value: log p(data) + log prior, less its maximum.
         score: first derivatives on the scale of the search, ``[number]``.
         information: minus the second derivatives, ``[number, number]``.
     """
@@ -111,6 +111,21 @@ class _Point:
     value: float
     score: Tensor
     information: Tensor
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """Held draws of all subjects.
+
+    Args:
+        number: of the set of quasi-random numbers.
+        held: the draws.
+        likelihood: given these draws.
+    """
+
+    number: int
+    held: HeldDraws
+    likelihood: HeldLikelihood
 
 
 class _Search:
@@ -125,19 +140,21 @@ class _Search:
     use the information at the estimate, later ones that of the place where they start. Where the effective draws have
     become few, new ones are drawn there.
 
+    New draws come from proposals that were made from the draws before, which have other quasi-random numbers: there are
+    two sets of these, in turn, and the maximum is known with both.
+
     Args:
         estimator: makes new draws.
-        held: draws at the estimate.
+        batch: the subjects, float64.
         information: at the estimate, on the scale of the search, ``[number, number]``.
     """
 
-    def __init__(self, estimator: PopulationEstimator, held: HeldDraws, information: Tensor) -> None:
-        self.estimator, self.numbers, self.held, self.information = estimator, estimator.numbers, held, information
-        self.likelihood, self.threshold = estimator.likelihood([held]), math.inf
-        self.estimate, self.effective = self._point(self.likelihood, self.numbers.get(), exact=False)
-        # the maximum given these draws is not exactly at the estimate
-        to_maximum, _ = self._step(self.estimate, torch.zeros_like(self.estimate.score))
-        self.threshold = self.estimate.value + 0.5 * float(self.estimate.score @ to_maximum) - _DROP / 2
+    def __init__(self, estimator: PopulationEstimator, batch: CohortBatch, information: Tensor) -> None:
+        self.estimator, self.numbers, self.batch, self.information = estimator, estimator.numbers, batch, information
+        self._at_estimate = self.numbers.get()
+        self._maxima: dict[int, float] = {}  # of log p(data) + log prior by set of quasi-random numbers
+        self.first = self._drawn(0, self._at_estimate)
+        self.estimate, self.effective = self._point(self.first, self._at_estimate, exact=False)
 
     def end(self, profiled: _Profiled, sign: int) -> Tensor | None:
         """The learned numbers at the end of an interval; None where it is not found.
@@ -146,26 +163,26 @@ class _Search:
             profiled: the coordinate.
             sign: 1 for the upper end, −1 for the lower.
         """
-        held, likelihood, point = self.held, self.likelihood, self.estimate
+        draws, point = self.first, self.estimate
         for number in range(_STEPS):
             step, size = self._step(point, sign * profiled.slope(point.vector))
             shorter = min(1.0, _LONGEST_STEP / max(size, 1e-30), _FARTHEST_STEP / max(float(step.abs().max()), 1e-30))
             scaled = self.numbers.search_scale(point.vector)[0] + shorter * step
             aim = self._within(self.numbers.from_search_scale(scaled), self.numbers.low, self.numbers.high)
-            vector = self._within(aim, likelihood.low, likelihood.high)
+            vector = self._within(aim, draws.likelihood.low, draws.likelihood.high)
             if number and size < _SMALL_STEP and bool((aim == vector).all()):
                 return vector
-            point, effective = self._point(likelihood, vector, exact=number > 0)
+            point, effective = self._point(draws, vector, exact=number > 0)
             few = effective < _KEPT * self.effective
             for _ in range(_RENEWALS):
                 if not few and bool((aim == vector).all()):
                     break
-                held, likelihood = self._drawn_at(vector, held)
-                point, effective = self._point(likelihood, vector, exact=number > 0)
+                draws = self._drawn_at(vector, draws)
+                point, effective = self._point(draws, vector, exact=number > 0)
                 few, aim = effective < _KEPT * self.effective, vector
             if few or not math.isfinite(point.value):
                 return None
-            if sign < 0 and profiled.at_bound(vector) and point.value >= self.threshold:
+            if sign < 0 and profiled.at_bound(vector) and point.value >= -_DROP / 2:
                 return vector
         return None
 
@@ -185,7 +202,7 @@ class _Search:
             rows = moving.nonzero()[:, 0]
             inverse[rows[:, None], rows] = known
             up, sideways = inverse @ point.score, inverse @ along
-            room = 2 * (point.value - self.threshold) + float(point.score @ up)
+            room = 2 * point.value + _DROP + float(point.score @ up)
             length = float(along @ sideways)
             step = up + (math.sqrt(room / length) * sideways if room > 0 and length > 1e-12 else 0.0)
             outwards = ((vector <= numbers.low + 1e-9) & (step < 0)) | ((vector >= numbers.high - 1e-9) & (step > 0))
@@ -193,19 +210,34 @@ class _Search:
                 return step, math.sqrt(max(float(step[rows] @ torch.linalg.solve(known, step[rows])), 0.0))
             moving &= ~outwards
 
-    def _point(self, likelihood: HeldLikelihood, vector: Tensor, exact: bool) -> tuple[_Point, float]:
+    def _point(self, draws: _Draws, vector: Tensor, exact: bool) -> tuple[_Point, float]:
         """With the second derivatives at the estimate unless `exact`; and the mean effective draws."""
-        value, slope, effective = likelihood.gradient(vector)
+        value, slope, effective = draws.likelihood.gradient(vector)
         information = self.information
         score = slope * self.numbers.search_scale(vector)[1]
         if exact:
-            second = likelihood.derivatives(vector)[2]
+            second = draws.likelihood.derivatives(vector)[2]
             information = self.numbers.on_search_scale(vector, slope, second)[2]
-        return _Point(vector, value, score, information), effective
+        return _Point(vector, value - self._maxima.get(draws.number, 0.0), score, information), effective
 
-    def _drawn_at(self, vector: Tensor, held: HeldDraws) -> tuple[HeldDraws, HeldLikelihood]:
+    def _drawn_at(self, vector: Tensor, draws: _Draws) -> _Draws:
         """New draws, around the posteriors in the population `vector`."""
+        number = 1 - draws.number
+        if number not in self._maxima:
+            self._drawn(number, self._at_estimate, self.first.held)
+        return self._drawn(number, vector, draws.held)
+
+    def _drawn(self, number: int, vector: Tensor, before: HeldDraws | None = None) -> _Draws:
+        """Draws with one of the two sets of quasi-random numbers, from the proposals as they are or after other draws
+        have renewed these; the first of each set are at the estimate, and tell the maximum."""
         self.numbers.set(vector)
-        self.estimator.centres.renew([held])
-        drawn = self.estimator.draw(held.batch)
-        return drawn, self.estimator.likelihood([drawn])
+        if before is not None:
+            self.estimator.centres.renew([before])
+        held = self.estimator.draw(self.batch, number)
+        draws = _Draws(number, held, self.estimator.likelihood([held]))
+        if number not in self._maxima:
+            # the maximum given these draws is not exactly at the estimate
+            point, _ = self._point(draws, vector, exact=False)
+            to_maximum = self._step(point, torch.zeros_like(point.score))[0]
+            self._maxima[number] = point.value + 0.5 * float(point.score @ to_maximum)
+        return draws
