@@ -25,7 +25,7 @@ from neuralpk.randomness import Stream
 STAGES = (64, 256, 512)
 _PATIENCE = 8  # steps of a last stage, after which further steps are worth little
 _FEWEST_AVERAGED = 3  # last steps, of which the mean is the estimate
-_SMALL_ERROR, _MOST_ERROR = 0.1, 0.5  # in −2LL: largest errors of a mean of so many steps, and without more draws
+_SMALL_ERROR, _MOST_ERROR = 0.2, 0.5  # in −2LL: largest errors of a mean of so many steps, and without more draws
 _GAIN_OF_ERROR = 50.0  # times the error: with as much to gain, a search is on its way
 _COARSE, _FINE = 1e-2, 1e-4  # in log p: gain of the last of Newton's steps on a set of draws
 _STEPS, _RESERVE_STEPS = 50, 2  # Newton's steps on a set of draws; with many draws one takes long
@@ -49,7 +49,7 @@ class PopulationEstimator:
     numbers of these too well, and likelihoods from it with the same numbers are too small: because mixtures adapt
     (`PosteriorCentres.renew`), every step has numbers of its own. K grows from stage to stage. In the last one the
     steps differ by the Monte-Carlo error of their draws alone, and their mean is the estimate: the search ends when
-    the error of the mean is less than 0.003 of −2LL, or 0.1 after eight steps. Where it is more, because posteriors are
+    the error of the mean is less than 0.003 of −2LL, or 0.2 after eight steps. Where it is more, because posteriors are
     wide, K grows further (`reserve`). All of it is computed in float64 on a copy of the model.
 
     Args:

@@ -15,11 +15,12 @@ class FitStatus:
     """How the search for the maximum of the likelihood ended.
 
     Args:
-        converged: whether another step would gain less than 0.01 of −2LL, with a network 0.5, or no more than the
-            Monte-Carlo error that `remark` names.
+        converged: whether the Monte-Carlo error of the estimate is small: less than 0.003 of −2LL, after eight steps
+            0.2, with a network or where `remark` names it 0.5.
         reason: why it has not converged; empty otherwise.
         iterations: outer steps.
-        gain: what the quadratic approximation promises for another step, score·information⁻¹·score, in −2LL.
+        gain: in −2LL, how much likelier the maximum is: the Monte-Carlo error, or where it has not converged, what the
+            quadratic approximation promises for another step, score·information⁻¹·score.
         bounds: names of the numbers at a bound, where the likelihood is largest: omegas at 0, typical values of
             logit-normal parameters at an end of their range.
         undetermined: names of the numbers that the data do not determine.

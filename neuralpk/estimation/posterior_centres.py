@@ -26,6 +26,7 @@ SMALL_OMEGA = 0.2
 _SEARCH_TOLERANCE = 1e-2  # in log p, of the search for a centre
 # omega that a proposal is made for: draws around a narrow posterior would make a wider population look unlikely
 _WIDE_OMEGA = 0.2
+_HELD_OMEGA = 0.1  # at most; a typical value moves by about so much in a step
 _LITTLE_KNOWN = 0.6  # posterior variance of a random effect, given the others, over that of its prior
 _SLACK = 1.2  # factor by which both limits are exceeded before eta/omega is no longer held
 _LEAST_VARIANCE = 1e-9  # of z
@@ -202,7 +203,7 @@ class PosteriorCentres:
         for name, size, left in zip(self.model.population.varying, omega.tolist(), variance.tolist(), strict=False):
             # a parameter that is among them leaves later than it comes, so that none comes and goes in every step
             slack = _SLACK if name in self.standardised else 1.0
-            if size < SMALL_OMEGA * slack and left > _LITTLE_KNOWN / slack:
+            if size < _HELD_OMEGA * slack and left > _LITTLE_KNOWN / slack:
                 found.append(name)
         return tuple(found)
 
