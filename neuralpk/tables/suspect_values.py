@@ -62,6 +62,18 @@ def check_values(records: Records, findings: Findings) -> None:
             findings.add("NPK-D42", column=name, detail=f"{name} rises with DV, row by row")
 
 
+def warn_of_repeated_doses(records: Records, findings: Findings) -> None:
+    """Say where AMT stands beside the DV of every sample, which gives as many doses."""
+    sheet, measured = records.sheet, records.measured
+    amounts = np.where(measured & records.dose & np.isnan(sheet.column("EVID")), sheet.column("AMT", 0.0), 0.0)
+    repeated = 0
+    for run in np.unique(records.run[amounts != 0]):
+        own = amounts[(records.run == run) & measured]
+        repeated += len(own) if len(own) > 2 and (own == own[0]).all() else 0
+    if repeated:
+        findings.warn("NPK-D63", f"AMT stands on all samples of a subject, which gives {repeated:,} doses")
+
+
 def warn_of_flags(records: Records, findings: Findings) -> None:
     """Say which columns hold what CENS should."""
     sheet = records.sheet
