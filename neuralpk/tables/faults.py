@@ -29,7 +29,7 @@ RULES: dict[str, str] = {
     "NPK-D12": "Codes are whole numbers: MDV 0 or 1; SS 0, 1 or 2; CENS -1, 0 or 1; ADDL 0 to 1,000; DVID 1 to"
     " 1,000; CMT 0 to 1,000. Correct the code, or pass map=COLUMN:CODE=CODE, as in SS:99=0.",
     "NPK-D13": "Every row has an ID. Fill it in.",
-    "NPK-D14": "The rows of a subject follow one another. Sort by ID and TIME, read the table with sort=True, or give"
+    "NPK-D14": "The rows of a subject follow one another. Pass sort=True where these are of one subject, or give"
     " each subject its own ID.",
     "NPK-D15": "Every row has a TIME. Fill it in, or remove the row.",
     "NPK-D16": "TIME does not decrease within a subject but at EVID 3 or 4 or with a new occasion (OCC, PERIOD, or"
