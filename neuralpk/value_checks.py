@@ -44,11 +44,11 @@ def bearable(model: PopulationModel, cohort: Cohort) -> Cohort:
     return cohort
 
 
-def fittable(model: PopulationModel, cohort: Cohort) -> Cohort:
-    """The cohort as `bearable` leaves it, for a fit.
+def refuse_without_doses(model: PopulationModel, cohort: Cohort) -> None:
+    """Refuse a fit to subjects of whom none has a dose, where the model then predicts 0 everywhere.
 
     Raises:
-        ValueError: no dose in any subject, without which the model predicts 0 everywhere; as `bearable`.
+        ValueError: such subjects.
     """
     given = any(dose.amount > 0 or dose.rate > 0 for subject in cohort for dose in subject.doses)
     if model.dynamics.dosed and not given and any(subject.observed.any() for subject in cohort):
@@ -61,7 +61,6 @@ def fittable(model: PopulationModel, cohort: Cohort) -> Cohort:
                 f"no subject has a dose, and without one {type(model.dynamics).__name__} predicts 0: the table needs "
                 "AMT in a row of its own at the time of each dose (or the name of its column, as in columns=AMT=DOSE)"
             )
-    return bearable(model, cohort)
 
 
 def _bearable(dosed: bool, error: ResidualError, cohort: Cohort, endpoint: int | None) -> Cohort:

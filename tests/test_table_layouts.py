@@ -461,6 +461,12 @@ def test_a_row_of_units_is_one_fault_with_its_cure(tmp_path: Path, plain: Cohort
     assert same(read_table(file, ignore="TIME == h"), plain)
 
 
+@pytest.mark.parametrize("header", ["SUBJ;T;CONC", "SUBJ\tT\tCONC", "SUBJ TIME CONC"])
+def test_the_separator_of_a_header_is_named(tmp_path: Path, header: str) -> None:
+    with pytest.raises(DataError, match="NPK-D09"):
+        read_table(save(tmp_path, [header, "1;0;5"]))
+
+
 def test_sort_puts_the_rows_of_a_subject_together(tmp_path: Path, plain: Cohort) -> None:
     file = save(tmp_path, [PLAIN[k] for k in (0, 1, 4, 2, 3, 5)])
     with pytest.raises(DataError, match="NPK-D14"):

@@ -5,14 +5,14 @@ import warnings
 import numpy as np
 import pytest
 
-from neuralpk import AdditiveError, PopulationModel
+from neuralpk import PopulationModel, fit
 from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.datamodules import CohortDataModule
 from neuralpk.dynamics import Equations
 from neuralpk.individual_estimates import estimate_individuals
 from neuralpk.published_population import PublishedPopulation
 from neuralpk.scaling import Scaling
-from neuralpk.value_checks import bearable, fittable
+from neuralpk.value_checks import bearable, refuse_without_doses
 
 POPULATION = {
     "dynamics": {"compartments": 1}, "typical": {"CL": 4.0, "V1": 25.0}, "cv": {"CL": 30.0, "V1": 20.0},
@@ -87,14 +87,11 @@ def test_residuals_and_subjects_that_are_far_away_are_named():
 
 
 def test_a_fit_needs_a_dose_where_the_model_predicts_nothing_without():
-    nothing = Cohort((Subject("7", [1.0, 4.0], [2.0, 1.5]),))
+    nothing = Subject("8", [1.0, 4.0], [2.0, 1.5])
     with pytest.raises(ValueError, match="no subject has a dose, and without one CompartmentModel predicts 0"):
-        fittable(model_of(), nothing)
-    with pytest.warns(UserWarning, match="measured before the first dose"):
-        assert bearable(model_of(), nothing) is not None  # an estimate may be the population's
-    with pytest.warns(UserWarning, match="measured before the first dose"):
-        other = Subject("8", [1.0, 4.0], [2.0, 1.5], (Dose(0.5, 100.0),))
-        assert fittable(model_of(), Cohort((*nothing, other))) is not None
-    turnover = Equations("parameters: KIN = 1, KOUT = 1\nR' = KIN - KOUT*R\noutputs: R")
-    model = PopulationModel(turnover, error=AdditiveError()).build(Scaling.of(nothing))
-    assert fittable(model, nothing) is nothing
+        refuse_without_doses(model_of(), Cohort((nothing,)))
+    refuse_without_doses(model_of(), Cohort((nothing, subject([1.0, 4.0], [2.0, 1.5]))))
+    turnover = PopulationModel(Equations("parameters: KIN = 1, KOUT = 1\nR' = KIN - KOUT*R\noutputs: R"))
+    refuse_without_doses(turnover.build(Scaling.of(Cohort((nothing,)))), Cohort((nothing,)))
+    with pytest.raises(ValueError, match="no subject has a dose"):
+        fit(Cohort((nothing,)), "one_compartment_bolus", progress=False)

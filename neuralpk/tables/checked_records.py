@@ -107,11 +107,13 @@ def _without_units(sheet: Sheet, findings: Findings) -> Sheet:
 
 def _gathered(sheet: Sheet, findings: Findings) -> Sheet:
     """The sheet with the rows of each subject put together, where that was asked for."""
+    if not sheet.layout.sort:
+        return sheet
     first = dict[str, int]()
     places = np.array([first.setdefault(name, row) for row, name in enumerate(sheet.ids)])
     order = np.argsort(places, kind="stable")
     moved = int((order != np.arange(len(order))).sum())
-    if not sheet.layout.sort or not moved:
+    if not moved:
         return sheet
     findings.warn("NPK-D50", f"{moved} rows moved to the others of their subject")
     return sheet.take(order)

@@ -261,11 +261,15 @@ def _covariate_places(
 def _report_absent(absent: Mapping[str, str], header: Sequence[str], layout: Layout, findings: Findings) -> None:
     """Note the columns that are not there, or the one reason for all of them."""
     line = 1 if row_word(findings.file) == "line" else None
-    names = {"ID", "TIME", "DV", *(theirs.upper() for theirs in layout.columns.values())}
+    # a title has blanks too
+    titled = not {word.upper() for word in header[0].split()[1:]} & {
+        *RESERVED,
+        *map(str.upper, layout.columns.values()),
+    }
     other = [
         word
         for word, sign in SEPARATORS.items()
-        if sign != layout.separator and names & {name.strip(' "').upper() for name in header[0].split(sign)[1:]}
+        if sign in header[0] and sign != layout.separator and not (sign == " " and titled)
     ]
     if absent and len(header) == 1 and other:
         findings.add("NPK-D09", line=line, detail=f"the header has the separator {other[0]}")
