@@ -467,6 +467,15 @@ def test_the_separator_of_a_header_is_named(tmp_path: Path, header: str) -> None
         read_table(save(tmp_path, [header, "1;0;5"]))
 
 
+def test_a_time_after_the_dose_is_named_where_it_restarts(tmp_path: Path, plain: Cohort) -> None:
+    lines = ["ID,TAD,AMT,DV", "1,0,100,.", "1,1.5,.,5.25", "1,2,.,4", "2,0,100,.", "2,1,.,6"]
+    assert same(read_table(save(tmp_path, lines), columns="TIME=TAD"), plain)
+    with pytest.raises(DataError, match="perhaps columns=TIME=TAD"):
+        read_table(save(tmp_path, lines))
+    with pytest.raises(DataError, match=r"NPK-D16 .* a time after the dose \(TAD\) is no TIME"):
+        read_table(save(tmp_path, [*lines, "2,0,100,.", "2,1,.,6"]), columns="TIME=TAD")
+
+
 def test_sort_puts_the_rows_of_a_subject_together(tmp_path: Path, plain: Cohort) -> None:
     file = save(tmp_path, [PLAIN[k] for k in (0, 1, 4, 2, 3, 5)])
     with pytest.raises(DataError, match="NPK-D14"):
