@@ -464,10 +464,11 @@ class PopulationModel(nn.Module):
         states, outputs = self.dynamics.states, self.endpoints
         wrong = (batch.compartment >= len(states)) | (batch.endpoint >= len(outputs))
         if bool(wrong.any()):
-            names = [batch.ids[k] for k in wrong.any(1).nonzero()[:5, 0].tolist()]
+            names = [*dict.fromkeys(batch.ids[k] for k in wrong.any(1).nonzero()[:, 0].tolist())][:5]
             raise ValueError(
                 f"subject {', '.join(names)}: an observation of a compartment or endpoint that is not in the model; "
-                f"CMT counts {', '.join(states)} from 1, DVID goes to {len(outputs)}"
+                f"CMT counts {', '.join(states)} from 1, DVID goes to {len(outputs)}. An effect or a metabolite needs "
+                "a model that has it; samples of one output need no CMT; ignore leaves rows out"
             )
         elsewhere = batch.observed & (batch.compartment >= 0)
         for output in outputs:

@@ -57,7 +57,11 @@ class TableCheck:
         if self.warnings:
             found += ["", "Read in an unusual way:", *(f"  {warning}" for warning in self.warnings)]
         if self.faults:
-            found += ["", f"{len(self.faults):,} faults:", *(f"  {line}" for line in summary(self.faults))]
+            found += [
+                "",
+                f"{len(self.faults):,} fault{'s' * (len(self.faults) != 1)}:",
+                *(f"  {line}" for line in summary(self.faults)),
+            ]
         return [*found, "" if self.faults else "\nNo rule is broken."]
 
 

@@ -63,7 +63,7 @@ from neuralpk.scaling import Scaling
 from neuralpk.solve import Auto, Engine, SolveError
 from neuralpk.tables import read_table
 from neuralpk.training_data_provenance import Provenance
-from neuralpk.value_checks import bearable
+from neuralpk.value_checks import bearable, refuse_without_doses
 
 # typical values have far to go, and at the pace of a network's weights the encoder would learn to make up for them
 _POPULATION_SPEED = 5.0
@@ -260,6 +260,7 @@ class LatentTask(L.LightningModule):
     def _bear(self, data: Any) -> None:
         """Leave out of the data what the likelihood has no place for."""
         if self.objective.has_likelihood and hasattr(data, "restrict"):
+            refuse_without_doses(self.model, data.part("train"))
             data.restrict(partial(bearable, self.model))  # no lambda: it may be sent to other processes
 
     @classmethod

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neuralpk.cohort import Cohort, Subject
-from neuralpk.cohort_batch import CohortBatch
+from neuralpk.cohort_batch import CohortBatch, collate
 from neuralpk.population_model import PopulationModel
 from neuralpk.residual_error import ErrorByEndpoint, ProportionalError, ResidualError
 
@@ -42,6 +42,25 @@ def bearable(model: PopulationModel, cohort: Cohort) -> Cohort:
     for endpoint, error in enumerate(model.error.models, start=1):
         cohort = _bearable(model.dynamics.dosed, error, cohort, endpoint)
     return cohort
+
+
+def refuse_without_doses(model: PopulationModel, cohort: Cohort) -> None:
+    """Refuse a fit to subjects of whom none has a dose, where the model then predicts 0 everywhere.
+
+    Raises:
+        ValueError: such subjects.
+    """
+    given = any(dose.amount > 0 or dose.rate > 0 for subject in cohort for dose in subject.doses)
+    if model.dynamics.dosed and not given and any(subject.observed.any() for subject in cohort):
+        some = model.read_cohort(cohort[[*range(min(len(cohort), _NAMED))]])
+        with torch.no_grad():
+            batch = collate(some, dtype=model.value_scale.dtype)
+            moves = bool((model.predict(model.typical(len(batch)), batch).value != 0).any())
+        if not moves:
+            raise ValueError(
+                f"no subject has a dose, and without one {type(model.dynamics).__name__} predicts 0: the table needs "
+                "AMT in a row of its own at the time of each dose (or the name of its column, as in columns=AMT=DOSE)"
+            )
 
 
 def _bearable(dosed: bool, error: ResidualError, cohort: Cohort, endpoint: int | None) -> Cohort:

@@ -4,6 +4,9 @@ their probability in place of the value.
 A study has 50 patients with two compartments, a bolus and eight samples each; 30 % of the samples are below the limit.
 Number k of a study is the seed of its simulation. Each study is fitted three times: as it is before the limit, with the
 values below it left out, and with them censored (M3, Beal 2001).
+
+`--pooled FIRST LAST` makes one fit of the patients of several studies instead, with all values or with them censored,
+and prints the standard errors.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import neuralpk
 from neuralpk import CompartmentModel, PopulationParameters, ProportionalError
 from neuralpk.cohort import Cohort, Dose
 from neuralpk.cohort_simulation import Design, Population, simulate_cohort
+from neuralpk.fitting import FittedModel
 
 TYPICAL = {"CL": 5.0, "V1": 30.0, "Q": 4.0, "V2": 60.0}
 OMEGA = {"CL": 0.3, "V1": 0.3, "Q": 0.3, "V2": 0.3}
@@ -74,6 +78,18 @@ def fit(number: int) -> dict[str, Any]:
     return row
 
 
+def fit_pooled(first: int, last: int, limit: float | None) -> FittedModel:
+    """One fit of the patients of several studies."""
+    people = [dataclasses.replace(one, id=f"{k}-{one.id}") for k in range(first, last + 1) for one in study(k, limit)]
+    return neuralpk.fit(
+        Cohort((*people,)),
+        CompartmentModel(2),
+        parameters=PopulationParameters(),
+        error=ProportionalError(),
+        progress=False,
+    )
+
+
 def summarise(rows: list[dict[str, Any]]) -> None:
     """Print the bias and the root mean square error of every number, in per cent of the truth."""
     print(f"{len(rows)} studies, {100 * np.mean([row['below'] for row in rows]):.1f} % of the values below the limit")
@@ -95,10 +111,16 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=200)
     parser.add_argument("--first", type=int, default=1, help="number of the first study")
     parser.add_argument("--json", type=Path, help="file for all numbers; studies that are in it are not fitted again")
+    parser.add_argument("--pooled", type=int, nargs=2, help="first and last study of one fit")
+    parser.add_argument("--censored", action="store_true", help="its values below the limit are censored")
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    if args.pooled:
+        fitted = fit_pooled(*args.pooled, LIMIT if args.censored else None)
+        print(fitted.population.to_string(index=False))
+        return
     rows = json.loads(args.json.read_text()) if args.json and args.json.exists() else []
     known = {row["study"] for row in rows}
     for number in range(args.first, args.first + args.studies):

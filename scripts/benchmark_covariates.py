@@ -186,7 +186,9 @@ def main() -> None:
     parser.add_argument(
         "--numbers", type=int, nargs=2, default=(0, 20), help="first split or study, and the one after the last"
     )
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument(
+        "--json", type=Path, required=True, help="file for all numbers; what is in it is not fitted again"
+    )
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -195,13 +197,17 @@ def main() -> None:
     if arguments.which == "factor_viii":
         subjects, true = factor_viii(arguments.table)
         work = ((size, kind, k) for size in arguments.patients for kind in arguments.kinds for k in numbers)
+        known = {(row["patients"], row["kind"], row["split"]) for row in found}
         for size, kind, k in work:
-            found.append(of_split(subjects, true, size, k, kind))
-            report(found, arguments.json)
+            if (size, kind, k) not in known:
+                found.append(of_split(subjects, true, size, k, kind))
+                report(found, arguments.json)
     else:
+        known = {row["study"] for row in found}
         for k in numbers:
-            found += of_study(k)
-            report(found, arguments.json)
+            if k not in known:
+                found += of_study(k)
+                report(found, arguments.json)
     groups = ["patients", "kind"] if arguments.which == "factor_viii" else ["form"]
     frame = pd.DataFrame(found)
     columns = [name for name in ("error", "error_of_typical", "least", "converged", "seconds") if name in frame]

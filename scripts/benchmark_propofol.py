@@ -6,14 +6,16 @@ left out. Fold k holds every fifth patient (or study) of the permutation of seed
 
 `formula` replaces each network by a formula of at most four terms of at most three covariates
 (`neuralpk.symbolic.find_effects`), whose numbers are trained as the networks were. `--shown 3` adds the error of
-individual predictions: Omega and the residual error are fitted to patients of the training, with the networks and the
-typical values held. The patients left out are estimated (MAP) from their first three samples and scored on the later
-ones.
+individual predictions: every parameter gets a random effect, with the effects and the typical values held. One omega of
+all and the residual error are chosen by the error that patients of the training have on their samples after the third,
+when they are estimated (MAP) from the first three. The patients left out are estimated and scored likewise, also by the
+mean of the logarithm of the prediction over the posterior distribution.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import time
@@ -25,10 +27,10 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
-import neuralpk
-from neuralpk import CompartmentModel, PopulationModel, PopulationParameters
+from neuralpk import CompartmentModel, LatentTask, MarginalLikelihood, PopulationModel, PopulationParameters
 from neuralpk.cohort import Cohort, Units
 from neuralpk.cohort_batch import CohortBatch, collate
 from neuralpk.cohort_figures import first_values
@@ -45,7 +47,10 @@ COVARIATES = ["PMA", "WGT", "HT", "MALE", "OPIOIDS"]
 SPREAD = 0.3  # mean deviation of a Laplace distribution; a patient counts as one draw from it
 SMOOTH = 0.02  # below this distance the absolute value is rounded
 MOST_COVARIATES, MOST_TERMS = 3, 4  # of a formula
-OF_OMEGA = 100  # patients of the training that Omega and the residual error are fitted to
+OF_CHOICE = 150  # patients of the training by whom Omega and the residual error are chosen
+OMEGAS, ERRORS = (0.15, 0.25, 0.4), (0.2, 0.4)
+DRAWS = 100  # from the posterior of a patient
+LATER = ("later_population", "later_individual", "later_individual_median", "later_posterior", "all_shown")
 
 
 def patients(path: Path) -> Cohort:
@@ -131,36 +136,59 @@ def score(model: PopulationModel, cohort: Cohort) -> np.ndarray:
     return np.array([np.nanmedian(one.numpy()) for one in found])
 
 
+def with_random_effects(model: PopulationModel, cohort: Cohort, omega: float, error: float) -> LatentTask:
+    """A model whose six parameters differ between patients, with its typical values and effects held."""
+    typical = model.population.typical_values()
+    held = {name: [effect.fitted()] for name, effect in model.population.effects_by_parameter()}
+    parameters = PopulationParameters(typical, omega=omega, effects=held, learned=False)
+    task = LatentTask(CompartmentModel(3), parameters, LogNormalError(b=error).fix(1), objective=MarginalLikelihood())
+    return task.build(Scaling.of(cohort))
+
+
+def later(records: pd.DataFrame, prediction: str, shown: int) -> pd.Series:
+    """Median absolute logarithmic error of each patient on the samples after those shown."""
+    rows = records[records.groupby("ID").cumcount() >= shown]
+    return np.log(rows[prediction] / rows["DV"]).abs().groupby(rows["ID"]).median()
+
+
+@torch.no_grad()
+def mean_of_log(task: LatentTask, cohort: Cohort, shown: int) -> np.ndarray:
+    """Geometric mean of the predictions over draws from each patient's posterior, at its measured values."""
+    found = []
+    for k, subject in enumerate(cohort):
+        drawn = task.draw(cohort[[k]], DRAWS, context=shown)
+        values = [model.predict(z, batch.scored_on_all()).value for model, z, batch in drawn.flat()]
+        found.append(torch.cat(values).double().log().nanmean(0)[: len(subject.times)].exp().numpy()[subject.observed])
+    return np.concatenate(found)
+
+
 def later_errors(model: PopulationModel, training: Cohort, left: Cohort, shown: int, seed: int) -> dict[str, Any]:
     """Errors on the samples after the first `shown`, of predictions from the covariates alone and from these samples.
 
-    Omega, the residual error and its difference between patients are fitted to some patients of the training, with the
-    typical values and the effects of a model held.
+    Omega and the residual error are those of a grid with which these errors of some patients of the training are least.
     """
-    begin, typical = time.process_time(), model.population.typical_values()
-    held = {name: [effect.fitted()] for name, effect in model.population.effects_by_parameter()}
-    parameters = PopulationParameters(
-        typical, omega=dict.fromkeys(typical, 0.4) | {"RUV": 0.5}, effects=held, fixed=[*typical]
-    )
-    some = training[np.random.default_rng(seed).permutation(len(training))[:OF_OMEGA].tolist()]
-    fitted = neuralpk.fit(
-        some, CompartmentModel(3), parameters=parameters, error=LogNormalError(), seed=seed, progress=False
-    )
-    status, population = fitted.task.status, fitted.task.model.population
-    assert status is not None
-    fitted_in = time.process_time() - begin
-    records = fitted.task.residuals(left, context=shown)
-    later = records[records.groupby("ID").cumcount() >= shown]
-    errors = {name: np.log(later[name] / later["DV"]).abs().groupby(later["ID"]).median() for name in ("PRED", "IPRED")}
+    begin = time.process_time()
+    some = training[np.random.default_rng(seed).permutation(len(training))[:OF_CHOICE].tolist()]
+    tried = {}
+    for omega, error in itertools.product(OMEGAS, ERRORS):
+        records = with_random_effects(model, training, omega, error).residuals(some, context=shown)
+        tried[omega, error] = float(later(records, "IPRED", shown).mean())
+    omega, error = min(tried, key=tried.__getitem__)
+    task = with_random_effects(model, training, omega, error)
+    records = task.residuals(left, context=shown)
+    records["MEAN"] = mean_of_log(task, left, shown)
+    errors = {name: later(records, name, shown) for name in ("PRED", "IPRED", "MEAN")}
     return {
         "patients_with_later": len(errors["IPRED"]),
         "later_population": float(errors["PRED"].mean()),
         "later_individual": float(errors["IPRED"].mean()),
         "later_individual_median": float(errors["IPRED"].median()),
-        "omega": population.omega_values() | {"b": float(fitted.task.model.error.parameters_by_name()["b"])},
-        "status": status.sentence,
-        "cpu_fit": round(fitted_in),
-        "cpu_map": round(time.process_time() - begin - fitted_in),
+        "later_posterior": float(errors["MEAN"].mean()),
+        "all_shown": float(later(task.residuals(left), "IPRED", shown).mean()),
+        "omega": omega,
+        "b": error,
+        "tried": {f"{a} {b}": value for (a, b), value in tried.items()},
+        "cpu_later": round(time.process_time() - begin),
     }
 
 
@@ -205,13 +233,23 @@ def of_fold(
 def draw(weights: np.ndarray, values: dict[str, np.ndarray]) -> Figure:
     """Parameters of the patients left out, by their covariates alone, over their weight."""
     figure, axes = new_figure(2, 3, height=5.5)
+    colours = {"network": BLUE, "formula": ORANGE}
+    forms = [form for form in colours if form in values]
+    order = np.random.default_rng(0).permutation(len(forms) * len(weights))  # neither form hides the other
+    colour = np.repeat([colours[form] for form in forms], len(weights))[order]
     for k, (name, panel) in enumerate(zip(START, axes.flat, strict=True)):
-        for form, colour in (("network", BLUE), ("formula", ORANGE)):
-            if form in values:
-                panel.loglog(weights, values[form][:, k], ".", ms=2.5, color=colour, alpha=0.6, label=form)
-        panel.set_xlabel("weight (kg)")
-        panel.set_ylabel(f"{name} ({'L/min' if name[0] in 'CQ' else 'L'})")
-    axes[0, 0].legend(markerscale=3)
+        of_forms = np.concatenate([values[form][:, k] for form in forms])
+        panel.scatter(np.tile(weights, len(forms))[order], of_forms[order], s=3, c=colour, linewidths=0)
+        panel.set(xscale="log", yscale="log", ylabel=f"{name} ({'L/min' if name[0] in 'CQ' else 'L'})")
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter(NullFormatter())
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        if k >= 3:
+            panel.set_xlabel("weight (kg)")
+    for form in forms:
+        axes[0, 0].scatter([], [], s=12, color=colours[form], label=form)
+    axes[0, 0].legend()
     return figure
 
 
@@ -250,7 +288,7 @@ def main() -> None:
             print(f"{form}: {np.average([row['left_out'] for row in own], weights=counts):.4f} in patients left out")
             if given.shown and form == kind:
                 counts = [row["patients_with_later"] for row in own]
-                for name in ("later_population", "later_individual", "later_individual_median"):
+                for name in LATER:
                     print(f"{name}: {np.average([row[name] for row in own], weights=counts):.4f}")
         if given.figure:
             weights = np.concatenate([weight[split(cohort, groups, fold)[0]] for fold in given.folds])

@@ -372,3 +372,148 @@ def test_tables_of_public_studies_are_read_as_they_are(name: str) -> None:
     cohort = read_table(DATA / name, **options)
     assert (len(cohort), sum(int(subject.observed.sum()) for subject in cohort)) == (subjects, values)
     assert all(isinstance(subject, Subject) for subject in cohort)
+
+
+# ---- what people write into cells and rows
+
+
+def test_a_limit_as_text_is_censored(tmp_path: Path) -> None:
+    stated = [
+        "ID,TIME,AMT,DV,CENS",
+        "1,0,100,.,.",
+        "1,1,.,5,0",
+        "1,2,.,0.5,1",
+        "1,3,.,50,-1",
+        "2,0,100,.,.",
+        "2,1,.,6,0",
+    ]
+    written = ["ID,TIME,AMT,DV", "1,0,100,.", "1,1,.,5", "1,2,.,<0.5", "1,3,.,> 50", "2,0,100,.", "2,1,.,6"]
+    with pytest.warns(DataWarning, match="NPK-D64 t.csv: DV has 1 × <NUMBER, 1 × >NUMBER"):
+        assert same(read_table(save(tmp_path, written, "t.csv")), read_table(save(tmp_path, stated, "u.csv")))
+    word = [line.replace("<0.5", "BLQ") for line in written]
+    with pytest.warns(DataWarning, match="NPK-D64"):
+        read = read_table(save(tmp_path, word, "w.csv"), map="DV:BLQ=<0.5")
+    assert same(read, read_table(tmp_path / "u.csv"))
+    comma = [line.replace(",", ";").replace("0.5", "0,5") for line in written]
+    with pytest.warns(DataWarning, match="NPK-D64"):
+        read = read_table(save(tmp_path, comma, "c.csv"), separator=";", decimal=",")
+    assert same(read, read_table(tmp_path / "u.csv"))
+
+
+@pytest.mark.parametrize("cell", ["<", "<LLOQ", "< .", "<<0.5", "=0.5"])
+def test_other_texts_in_dv_are_refused(tmp_path: Path, cell: str) -> None:
+    with pytest.raises(DataError, match="NPK-D10"):
+        read_table(save(tmp_path, [*PLAIN, f"2,2,.,{cell}"]))
+
+
+def test_a_limit_against_its_own_code_is_refused(tmp_path: Path) -> None:
+    lines = ["ID,TIME,AMT,DV,CENS", "1,0,100,.,.", "1,1,.,5,0", "1,2,.,<0.5,-1"]
+    with pytest.raises(DataError, match=r"NPK-D10 table\.csv, line 4, DV"):
+        read_table(save(tmp_path, lines))
+
+
+def test_row_names_of_r_and_empty_rows_are_left_out(tmp_path: Path, plain: Cohort) -> None:
+    named = [f'"{k or ""}",{line}' for k, line in enumerate(PLAIN)]
+    with pytest.warns(DataWarning, match="NPK-D05 t.csv: column 1 has no name"):
+        assert same(read_table(save(tmp_path, named, "t.csv")), plain)
+    assert same(read_table(save(tmp_path, [*PLAIN[:4], ",,,", *PLAIN[4:], " , ,,", ","], "e.csv")), plain)
+    frame = pd.read_csv(save(tmp_path, [*PLAIN[:4], ",,,", *PLAIN[4:], ",,,"], "f.csv"), dtype=object, na_values=".")
+    assert frame.isna().all(axis=1).sum() == 2 and same(read_table(frame), plain)
+
+
+def test_tables_that_nonmem_writes_are_read(tmp_path: Path, plain: Cohort) -> None:
+    rows = ["1 0 100 0 1", "1 1.5 0 5.25 0", "1 2 0 4 0", "2 0 100 0 1", "2 1 0 6 0"]
+    header = " ID          TIME        AMT         DV          MDV"
+    lines = ["TABLE NO.  1", header, *rows[:3], "TABLE NO.  1", header, *rows[3:]]
+    read = read_table(save(tmp_path, lines, "sdtab1.tab"), separator="space")
+    assert same(read, plain)
+    with pytest.raises(DataError, match="NPK-D10"):  # a header that is repeated without a title
+        read_table(save(tmp_path, [PLAIN[0], *PLAIN], "t.csv"))
+
+
+def test_clock_times_with_halves_of_the_day_and_of_the_zone_z(tmp_path: Path) -> None:
+    plain = read_table(save(tmp_path, ["ID,TIME,AMT,DV", "1,0.5,9,.", "1,12.5,.,5", "1,20,.,4", "1,32,.,3"], "t.csv"))
+    halves = ["2021-03-15 12:30 AM", "2021-03-15 12:30 p.m.", "2021-03-15 8:00 PM", "2021-03-16 8:00AM"]
+    zone = ["2021-03-15T00:30:00Z", "2021-03-15T12:30:00Z", "2021-03-15T20:00:00Z", "2021-03-16T08:00:00Z"]
+    for times in (halves, zone):
+        cells = zip(times, ("9,.", ".,5", ".,4", ".,3"), strict=True)
+        lines = ["ID,TIME,AMT,DV", *(f"1,{time},{rest}" for time, rest in cells)]
+        with pytest.warns(DataWarning, match="4 × time of day"):
+            assert same(read_table(save(tmp_path, lines, "t.csv")), plain)
+    with pytest.raises(DataError, match=r"NPK-D18 t\.csv, line 3"):
+        read_table(save(tmp_path, ["ID,TIME,AMT,DV", "1,8:00 AM,9,.", "1,13:00 PM,.,5"], "t.csv"))
+
+
+def test_a_day_that_cannot_be_read_is_one_fault(tmp_path: Path) -> None:
+    lines = ["ID,DATE,TIME,AMT,DV", "1,15/03/2021,8:00,9,.", "1,15/03/2021,9:00,.,5"]
+    with pytest.raises(DataError, match="pass dates=") as raised:
+        read_table(save(tmp_path, lines))
+    assert [finding.rule for finding in raised.value.findings] == ["NPK-D18", "NPK-D18"]
+    with pytest.warns(DataWarning, match="2 × time of day"):
+        assert read_table(save(tmp_path, lines), dates="dmy")[0].times.tolist() == [9.0]
+
+
+def test_a_row_of_units_is_one_fault_with_its_cure(tmp_path: Path, plain: Cohort) -> None:
+    file = save(tmp_path, [PLAIN[0], ",h,mg,mg/L", *PLAIN[1:]])
+    with pytest.raises(DataError, match="ignore='TIME == h'") as raised:
+        read_table(file)
+    assert len(raised.value.findings) == 1
+    assert same(read_table(file, ignore="TIME == h"), plain)
+
+
+@pytest.mark.parametrize("header", ["SUBJ;T;CONC", "SUBJ\tT\tCONC", "SUBJ TIME CONC"])
+def test_the_separator_of_a_header_is_named(tmp_path: Path, header: str) -> None:
+    with pytest.raises(DataError, match="NPK-D09"):
+        read_table(save(tmp_path, [header, "1;0;5"]))
+
+
+def test_a_time_after_the_dose_is_named_where_it_restarts(tmp_path: Path, plain: Cohort) -> None:
+    lines = ["ID,TAD,AMT,DV", "1,0,100,.", "1,1.5,.,5.25", "1,2,.,4", "2,0,100,.", "2,1,.,6"]
+    assert same(read_table(save(tmp_path, lines), columns="TIME=TAD"), plain)
+    with pytest.raises(DataError, match="perhaps columns=TIME=TAD"):
+        read_table(save(tmp_path, lines))
+    with pytest.raises(DataError, match=r"NPK-D16 .* a time after the dose \(TAD\) is no TIME"):
+        read_table(save(tmp_path, [*lines, "2,0,100,.", "2,1,.,6"]), columns="TIME=TAD")
+
+
+def test_sort_puts_the_rows_of_a_subject_together(tmp_path: Path, plain: Cohort) -> None:
+    file = save(tmp_path, [PLAIN[k] for k in (0, 1, 4, 2, 3, 5)])
+    with pytest.raises(DataError, match="NPK-D14"):
+        read_table(file)
+    with pytest.warns(DataWarning, match="moved to the others of their subject"):
+        assert same(read_table(file, sort=True), plain)
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("ID,TIME,AMT,LIDV", "perhaps columns=DV=LIDV"),
+        ("Subject,TIME,AMT,DV", "perhaps columns=ID=Subject"),
+        ("ID,TIME (h),AMT,DV", r"perhaps columns=TIME=TIME \(h\)"),
+        ("ID,AMT,T0.5,T1,T2", "T0.5, T1, T2 may be samples side by side"),
+        ("Study 12", "the first line is the header"),
+    ],
+)
+def test_columns_that_may_be_meant_are_suggested(tmp_path: Path, header: str, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        read_table(save(tmp_path, [header, "1" + ",1" * header.count(",")]))
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["ID,TIME,AMT,DURATION,DV", "1,0,9,2,.", "1,1,.,.,5"], "no column DUR; DURATION is not read"),
+        (["ID,TIME,DOSE,DV", "1,0,9,4", "1,1,9,5"], "no column AMT; DOSE is not read"),
+        (["ID,TIME,AMT,DV", "1,0,9,1", "1,1,9,5", "1,2,9,4"], "which gives 3 doses"),
+    ],
+)
+def test_a_dose_that_is_read_otherwise_than_meant_is_said(tmp_path: Path, lines: list[str], said: str) -> None:
+    with pytest.warns(DataWarning, match=f"NPK-D63 table.csv: .*{said}"):
+        read_table(save(tmp_path, lines))
+
+
+@pytest.mark.parametrize(("column", "rule"), [("EVID", "NPK-D20"), ("MDV", "NPK-D12"), ("CENS", "NPK-D12")])
+def test_words_in_codes_name_the_map_that_reads_them(tmp_path: Path, column: str, rule: str) -> None:
+    file = save(tmp_path, [f"ID,TIME,AMT,DV,{column}", "1,0,9,.,Dose", "1,1,.,5,Obs"])
+    with pytest.raises(DataError, match=f"{rule} .*pass map="):
+        read_table(file)

@@ -5,11 +5,14 @@ import warnings
 import numpy as np
 import pytest
 
+from neuralpk import PopulationModel, fit
 from neuralpk.cohort import Cohort, Dose, Subject
 from neuralpk.datamodules import CohortDataModule
+from neuralpk.dynamics import Equations
 from neuralpk.individual_estimates import estimate_individuals
 from neuralpk.published_population import PublishedPopulation
-from neuralpk.value_checks import bearable
+from neuralpk.scaling import Scaling
+from neuralpk.value_checks import bearable, refuse_without_doses
 
 POPULATION = {
     "dynamics": {"compartments": 1}, "typical": {"CL": 4.0, "V1": 25.0}, "cv": {"CL": 30.0, "V1": 20.0},
@@ -81,3 +84,14 @@ def test_residuals_and_subjects_that_are_far_away_are_named():
         estimate_individuals(model_of("additive"), one, draws=0)
     with pytest.warns(UserWarning, match=r"subject 7 .*omega\).*more than 5 standard deviations from the population"):
         estimate_individuals(model_of("proportional"), Cohort((subject(times, 1000 * typical),)), draws=0)
+
+
+def test_a_fit_needs_a_dose_where_the_model_predicts_nothing_without():
+    nothing = Subject("8", [1.0, 4.0], [2.0, 1.5])
+    with pytest.raises(ValueError, match="no subject has a dose, and without one CompartmentModel predicts 0"):
+        refuse_without_doses(model_of(), Cohort((nothing,)))
+    refuse_without_doses(model_of(), Cohort((nothing, subject([1.0, 4.0], [2.0, 1.5]))))
+    turnover = PopulationModel(Equations("parameters: KIN = 1, KOUT = 1\nR' = KIN - KOUT*R\noutputs: R"))
+    refuse_without_doses(turnover.build(Scaling.of(Cohort((nothing,)))), Cohort((nothing,)))
+    with pytest.raises(ValueError, match="no subject has a dose"):
+        fit(Cohort((nothing,)), "one_compartment_bolus", progress=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,9 +14,9 @@ from neuralpk.tables.clock_restarts import with_one_clock
 from neuralpk.tables.endpoints import with_endpoints
 from neuralpk.tables.faults import Findings, row_word
 from neuralpk.tables.layout import LIMITS, RESERVED
-from neuralpk.tables.records import BoolArray, Records, derive, with_limits
+from neuralpk.tables.records import BoolArray, Records, derive, with_limits, with_limits_as_text
 from neuralpk.tables.sheet import Sheet
-from neuralpk.tables.suspect_values import check_values, warn_of_flags
+from neuralpk.tables.suspect_values import check_values, warn_of_flags, warn_of_repeated_doses
 from neuralpk.tables.text_levels import with_levels
 from neuralpk.tables.times_of_day import with_elapsed_time
 
@@ -49,6 +50,7 @@ def _check_texts(sheet: Sheet, findings: Findings) -> BoolArray:
     """
     names = {name.casefold(): place for place, name in enumerate(sheet.layout.compartments, start=1)}
     faulty = np.zeros(len(sheet), dtype=bool)
+    of_clock = {finding.line for finding in findings.found if finding.rule == "NPK-D18"}
     for column, texts in sheet.texts.items():
         if column == "DVID" and sheet.layout.endpoint:
             continue
@@ -64,12 +66,15 @@ def _check_texts(sheet: Sheet, findings: Findings) -> BoolArray:
             if column == "CMT" and cell.strip().casefold() in names:
                 sheet.numbers[column][row] = names[cell.strip().casefold()]
                 continue
+            faulty[row] |= column in RESERVED
+            if column == "TIME" and int(sheet.lines[row]) in of_clock:
+                continue
             rule = number_fault(cell, sheet.layout.decimal)
             if rule == "NPK-D10":
-                own = {"CMT": "NPK-D29", "DVID": "NPK-D19"}
+                own = {"CMT": "NPK-D29", "DVID": "NPK-D19", "EVID": "NPK-D20"}
+                own |= dict.fromkeys(("MDV", "SS", "CENS", "ADDL"), "NPK-D12")
                 rule = own.get(column, "NPK-D40" if column in sheet.covariates else rule)
             findings.add(rule, line=int(sheet.lines[row]), column=column, id=sheet.ids[row], value=cell)
-            faulty[row] |= column in RESERVED
     return faulty
 
 
@@ -86,6 +91,34 @@ def _cell_faults(sheet: Sheet) -> Iterator[Fault]:
     yield "NPK-D20", "EVID", ~(np.isin(sheet.column("EVID", missing=0.0), (0, 1, 2, 3, 4)) | is_classic(sheet))
 
 
+def _without_units(sheet: Sheet, findings: Findings) -> Sheet:
+    """The sheet without a first row that holds texts where all others have numbers; it is one fault."""
+    units = {name: texts[0] for name, texts in sheet.texts.items() if name in ("TIME", "AMT", "DV") and [*texts] == [0]}
+    if len(units) < 2 or len(sheet) == 1:
+        return sheet
+    name, unit = next(iter(units.items()))
+    detail = (
+        f"{', '.join(units.values())} may be the units of the columns: ignore='{name} == {unit}' leaves the row out"
+    )
+    findings.add("NPK-D10", line=int(sheet.lines[0]), column=name, value=unit, detail=detail)
+    texts = {name: {row - 1: cell for row, cell in of.items() if row} for name, of in sheet.texts.items()}
+    return replace(sheet.take(np.arange(1, len(sheet))), texts=texts)
+
+
+def _gathered(sheet: Sheet, findings: Findings) -> Sheet:
+    """The sheet with the rows of each subject put together, where that was asked for."""
+    if not sheet.layout.sort:
+        return sheet
+    first = dict[str, int]()
+    places = np.array([first.setdefault(name, row) for row, name in enumerate(sheet.ids)])
+    order = np.argsort(places, kind="stable")
+    moved = int((order != np.arange(len(order))).sum())
+    if not moved:
+        return sheet
+    findings.warn("NPK-D50", f"{moved} rows moved to the others of their subject")
+    return sheet.take(order)
+
+
 def sound_rows(sheet: Sheet, findings: Findings) -> Sheet:
     """Note every cell that breaks a rule by itself and leave its row out, so that no later rule trips over it."""
     faulty = _check_texts(sheet, findings)
@@ -94,7 +127,7 @@ def sound_rows(sheet: Sheet, findings: Findings) -> Sheet:
     missing_time[list(sheet.texts.get("TIME", {}))] = False
     faulty |= _report(iter([("NPK-D15", "TIME", missing_time)]), sheet, findings)
     faulty |= _report(_cell_faults(sheet), sheet, findings)
-    return with_plain_events(sheet.take(~faulty) if faulty.any() else sheet, findings)
+    return with_plain_events(_gathered(sheet.take(~faulty) if faulty.any() else sheet, findings), findings)
 
 
 def _record_faults(records: Records) -> Iterator[Fault]:
@@ -163,10 +196,11 @@ def checked_records(sheet: Sheet, time_unit: str, findings: Findings) -> Records
     Raises:
         DataError: any fault, of the sheet or of its records.
     """
-    sheet, limited = with_limits(with_elapsed_time(sheet, time_unit, findings))
+    sheet, limited = with_limits(with_elapsed_time(_without_units(sheet, findings), time_unit, findings))
     if sheet.layout.lloq:
         findings.note(f"limit of quantification by {sheet.layout.lloq}: {limited} values with CENS 1")
-    records = derive(sound_rows(with_levels(sheet, findings), findings))
+    sheet = with_levels(with_limits_as_text(sheet, findings), findings)
+    records = derive(sound_rows(sheet, findings))
     if len(records):
         records = with_endpoints(records, findings)
         _report(_record_faults(records), records.sheet, findings)
@@ -176,6 +210,7 @@ def checked_records(sheet: Sheet, time_unit: str, findings: Findings) -> Records
         check_values(records, findings)
         records = with_one_clock(records, findings)
         warn_of_flags(records, findings)
+        warn_of_repeated_doses(records, findings)
     findings.raise_any()
     return records
 

@@ -49,7 +49,12 @@ def with_one_clock(records: Records, findings: Findings) -> Records:
         before = f"{cell_text(time[row - 1])} in {row_word(findings.file)} {sheet.lines[row - 1]}"
         place = {"line": int(sheet.lines[row]), "column": "TIME", "id": sheet.ids[row]}
         value = cell_text(time[row])
-        findings.add(rule, **place, value=value, detail=f"TIME {value} after {before}")
+        detail = f"TIME {value} after {before}"
+        if records.dose[row] and time[row] == 0:
+            detail += (
+                ", at a dose: a time after the dose (TAD) is no TIME, which goes on from the first dose to the next"
+            )
+        findings.add(rule, **place, value=value, detail=detail)
     if sort:
         order = np.lexsort((time, records.run))
         findings.warn("NPK-D50", f"{(order != np.arange(len(order))).sum()} rows moved")

@@ -12,8 +12,8 @@ RULES: dict[str, str] = {
     "NPK-D02": "Cells are divided by the separator, and a quote is closed in the line where it opens. Mend the quotes.",
     "NPK-D03": "A table has a header and at least one row below it. Export it again.",
     "NPK-D04": "Every row has as many cells as the header. Add the missing cells, or remove stray commas.",
-    "NPK-D05": "Every column has a name, of at most 1,000 characters. Name it, or remove it: a trailing comma or"
-    " exported row names may have made it.",
+    "NPK-D05": "Every column has a name, of at most 1,000 characters, but a first one of row names. Name it, or remove"
+    " it: a trailing comma or exported row names may have made it.",
     "NPK-D06": "No two columns have one name (upper and lower case are the same; TINF is DUR). Rename or remove one.",
     "NPK-D07": "A table has at most 5,000,000 rows, 2 GiB, 100,000 characters a line and 1,000 a cell. Split it,"
     " or write it as Parquet and have it estimated in parts (neuralpk estimate --part_size).",
@@ -24,27 +24,28 @@ RULES: dict[str, str] = {
     # the cells
     "NPK-D10": "Numbers are plain decimals such as 5.2 or 1e-3; missing is empty, '.', NA or NaN. Rewrite the"
     " cell, pass decimal=',' for decimal commas, or map=COLUMN:CODE=. for a code of missing (a value below the"
-    " limit of quantification: the limit in DV and 1 in CENS).",
+    " limit of quantification: <0.5 in DV, also by map=DV:BLQ=<0.5, or the limit in DV and 1 in CENS).",
     "NPK-D11": "Numbers are finite and within the range of double precision. Correct the cell, or leave it empty.",
     "NPK-D12": "Codes are whole numbers: MDV 0 or 1; SS 0, 1 or 2; CENS -1, 0 or 1; ADDL 0 to 1,000; DVID 1 to"
     " 1,000; CMT 0 to 1,000. Correct the code, or pass map=COLUMN:CODE=CODE, as in SS:99=0.",
     "NPK-D13": "Every row has an ID. Fill it in.",
-    "NPK-D14": "The rows of a subject follow one another. Sort by ID and TIME, or give each subject its own ID.",
+    "NPK-D14": "The rows of a subject follow one another. Pass sort=True where these are of one subject, or give"
+    " each subject its own ID.",
     "NPK-D15": "Every row has a TIME. Fill it in, or remove the row.",
     "NPK-D16": "TIME does not decrease within a subject but at EVID 3 or 4 or with a new occasion (OCC, PERIOD, or"
     " occasion=COLUMN). Sort the table by ID and TIME, or read it with sort=True.",
     "NPK-D17": "Where the clock restarts (EVID 3 or 4, a new occasion) a new part of the subject begins with empty"
     " compartments, and its clock goes on at the next whole time unit. With sort=True nothing may restart.",
-    "NPK-D18": "TIME has numbers, or in every row a time of day (8:30, 08:30:15) with or without its date; the day"
-    " may stand in DATE, DAT1, DAT2 or DAT3 as 2020-01-31, as a number of days, or in the order of dates=dmy, mdy"
-    " or ydm. The unit of time is h, min, s or d. Correct the cell, or pass dates=.",
+    "NPK-D18": "TIME has numbers, or in every row a time of day (8:30, 08:30:15, 8:30 PM) with or without its date;"
+    " the day may stand in DATE, DAT1, DAT2 or DAT3 as 2020-01-31, as a number of days, or in the order of dates=dmy,"
+    " mdy or ydm. The unit of time is h, min, s or d. Correct the cell, or pass dates=.",
     "NPK-D19": "DVID numbers the endpoints from 1. Pass endpoint=DVID to number its texts in their order, or the"
     " column that says it, or map=DVID:TEXT=NUMBER.",
     # the records
     "NPK-D20": "EVID is 0 (observation), 1 (dose), 2 (other), 3 (reset) or 4 (reset and dose); the classic codes"
     " of RxODE are read as doses: 101 into compartment 1, 201 into 2, 110 and 120 with SS 1 and 2, 10101 an"
     " infusion whose AMT is the rate, with a record of the negative rate at its end; CMT says the same, or nothing."
-    " Correct the code.",
+    " Correct the code, or pass map=EVID:TEXT=CODE.",
     "NPK-D21": "MDV 0 says that DV was measured. Give DV, or MDV 1 for a wanted prediction.",
     "NPK-D22": "AMT is not negative, and above 0 where there is a RATE; with RATE above 0 it is 0 only for a"
     " constant infusion at steady state (SS 1, II 0). Give the amount, or EVID 2.",
@@ -75,7 +76,7 @@ RULES: dict[str, str] = {
     "NPK-D43": "A text is one of the levels that the model knows. Correct the cell, or pass map=COLUMN:TEXT=LEVEL.",
     "NPK-D44": "Every subject has an occasion on some row; a row without one is of the occasion before. Fill it in.",
     # read, and said in a DataWarning
-    "NPK-D50": "With sort=True rows are put in order of TIME within their subject.",
+    "NPK-D50": "With sort=True the rows of a subject are put together and in order of TIME.",
     "NPK-D51": "Replicates (several DV at one ID, TIME, CMT and DVID) are kept as separate observations.",
     "NPK-D52": "Subjects without any observation or wanted prediction are left out; one subject must remain.",
     "NPK-D53": "Subjects without a dose are kept, though the table has an AMT column.",
@@ -90,6 +91,11 @@ RULES: dict[str, str] = {
     "NPK-D61": "Censoring is read from CENS alone. Pass the column as CENS, with the limit in DV or named with lloq=.",
     "NPK-D62": "With impute= a covariate that is missing in a whole subject has the median or the mode of the other"
     " subjects of the table, or the number that was given.",
+    "NPK-D63": "A dose is read from AMT, and its duration from DUR or RATE, in the row of the time when it is given;"
+    " the rows of samples have no AMT. Pass the column that holds it, as in columns=DUR=DURATION, or give each dose a"
+    " row of its own.",
+    "NPK-D64": "A DV of <0.5 is a value below the limit of quantification 0.5 (CENS 1), one of >50 a value above 50"
+    " (CENS -1).",
 }
 """Every rule of the event table by its code: what holds, and what to do where it does not."""
 

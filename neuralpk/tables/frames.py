@@ -83,10 +83,15 @@ def from_frame(frame: pd.DataFrame, layout: Layout, findings: Findings, before: 
     if not 0 < len(frame) <= MAX_ROWS:
         findings.add("NPK-D07" if len(frame) else "NPK-D03", detail=f"{len(frame):,} rows")
         findings.raise_any()
-    builder = SheetBuilder(found, findings)
+    builder, left_out = SheetBuilder(found, findings), 0
     for start in range(0, len(frame), _CHUNK):
         part = frame.iloc[start : start + _CHUNK]
-        builder.add(range(before + start + 1, before + start + len(part) + 1), partial(_cells, part, layout))
+        full = part.notna().any(axis=1).to_numpy()  # spreadsheets keep empty rows
+        rows = [before + start + k for k in (np.flatnonzero(full) + 1).tolist()]
+        left_out += len(part) - len(rows)
+        builder.add(rows, partial(_cells, part if full.all() else part[full], layout))
+    if left_out:
+        findings.note(f"rows left out that are empty: {left_out}")
     return builder.sheet()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -28,6 +29,15 @@ LIMITS = ("LLOQ", "LOQ", "LLQ", "ALLOQ")
 
 ENDPOINTS = ("YTYPE", "TYPE", "PARAMCD", "PARAM", "DVNAME", "ENDPOINT", "ANALYTE", "OUTPUT")
 """Columns that may say which endpoint a value belongs to."""
+
+LIKELY = {
+    "ID": ("SUBJ", "SUBJID", "SUBJECT", "USUBJID", "PATIENT", "PATID", "NMID", "CID", "ANIMAL"),
+    "TIME": ("AFRLT", "TAFD", "TSFD", "DATETIME", "HOUR", "HOURS", "T", "TAD"),
+    "DV": ("LIDV", "CONC", "CONCENTRATION", "CP", "AVAL", "PCSTRESN", "Y"),
+    "AMT": ("DOSE", "DOSEA", "AMOUNT", "DOSEAMT", "EXDOSE"),
+    "DUR": ("DURATION", "INFDUR", "DURINF"),
+}
+"""Names under which tables have these columns; they are suggested, and not taken."""
 
 SEPARATORS = {"tab": "\t", "semicolon": ";", "comma": ",", "space": " "}
 
@@ -194,6 +204,14 @@ def _codes(asked: Codes) -> dict[str, dict[str, str]]:
                 raise ValueError(f"map: {left!r} is not of the form COLUMN:CODE=CODE, such as SS:99=0 or DV:9999=.")
             found.setdefault(column.strip(), {})[code.strip()] = right or "."
     return found
+
+
+def likely(name: str, header: Sequence[str]) -> str:
+    """The column of a header that may be meant by a name, by its first word; empty where there is none."""
+    words = (name, *LIKELY.get(name, ()))
+    firsts = {heading: re.split(r"[^A-Za-z]", heading)[0].upper() for heading in header}
+    # T1 and Y2 are no words with a number
+    return next((of for of, first in firsts.items() if of.upper() in words or (len(first) > 1 and first in words)), "")
 
 
 def matches(code: str, cell: str) -> bool:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuralpk.cohort import FloatArray, IntArray
+from neuralpk.tables.cells import number
+from neuralpk.tables.faults import Findings
 from neuralpk.tables.sheet import Sheet
 
 BoolArray = NDArray[np.bool_]
@@ -103,6 +105,29 @@ def derive(sheet: Sheet) -> Records:
     mdv = np.where(np.isnan(value) | (given > 0), 1, 0)
     stated = sheet.column("MDV")
     return Records(sheet, evid, np.where(np.isnan(stated), mdv, stated).astype(np.int64))
+
+
+def with_limits_as_text(sheet: Sheet, findings: Findings) -> Sheet:
+    """The sheet with ``<0.5`` in DV as a value below the limit 0.5 (CENS 1), and ``>50`` as one above 50 (CENS -1),
+    where CENS does not say otherwise."""
+    texts, decimal = dict(sheet.texts.get("DV", {})), sheet.layout.decimal
+    value, stated = sheet.column("DV").copy(), sheet.column("CENS", 0.0)
+    censored = stated.copy()
+    counts = {"<": 0, ">": 0}
+    for row, cell in list(texts.items()):
+        sign, limit = cell.strip()[:1], number(cell.strip()[1:], decimal)
+        code = {"<": 1.0, ">": -1.0}.get(sign, np.nan)
+        if limit is None or np.isnan(code * limit) or stated[row] not in (code, 0.0):
+            continue
+        value[row], censored[row] = limit, code
+        counts[sign] += 1
+        del texts[row]
+    found = ", ".join(f"{count} × {sign}NUMBER" for sign, count in counts.items() if count)
+    if not found:
+        return sheet
+    findings.warn("NPK-D64", f"DV has {found}")
+    kept = {name: of for name, of in sheet.texts.items() if name != "DV"} | ({"DV": texts} if texts else {})
+    return dataclasses.replace(sheet.with_numbers(DV=value, CENS=censored), texts=kept)
 
 
 def with_limits(sheet: Sheet) -> tuple[Sheet, int]:

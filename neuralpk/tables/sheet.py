@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +13,18 @@ from numpy.typing import NDArray
 from neuralpk.cohort import FloatArray, IntArray
 from neuralpk.tables.cells import BLANKS, MAX_CELL, MISSING, identifiers, number, parse
 from neuralpk.tables.faults import Findings, row_word
-from neuralpk.tables.layout import DATES, ENDPOINTS, FLAGS, LIMITS, OCCASIONS, RESERVED, SEPARATORS, Layout, matches
+from neuralpk.tables.layout import (
+    DATES,
+    ENDPOINTS,
+    FLAGS,
+    LIMITS,
+    OCCASIONS,
+    RESERVED,
+    SEPARATORS,
+    Layout,
+    likely,
+    matches,
+)
 
 MAX_ROWS = 5_000_000
 
@@ -180,10 +192,19 @@ def headings(header: Sequence[str], layout: Layout, findings: Findings) -> Headi
     )
     used = found.places - {labels[name] for name in (*FLAGS, *LIMITS, *ENDPOINTS, *OCCASIONS, *DATES) if name in labels}
     used |= {*numbers.values(), *(where for where in asked.values() if where is not None)}
-    unread = [name for k, name in enumerate(header) if k not in used]
+    unread = [name for k, name in enumerate(header) if name and k not in used]
+    _suggest_doses(unread, numbers, findings)
     said = f"covariates: {', '.join(found.covariates) or 'none'}"
     findings.note(said + (f"; columns not read: {_listed(unread)}" if unread else ""))
     return found
+
+
+def _suggest_doses(unread: Sequence[str], numbers: Mapping[str, int], findings: Findings) -> None:
+    """Name the columns that may hold what is read from AMT and DUR, where the table has no such column."""
+    for name, others in (("AMT", ("AMT",)), ("DUR", ("DUR", "RATE"))):
+        column = likely(name, unread)
+        if column and not {*others} & {*numbers}:
+            findings.warn("NPK-D63", f"no column {name}; {column} is not read")
 
 
 def _reserved_places(
@@ -240,7 +261,16 @@ def _covariate_places(
 def _report_absent(absent: Mapping[str, str], header: Sequence[str], layout: Layout, findings: Findings) -> None:
     """Note the columns that are not there, or the one reason for all of them."""
     line = 1 if row_word(findings.file) == "line" else None
-    other = [word for word, sign in SEPARATORS.items() if sign in header[0] and sign != layout.separator]
+    # a title has blanks too
+    titled = not {word.upper() for word in header[0].split()[1:]} & {
+        *RESERVED,
+        *map(str.upper, layout.columns.values()),
+    }
+    other = [
+        word
+        for word, sign in SEPARATORS.items()
+        if sign in header[0] and sign != layout.separator and not (sign == " " and titled)
+    ]
     if absent and len(header) == 1 and other:
         findings.add("NPK-D09", line=line, detail=f"the header has the separator {other[0]}")
         return
@@ -254,7 +284,21 @@ def _report_absent(absent: Mapping[str, str], header: Sequence[str], layout: Lay
         findings.add("NPK-D08", line=line, detail=f"columns are ours=theirs: {said}")
         return
     for name, said in absent.items():
-        findings.add("NPK-D08", column=name, detail=f"{said or name} is not among the columns {_listed(header)}")
+        detail = f"{said or name} is not among the columns {_listed(header)}"
+        unread = [heading for heading in header if heading not in layout.columns.values()]
+        meant = "" if said else likely(name, unread)
+        beside = [heading for heading in header if _BESIDE.fullmatch(heading)]
+        if len(header) == 1:
+            detail += "; the first line is the header"
+        elif meant:
+            detail += f"; perhaps columns={name}={meant}"
+        elif name == "DV" and "TIME" in absent and len(beside) > 2:
+            detail += f"; {_listed(beside, 3)} may be samples side by side, and each is a row of its own here"
+        findings.add("NPK-D08", column=name, detail=detail)
+
+
+_BESIDE = re.compile(r"[A-Za-z]{0,4}[_ ]?\d+(\.\d+)?( ?h)?", re.ASCII)
+"""Names of samples side by side: 0.5, T1, C_24, 8h."""
 
 
 def _is_number(text: str) -> bool:
@@ -270,7 +314,9 @@ def _check_names(header: Sequence[str], line: int | None, findings: Findings) ->
     """Note columns without a name and names that occur twice."""
     seen: dict[str, int] = {}
     for place, name in enumerate(header):
-        if name in MISSING or len(name) > MAX_CELL:
+        if place == 0 and not name and len(header) > 1:
+            findings.warn("NPK-D05", "column 1 has no name and is not read")
+        elif name in MISSING or len(name) > MAX_CELL:
             findings.add("NPK-D05", line=line, value=name, detail=f"the name of column {place + 1} is {name[:40]!r}")
         elif name.upper() in seen:
             detail = f"columns {seen[name.upper()]} and {place + 1} share it"

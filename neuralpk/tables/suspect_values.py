@@ -62,6 +62,19 @@ def check_values(records: Records, findings: Findings) -> None:
             findings.add("NPK-D42", column=name, detail=f"{name} rises with DV, row by row")
 
 
+def warn_of_repeated_doses(records: Records, findings: Findings) -> None:
+    """Say where AMT stands beside the DV of every sample, which gives as many doses."""
+    sheet, measured = records.sheet, records.measured
+    amounts = np.where(measured & records.dose & np.isnan(sheet.column("EVID")), sheet.column("AMT", 0.0), 0.0)
+    runs, own = records.run[measured], amounts[measured]
+    samples, total, squares = (np.bincount(runs, weights) for weights in (np.ones(len(own)), own, own**2))
+    # one amount on all: the mean of the squares is the square of the mean
+    same = (total > 0) & (samples > 2) & np.isclose(samples * squares, total**2)
+    if same.any():
+        repeated = int(samples[same].sum())
+        findings.warn("NPK-D63", f"AMT stands on all samples of a subject, which gives {repeated:,} doses")
+
+
 def warn_of_flags(records: Records, findings: Findings) -> None:
     """Say which columns hold what CENS should."""
     sheet = records.sheet

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import IO, cast
 
-from neuralpk.tables.cells import number
+from neuralpk.tables.cells import BLANKS, number
 from neuralpk.tables.faults import Findings
 from neuralpk.tables.layout import Layout
 from neuralpk.tables.sheet import MAX_ROWS, Sheet, SheetBuilder, headings
@@ -21,6 +22,8 @@ MAX_BYTES = 2 << 30
 MAX_LINE = 100_000
 
 _CHUNK = 50_000
+_TITLE = re.compile(r"^TABLE NO\. +\d+")
+"""Above the header of a table that NONMEM writes."""
 
 
 def ending(path: Path) -> str:
@@ -71,12 +74,20 @@ def _sound_lines(lines: Iterator[str], findings: Findings) -> Iterator[str]:
 
 def _rows(lines: Iterator[str], layout: Layout, findings: Findings) -> Iterator[tuple[int, list[str]]]:
     """Line number and cells of every row with the header's number of cells, the header first; empty lines hold none,
-    and comments are left out."""
+    and comments are left out, as are the titles and the repeated headers of NONMEM's tables."""
     sound = _sound_lines(lines, findings)
     if layout.separator == " ":  # any number of blanks, as NONMEM writes its tables
         sound = (" ".join(line.split()) + "\n" for line in sound)
-    reader = csv.reader(sound, strict=True, delimiter=layout.separator)
-    width = last = comments = 0
+    titles: list[str] = []
+
+    def untitled() -> Iterator[str]:
+        for line in sound:
+            titles.extend(_TITLE.findall(line))
+            yield "\n" if _TITLE.match(line) else line
+
+    reader = csv.reader(untitled(), strict=True, delimiter=layout.separator)
+    width = last = comments = left_out = 0
+    header: list[str] = []
     commented: tuple[int, list[str]] | None = None
     try:
         for row in reader:
@@ -91,16 +102,20 @@ def _rows(lines: Iterator[str], layout: Layout, findings: Findings) -> Iterator[
                 # nothing but comments above the numbers: the last of them is the header
                 width = len(commented[1])
                 yield commented[0], [commented[1][0].lstrip().removeprefix("#"), *commented[1][1:]]
-            if row and width and layout.rows.is_comment(row[0]):
+            if row and width and ((titles and row == header) or not any(cell.strip(BLANKS) for cell in row)):
+                left_out += 1
+            elif row and width and layout.rows.is_comment(row[0]):
                 comments += 1
             elif len(row) == (width or len(row)):
                 if row:
-                    width = len(row)
+                    width, header = len(row), header or row
                     yield line, row
             elif row:
                 findings.add("NPK-D04", line=line, detail=f"{len(row)} cells under {width} column names")
     except csv.Error as error:
         findings.add("NPK-D02", line=last + 1, detail=str(error))
+    if left_out:
+        findings.note(f"rows left out that are empty or repeat the header: {left_out}")
     if layout.rows.marks:
         findings.note(f"comment rows left out by ignore {layout.rows.text!r}: {comments}")
 

@@ -14,7 +14,7 @@ from neuralpk.tables.faults import Findings
 from neuralpk.tables.layout import DATES
 from neuralpk.tables.sheet import Sheet
 
-_CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?", re.ASCII)
+_CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?(?: ?([AP])\.?M\.?)?", re.ASCII | re.IGNORECASE)
 _DATE = re.compile(r"(\d{1,4})[-/.](\d{1,2})[-/.](\d{1,4})", re.ASCII)
 
 UNITS = {"h": 3600.0, "hour": 3600.0, "hours": 3600.0, "min": 60.0, "minute": 60.0, "minutes": 60.0}
@@ -28,6 +28,10 @@ def _seconds(text: str) -> float | None:
     if found is None:
         return None
     hours, minutes, seconds = int(found[1]), int(found[2]), float(found[3] or 0)
+    if found[4]:
+        if not 1 <= hours <= 12:
+            return None
+        hours = hours % 12 + (12 if found[4].upper() == "P" else 0)  # 12:30 AM is half past midnight
     return hours * 3600.0 + minutes * 60.0 + seconds if hours < 24 and minutes < 60 and seconds < 60 else None
 
 
@@ -52,8 +56,8 @@ def _day(text: str, order: str) -> int | None:
 
 
 def _both(text: str, order: str) -> tuple[int, float] | None:
-    """Day and seconds of ``2020-01-31 08:30`` or ``2020-01-31T08:30:00``."""
-    date, gap, clock = re.sub(r"(\d)T(\d)", r"\1 \2", text.strip()).partition(" ")
+    """Day and seconds of ``2020-01-31 08:30``, ``2020-01-31T08:30:00`` or ``2020-01-31T08:30:00Z``."""
+    date, gap, clock = re.sub(r"(\d)T(\d[\d:.]*)Z?", r"\1 \2", text.strip()).partition(" ")
     day, seconds = _day(date, order) if gap else None, _seconds(clock)
     return None if day is None or seconds is None or not _DATE.fullmatch(date) else (day, seconds)
 
@@ -91,7 +95,8 @@ def with_elapsed_time(sheet: Sheet, unit: str, findings: Findings) -> Sheet:
     day = 86400.0 * np.floor(_first_of_subject(sheet, seconds) / 86400.0)
     count = int(np.isfinite(seconds).sum())
     by = f" with the day of {name}" if name else ""
-    findings.warn("NPK-D18", f"{count} × time of day{by}, read as {unit} since midnight of the subject's first day")
+    if count:
+        findings.warn("NPK-D18", f"{count} × time of day{by}, read as {unit} since midnight of the subject's first day")
     time: FloatArray = (seconds - day) / UNITS.get(unit.lower(), 3600.0)
     kept = {column: of for column, of in sheet.texts.items() if column != "TIME"}
     left = {row: cells[row] for row in faulty}
