@@ -35,7 +35,7 @@ from neuralpk.diagnostics.parameter_plots import latent_space
 from neuralpk.diagnostics.style import png
 from neuralpk.estimation.standard_errors import PopulationEstimate
 from neuralpk.evaluation import Evaluation, evaluate
-from neuralpk.evaluation.evaluation_figures import PAGE
+from neuralpk.evaluation.evaluation import PAGE
 from neuralpk.individual_estimates import IndividualEstimates
 from neuralpk.published_population import PublishedPopulation, write_population
 from neuralpk.saved_model import SavedTask
