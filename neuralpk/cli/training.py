@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from neuralpk.atomic_files import refuse_unwritable, replacing
-from neuralpk.callbacks import Dashboard, LastCheckpoint, Report, TensorBoardRuns
+from neuralpk.callbacks import BestCheckpoint, Dashboard, LastCheckpoint, Report, TensorBoardRuns
 from neuralpk.checkpoint_files import read_checkpoint
 from neuralpk.checkpoint_io import verify_checkpoints
 from neuralpk.cli.faults import UsageError, sentence
@@ -304,7 +304,7 @@ def default_callbacks() -> list[L.Callback]:
     return [
         RichProgressBar(),
         LastCheckpoint(),
-        ModelCheckpoint(monitor="val_loss", filename="best"),
+        BestCheckpoint(),
         Dashboard(),
         Report(),
     ]
