@@ -23,6 +23,7 @@ from neuralpk.callbacks import BestCheckpoint, Dashboard, LastCheckpoint, Report
 from neuralpk.checkpoint_files import read_checkpoint
 from neuralpk.checkpoint_io import verify_checkpoints
 from neuralpk.cli.faults import UsageError, sentence
+from neuralpk.cli.lost_processes import naming_lost_processes
 from neuralpk.cli.merged_configuration import Configuration, Node, Source
 from neuralpk.cli.outputs import OVERWRITE, refuse_results, results_of_a_run
 from neuralpk.cli.signatures import REQUIRED, Option, find, options_of, path_of
@@ -206,7 +207,7 @@ class NeuralPKCLI(LightningCLI):
                 path.unlink()
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with exit_codes(self.trainer):
+        with exit_codes(self.trainer), naming_lost_processes(self.trainer):
             super()._run_subcommand(subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
