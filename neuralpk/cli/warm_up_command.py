@@ -46,4 +46,4 @@ def _use(dynamics: Dynamics, theta: Tensor) -> None:
     with torch.enable_grad():
         found = solve(dynamics, theta, torch.tensor([_TIMES], dtype=theta.dtype), _DOSES)
         found.check()
-        found.states.square().mean().backward()
+        torch.autograd.grad(found.states.square().mean(), theta)
