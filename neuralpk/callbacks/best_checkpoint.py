@@ -14,8 +14,8 @@ class BestCheckpoint(ModelCheckpoint):
     """Writes ``best.ckpt`` when ``val_loss`` is smaller than before.
 
     Of a population fit that is validated on the subjects it is fitted to, after every validation: such a fit rises to
-    its maximum, so that the last state is the best one. A smaller loss before would be the Monte Carlo error of a state
-    that has not converged.
+    its maximum, so that the last state is the best one. A smaller loss before is that of a state that has not
+    converged, by Monte Carlo error or because a prior, which the loss does not have, holds the maximum elsewhere.
     """
 
     def __init__(self) -> None:

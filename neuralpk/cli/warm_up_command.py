@@ -16,8 +16,6 @@ from neuralpk.solve.compiled.kernels_on_disk import folder
 _DOSES = [[Dose(0.0, 100.0, interval=12.0, additional=1), Dose(30.0, 100.0, rate=50.0)]]
 _TIMES = [0.5, 2.0, 6.0, 13.0, 24.0, 36.0]
 _PRECISIONS = {"single": torch.float32, "double": torch.float64}
-
-
 _MODELS: tuple[tuple[str, Dynamics, list[float]], ...] = (
     ("linear compartments", CompartmentModel(2, "first_order"), [4.0, 70.0, 8.0, 50.0, 1.0]),
     ("equations", CompartmentModel(1, "none", "michaelis_menten"), [10.0, 1.0, 20.0]),
