@@ -483,14 +483,15 @@ class LatentTask(L.LightningModule):
             saved = self.trainer.strategy.load_checkpoint(path, weights_only=True)
             if saved["global_step"] == self.global_step:
                 draws = self.model.parameter_draws
+                if self.status is not None:  # how the search ended is said of the last weights alone
+                    saved[SECTION]["status"] = self.status.plain()
             else:  # the best weights are not the last
                 other = copy.deepcopy(self)
                 other.load_state_dict(saved["state_dict"])
+                other.status = None
                 other.covariance_step(cohort)
                 draws = other.model.parameter_draws
             saved["state_dict"]["model.parameter_draws"] = draws.cpu()
-            if self.status is not None:
-                saved[SECTION]["status"] = self.status.plain()
             add_sha256(saved)
             self.trainer.strategy.save_checkpoint(saved, path)
 

@@ -447,7 +447,7 @@ def count(goal: str, row: dict[str, Any], save: Callable[[], None]) -> None:
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             try:
                 passed = trial(row["tried"], Path(folder))
-            except Exception as error:  # a trial that breaks is a goal missed, not the end of the count
+            except (Exception, SystemExit) as error:  # a trial that breaks is a goal missed, not the end of the count
                 print(f"{goal} {row['tried']}: {type(error).__name__}: {error}", file=sys.stderr)
                 passed = False
         if not passed:

@@ -4,10 +4,9 @@ import argparse
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from neuralpk.callbacks import Dashboard, LastCheckpoint, Report
+from neuralpk.callbacks import BestCheckpoint, Dashboard, LastCheckpoint, Report
 from neuralpk.datamodules import SimulatedPKDataModule
 from neuralpk.dynamics import CompartmentModel, HybridDynamics, NeuralCompartments, NeuralField
 from neuralpk.encoders import SetEncoder
@@ -44,7 +43,7 @@ trainer = L.Trainer(
     logger=TensorBoardLogger("lightning_logs", name=None, default_hp_metric=False),
     callbacks=[
         LastCheckpoint(),
-        ModelCheckpoint(monitor="val_loss", filename="best"),
+        BestCheckpoint(),
         Dashboard(),
         Report(),
     ],

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -20,7 +21,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from neuralpk.callbacks import Dashboard, Report, TensorBoardRuns
+from neuralpk.callbacks import BestCheckpoint, Dashboard, Report, TensorBoardRuns
 from neuralpk.callbacks.logged_media import log_figures, log_text
 from neuralpk.callbacks.report import _end_progress
 from neuralpk.callbacks.tensorboard import _public
@@ -93,6 +94,24 @@ def events(run) -> dict[str, EventAccumulator]:
 @pytest.mark.parametrize(("stage", "tag"), [(stage, tag) for stage, tags in SCALARS.items() for tag in tags])
 def test_every_scalar_is_in_its_run_each_epoch(stage: str, tag: str, events: dict[str, EventAccumulator]) -> None:
     assert [event.step for event in events[stage].Scalars(tag)] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "validation", "saved"), [(object(), 0.0, True), (object(), 0.5, False), (None, 0.0, False)]
+)
+def test_the_last_state_of_a_population_fit_without_held_out_subjects_is_its_best(
+    estimator: object, validation: float, saved: bool
+) -> None:
+    callback = BestCheckpoint()
+    callback.best_k_models, callback.kth_best_model_path = {"best.ckpt": torch.tensor(1.0)}, "best.ckpt"
+    trainer = SimpleNamespace(
+        datamodule=SimulatedPKDataModule(subjects=4, validation=validation),
+        lightning_module=SimpleNamespace(estimator=estimator),
+        strategy=SimpleNamespace(reduce_boolean_decision=bool),
+    )
+    assert callback.check_monitor_top_k(trainer, torch.tensor(2.0)) is saved
+    assert callback.check_monitor_top_k(trainer, torch.tensor(0.5))
+    assert not callback.check_monitor_top_k(trainer, torch.tensor(torch.nan))
 
 
 def test_no_series_is_zero_throughout_or_counts_epochs(events: dict[str, EventAccumulator]) -> None:

@@ -369,6 +369,11 @@ def test_help_of_commands_on_tables_alone_waits_for_no_figures_and_no_solver(com
     assert done.returncode == 0 and "--table" in done.stdout, done.stderr
 
 
-def test_commands_on_tables_and_populations_do_not_wait_for_lightning() -> None:
-    code = "import sys, neuralpk.cli.table_commands; raise SystemExit('lightning' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+@pytest.mark.parametrize("command", ["estimate", "evaluate", "dose", "simulate --model pop.yaml"])
+def test_commands_on_tables_and_populations_wait_for_no_lightning_and_no_figures(command: str) -> None:
+    code = (
+        f"import sys\nfrom neuralpk.cli import main\nmain({[*command.split(), '--help']})\n"
+        "sys.exit(sorted({'lightning', 'scipy.optimize', 'scipy.stats', 'matplotlib'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "--out" in done.stdout, done.stderr

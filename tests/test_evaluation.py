@@ -21,7 +21,7 @@ from neuralpk.cohort_simulation import Design, Population, simulate_cohort
 from neuralpk.diagnostics.record_bins import bins_along, bins_over_time
 from neuralpk.dynamics import structure
 from neuralpk.encoders import SetEncoder
-from neuralpk.evaluation import FIGURES, Comparison
+from neuralpk.evaluation import FIGURES, Comparison, evaluating
 from neuralpk.evaluation.checks import Check, enough_studies, judge, npde_checks
 from neuralpk.evaluation.evaluation_figures import QUANTITIES, fit_figure, vpc_figure
 from neuralpk.evaluation.predictive_check import check_frame, corrected, outside
@@ -445,3 +445,12 @@ def test_a_cluster_of_jittered_times_is_one_bin() -> None:
     phases = np.repeat([1.0, 4.0, 11.5], 100) + generator.uniform(-0.4, 0.4, 300)
     assert (bins_along(phases) == np.repeat([0, 1, 2], 100)).all()
     assert len(np.unique(bins_along(generator.uniform(0, 24, 300)))) == 8
+
+
+def test_simulated_studies_that_are_not_held_are_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    cohort = infused(1, subjects=4)
+    values = 100 * sum(len(subject.times) for subject in cohort)
+    monkeypatch.setattr(evaluating, "_MOST_SIMULATED", values - 1)
+    with pytest.raises(ValueError, match=f"of 4 patients are {values:,} values, .*--patients 1000"):
+        evaluate(published(INFUSED), cohort, simulations=100, draws=0)
+    evaluate(published(INFUSED), cohort, simulations=100, draws=0, patients=3)

@@ -750,6 +750,7 @@ def test_the_best_checkpoint_of_a_fit_has_the_uncertainty_of_its_weights(likelih
     assert saved["global_step"] == 3 < task.global_step
     best = LatentTask.load_from_checkpoint(folder / "best.ckpt", weights_only=True)
     assert not same(weights(best), weights(task))
+    assert best.status is None and task.status is not None  # the search went on from there
     found = best.model.parameter_draws.clone()
     assert found.isfinite().all() and not torch.equal(found, task.model.parameter_draws)
     assert intervals(best, data.part("test")).notna().all(axis=None)

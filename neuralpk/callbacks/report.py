@@ -35,7 +35,7 @@ from neuralpk.diagnostics.parameter_plots import latent_space
 from neuralpk.diagnostics.style import png
 from neuralpk.estimation.standard_errors import PopulationEstimate
 from neuralpk.evaluation import Evaluation, evaluate
-from neuralpk.evaluation.evaluation_figures import PAGE
+from neuralpk.evaluation.evaluation import PAGE
 from neuralpk.individual_estimates import IndividualEstimates
 from neuralpk.published_population import PublishedPopulation, write_population
 from neuralpk.saved_model import SavedTask
@@ -45,6 +45,7 @@ from neuralpk.task import LatentTask
 _MOST_RSE = 1000  # percent: wider digits would push the names out of the table
 _POOR_RSE = 50  # percent
 _WITH_INTERVALS = 200  # patients
+_PANEL_DRAWS = 100  # with which intervals hold their share
 _POPULATION_FIGURES = ("pcvpc", "npde", "random_effects", "covariates")
 _EXAMPLE = 20  # subjects of the table with which the printed command runs
 
@@ -259,12 +260,12 @@ class Report(L.Callback):
         """Panels of the validation subjects, of other test subjects whose truth is not known too; goodness of fit."""
         seen = first_seen(data)
         val, test = data.part("val"), data.part("test")
-        figures = patient_figures(task, data, task.reconstruct(val[: self.subjects], context=seen))
+        figures = patient_figures(task, data, task.reconstruct(val[: self.subjects], draws=_PANEL_DRAWS, context=seen))
         fits = fit_figures(task.residuals(val, context=seen), val.units)
         files = {name.replace("individual fits", "individuals"): own for name, own in (figures | fits).items()}
         if test is not val and test[0].truth is None:
             shown = test[: self.subjects].hidden_from(data.forecast) if data.forecast else test[: self.subjects]
-            result = task.reconstruct(shown, _span(test[: self.subjects]), context=seen)
+            result = task.reconstruct(shown, _span(test[: self.subjects]), draws=_PANEL_DRAWS, context=seen)
             held = patient_figures(task, data, _of(result, test[: self.subjects]))
             files |= {name.replace("individual fits", "individuals test"): own for name, own in held.items()}
             figures |= {f"{name}, test": own for name, own in held.items()}

@@ -16,7 +16,8 @@ from neuralpk.cohort_figures import first_seen, make_panels, phase_figure, quant
 from neuralpk.datamodules import CohortDataModule
 from neuralpk.diagnostics.plots import individual_panels
 from neuralpk.diagnostics.style import png
-from neuralpk.evaluation.evaluation_figures import PAGE, fit_figure
+from neuralpk.evaluation.evaluation import PAGE
+from neuralpk.evaluation.evaluation_figures import fit_figure
 from neuralpk.individual_estimates import IndividualEstimates
 from neuralpk.task import LatentTask
 

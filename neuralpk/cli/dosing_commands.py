@@ -14,7 +14,6 @@ from neuralpk.cli.faults import UsageError
 from neuralpk.dosing import AdaptiveRule, SimulatedPatients, parse_regimens
 from neuralpk.dosing import simulate_regimens as follow
 from neuralpk.dosing.dose_selection import NOTE, select_doses
-from neuralpk.dosing.dosing_figures import dose_figure, regimen_figure
 from neuralpk.dosing.model_patients import given_patients, simulated_population, typical_patient
 from neuralpk.dosing.prior_predictive import data_p_values, unlike_population
 from neuralpk.dosing.target import Target
@@ -83,6 +82,8 @@ def simulate_regimens(
     for frame, name in zip((found.curves(), exposures, found.draws()), REGIMEN_FILES, strict=False):
         write_csv(frame, out / name)
     with replacing(out / REGIMEN_FILES[-1]) as part:
+        from neuralpk.dosing.dosing_figures import regimen_figure  # Matplotlib, for which the work does not wait
+
         regimen_figure(found, log=log).savefig(part, dpi=200, format="png")
     first = list(dict.fromkeys(exposures["ID"]))[:_SHOWN]
     shown = exposures[exposures["ID"].isin(first) & exposures["METRIC"].isin(_METRICS)].sort_values("ID", kind="stable")
@@ -181,6 +182,8 @@ def dose(
     write_csv(chosen, out / DOSE_FILES[0])
     write_csv(found.candidates, out / DOSE_FILES[1])
     with replacing(out / DOSE_FILES[2]) as part:
+        from neuralpk.dosing.dosing_figures import dose_figure  # Matplotlib, for which the work does not wait
+
         dose_figure(found).savefig(part, dpi=200, format="png")
     sentences = found.sentences()
     print("\n".join(sentences[:_SENTENCES]))

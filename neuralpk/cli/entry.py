@@ -29,7 +29,7 @@ TRAINING = ("fit", "validate", "test", "predict")
 WITHOUT_TORCH = ("check", "nca")
 COMMANDS = (
     *TRAINING, "check", "nca", "simulate", "dose", "evaluate", "report", "estimate", "reconstruct", "population",
-    "bootstrap", "import", "export", "sweep", "replay", "doctor",
+    "bootstrap", "import", "export", "sweep", "replay", "doctor", "warm-up",
 )  # fmt: skip
 
 _USAGE = f"""usage: neuralpk COMMAND [--preset NAME | --config FILE] [options]     (COMMAND --help lists them)
@@ -54,6 +54,7 @@ _USAGE = f"""usage: neuralpk COMMAND [--preset NAME | --config FILE] [options]  
   sweep         trainings with settings that Optuna chooses        --search OPTION=LOW:HIGH … --out DIR …
   replay        run a training again, and compare its weights      FOLDER --out DIR
   doctor        versions, devices, accuracy of gradients
+  warm-up       compile the kernels of the solver before their first use
 
   --model FILE       a checkpoint of a training, or a population file (pop.yaml)
 
@@ -209,13 +210,8 @@ def _run(command: str, given: list[Argument], presets: list[str]) -> NeuralPKCLI
     if command == "sweep":
         _run_sweep(given, presets)
         return None
-    if command == "doctor":
-        from neuralpk.cli.doctor_command import doctor
-
-        if not _helps(command, {}, given, doctor):
-            if given:
-                raise UsageError(f"takes no --{given[0].name}")
-            doctor()
+    if command in ("doctor", "warm-up"):
+        _run_without_options(command, given)
         return None
     from neuralpk.cli import table_commands
     from neuralpk.cli.merged_configuration import Configuration
@@ -238,6 +234,16 @@ def _run(command: str, given: list[Argument], presets: list[str]) -> NeuralPKCLI
     _take(configuration, given, ("data",))
     table_commands.run(command, configuration)
     return None
+
+
+def _run_without_options(command: str, given: list[Argument]) -> None:
+    """Run a command that looks after the installation."""
+    name = command.replace("-", "_")
+    function: Callable[[], None] = getattr(importlib.import_module(f"neuralpk.cli.{name}_command"), name)
+    if not _helps(command, {}, given, function):
+        if given:
+            raise UsageError(f"takes no --{given[0].name}")
+        function()
 
 
 def _run_sweep(given: list[Argument], presets: list[str]) -> None:

@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 from jsonargparse._parameter_resolvers import get_signature_parameters  # follows **options into base classes
@@ -71,12 +71,26 @@ GIVEN_TO_READ_TABLE: set[str | int] = {"path_or_frame", "units", "needed"}
 
 def options_of_reader(function: Callable[..., Any]) -> dict[str, Option]:
     """Options of a command; of one with ``**reading`` also those of `read_table`."""
-    found, own = options_of(function), inspect.signature(function).parameters
-    if "reading" not in own:
-        return found
-    return {name: option for name, option in found.items() if name in own} | options_of(
-        read_table, (*map(str, GIVEN_TO_READ_TABLE),)
-    )
+    if "reading" not in inspect.signature(function).parameters:
+        return options_of(function)
+    return options_of(without_reading(function)) | options_of(read_table, (*map(str, GIVEN_TO_READ_TABLE),))
+
+
+@cache
+def without_reading(function: Callable[..., None]) -> Callable[..., None]:
+    """A command without its ``**reading``: jsonargparse would follow the calls that take it, and import whatever their
+    modules import for annotations alone, such as Lightning."""
+    own = inspect.signature(function)
+    if "reading" not in own.parameters:
+        return function
+
+    @wraps(function)
+    def alone(*arguments: Any, **options: Any) -> None:
+        function(*arguments, **options)
+
+    kept = [parameter for name, parameter in own.parameters.items() if name != "reading"]
+    alone.__signature__ = own.replace(parameters=kept)  # type: ignore[attr-defined]
+    return alone
 
 
 # ---- annotations

@@ -17,7 +17,7 @@ from neuralpk.cli.faults import UsageError, sentence
 from neuralpk.cli.merged_configuration import Configuration
 from neuralpk.cli.outputs import OVERWRITE, refuse_results
 from neuralpk.cli.progress_bar import progress_bar
-from neuralpk.cli.signatures import GIVEN_TO_READ_TABLE, Option, options_of, options_of_reader
+from neuralpk.cli.signatures import GIVEN_TO_READ_TABLE, Option, options_of_reader, without_reading
 from neuralpk.cli.stop_signals import leaving_on_sigterm
 from neuralpk.cli.unsolved_patients import refuse_unsolved
 from neuralpk.cohort import Units
@@ -219,9 +219,8 @@ def run(command: str, configuration: Configuration) -> None:
     function, values = function_of(command), configuration.finish()
     overwrite = bool(values.pop(OVERWRITE.name, False))
     parser = ArgumentParser(exit_on_error=False)
-    own = inspect.signature(function).parameters
-    parser.add_function_arguments(function, skip={name for name in options_of(function) if name not in own})
-    if "reading" in own:
+    parser.add_function_arguments(without_reading(function))
+    if "reading" in inspect.signature(function).parameters:
         parser.add_function_arguments(read_table, skip=GIVEN_TO_READ_TABLE)
     try:
         arguments = parser.instantiate_classes(parser.parse_object(values)).as_dict()

@@ -19,10 +19,11 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from neuralpk.atomic_files import refuse_unwritable, replacing
-from neuralpk.callbacks import Dashboard, LastCheckpoint, Report, TensorBoardRuns
+from neuralpk.callbacks import BestCheckpoint, Dashboard, LastCheckpoint, Report, TensorBoardRuns
 from neuralpk.checkpoint_files import read_checkpoint
 from neuralpk.checkpoint_io import verify_checkpoints
 from neuralpk.cli.faults import UsageError, sentence
+from neuralpk.cli.lost_processes import naming_lost_processes
 from neuralpk.cli.merged_configuration import Configuration, Node, Source
 from neuralpk.cli.outputs import OVERWRITE, refuse_results, results_of_a_run
 from neuralpk.cli.signatures import REQUIRED, Option, find, options_of, path_of
@@ -206,7 +207,7 @@ class NeuralPKCLI(LightningCLI):
                 path.unlink()
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with exit_codes(self.trainer):
+        with exit_codes(self.trainer), naming_lost_processes(self.trainer):
             super()._run_subcommand(subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -304,7 +305,7 @@ def default_callbacks() -> list[L.Callback]:
     return [
         RichProgressBar(),
         LastCheckpoint(),
-        ModelCheckpoint(monitor="val_loss", filename="best"),
+        BestCheckpoint(),
         Dashboard(),
         Report(),
     ]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from neuralpk.atomic_files import replacing
-from neuralpk.evaluation import evaluation_figures as drawn
-from neuralpk.evaluation.evaluation import Evaluation
+from neuralpk.evaluation.evaluation import COLUMN, Evaluation
+
+if TYPE_CHECKING:  # Matplotlib, which is imported where something is drawn
+    from matplotlib.figure import Figure
 
 COMPARISON_FILES = ("comparison.csv", "comparison_pcvpc.png", "comparison_fit.png")
 """Files of `Comparison.write`."""
@@ -75,13 +76,15 @@ class Comparison:
             said.append(f"BIC is lower by {abs(bic[0] - bic[1]):.1f} for {better}")
         return ". ".join(said)
 
-    def figure(self, name: str = "pcvpc", *, log: bool = False, width: float = drawn.COLUMN, **options: Any) -> Figure:
+    def figure(self, name: str = "pcvpc", *, log: bool = False, width: float = COLUMN, **options: Any) -> Figure:
         """The models side by side: ``vpc``, ``pcvpc`` (options as of `Evaluation.figure`) or ``fit``, DV against PRED
         and IPRED.
 
         Raises:
             ValueError: another name; a model that cannot simulate values.
         """
+        from neuralpk.evaluation import evaluation_figures as drawn
+
         units = self.first.units_of(options.get("endpoint") or self.first.endpoints[0])
         if name == "fit":
             records = {

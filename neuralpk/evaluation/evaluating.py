@@ -33,6 +33,7 @@ _WITH_INTERVALS = 200  # patients: of more, and of a network, curves have no int
 _DRAWS = 200
 _FAILED = 0.1  # of the simulated patients in the place of one: of more, its values are left out
 _ROUNDING = 1e-6  # of a covariate's range
+_MOST_SIMULATED = 250_000_000  # values: 2 GB, of which a few copies are held
 
 if TYPE_CHECKING:  # Lightning, for which a population file does not wait
     from neuralpk.fitting import FittedModel
@@ -74,8 +75,8 @@ def evaluate(
 
     Raises:
         neuralpk.tables.DataError: the table breaks a rule.
-        ValueError: fewer than 100 simulations; no patients; a column that the table lacks; an endpoint that the model
-            does not have.
+        ValueError: fewer than 100 simulations; no patients; more simulated values than are held at once; a column that
+            the table lacks; an endpoint that the model does not have.
         neuralpk.solve.SolveError: no patient could be solved.
     """
     if simulations < 100:
@@ -84,6 +85,7 @@ def evaluate(
     if patients is not None and patients < 1:
         raise ValueError(f"patients must be 1 or more, not {patients}")
     cohort, of = _read(saved, table, strata, patients, seed, reading)
+    _refuse_too_many(cohort, simulations)
     labels = {name: _labels(cohort, name) for name in strata}
     shown: Progress = progress or (lambda _, parts: parts)
     count = _intervals(saved, cohort) if draws is None else draws
@@ -182,6 +184,21 @@ def _read(
     if patients is None or patients >= len(cohort):
         return cohort, len(cohort)
     return cohort[_drawn(patients, len(cohort), seed).tolist()], len(cohort)
+
+
+def _refuse_too_many(cohort: Cohort, simulations: int) -> None:
+    """Refuse simulated studies that the memory would not hold, before the work.
+
+    Raises:
+        ValueError: so many values.
+    """
+    values = simulations * sum(len(subject.times) for subject in cohort)
+    if values > _MOST_SIMULATED:
+        raise ValueError(
+            f"{simulations} simulated studies of {len(cohort)} patients are {values:,} values, and at most "
+            f"{_MOST_SIMULATED:,} are held: judge on patients drawn at random (--patients 1000), or simulate fewer "
+            "studies"
+        )
 
 
 def _drawn(count: int, of: int, seed: int) -> IntArray:

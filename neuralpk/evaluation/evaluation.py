@@ -7,25 +7,29 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from neuralpk.atomic_files import replacing
 from neuralpk.cohort import Units
 from neuralpk.diagnostics.metrics import Calibration, calibration
 from neuralpk.diagnostics.record_bins import bins_along, bins_over_time
-from neuralpk.evaluation import evaluation_figures
 from neuralpk.evaluation.checks import LEVEL, enough_studies
 from neuralpk.evaluation.predictive_check import check_frame, corrected
 from neuralpk.evaluation.simulated_study import IntArray, SimulatedStudy
 
+if TYPE_CHECKING:  # Matplotlib, which is imported where something is drawn: the work does not wait for it
+    from matplotlib.figure import Figure
+
 _PANELS = 15
 _WRITTEN_PAGES = 4  # of individual panels
 _LEVELS = 4  # distinct numbers, up to which each is a stratum of its own
+
+COLUMN, PAGE = 85.0, 180.0
+"""Widths of figures in journals, mm."""
 
 FIGURES = {
     "goodness_of_fit": "DV against predictions, residuals against predictions, time and time after dose",
@@ -129,7 +133,9 @@ class Evaluation:
     @property
     def repeats(self) -> bool:
         """Whether doses repeat, so that time after dose is not time."""
-        return evaluation_figures.repeats(self.records)
+        from neuralpk.evaluation.evaluation_figures import repeats
+
+        return repeats(self.records)
 
     @property
     def can_fail(self) -> bool:
@@ -237,7 +243,7 @@ class Evaluation:
         subjects: Sequence[str] | None = None,
         page: int = 1,
         log: bool = False,
-        width: float = evaluation_figures.COLUMN,
+        width: float = COLUMN,
     ) -> Figure:
         """One of the figures (`FIGURES`).
 
@@ -255,6 +261,8 @@ class Evaluation:
         Raises:
             ValueError: a figure, column, endpoint or patient that is not there.
         """
+        from neuralpk.evaluation import evaluation_figures
+
         self._refuse_unknown(name)
         if name == "random_effects":
             return evaluation_figures.random_effects_figure(self.random_effects, self.shrinkage, width)
@@ -330,7 +338,7 @@ class Evaluation:
         by: Sequence[str] = (),
         against: str | None = None,
         log: bool = False,
-        width: float = evaluation_figures.COLUMN,
+        width: float = COLUMN,
     ) -> Iterator[tuple[str, Figure]]:
         """Figures, of every endpoint, each with the name of its file.
 

@@ -36,8 +36,6 @@ from neuralpk.diagnostics.style import (
     with_unit,
 )
 
-COLUMN, PAGE = 85.0, 180.0
-"""Widths of figures in journals, mm."""
 QUANTITIES = {"vpc": "Value", "pcvpc": "Prediction-corrected value"}
 """What is drawn in the two kinds of visual predictive check."""
 _INCH = 25.4  # mm

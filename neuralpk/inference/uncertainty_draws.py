@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import Tensor
 
 from neuralpk import randomness
@@ -131,6 +130,8 @@ def _of_one_sign(
     root = torch.linalg.cholesky(sign[:, None] * precision * sign).T
 
     def nearest(values: Tensor) -> Tensor:
+        from scipy.optimize import nnls  # half a second, for which no command waits that draws none of these
+
         found = [nnls(root.cpu().numpy(), each.cpu().numpy())[0] for each in values @ root.T]
         return torch.from_numpy(np.stack(found)).to(values)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from neuralpk.evaluation import Evaluation
-from neuralpk.evaluation.evaluation_figures import COLUMN, PAGE
+from neuralpk.evaluation.evaluation import COLUMN, PAGE
 from neuralpk.report.tables_and_figures import ReportFigure, digits, svg
 
 _LINES = {"P5": "5th percentile", "P50": "median", "P95": "95th percentile", "BLQ": "share below the limit"}

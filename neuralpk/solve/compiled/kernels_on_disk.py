@@ -22,18 +22,20 @@ _FILES = [*sorted(Path(__file__).parent.rglob("*.py")), *(Path(str(module.__file
 _SOURCE = hashlib.sha256(b"".join(path.read_bytes() for path in _FILES)).hexdigest()[:16]
 
 
-def kept(**options: Any) -> Callable[[Any], Any]:
-    """`numba.njit` with these options and with a cache on disk.
+def folder() -> Path:
+    """Where the kernels are kept: a folder for each version of them in ``NUMBA_CACHE_DIR`` if that is set, otherwise in
+    ``$XDG_CACHE_HOME/neuralpk`` (by default ``~/.cache/neuralpk``)."""
+    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "neuralpk"
+    return Path(config.CACHE_DIR or user) / _SOURCE
 
-    The cache is in ``NUMBA_CACHE_DIR`` if that is set, otherwise in ``$XDG_CACHE_HOME/neuralpk`` (by default
-    ``~/.cache/neuralpk``). Each version of the kernels has a folder there.
-    """
+
+def kept(**options: Any) -> Callable[[Any], Any]:
+    """`numba.njit` with these options and with a cache on disk, in `folder`."""
 
     def decorate(function: Any) -> Any:
         # Numba reads this setting here, once for each function; other libraries must find it unchanged afterwards
         before = config.CACHE_DIR
-        user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "neuralpk"
-        config.CACHE_DIR = str(Path(before or user) / _SOURCE)
+        config.CACHE_DIR = str(folder())
         try:
             return njit(cache=True, **options)(function)
         finally:
