@@ -22,7 +22,8 @@ _LONGEST_STEP = 2.5  # standard errors
 _FARTHEST_STEP = 1.0  # of any number, on the scale of the search
 _LEAST_INFORMATION = 1e-3
 _KEPT = 0.4  # of the effective draws; with fewer there are new ones
-_RENEWALS = 3  # of the draws in one place
+_RENEWALS = 2  # of the draws in one place
+_MOST_LOST = 3  # coordinates; with more, the draws say too little about other populations
 
 Ends = dict[str, tuple[float, float]]
 
@@ -33,7 +34,8 @@ def profile_intervals(estimator: PopulationEstimator, batch: CohortBatch, inform
     3.84 above its minimum. With priors, −2LL includes their log density.
 
     The lower end of an omega or kappa is 0 where −2LL at the smallest one (`neuralpk.estimation.learned_numbers`) is
-    not 3.84 above its minimum. A coordinate is left out where an end is not found.
+    not 3.84 above its minimum. A coordinate is left out where an end is not found, and after four of these so are all
+    that follow: draws then say little about other populations than theirs, as where parameters are hard to tell apart.
 
     Args:
         estimator: at the estimate, where it is again afterwards, with proposals for it; its stage says how many draws.
@@ -49,12 +51,19 @@ def profile_intervals(estimator: PopulationEstimator, batch: CohortBatch, inform
     vector = numbers.get()
     search = _Search(estimator, batch, information)
     found: Ends = {}
+    lost = 0
     for one in estimator.model.coordinates():
         profiled = _Profiled(one, numbers)
-        ends = [search.end(profiled, sign) for sign in (-1, 1)]
-        values = [math.nan if end is None else profiled.value(end) for end in ends]
-        if values[0] <= profiled.value(vector) <= values[1]:
-            found[one.name] = values[0], values[1]
+        low = search.end(profiled, -1)
+        high = None if low is None else search.end(profiled, 1)
+        if (
+            low is not None
+            and high is not None
+            and profiled.value(low) <= profiled.value(vector) <= profiled.value(high)
+        ):
+            found[one.name] = profiled.value(low), profiled.value(high)
+        elif (lost := lost + 1) > _MOST_LOST:
+            break
     numbers.set(vector)
     return found
 
