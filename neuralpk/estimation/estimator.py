@@ -49,8 +49,8 @@ class PopulationEstimator:
     numbers of these too well, and likelihoods from it with the same numbers are too small: because mixtures adapt
     (`PosteriorCentres.renew`), every step has numbers of its own. K grows from stage to stage. In the last one the
     steps differ by the Monte-Carlo error of their draws alone, and their mean is the estimate: the search ends when
-    the error of the mean is less than 0.003 of −2LL, or 0.2 after eight steps. Where it is more, because posteriors are
-    wide, K grows further (`reserve`). All of it is computed in float64 on a copy of the model.
+    the error of the mean is less than 0.003 of −2LL after three steps, or 0.2 after eight. Where it is more, because
+    posteriors are wide, K grows further (`reserve`). All of it is computed in float64 on a copy of the model.
 
     Args:
         model: whose population is estimated; its numbers are written after every step.
@@ -59,7 +59,8 @@ class PopulationEstimator:
         gather: the same object of every device; by default there is one.
 
     Attributes:
-        least_error: in −2LL; the search has converged when the Monte-Carlo error of the estimate is less.
+        least_error: in −2LL; the search has converged when the Monte-Carlo error of the estimate is less, after the
+            fewest steps of the last stage; after more steps a larger error suffices.
         last_steps: most steps of the last stage.
         reserve: further numbers of draws, for searches that the last stage does not end.
         target: the model whose numbers are written.
@@ -340,8 +341,7 @@ class PopulationEstimator:
                 self._next_stage()
             return
         error, count = self._monte_carlo_error(ascent)
-        patient = self.in_stage >= _PATIENCE
-        enough = _SMALL_ERROR if patient else self.least_error
+        patient, enough = self.in_stage >= _PATIENCE, self._small_error
         if not self._halved and error < enough and ascent.promise < _GAIN_OF_ERROR * enough:
             self._end_at_mean(error, count)
         elif patient and self._may_have_more_draws:
@@ -350,6 +350,12 @@ class PopulationEstimator:
             self._end_at_mean(error, count)
         elif self.in_stage >= self.last_steps:
             self.finish(f"-2LL still changes by {gain:.2g} in a step with {self.draws} draws")
+
+    @property
+    def _small_error(self) -> float:
+        """The Monte-Carlo error with which a search may end: the larger, the more steps it has taken."""
+        share = min((self.in_stage - _FEWEST_AVERAGED) / (_PATIENCE - _FEWEST_AVERAGED), 1.0)
+        return max(self.least_error * (_SMALL_ERROR / self.least_error) ** share, self.least_error)
 
     @property
     def _stands(self) -> bool:

@@ -15,8 +15,8 @@ class FitStatus:
     """How the search for the maximum of the likelihood ended.
 
     Args:
-        converged: whether the Monte-Carlo error of the estimate is small: less than 0.003 of −2LL, after eight steps
-            0.2, with a network or where `remark` names it 0.5.
+        converged: whether the Monte-Carlo error of the estimate is small: less than 0.003 of −2LL after
+            three steps, 0.2 after eight, with a network or where `remark` names it 0.5.
         reason: why it has not converged; empty otherwise.
         iterations: outer steps.
         gain: in −2LL, how much likelier the maximum is: the Monte-Carlo error, or where it has not converged, what the
