@@ -331,7 +331,7 @@ def test_a_search_that_its_last_stage_does_not_end_goes_on_with_more_draws(monke
     assert not status.converged and (status.draws, status.iterations) == (64, 18)
 
 
-@pytest.mark.parametrize("distance", [1e-5, 1.0])
+@pytest.mark.parametrize("distance", [1e-5, 2.0])
 def test_steps_that_differ_by_their_draws_end_at_their_mean(distance: float) -> None:
     model, batch = oral(simulated(5))
     estimator = PopulationEstimator(model, stages=(16,)).begin_here()
@@ -349,9 +349,17 @@ def test_steps_that_differ_by_their_draws_end_at_their_mean(distance: float) -> 
     assert (error, count) == (pytest.approx(distance / 7, rel=1e-2), 8)
     estimator._end_at_mean(error, count)
     assert estimator.status is not None and estimator.status.converged and estimator.status.gain == error
-    remark = "steps end at the Monte-Carlo error of 16 draws, 0.14 of -2LL"
-    assert (remark in estimator.status.sentence) == (distance == 1.0)
+    remark = "steps end at the Monte-Carlo error of 16 draws, 0.29 of -2LL"
+    assert (remark in estimator.status.sentence) == (distance == 2.0)
     torch.testing.assert_close(estimator.numbers.search_scale(estimator.numbers.get())[0], centre)
+
+
+def test_after_more_steps_a_larger_error_suffices() -> None:
+    estimator = PopulationEstimator(oral(simulated(2))[0])
+    found = []
+    for estimator.in_stage in (3, 5, 8, 20):
+        found.append(estimator._small_error)
+    assert found == pytest.approx([0.003, 0.0161, 0.2, 0.2], rel=1e-2)
 
 
 def test_populations_on_their_way_lie_far_apart() -> None:
