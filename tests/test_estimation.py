@@ -355,7 +355,7 @@ def test_steps_that_differ_by_their_draws_end_at_their_mean(distance: float) -> 
 
 
 def test_after_more_steps_a_larger_error_suffices() -> None:
-    estimator = PopulationEstimator(oral(simulated(2))[0])
+    estimator = PopulationEstimator(oral(simulated(5))[0])
     found = []
     for estimator.in_stage in (3, 5, 8, 20):
         found.append(estimator._small_error)
