@@ -485,6 +485,8 @@ def independent_faults(path: Path) -> list[str]:
 
     def value(row: dict[str, str], name: str) -> float | None:
         cell = row.get(name, "")
+        if name == "DV":  # <0.5 is a value below that limit
+            cell = cell.lstrip("<>")
         return None if cell in ("", ".", "NA", "NaN") else float(cell)
 
     for row in table:

@@ -67,9 +67,11 @@ def warn_of_repeated_doses(records: Records, findings: Findings) -> None:
     sheet, measured = records.sheet, records.measured
     amounts = np.where(measured & records.dose & np.isnan(sheet.column("EVID")), sheet.column("AMT", 0.0), 0.0)
     runs, own = records.run[measured], amounts[measured]
-    samples, total, squares = (np.bincount(runs, weights) for weights in (np.ones(len(own)), own, own**2))
-    # one amount on all: the mean of the squares is the square of the mean
-    same = (total > 0) & (samples > 2) & np.isclose(samples * squares, total**2)
+    samples = np.bincount(runs)
+    least, most = np.full(len(samples), np.inf), np.zeros(len(samples))
+    np.minimum.at(least, runs, own)
+    np.maximum.at(most, runs, own)
+    same = (samples > 2) & (least == most) & (most > 0)
     if same.any():
         repeated = int(samples[same].sum())
         findings.warn("NPK-D63", f"AMT stands on all samples of a subject, which gives {repeated:,} doses")
