@@ -321,6 +321,23 @@ def test_a_typical_value_that_the_data_push_to_an_end_of_its_range_is_at_a_bound
     assert model.population.typical_values()["CL"] == pytest.approx(6.0 * 0.999)
 
 
+def test_a_typical_value_that_only_some_steps_end_at_an_end_of_its_range_is_at_a_bound() -> None:
+    cohort = simulated(12, typical={"CL": 8.0, "V1": 70.0, "KA": 1.0})
+    model, batch = oral(cohort, distributions={"CL": NoVariability(LogitNormal(0.0, 6.0))})
+    estimator = PopulationEstimator(model, stages=(64,)).begin_here()
+    estimator.add(batch)
+    one = estimator.step()
+    (k,) = [
+        k for k in estimator.numbers.of(estimator.model.population.location) if math.isfinite(estimator.numbers.high[k])
+    ]
+    estimator._recent = [(one.vector.clone(), one.start) for _ in range(4)]
+    for (vector, _), below in zip(estimator._recent, (0.0, 0.6, 0.0, 0.9), strict=True):
+        vector[k] = estimator.numbers.high[k] - below
+    estimator._end_at_mean(0.01, 4)
+    assert estimator.status is not None and estimator.status.bounds == ("CL",) and estimator.status.converged
+    assert estimator.model.population.typical_values()["CL"] == pytest.approx(6.0 * 0.999)
+
+
 def test_a_search_that_its_last_stage_does_not_end_goes_on_with_more_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PopulationEstimator, "reserve", (64,))
     monkeypatch.setattr(PopulationEstimator, "last_steps", 10)

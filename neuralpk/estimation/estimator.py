@@ -34,6 +34,7 @@ _STAGE_GAIN = 2.0  # in −2LL: with less to gain, more draws are worth more tha
 _STAGE_STEPS = 12
 _LOSS = 10.0  # in −2LL: a step of predictions that moved after which new draws show a loss above this is halved
 _HALVINGS = 6
+_NEAR_END = 1.0  # on the logit scale: the mean of steps of which some ended at the end of a range
 _FLAT = 0.01  # curvature; where it is smaller, the standard error is above 10 on the logarithmic scale
 _FLAT_TO_DRAWS = 1.0  # the same where sets of draws disagree: what they find in a flat direction is chance
 _FAR_LIKELIER = 50.0  # in −2LL: of two starts with the same curve, such a gain is no chance of a few steps
@@ -355,7 +356,8 @@ class PopulationEstimator:
     def _small_error(self) -> float:
         """The Monte-Carlo error with which a search may end: the larger, the more steps it has taken."""
         share = min((self.in_stage - _FEWEST_AVERAGED) / (_PATIENCE - _FEWEST_AVERAGED), 1.0)
-        return max(self.least_error * (_SMALL_ERROR / self.least_error) ** share, self.least_error)
+        grown: float = self.least_error * (_SMALL_ERROR / self.least_error) ** share
+        return max(grown, self.least_error)
 
     @property
     def _stands(self) -> bool:
@@ -387,7 +389,13 @@ class PopulationEstimator:
             count: how many.
         """
         scaled = torch.stack([self.numbers.search_scale(vector)[0] for vector, _ in self._recent[-count:]])
-        self.numbers.set(self.numbers.from_search_scale(scaled.mean(0)))
+        vector, numbers = self.numbers.from_search_scale(scaled.mean(0)), self.numbers
+        # near an end of a range the likelihood is flat, and some of the steps ended there
+        for k in numbers.of(self.model.population.location):
+            for end in (numbers.low[k], numbers.high[k]):
+                if abs(vector[k] - end) < _NEAR_END:
+                    vector[k] = end
+        numbers.set(vector)
         if error > _SMALL_ERROR:
             remark = f"steps end at the Monte-Carlo error of {self.draws} draws, {error:.2g} of -2LL"
             self.remark = f"{self.remark}; {remark}" if self.remark else remark
@@ -404,16 +412,20 @@ class PopulationEstimator:
         ascent = next((one for one in reversed(self.history) if not math.isinf(one.promise)), None)
         names, bounds, undetermined = self.numbers.names(), [], []
         if ascent is not None:
-            bounds = [names[k] for k in ascent.bound.nonzero()[:, 0].tolist()]
-            small = self.numbers.get() < self.numbers.low + math.log(SMALL_OMEGA / SMALLEST_OMEGA)
-            population = self.model.population
-            at_end = ascent.bound[self.numbers.of(population.location)].tolist()
+            vector, bound, population = self.numbers.get(), ascent.bound.clone(), self.model.population
+            of_location = self.numbers.of(population.location)
+            bound[of_location] |= ((vector >= self.numbers.high) | (vector <= self.numbers.low))[of_location]
+            bounds = [names[k] for k in bound.nonzero()[:, 0].tolist()]
+            small = vector < self.numbers.low + math.log(SMALL_OMEGA / SMALLEST_OMEGA)
+            at_end = bound[of_location].tolist()
             ended = {name for name, end in zip(population.names, at_end, strict=False) if end}
             # a small omega is known to be small, though its likelihood is flat there, and patients do not differ in a
             # parameter that is at an end of its range
             for k, group in zip(self.numbers.of(population.log_omega), population.omega_groups, strict=False):
                 small[k] |= ended >= {*group}
-            undetermined = [names[k] for k in _flat(ascent, self.numbers.free, flat) if not bool(small[k])]
+            undetermined = [
+                names[k] for k in _flat(ascent.curvature, self.numbers.free & ~bound, flat) if not bool(small[k])
+            ]
             if undetermined:
                 reason = self._of_undetermined(", ".join(undetermined)) or reason
         fewest, subject = math.inf, ""
@@ -482,10 +494,10 @@ def float64_copy(model: PopulationModel) -> PopulationModel:
     return made
 
 
-def _flat(ascent: Ascent, free: Tensor, least: float) -> list[int]:
-    """Positions of the free numbers that take part in a direction in which the curvature is below the least."""
-    free = (free & ~ascent.bound).nonzero()[:, 0]
-    values, axes = torch.linalg.eigh(ascent.curvature[free][:, free])
+def _flat(curvature: Tensor, moving: Tensor, least: float) -> list[int]:
+    """Positions of the moving numbers that take part in a direction in which the curvature is below the least."""
+    free = moving.nonzero()[:, 0]
+    values, axes = torch.linalg.eigh(curvature[free][:, free])
     flat = axes[:, values < least].abs().amax(1) if bool((values < least).any()) else torch.zeros_like(values)
     found: list[int] = free[flat > 0.3].tolist()
     return found
