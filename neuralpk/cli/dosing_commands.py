@@ -81,9 +81,9 @@ def simulate_regimens(
     exposures = found.exposures()
     for frame, name in zip((found.curves(), exposures, found.draws()), REGIMEN_FILES, strict=False):
         write_csv(frame, out / name)
-    with replacing(out / REGIMEN_FILES[-1]) as part:
-        from neuralpk.dosing.dosing_figures import regimen_figure  # Matplotlib, for which the work does not wait
+    from neuralpk.dosing.dosing_figures import regimen_figure  # Matplotlib, for which the work does not wait
 
+    with replacing(out / REGIMEN_FILES[-1]) as part:
         regimen_figure(found, log=log).savefig(part, dpi=200, format="png")
     first = list(dict.fromkeys(exposures["ID"]))[:_SHOWN]
     shown = exposures[exposures["ID"].isin(first) & exposures["METRIC"].isin(_METRICS)].sort_values("ID", kind="stable")
@@ -181,9 +181,9 @@ def dose(
             warnings.warn(said, stacklevel=2)
     write_csv(chosen, out / DOSE_FILES[0])
     write_csv(found.candidates, out / DOSE_FILES[1])
-    with replacing(out / DOSE_FILES[2]) as part:
-        from neuralpk.dosing.dosing_figures import dose_figure  # Matplotlib, for which the work does not wait
+    from neuralpk.dosing.dosing_figures import dose_figure  # Matplotlib, for which the work does not wait
 
+    with replacing(out / DOSE_FILES[2]) as part:
         dose_figure(found).savefig(part, dpi=200, format="png")
     sentences = found.sentences()
     print("\n".join(sentences[:_SENTENCES]))

@@ -273,6 +273,7 @@ class PopulationEstimator:
             moves: of `HeldDraws.draw`.
         """
         wide, proposal = self.centres.proposal(batch, self.target, self._most_steps)
+        # the first numbers of the estimation are those of starting values
         at, standardised = stream.at(2 + number), self.centres.standardised
         return HeldDraws.draw(
             self.model, self.numbers, batch, proposal, wide, self.seed, at, self.draws, standardised, moves
