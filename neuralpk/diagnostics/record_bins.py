@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from neuralpk.cohort import FloatArray
@@ -117,3 +118,11 @@ def _intervals(doses: IntArray, most: int) -> list[NDArray[np.bool_]]:
             groups.append(own)
             start = None
     return groups
+
+
+def doses_repeat(records: pd.DataFrame) -> bool:
+    """Whether doses repeat: a time after dose that is not the time after the first dose."""
+    known = records[records["TAD"].notna()]
+    origin = known["TIME"] - known["TAD"]
+    spread = origin.groupby(known["ID"]).agg(np.ptp)
+    return bool((spread > 1e-6 * max(1e-300, float(np.ptp(records["TIME"].to_numpy(float))))).any())

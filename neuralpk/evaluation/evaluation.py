@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from neuralpk.atomic_files import replacing
 from neuralpk.cohort import Units
 from neuralpk.diagnostics.metrics import Calibration, calibration
-from neuralpk.diagnostics.record_bins import bins_along, bins_over_time
+from neuralpk.diagnostics.record_bins import bins_along, bins_over_time, doses_repeat
 from neuralpk.evaluation.checks import LEVEL, enough_studies
 from neuralpk.evaluation.predictive_check import check_frame, corrected
 from neuralpk.evaluation.simulated_study import IntArray, SimulatedStudy
@@ -133,9 +133,7 @@ class Evaluation:
     @property
     def repeats(self) -> bool:
         """Whether doses repeat, so that time after dose is not time."""
-        from neuralpk.evaluation.evaluation_figures import repeats
-
-        return repeats(self.records)
+        return doses_repeat(self.records)
 
     @property
     def can_fail(self) -> bool:

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from neuralpk.cohort import FloatArray, Units
+from neuralpk.diagnostics.record_bins import doses_repeat
 from neuralpk.diagnostics.style import (
     BLACK,
     BLUE,
@@ -128,7 +129,7 @@ def fit_figure(records: pd.DataFrame, units: Units, width: float, log: bool) -> 
             ("CWRES", "TIME"),
             ("CWRES", "TAD"),
         )
-        if y in records and records[y].notna().any() and (x != "TAD" or repeats(records))
+        if y in records and records[y].notna().any() and (x != "TAD" or doses_repeat(records))
     ]
     figure, panels = _new(2 + len(residuals), width, 38)
     for panel, name in zip(panels, ("PRED", "IPRED"), strict=False):
@@ -166,14 +167,6 @@ def _identity_panel(panel: Axes, records: pd.DataFrame, name: str, units: Units,
     panel.set_ylabel(with_unit("DV", units.value))
 
 
-def repeats(records: pd.DataFrame) -> bool:
-    """Whether doses repeat: a time after dose that is not the time after the first dose."""
-    known = records[records["TAD"].notna()]
-    origin = known["TIME"] - known["TAD"]
-    spread = origin.groupby(known["ID"]).agg(np.ptp)
-    return bool((spread > 1e-6 * max(1e-300, float(np.ptp(records["TIME"].to_numpy(float))))).any())
-
-
 def _residual_panel(panel: Axes, records: pd.DataFrame, name: str, against: str, units: Units) -> None:
     """Standardised residuals with their trend and lines at 0 and ±1.96; those of values below the limit of
     quantification, which only the NPDE have, are marked."""
@@ -198,7 +191,7 @@ def _residual_panel(panel: Axes, records: pd.DataFrame, name: str, against: str,
 def npde_figure(records: pd.DataFrame, units: Units, width: float) -> Figure:
     """Histogram of the NPDE, their quantiles against those of N(0, 1), and they against time, predictions and, where
     doses repeat, time after dose."""
-    against = ["TIME", "PRED", *(["TAD"] if repeats(records) else [])]
+    against = ["TIME", "PRED", *(["TAD"] if doses_repeat(records) else [])]
     npde = records["NPDE"].dropna().to_numpy(float)
     figure, panels = _new(2 + len(against), width, 40)
     histogram(panels[0], npde, 1.0, "N(0, 1)", "data", *_THIN)
