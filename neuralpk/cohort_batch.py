@@ -309,6 +309,8 @@ class CohortBatch:
             times: ``[subject, time]``.
             rows: as of `period_at`.
         """
+        if theta.shape[1] == 1:
+            return theta.expand(-1, times.shape[1], -1)
         return theta_in(theta, self.period_at(times, rows))
 
     def repeat(self, samples: int) -> CohortBatch:

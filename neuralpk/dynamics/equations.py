@@ -314,6 +314,8 @@ class Equations(Dynamics):
 
     def _at_states(self, values: Mapping[str, Expression], theta: Tensor, otherwise: float) -> Tensor:
         """Values ``[..., state]`` that depend on parameters and covariates alone."""
+        if not values:
+            return theta.new_full((*theta.shape[:-1], len(self.states)), otherwise)
         known, like = self._known(theta), _template(theta)
         found = (self._evaluate(values[name], known) if name in values else otherwise for name in self.states)
         return torch.stack([as_tensor(value, like) for value in found], dim=-1)

@@ -380,9 +380,11 @@ def integrate(
         subjects together.
     """
     # one set of parameters may serve several periods
-    if theta.shape[1] == 1 and bool(mesh.period.any()):
+    if theta.shape[1] == 1 and not mesh.one_period:
         mesh = replace(mesh, period=torch.zeros_like(mesh.period))
     states, status, evaluations = _solved(Tsit5(), dynamics, y0, theta, mesh, engine)
+    if not bool(status.any()):
+        return states, status, evaluations
     # at a tight tolerance the steps of a stiff subject never reach the limit of stability: only their number shows it
     stiff = ((status == STIFF) | (status == Status.MAX_EVALUATIONS)).nonzero()[:, 0]
     if len(stiff):

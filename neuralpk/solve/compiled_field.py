@@ -49,10 +49,6 @@ class CompiledField(ABC):
         """Whether all numbers of each subject are finite, bool ``[subject]``."""
 
     @abstractmethod
-    def work(self, back: bool) -> Any:
-        """Working memory, if `back` for the reverse sweep."""
-
-    @abstractmethod
     def gradients(self, **arrays: Array) -> Any:
         """The named tuple of the gradients of this kind: those of `own`, of `shared` and of the events."""
 
@@ -73,36 +69,24 @@ class _Solve(torch.autograd.Function):
     def forward(
         ctx: Any, field: CompiledField, mesh: Mesh, engine: RungeKutta, ended: dict[str, Any], *tensors: Tensor
     ) -> Tensor:
-        y0, times, jump, input_, since = tensors[:5]
-        wanted, since_ = as_array(mesh.wanted), as_array(since)
-        clock = steps.Clock(
-            as_array(times),
-            as_array(mesh.reset),
-            as_array(jump),
-            as_array(input_),
-            as_array(mesh.period),
-            wanted,
-            since_,
-            mesh.order,
-            len(next(iter(field.own.values()))) // max(len(y0), 1),
-        )
-        out = np.full((*wanted.shape, y0.shape[1]), np.nan, since_.dtype)
-        status = np.zeros(len(y0), np.int64)
-        initial, record = as_array(y0), any(ctx.needs_input_grad)
-        # a field may turn a NaN into a finite rate (a limit, a maximum): such subjects fail here
-        lost = np.logical_not(field.finite(len(y0)))
-        initial = np.where(lost[:, None], np.nan, initial).astype(initial.dtype)
+        y0, n = tensors[0], len(tensors[0])
+        clock = steps.Clock._make((*mesh.arrays, len(next(iter(field.own.values()))) // max(n, 1)))
+        out = np.full((*clock.wanted.shape, y0.shape[1]), np.nan, clock.since.dtype)
+        status = np.zeros(n, np.int64)
+        initial, record, finite = as_array(y0), any(ctx.needs_input_grad), field.finite(n)
+        if not finite.all():
+            # a field may turn a NaN into a finite rate (a limit, a maximum): such subjects fail here
+            initial = np.where(finite[:, None], initial, np.nan).astype(initial.dtype)
+        limits = engine.rtol, engine.atol, engine.max_evaluations, field.stiff_steps
 
         def run(begin: int, end: int) -> tuple[steps.Steps, int]:
-            room = field.work(back=False), steps.make_lanes(y0.shape[1], field.method)
-            limits = engine.rtol, engine.atol, engine.max_evaluations, field.stiff_steps
             result: tuple[steps.Steps, int] = steps.forward(
-                field.arrays, field.method, clock, *room, initial, begin, end, *limits, record, out, status
+                field.arrays, field.method, clock, initial, begin, end, *limits, record, out, status
             )
             return result
 
-        chunks = in_chunks(run, len(y0), _CHUNK)
-        status[lost] = int(Status.NON_FINITE)
+        chunks = in_chunks(run, n, _CHUNK)
+        status[~finite] = int(Status.NON_FINITE)
         ended["status"] = torch.from_numpy(status)
         ended["evaluations"] = sum(evaluations for _, evaluations in chunks)
         ctx.saved = (field, clock, [taken for taken, _ in chunks], status)
@@ -112,23 +96,25 @@ class _Solve(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
         field, clock, chunks, status = ctx.saved
-        given, states = as_array(upstream), upstream.shape[2]
+        given = as_array(upstream)
         events = {name: getattr(clock, name) for name in ("times", "jump", "input", "since")}
         to_own = {name: np.zeros_like(array) for name, array in (*field.own.items(), *events.items())}
-        initial = np.zeros((len(status), states), given.dtype)
+        initial = np.zeros((len(status), given.shape[2]), given.dtype)
 
         def run(begin: int, end: int) -> dict[str, NDArray[Any]]:
             to_shared = {name: np.zeros_like(array) for name, array in field.shared.items()}
             gradients = field.gradients(**to_own, **to_shared, initial=initial)
-            room = field.work(back=True), steps.make_lanes(states, field.method)
             taken = chunks[begin // _CHUNK]
-            steps.backward(field.arrays, field.method, clock, *room, taken, begin, end, given, status, gradients)
+            steps.backward(field.arrays, field.method, clock, taken, begin, end, given, status, gradients)
             return to_shared
 
         parts = in_chunks(run, len(status), _CHUNK)
         total = {name: functools.reduce(np.add, (part[name] for part in parts)) for name in field.shared}
         arrays = [initial, *(to_own[name] for name in events), *field.to_tensors(to_own, total)]
-        return (None,) * 4 + tuple(None if a is None else torch.from_numpy(np.ascontiguousarray(a)) for a in arrays)
+        found = zip(arrays, ctx.needs_input_grad[4:], strict=True)
+        return (None,) * 4 + tuple(
+            torch.from_numpy(np.ascontiguousarray(a)) if needed and a is not None else None for a, needed in found
+        )
 
 
 def covers(like: Tensor) -> bool:

@@ -11,18 +11,18 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from neuralpk.cohort_batch import CohortBatch
+from neuralpk.cohort_batch import CohortBatch, Doses
 from neuralpk.dynamics import Dynamics, StochasticDynamics, check_doses
 from neuralpk.part import Part
 from neuralpk.solve import adaptive_integrator, exact, stochastic_paths, torchdiffeq_steps
 from neuralpk.solve.event_nodes import Mesh, build_mesh, dose_inputs, join_inputs
+from neuralpk.solve.made_once import made_once
 from neuralpk.solve.solve_result import EngineFailure, Status, Trajectory, ended
 from neuralpk.solve.steady_state import Integrate, earlier_doses, steady_states
 
 Gradient = Literal["backprop", "adjoint"]
 Adaptive = Literal["dopri5", "dopri8"]
 Fixed = Literal["euler", "midpoint", "heun2", "heun3", "rk4"]
-LATEST = torch.iinfo(torch.int64).max
 
 
 class Solved(NamedTuple):
@@ -114,7 +114,7 @@ class NodeEngine(Engine):
     ) -> Trajectory:
         rows, times = wanted(batch, times)
         y0 = initial_state(dynamics, theta, y0)
-        check_inputs(dynamics, y0, theta, batch, times)
+        kinds = check_inputs(dynamics, y0, theta, batch, times)
         self.refuse(dynamics, theta.dtype)
         evaluations = 0
 
@@ -124,21 +124,15 @@ class NodeEngine(Engine):
             evaluations += solved.evaluations
             return solved
 
-        def run(subjects: Tensor) -> tuple[Tensor, Tensor]:
-            every = len(subjects) == len(batch)
-            start, part, at, order = (x if every else x[subjects] for x in (y0, theta, times, rows))
-            of = batch if every else batch.select(subjects)
-            mesh = _mesh(dynamics, lambda *each: integrate(*each).states, part, of, at, order, self.stops)
+        def run(subjects: Tensor | None) -> tuple[Tensor, Tensor]:
+            start, part, at, order, of, doses = y0, theta, times, rows, batch, kinds
+            if subjects is not None:
+                start, part, at, of = y0[subjects], theta[subjects], times[subjects], batch.select(subjects)
+                order, doses = None if rows is None else rows[subjects], _kinds_of(of.doses)
+            mesh = _mesh(dynamics, doses, lambda *each: integrate(*each).states, part, of, at, order, self.stops)
             return integrate(start, part, mesh)[:2]
 
-        status = torch.zeros(len(batch), dtype=torch.int64, device=y0.device)
-        parts = _isolate(run, torch.arange(len(batch), device=y0.device), status)
-        if len(parts) == 1 and len(parts[0][0]) == len(batch):
-            states = parts[0][1]
-        else:
-            states = y0.new_full((*times.shape, len(dynamics.states)), torch.nan)
-            for subjects, solved in parts:
-                states = states.index_copy(0, subjects, solved)
+        states, status = _isolate(run, times, len(dynamics.states))
         return Trajectory(times, states, batch.theta_at(theta, times, rows), status, evaluations, self)
 
 
@@ -342,11 +336,10 @@ class Auto(Engine):
         return self.chosen(dynamics).solve(dynamics, theta, batch, times, y0)
 
 
-def wanted(batch: CohortBatch, times: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The order of the wanted times among records of the same time, and the times, each ``[subject, time]``."""
-    if times is None:
-        return batch.row, batch.time
-    return torch.full_like(times, LATEST, dtype=torch.int64), times
+def wanted(batch: CohortBatch, times: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    """The order of the wanted times among records of the same time, None for after all of them, and the times; each
+    ``[subject, time]``."""
+    return (batch.row, batch.time) if times is None else (None, times)
 
 
 def initial_state(dynamics: Dynamics, theta: Tensor, y0: Tensor | None) -> Tensor:
@@ -359,14 +352,25 @@ def initial_state(dynamics: Dynamics, theta: Tensor, y0: Tensor | None) -> Tenso
     return dynamics.initial_state(theta[:, 0]) if y0 is None else y0
 
 
-def check_inputs(dynamics: Dynamics, y0: Tensor, theta: Tensor, batch: CohortBatch, times: Tensor) -> None:
+class _KindsOfDose(NamedTuple):
+    """Whether some doses are at steady state, and whether the model has the rate or the duration of some."""
+
+    steady_state: bool
+    modelled: bool
+
+
+def _kinds_of(doses: Doses) -> _KindsOfDose:
+    return _KindsOfDose(bool((doses.steady_state > 0).any()), bool((doses.rate < 0).any()))
+
+
+def check_inputs(dynamics: Dynamics, y0: Tensor, theta: Tensor, batch: CohortBatch, times: Tensor) -> _KindsOfDose:
     """Check shapes, dtypes, times and doses of a solve.
 
     Raises:
         ValueError: what does not fit, with the subjects where it is about some of them.
     """
     n, doses = len(batch), batch.doses
-    if len(theta) != n:
+    if theta.shape[0] != n:
         raise ValueError(f"theta must be [subject, period, parameter] with {n} subjects; got {tuple(theta.shape)}")
     if y0.shape != (n, len(dynamics.states)):
         raise ValueError(f"y0 must be [subject, state] = {(n, len(dynamics.states))}, got {tuple(y0.shape)}")
@@ -375,8 +379,22 @@ def check_inputs(dynamics: Dynamics, y0: Tensor, theta: Tensor, batch: CohortBat
         raise ValueError(
             f"y0, theta, times, doses and batch must share float32 or float64, got {sorted(map(str, kinds))}"
         )
-    if len(times) != n or not bool(torch.isfinite(times.sum())):
+    if times.shape[0] != n:
         raise ValueError(f"times must be finite, [subject, time] with {n} subjects, got {tuple(times.shape)}")
+    of = dynamics.states, dynamics.autonomous, tuple(dynamics.with_rate), tuple(dynamics.with_duration)
+    read = times, batch.start, doses.compartment, doses.mask, doses.rate, doses.steady_state
+    return made_once(batch, "_kinds_of_dose", of, read, lambda: _check_events(dynamics, batch, times))
+
+
+def _check_events(dynamics: Dynamics, batch: CohortBatch, times: Tensor) -> _KindsOfDose:
+    """Check times and doses of a solve.
+
+    Raises:
+        ValueError: what does not fit, with the subjects where it is about some of them.
+    """
+    doses = batch.doses
+    if not bool(torch.isfinite(times.sum())):
+        raise ValueError(f"times must be finite, [subject, time] with {len(batch)} subjects, got {tuple(times.shape)}")
     outside = ((doses.compartment >= len(dynamics.states)) & doses.mask).any(1)
     if bool(outside.any()):
         raise ValueError(
@@ -392,6 +410,7 @@ def check_inputs(dynamics: Dynamics, y0: Tensor, theta: Tensor, batch: CohortBat
             f"times before the first record of subject {_first_ids(batch, early)}: the initial state holds at the "
             "first record, and nothing is solved before it"
         )
+    return _kinds_of(doses)
 
 
 def _first_ids(batch: CohortBatch, chosen: Tensor) -> str:
@@ -416,65 +435,73 @@ def _check_precision(rtol: float, dtype: torch.dtype) -> None:
 
 
 def _isolate(
-    run: Callable[[Tensor], tuple[Tensor, Tensor]], subjects: Tensor, status: Tensor
-) -> list[tuple[Tensor, Tensor]]:
+    run: Callable[[Tensor | None], tuple[Tensor, Tensor]], times: Tensor, states: int
+) -> tuple[Tensor, Tensor]:
     """Solve the subjects together; where that fails, find those that cannot be solved by halving and solve the others
     without them.
 
-    `run` returns the states of some subjects, and how each of them ended. Masking a failed subject out of the result is
-    not enough: its NaN would still reach the gradient of every weight.
+    `run` returns the states of some subjects, None for all of them, and how each of them ended. Masking a failed
+    subject out of the result is not enough: its NaN would still reach the gradient of every weight.
+
+    Returns:
+        The states ``[subject, time, state]``, NaN for those that failed, and how each subject ended.
     """
-    if len(subjects) == 0:
-        return []
-    try:
-        states, ended_ = run(subjects)
-    except EngineFailure as failure:
-        if len(subjects) == 1:
-            status[subjects] = int(failure.status)
-            return []
-        middle = len(subjects) // 2
-        return _isolate(run, subjects[:middle], status) + _isolate(run, subjects[middle:], status)
-    status[subjects] = ended_
-    well = ended_ == Status.OK
-    return [(subjects, states)] if bool(well.all()) else _isolate(run, subjects[well], status)
+    n = len(times)
+    status = torch.zeros(n, dtype=torch.int64, device=times.device)
+    parts: list[tuple[Tensor, Tensor]] = []
+    left: list[Tensor | None] = [None] if n else []
+    while left:
+        subjects = left.pop()
+        try:
+            found, ended_ = run(subjects)
+        except EngineFailure as failure:
+            subjects = torch.arange(n, device=times.device) if subjects is None else subjects
+            if len(subjects) == 1:
+                status[subjects] = int(failure.status)
+            else:
+                left += subjects.tensor_split(2)[::-1]
+            continue
+        every = not bool(ended_.any())
+        if every and subjects is None:
+            return found, ended_
+        well = ended_ == Status.OK
+        subjects = torch.arange(n, device=times.device) if subjects is None else subjects
+        status[subjects] = ended_
+        if every:
+            parts.append((subjects, found))
+        elif bool(well.any()):
+            left.append(subjects[well])
+    out = times.new_full((*times.shape, states), torch.nan)
+    for subjects, found in parts:
+        out = out.index_copy(0, subjects, found)
+    return out, status
 
 
 def _mesh(
     dynamics: Dynamics,
+    kinds: _KindsOfDose,
     integrate: Integrate,
     theta: Tensor,
     batch: CohortBatch,
     times: Tensor,
-    rows: Tensor,
+    rows: Tensor | None,
     stop: bool,
 ) -> Mesh:
     """Doses with their lag and bioavailability, steady states filled in, sorted into the events of every subject."""
-    steady_state = bool((batch.doses.steady_state > 0).any())
+    states = len(dynamics.states)
     of_theta = any(f(theta) is not None for f in (dynamics.lag, dynamics.bioavailability, dynamics.dose_unit))
-    of_theta = of_theta or bool((batch.doses.rate < 0).any())
-    if not (steady_state or of_theta):
-        return _kept_mesh(dynamics, theta, batch, times, rows, stop)
+    if not (kinds.steady_state or kinds.modelled or of_theta):  # the mesh does not depend on theta
+        return made_once(
+            batch,
+            "_mesh",
+            (states, stop),
+            (times, rows, batch.start, batch.period_start, *vars(batch.doses).values()),
+            lambda: build_mesh(batch, dose_inputs(dynamics, theta, batch), states, times, rows, None, stop),
+        )
     inputs = dose_inputs(dynamics, theta, batch)
-    if not steady_state:
-        return build_mesh(batch, inputs, len(dynamics.states), times, rows, None, stop)
+    if not kinds.steady_state:
+        return build_mesh(batch, inputs, states, times, rows, None, stop)
     steady = steady_states(dynamics, integrate, theta, batch, inputs)
     earlier = earlier_doses(batch, inputs)
     inputs = inputs if earlier is None else join_inputs(inputs, earlier)
-    return build_mesh(batch, inputs, len(dynamics.states), times, rows, steady, stop)
-
-
-def _kept_mesh(dynamics: Dynamics, theta: Tensor, batch: CohortBatch, times: Tensor, rows: Tensor, stop: bool) -> Mesh:
-    """The mesh of doses that do not depend on theta, made once for a batch: a training solves it at every step."""
-    doses = batch.doses
-    made_from = (times, rows, batch.start, batch.period_start, *vars(doses).values())
-    key = (len(dynamics.states), stop, torch.is_inference_mode_enabled(), *map(id, made_from))
-    versions = [0 if tensor.is_inference() else tensor._version for tensor in made_from]
-    kept = batch.__dict__.get("_mesh")
-    if kept is not None and kept[:2] == (key, versions):
-        mesh: Mesh = kept[2]
-        return mesh
-    inputs = dose_inputs(dynamics, theta, batch)
-    mesh = build_mesh(batch, inputs, len(dynamics.states), times, rows, None, stop)
-    # with the tensors themselves, so that their identities stay theirs
-    batch.__dict__["_mesh"] = (key, versions, mesh, made_from)
-    return mesh
+    return build_mesh(batch, inputs, states, times, rows, steady, stop)

@@ -28,7 +28,7 @@ class EquationField(CompiledField):
     stiff_steps = COMPILED_STIFF_STEPS
 
     def __init__(self, translation: Translation, dynamics: Dynamics, theta: Tensor, implicit: bool = False) -> None:
-        weights = dict(dynamics.named_parameters())
+        weights = dict(dynamics.named_parameters()) if translation.weights else {}
         used = [weights[name] for name in translation.weights]
         self.tensors = (theta, *used)
         own = as_array(theta).reshape(theta.shape[0] * theta.shape[1], theta.shape[2]).astype(np.float64, copy=False)
@@ -39,15 +39,11 @@ class EquationField(CompiledField):
         self.method = RODAS5P if implicit else TSIT5
         self.arrays = kernel.Equations(code.slope, code.step, code.pull_step, own, shared)
         self.own, self.shared = {"own": own}, {"shared": shared}
-        self.states = len(dynamics.states) + translation.timed
         self.translation = translation  # it holds the memory of the code
 
     def finite(self, subjects: int) -> Array:
         finite: Array = np.isfinite(self.arrays.own.reshape(subjects, -1)).all(axis=1)
         return finite
-
-    def work(self, back: bool) -> kernel.Work:
-        return kernel.make_work(self.arrays, self.states)
 
     def gradients(self, **arrays: Array) -> kernel.Gradients:
         return kernel.Gradients(**arrays)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +50,17 @@ class Mesh:
     def since(self) -> Tensor:
         """Time from its node to each wanted time, ``[subject, time]``."""
         return self.wanted_times - self.times.gather(1, self.wanted)
+
+    @functools.cached_property
+    def one_period(self) -> bool:
+        """Whether the first theta is in force at all nodes."""
+        return not bool(self.period.any())
+
+    @functools.cached_property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """The numbers of `times`, `reset`, `jump`, `input`, `period`, `wanted`, `since` and `order`, in this order."""
+        tensors = (self.times, self.reset, self.jump, self.input, self.period, self.wanted, self.since)
+        return (*(np.ascontiguousarray(tensor.detach().numpy()) for tensor in tensors), self.order)
 
     @functools.cached_property
     def order(self) -> NDArray[np.int64]:
@@ -158,7 +170,7 @@ def build_mesh(
     inputs: Inputs,
     states: int,
     times: Tensor,
-    rows: Tensor,
+    rows: Tensor | None,
     steady: Tensor | None = None,
     stop: bool = False,
 ) -> Mesh:
@@ -169,7 +181,8 @@ def build_mesh(
         inputs: what enters.
         states: number of states.
         times: wanted times, ``[subject, time]``.
-        rows: order of the wanted times among records of the same time, ``[subject, time]``.
+        rows: order of the wanted times among records of the same time, ``[subject, time]``; None for after all of
+            them.
         steady: state to which a steady-state record jumps, ``[subject, dose, state]``.
         stop: whether every wanted time is a node too, for an engine that cannot read states between nodes.
     """
@@ -189,6 +202,7 @@ def build_mesh(
         (batch.period_start, first, every),
         (last, torch.full_like(first[:, :1], latest - 1), every[:, :1]),
     ]
+    rows = torch.full_like(times, latest, dtype=torch.int64) if rows is None else rows
     rows = rows.clamp(max=latest - 2)
     if stop:
         blocks.append((times, rows, torch.ones_like(times, dtype=torch.bool)))

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from neuralpk.dynamics import Perceptron
 from neuralpk.solve.compiled import perceptron as kernel
-from neuralpk.solve.compiled.steps import LANES, TSIT5
+from neuralpk.solve.compiled.steps import TSIT5
 from neuralpk.solve.compiled_field import Array, CompiledField, as_array
-from neuralpk.solve.tsit5_coefficients import PERCEPTRON_STIFF_STEPS, STAGES
+from neuralpk.solve.tsit5_coefficients import PERCEPTRON_STIFF_STEPS
 
 _ACTIVATIONS = {"tanh": kernel.TANH, "silu": kernel.SILU, "softplus": kernel.SOFTPLUS}
 
@@ -75,9 +75,6 @@ class PerceptronField(CompiledField):
     def finite(self, subjects: int) -> Array:
         finite: Array = np.isfinite(self.arrays.shift.reshape(subjects, -1)).all(axis=1)
         return finite
-
-    def work(self, back: bool) -> kernel.Work:
-        return kernel.make_work(self.arrays, (STAGES if back else 1) * LANES, back)
 
     def gradients(self, **arrays: Array) -> kernel.Gradients:
         return kernel.Gradients(**arrays)

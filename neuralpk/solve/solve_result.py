@@ -78,17 +78,18 @@ class Trajectory:
         Raises:
             SolveError: the subjects, how they ended, the engine with its options, and what to try.
         """
+        if not bool(self.status.any()):
+            return
         names = [str(k + 1) for k in range(len(self.status))] if ids is None else ids
         failed = [
             f"{names[k]}: {Status(int(self.status[k])).name.lower()}" for k in self.status.nonzero().flatten().tolist()
         ]
-        if failed:
-            shown = "; ".join(failed[:10]) + (f" (+{len(failed) - 10} more)" if len(failed) > 10 else "")
-            by = "" if self.engine is None else f" by {self.engine}"
-            raise SolveError(
-                f"{len(failed)} of {len(names)} subjects not solved{by}: {shown}. Check their doses and times; if "
-                "these are right, use an engine with larger tolerances or more evaluations."
-            )
+        shown = "; ".join(failed[:10]) + (f" (+{len(failed) - 10} more)" if len(failed) > 10 else "")
+        by = "" if self.engine is None else f" by {self.engine}"
+        raise SolveError(
+            f"{len(failed)} of {len(names)} subjects not solved{by}: {shown}. Check their doses and times; if these "
+            "are right, use an engine with larger tolerances or more evaluations."
+        )
 
 
 def ended(states: Tensor) -> Tensor:

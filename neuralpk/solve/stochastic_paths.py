@@ -165,14 +165,14 @@ def integrate(
     theta: Tensor,
     batch: CohortBatch,
     times: Tensor,
-    rows: Tensor,
+    rows: Tensor | None,
     engine: TorchSDE,
     noise: Noise | None = None,
     guide: Guide | None = None,
     selection: Selection | None = None,
 ) -> Paths:
-    """A path of every subject at ``times [subject, time]``, whose order among records of the same time is `rows`; the
-    other arguments as of `neuralpk.solve.solve_paths`."""
+    """A path of every subject at ``times [subject, time]``, whose order among records of the same time is `rows` (None
+    for after all of them); the other arguments as of `neuralpk.solve.solve_paths`."""
     if bool(batch.doses.at_steady_state.any()):
         raise ValueError(f"{type(dynamics).__name__} has no steady state; write the doses out")
     if engine.gradient == "adjoint":
@@ -182,6 +182,7 @@ def integrate(
     step = engine.step or span / _STEPS or 1.0
     clock = batch.start[:, None] + step * torch.arange(1, int(span / step) + 1, device=times.device, dtype=times.dtype)
     clock = torch.minimum(clock, times.amax(1, keepdim=True))
+    rows = torch.full_like(times, latest, dtype=torch.int64) if rows is None else rows
     order = torch.cat([rows, torch.full_like(clock, latest, dtype=torch.int64)], dim=1)
     inputs = dose_inputs(dynamics, theta, batch)
     mesh = _merged(build_mesh(batch, inputs, len(dynamics.states), torch.cat([times, clock], dim=1), order, None, True))

@@ -1,27 +1,32 @@
 """Products of small matrices with the vector instructions of the processor.
 
-A tile of 6 (or 4) rows × 16 columns of the result stays in registers while the inner index runs, so that every number
-loaded is used in several multiplications. The compiler does not find this form by itself.
+A tile of some rows × 16 (or 32) columns of the result stays in registers while the inner index runs, so that every
+number loaded is used in several multiplications. The compiler does not find this form by itself. Every number of the
+result is the same sum in the same order on every processor.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 ROWS, COLUMNS = 4, 16
-_TALL = 6  # rows that fit into the registers of AVX2; so many sums at once hide the latency of each addition
-_LANES = 8
+_AVX512 = bool(binding.get_host_cpu_features().get("avx512f"))
+_BITS = 512 if _AVX512 else 256  # of a vector
+# the rows and vectors of a tile fill the registers; so many sums at once hide the latency of each addition
+_TALL = 8 if _AVX512 else 6
+_WIDE = 2 * COLUMNS if _AVX512 else COLUMNS  # columns of a tile in single precision
 
 
 @intrinsic(prefer_literal=True)
-def _tile(
+def tile(
     typing_context,
     rows,
+    columns,
     out,
     at,
     row_stride,
@@ -37,17 +42,20 @@ def _tile(
     w_inner,
     inner,
 ):
-    """out[r, c] = first[r, c] + Σ_k x[r, k]·w[k, c]; some rows, 16 columns; positions and strides count elements."""
+    """out[r, c] = first[r, c] + Σ_k x[r, k]·w[k, c], a number of rows and columns; positions and strides count
+    elements."""
     place = types.intp
-    signature = types.void(rows, out, place, place, first, place, place, x, place, place, place, w, place, place, place)
+    ahead, behind = (rows, columns, out, place, place, first, place, place), (x, place, place, place, w)
+    signature = types.void(*ahead, *behind, place, place, place)
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        out_type, first_type, x_type, w_type = (signature.args[k] for k in (1, 4, 7, 11))
-        _, out_, at_, row_, first_, fat_, frow_, x_, xat_, xrow_, xinner_, w_, wat_, winner_, inner_ = arguments
+        out_type, first_type, x_type, w_type = (signature.args[k] for k in (2, 5, 8, 12))
+        _, _, out_, at_, row_, first_, fat_, frow_, x_, xat_, xrow_, xinner_, w_, wat_, winner_, inner_ = arguments
         number = context.get_value_type(out_type.dtype)
-        vector, integer = ir.VectorType(number, _LANES), ir.IntType(64)
         width = out_type.dtype.bitwidth
-        name = f"llvm.fma.v{_LANES}f{width}"
+        lanes = _BITS // width
+        vector, integer, starts = ir.VectorType(number, lanes), ir.IntType(64), range(0, columns.literal_value, lanes)
+        name = f"llvm.fma.v{lanes}f{width}"
         fused = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
         pairs = ((out_type, out_), (first_type, first_), (x_type, x_), (w_type, w_))
         data = [context.make_array(kind)(context, builder, value).data for kind, value in pairs]
@@ -67,10 +75,10 @@ def _tile(
         def spread(value: Any) -> Any:
             empty = ir.Constant(vector, ir.Undefined)
             first = builder.insert_element(empty, value, ir.Constant(ir.IntType(32), 0))
-            return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(ir.IntType(32), _LANES), None))
+            return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(ir.IntType(32), lanes), None))
 
         def offsets(at: Any, row: Any) -> list[Any]:
-            places = [(r, c) for r in range(rows.literal_value) for c in range(0, COLUMNS, _LANES)]
+            places = [(r, c) for r in range(rows.literal_value) for c in starts]
             return [builder.add(builder.add(at, builder.mul(row, count(r))), count(c)) for r, c in places]
 
         sums = [load(first_data, offset) for offset in offsets(fat_, frow_)]
@@ -84,13 +92,13 @@ def _tile(
         for phi, value in zip(running, sums, strict=True):
             phi.add_incoming(value, before)
         w_row = builder.add(wat_, builder.mul(k, winner_))
-        columns = [load(w_data, builder.add(w_row, count(c))) for c in range(0, COLUMNS, _LANES)]
+        loaded = [load(w_data, builder.add(w_row, count(c))) for c in starts]
         x_column = builder.add(xat_, builder.mul(k, xinner_))
         new = []
         for r in range(rows.literal_value):
             value = spread(builder.load(builder.gep(x_data, [builder.add(x_column, builder.mul(xrow_, count(r)))])))
             new += [
-                builder.call(fused, [value, column, running[r * len(columns) + c]]) for c, column in enumerate(columns)
+                builder.call(fused, [value, column, running[r * len(loaded) + c]]) for c, column in enumerate(loaded)
             ]
         following = builder.add(k, count(1))
         k.add_incoming(following, loop)
@@ -112,6 +120,20 @@ def apart(typing_context):
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), emit
+
+
+@intrinsic
+def in_whole_vectors(typing_context):
+    """Let the compiler use the whole width of a vector in the loops of the function that calls this, for which it may
+    choose half of it otherwise."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        attributes = builder.function.attributes
+        if isinstance(attributes, set):  # its own `add` takes only attributes without a value
+            set.add(attributes, f'"prefer-vector-width"="{_BITS}"')
         return context.get_dummy_value()
 
     return types.void(), emit
@@ -142,19 +164,28 @@ def add_product(
     - (k, c) of `w` at ``w_at + k·w_inner + c``.
     """
     apart()
+    wide = _WIDE if out.itemsize == 4 else COLUMNS
     r = 0
     while r < rows:
         tall = (rows - r) % _TALL == 0
-        for c in range(0, columns, COLUMNS):
+        c = 0
+        while c < columns:
             out_at, first_here, x_here = at + r * row + c, first_at + r * first_row + c, x_at + r * x_row
-            if tall:
-                _tile(
-                    _TALL, out, out_at, row, first, first_here, first_row,
+            broad = wide > COLUMNS and columns - c >= wide
+            if tall and broad:
+                tile(
+                    _TALL, _WIDE, out, out_at, row, first, first_here, first_row,
+                    x, x_here, x_row, x_inner, w, w_at + c, w_inner, inner,
+                )  # fmt: skip
+            elif tall:
+                tile(
+                    _TALL, COLUMNS, out, out_at, row, first, first_here, first_row,
                     x, x_here, x_row, x_inner, w, w_at + c, w_inner, inner,
                 )  # fmt: skip
             else:
-                _tile(
-                    ROWS, out, out_at, row, first, first_here, first_row,
+                tile(
+                    ROWS, COLUMNS, out, out_at, row, first, first_here, first_row,
                     x, x_here, x_row, x_inner, w, w_at + c, w_inner, inner,
                 )  # fmt: skip
+            c += wide if tall and broad else COLUMNS
         r += _TALL if tall else ROWS

@@ -10,7 +10,7 @@ import math
 
 from llvmlite import ir
 
-from neuralpk.solve.compiled.equations.elementary import FAST, constant
+from neuralpk.solve.compiled.elementary import FAST, constant
 from neuralpk.solve.compiled.equations.lane_memory import function, load, place
 from neuralpk.solve.compiled.equations.linear_code import LinearEquations
 from neuralpk.solve.compiled.equations.step_code import (

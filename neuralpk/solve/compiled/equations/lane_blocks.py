@@ -52,9 +52,8 @@ class Work(NamedTuple):
     ending: Array  # [1] backward: number of lanes whose last slope counts
 
 
-def make_work(equations: Equations, states: int) -> Work:
-    """Memory for the evaluations of a field and their gradients."""
-    own, shared = max(equations.own.shape[1], 1), max(len(equations.shared), 1)
+def _make_work(field, states, back):
+    own, shared = max(field.own.shape[1], 1), max(len(field.shared), 1)
     return Work(
         row=np.zeros(2 * LANES, np.int64),
         own=np.zeros((2, own, LANES)),
@@ -149,6 +148,7 @@ def _collect(field, work, lane, gradients):
 
 implement(
     Equations,
+    make_work=_make_work,
     put_in=_put_in,
     find_slopes=_find_slopes,
     take_step=_take_step,

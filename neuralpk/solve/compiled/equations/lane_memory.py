@@ -7,7 +7,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from neuralpk.solve.compiled.equations.elementary import INTEGER, NUMBER, VECTOR
+from neuralpk.solve.compiled.elementary import INTEGER, NUMBER, VECTOR
 from neuralpk.solve.compiled.steps.lanes import LANES
 
 _POINTER = NUMBER.as_pointer()

@@ -8,7 +8,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from neuralpk.solve.compiled.equations.elementary import FAST, INTEGER, NUMBER, VECTOR, constant, exp, library, log
+from neuralpk.solve.compiled.elementary import FAST, INTEGER, NUMBER, VECTOR, constant, exp, library, log
 from neuralpk.solve.compiled.equations.lane_memory import function, load, place
 from neuralpk.solve.compiled.steps.lanes import LANES
 from neuralpk.solve.tsit5_coefficients import SAFETY, SHRINK, STAGES, A, E

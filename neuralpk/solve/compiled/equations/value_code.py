@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from llvmlite import ir
 
-from neuralpk.solve.compiled.equations import elementary
-from neuralpk.solve.compiled.equations.elementary import FAST, NUMBER, VECTOR, constant
+from neuralpk.solve.compiled import elementary
+from neuralpk.solve.compiled.elementary import FAST, NUMBER, VECTOR, constant
 from neuralpk.solve.compiled.equations.expressions import COMPARISONS, Graph, Value
 from neuralpk.solve.compiled.equations.lane_memory import function, load, place
 

@@ -5,6 +5,6 @@ all stages of a step at once. The network is in the precision of its weights.
 """
 
 from neuralpk.solve.compiled.perceptron.activation import SILU, SOFTPLUS, TANH
-from neuralpk.solve.compiled.perceptron.network import Gradients, Network, Work, make_work
+from neuralpk.solve.compiled.perceptron.network import Gradients, Network
 
-__all__ = ["SILU", "SOFTPLUS", "TANH", "Gradients", "Network", "Work", "make_work"]
+__all__ = ["SILU", "SOFTPLUS", "TANH", "Gradients", "Network"]

@@ -9,7 +9,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from neuralpk.solve.compiled.matrix_product import apart
+from neuralpk.solve.compiled.matrix_product import apart, in_whole_vectors
 from neuralpk.solve.compiled.steps.jit_options import summing
 
 TANH, SILU, SOFTPLUS = range(3)
@@ -51,6 +51,7 @@ def activate(kind, values, slopes):
     Its derivative is written to `slopes`, if this has entries; not for tanh, whose derivative follows from its value.
     """
     apart()
+    in_whole_vectors()
     half, keep = values.dtype.type(0.5), len(slopes) > 0
     one = values.dtype.type(1.0)
     if kind == TANH:
@@ -75,6 +76,7 @@ def activate(kind, values, slopes):
 def back_through(kind, back, values, slopes):
     """Turn the gradient with respect to activated values into that with respect to the values before, in place."""
     apart()
+    in_whole_vectors()
     one = values.dtype.type(1.0)
     if kind == TANH:
         for c in range(len(back)):

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from neuralpk.solve.compiled.elementary import exp_in_place, tanh_in_place
 from neuralpk.solve.compiled.matrix_product import ROWS, add_product, apart, within
 from neuralpk.solve.compiled.perceptron.activation import activate, back_through
-from neuralpk.solve.compiled.steps.field import implement
+from neuralpk.solve.compiled.steps.field import collect, implement
 from neuralpk.solve.compiled.steps.jit_options import inner, summing
 from neuralpk.solve.compiled.steps.lanes import LANES
 from neuralpk.solve.compiled.steps.stages import judge, place_stage, pull_back_stage
@@ -68,25 +69,15 @@ class Work(NamedTuple):
     back: Array  # [layer, row·hidden] gradient with respect to the values before the activation
     head: Array  # [row, output] gradient with respect to the outputs
     dots: Array  # [output or state, lane] sums over the width
-    own: Array  # [lane] row of the subject and period in the arrays of Network; then those of gathered lanes
-    shift: Array  # [lane, hidden] shift of the network in that row
+    bend: Array  # [2, lane] of a flow: tanh of a fifth of its output, and the factor of its rate
     zeros: Array  # [hidden]
-
-
-def make_work(net: Network, rows: int, back: bool) -> Work:
-    """Memory for `rows` evaluations and, if `back`, for their gradients."""
-    kind, width, layers = net.first.dtype, net.first.shape[1], len(net.hidden) + 1
-    return Work(
-        features=np.zeros((rows, len(net.first)), kind),
-        values=np.zeros((layers, rows * width), kind),
-        derivatives=np.zeros((layers, rows * width if back else 0), kind),
-        back=np.zeros((layers, rows * width if back else 0), kind),
-        head=np.zeros((rows, len(net.last)), kind),
-        dots=np.zeros((max(len(net.first), len(net.last)), LANES)),
-        own=np.zeros(2 * LANES, np.int64),
-        shift=np.zeros((2 * LANES, width), kind),
-        zeros=np.zeros(width, kind),
-    )
+    # of the subjects in the lanes; block 0 is that of the lanes, block 1 of those that are gathered from them
+    own: Array  # [block·lane] row of the subject and period in the arrays of Network
+    shift: Array  # [block·lane, hidden]
+    matrix: Array  # [block, state, state, lane], or without states
+    base: Array  # [block, flow, lane], or without flows
+    to_matrix: Array  # gradients with respect to these since the subject was put in
+    to_base: Array
 
 
 @inner
@@ -142,42 +133,50 @@ def _hidden_layers(net, work, rows):
 
 
 @inner
-def _slopes(net, work, own, shift, states, entering, out):
-    """Write dy/dt at `states` to `out`. The number of lanes is the length of `own`, a multiple of 4."""
-    apart()
-    rows, dots = len(own), work.dots
-    _first_layer(net, work, 0, shift, states)
-    _hidden_layers(net, work, rows)
-    _dots(work.values[net.hidden.shape[0], : rows * net.first.shape[1]], net.last, net.last_bias.shape[0], dots)
-    for d in range(len(states)):
-        for r in range(LANES):
-            out[d, r] = entering[d, r]
-    if net.matrix.shape[0] > 0:
-        matrix = net.matrix
-        for r in range(rows):
-            row = own[r]
-            for d in range(len(states)):
-                slope = out[d, r]
-                for e in range(len(states)):
-                    slope += matrix[row, d, e] * states[e, r]
-                out[d, r] = slope
-    last_bias, base = net.last_bias, net.base
-    for f in range(last_bias.shape[0]):
-        if base.shape[0] == 0:
-            for r in range(LANES):
-                out[f, r] += dots[f, r] + last_bias[f]
-            continue
-        source, destination = net.source[f], net.destination[f]
-        for r in range(rows):
-            bend = math.tanh((dots[f, r] + last_bias[f]) / 5.0)
-            flow = base[own[r], f] * math.exp(5.0 * bend) * states[source, r]
-            out[source, r] -= flow
-            if destination >= 0:
-                out[destination, r] += flow
+def _bend(work, f, bias):
+    """The factor of the rate of flow `f` in every lane."""
+    within()
+    bend, dots = work.bend, work.dots
+    for lane in range(LANES):
+        bend[0, lane] = (dots[f, lane] + bias) / 5.0
+    tanh_in_place(bend, 0)
+    for lane in range(LANES):
+        bend[1, lane] = 5.0 * bend[0, lane]
+    exp_in_place(bend, LANES)
 
 
 @inner
-def _transposed_jacobian(net, work, at, own, states, cotangent, gradients, out):
+def _slopes(net, work, block, rows, states, entering, out):
+    """Write dy/dt at `states` to `out`, for the first `rows` subjects of a block, a multiple of 4."""
+    within()
+    dots, matrix, base, bend, last_bias = work.dots, work.matrix, work.base, work.bend, net.last_bias
+    _first_layer(net, work, 0, work.shift[block * LANES : block * LANES + rows], states)
+    _hidden_layers(net, work, rows)
+    _dots(work.values[net.hidden.shape[0], : rows * net.first.shape[1]], net.last, last_bias.shape[0], dots)
+    for d in range(len(states)):
+        for lane in range(LANES):
+            out[d, lane] = entering[d, lane]
+    for d in range(matrix.shape[1]):
+        for e in range(matrix.shape[2]):
+            for lane in range(LANES):
+                out[d, lane] += matrix[block, d, e, lane] * states[e, lane]
+    for f in range(last_bias.shape[0]):
+        if base.shape[1] == 0:
+            for lane in range(LANES):
+                out[f, lane] += dots[f, lane] + last_bias[f]
+            continue
+        source, destination = net.source[f], net.destination[f]
+        _bend(work, f, last_bias[f])
+        for lane in range(LANES):
+            bend[0, lane] = base[block, f, lane] * bend[1, lane] * states[source, lane]
+            out[source, lane] -= bend[0, lane]
+        if destination >= 0:
+            for lane in range(LANES):
+                out[destination, lane] += bend[0, lane]
+
+
+@inner
+def _transposed_jacobian(net, work, at, block, rows, states, cotangent, out):
     """Write the transposed Jacobian of `_slopes` times `cotangent` to `out`, from the layers in the rows from `at`.
 
     The gradients with respect to the layers and the outputs stay in `work`, until `_to_weights` sums over all rows at
@@ -185,37 +184,37 @@ def _transposed_jacobian(net, work, at, own, states, cotangent, gradients, out):
     """
     within()
     width, top, wide, outputs = net.first.shape[1], net.hidden.shape[0], net.last.shape[0], net.last_bias.shape[0]
-    back, head, dots, rows, start, end = work.back, work.head, work.dots, len(own), at * width, (at + len(own)) * width
-    values, derivatives = work.values, work.derivatives
+    back, head, dots, start, end = work.back, work.head, work.dots, at * width, (at + rows) * width
+    values, derivatives, matrix, base, bend = work.values, work.derivatives, work.matrix, work.base, work.bend
+    to_matrix, to_base = work.to_matrix, work.to_base
     for d in range(out.shape[0]):
-        for r in range(LANES):
-            out[d, r] = 0.0
-    base = net.base
-    if base.shape[0] > 0:
+        for lane in range(LANES):
+            out[d, lane] = 0.0
+    if base.shape[1] > 0:
         _dots(values[top, start:end], net.last, outputs, dots)
     for f in range(outputs):
-        if base.shape[0] == 0:
-            for r in range(LANES):
+        if base.shape[1] == 0:
+            for r in range(rows):
                 head[at + r, f] = cotangent[f, r]
             continue
         source, destination = net.source[f], net.destination[f]
-        for r in range(rows):
-            row, bend, y = own[r], math.tanh((dots[f, r] + net.last_bias[f]) / 5.0), states[source, r]
-            rate, pull = math.exp(5.0 * bend), -cotangent[source, r]
+        _bend(work, f, net.last_bias[f])
+        for lane in range(LANES):
+            pull = -cotangent[source, lane]
             if destination >= 0:
-                pull += cotangent[destination, r]
-            gradients.base[row, f] += pull * rate * y
-            out[source, r] += pull * rate * base[row, f]
-            head[at + r, f] = pull * base[row, f] * rate * y * (1.0 - bend * bend)
-    if net.matrix.shape[0] > 0:
-        matrix, to_matrix = net.matrix, gradients.matrix
+                pull += cotangent[destination, lane]
+            along = pull * bend[1, lane]
+            to_base[block, f, lane] += along * states[source, lane]
+            out[source, lane] += along * base[block, f, lane]
+            slope = 1.0 - bend[0, lane] * bend[0, lane]
+            bend[0, lane] = along * base[block, f, lane] * states[source, lane] * slope
         for r in range(rows):
-            row = own[r]
-            for d in range(out.shape[0]):
-                pull = cotangent[d, r]
-                for e in range(out.shape[0]):
-                    to_matrix[row, d, e] += pull * states[e, r]
-                    out[e, r] += pull * matrix[row, d, e]
+            head[at + r, f] = bend[0, r]
+    for d in range(matrix.shape[1]):
+        for e in range(matrix.shape[2]):
+            for lane in range(LANES):
+                to_matrix[block, d, e, lane] += cotangent[d, lane] * states[e, lane]
+                out[e, lane] += cotangent[d, lane] * matrix[block, d, e, lane]
     add_product(
         back, top * back.shape[1] + start, width, work.zeros, 0, 0,
         head, at * wide, wide, 1, net.last, 0, width, rows, outputs, width,
@@ -277,23 +276,60 @@ def _to_weights(net, work, rows, gradients):
     )  # fmt: skip
 
 
+def _make_work(field, states, back):
+    kind, width, layers, flows = field.first.dtype, field.first.shape[1], len(field.hidden) + 1, field.base.shape[1]
+    rows, of_matrix = (STAGES if back else 1) * LANES, field.matrix.shape[1]
+    return Work(
+        features=np.zeros((rows, len(field.first)), kind),
+        values=np.zeros((layers, rows * width), kind),
+        derivatives=np.zeros((layers, rows * width if back else 0), kind),
+        back=np.zeros((layers, rows * width if back else 0), kind),
+        head=np.zeros((rows, len(field.last)), kind),
+        dots=np.zeros((max(len(field.first), len(field.last)), LANES)),
+        bend=np.zeros((2, LANES)),
+        zeros=np.zeros(width, kind),
+        own=np.zeros(2 * LANES, np.int64),
+        shift=np.zeros((2 * LANES, width), kind),
+        matrix=np.zeros((2, of_matrix, of_matrix, LANES)),
+        base=np.zeros((2, flows, LANES)),
+        to_matrix=np.zeros((2, of_matrix, of_matrix, LANES)),
+        to_base=np.zeros((2, flows, LANES)),
+    )
+
+
 def _put_in(field, work, lane, row):
+    block, place = lane // LANES, lane % LANES
     work.own[lane] = row
     for c in range(field.shift.shape[1]):
         work.shift[lane, c] = field.shift[row, c]
+    for d in range(work.matrix.shape[1]):
+        for e in range(work.matrix.shape[2]):
+            work.matrix[block, d, e, place] = field.matrix[row, d, e]
+            work.to_matrix[block, d, e, place] = 0.0
+    for f in range(work.base.shape[1]):
+        work.base[block, f, place] = field.base[row, f]
+        work.to_base[block, f, place] = 0.0
 
 
 def _find_slopes(field, work, first, rows, states, entering, out):
-    block = slice(first, first + _fill_blocks(rows))
-    _slopes(field, work, work.own[block], work.shift[block], states, entering, out)
+    _slopes(field, work, first // LANES, _fill_blocks(rows), states, entering, out)
 
 
 def _take_step(field, work, lanes, rtol, atol):
     for stage in range(1, STAGES):
         place_stage(lanes.state, lanes.h, lanes.k, stage, lanes.points)
-        own, shift = work.own[:LANES], work.shift[:LANES]
-        _slopes(field, work, own, shift, lanes.points[stage], lanes.entering, lanes.k[stage])
+        _slopes(field, work, 0, LANES, lanes.points[stage], lanes.entering, lanes.k[stage])
     judge(lanes, rtol, atol)
+
+
+def _collect(field, work, lane, gradients):
+    within()
+    block, place, row = lane // LANES, lane % LANES, work.own[lane]
+    for d in range(work.matrix.shape[1]):
+        for e in range(work.matrix.shape[2]):
+            gradients.matrix[row, d, e] += work.to_matrix[block, d, e, place]
+    for f in range(work.base.shape[1]):
+        gradients.base[row, f] += work.to_base[block, f, place]
 
 
 @inner
@@ -316,18 +352,26 @@ def _pull_step(field, work, lanes, ending, gradients):
     final, tail, pulls, to_point = STAGES - 1, _fill_blocks(ending), lanes.pulls, lanes.to_point
     _pass_stages(field, work, lanes, ending)
     if ending > 0:
-        own = work.own[LANES : LANES + tail]
         points = lanes.points[final]
-        _transposed_jacobian(field, work, final * LANES, own, points, lanes.gathered, gradients, to_point)
+        _transposed_jacobian(field, work, final * LANES, 1, tail, points, lanes.gathered, to_point)
         for r in range(ending):
             for d in range(to_point.shape[0]):
                 lanes.state[d, lanes.ends[r]] += to_point[d, r]
-    pull_back_stage(lanes.state, lanes.h, lanes.k, final, pulls, lanes.start_pull, lanes.to_size)
+            collect(field, work, LANES + r, gradients)
+    pull_back_stage(lanes.state, lanes, final)
     for stage in range(final - 1, -1, -1):
-        own, points = work.own[:LANES], lanes.points[stage]
-        _transposed_jacobian(field, work, stage * LANES, own, points, pulls[stage], gradients, to_point)
-        pull_back_stage(to_point, lanes.h, lanes.k, stage, pulls, lanes.start_pull, lanes.to_size)
+        points = lanes.points[stage]
+        _transposed_jacobian(field, work, stage * LANES, 0, LANES, points, pulls[stage], to_point)
+        pull_back_stage(to_point, lanes, stage)
     _to_weights(field, work, final * LANES + tail, gradients)
 
 
-implement(Network, put_in=_put_in, find_slopes=_find_slopes, take_step=_take_step, pull_step=_pull_step)
+implement(
+    Network,
+    make_work=_make_work,
+    put_in=_put_in,
+    find_slopes=_find_slopes,
+    take_step=_take_step,
+    pull_step=_pull_step,
+    collect=_collect,
+)

@@ -12,7 +12,12 @@ from typing import Any
 
 from numba.extending import overload
 
-from neuralpk.solve.compiled.steps.jit_options import ONLY_CALLED
+from neuralpk.solve.compiled.steps.jit_options import ALLOCATING, ONLY_CALLED
+
+
+def make_work(field, states, back):
+    """Working memory for steps and, if `back`, for their gradients."""
+    raise NotImplementedError
 
 
 def put_in(field, work, lane, row):
@@ -86,5 +91,5 @@ def implement(arrays: type, **answers: Callable[..., Any]) -> None:
         def choose(field: Any, *_: Any, answer: Any = answer) -> Any:
             return answer if getattr(field, "instance_class", None) is arrays else None
 
-        options = {"nogil": True, "error_model": "numpy", **ONLY_CALLED}
+        options = {"nogil": True, "error_model": "numpy", **(ALLOCATING if name == "make_work" else ONLY_CALLED)}
         overload(globals()[name], jit_options=options, strict=False)(choose)

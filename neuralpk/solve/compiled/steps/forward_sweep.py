@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from neuralpk.solve.compiled.kernels_on_disk import kept
 from neuralpk.solve.compiled.matrix_product import apart, within
-from neuralpk.solve.compiled.steps.field import keeps_slopes, put_in, take_step
+from neuralpk.solve.compiled.steps.field import keeps_slopes, make_work, put_in, take_step
 from neuralpk.solve.compiled.steps.first_step import start_lines
 from neuralpk.solve.compiled.steps.jit_options import inner
-from neuralpk.solve.compiled.steps.lanes import LANES, count_live
+from neuralpk.solve.compiled.steps.lanes import LANES, count_live, make_lanes
 from neuralpk.solve.compiled.steps.node_events import enter
 from neuralpk.solve.compiled.steps.stages import weigh_stages
 from neuralpk.solve.solve_result import Status
@@ -175,14 +175,13 @@ def _advance(field, method, clock, work, lanes, steps, initial, begin, upcoming,
 
 
 @kept(nogil=True, error_model="numpy")
-def forward(
-    field, method, clock, work, lanes, initial, begin, end, rtol, atol, limit, stiff_steps, record, out, status
-):
+def forward(field, method, clock, initial, begin, end, rtol, atol, limit, stiff_steps, record, out, status):
     """Solve the subjects `begin` to `end` − 1: states at the wanted times to `out`, how each solve ended to `status`.
 
     Returns the accepted steps (none if `record` is false) and the evaluations of the vector field by all subjects.
     """
-    states, stages, room = initial.shape[1], lanes.k.shape[0], LANES + (32 * (end - begin) if record else 0)
+    states, stages, room = initial.shape[1], len(method.dense), LANES + (32 * (end - begin) if record else 0)
+    work, lanes = make_work(field, states, False), make_lanes(states, method)
     steps = Steps(
         np.empty((room, states)),
         np.empty((room, stages * states if keeps_slopes(field) else 0)),

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from neuralpk.solve.compiled.steps.jit_options import inner
-from neuralpk.solve.compiled.steps.method import Method
+from neuralpk.solve.compiled.steps.jit_options import allocating, inner
 
 Array = NDArray[Any]
 LANES = 8
@@ -44,12 +43,13 @@ class Lanes(NamedTuple):
     points: Array  # [stage, state, lane] states of the stages; the last is that at the end of the step
     pulls: Array  # [stage, state, lane] backward: gradient with respect to the slopes
     weights: Array  # [2, stage] of the slopes in the dense output, and their derivatives
+    scratch: Array  # [2, lane] of one calculation
 
 
-def make_lanes(states: int, method: Method) -> Lanes:
+@allocating
+def make_lanes(states, method):
     """Lanes without subjects, for the steps of a method."""
     stages = len(method.dense)
-    by_state, by_stage = (states, LANES), (stages, states, LANES)
     return Lanes(
         subject=np.full(LANES, -1),
         node=np.full(LANES, -1),
@@ -63,16 +63,17 @@ def make_lanes(states: int, method: Method) -> Lanes:
         h=np.zeros(LANES),
         verdict=np.zeros((4, LANES)),
         to_size=np.zeros(LANES),
-        state=np.zeros(by_state),
-        y=np.zeros(by_state),
-        start_pull=np.zeros(by_state),
-        to_point=np.zeros(by_state),
-        entering=np.zeros(by_state),
-        gathered=np.zeros(by_state),
-        k=np.zeros(by_stage),
+        state=np.zeros((states, LANES)),
+        y=np.zeros((states, LANES)),
+        start_pull=np.zeros((states, LANES)),
+        to_point=np.zeros((states, LANES)),
+        entering=np.zeros((states, LANES)),
+        gathered=np.zeros((states, LANES)),
+        k=np.zeros((stages, states, LANES)),
         points=np.zeros((stages + 1 - method.overlap, states, LANES)),
-        pulls=np.zeros(by_stage),
+        pulls=np.zeros((stages, states, LANES)),
         weights=np.zeros((2, stages)),
+        scratch=np.zeros((2, LANES)),
     )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from neuralpk.solve.compiled.kernels_on_disk import kept
 from neuralpk.solve.compiled.matrix_product import within
-from neuralpk.solve.compiled.steps.field import collect, pull_step, put_in, retrace
+from neuralpk.solve.compiled.steps.field import collect, make_work, pull_step, put_in, retrace
 from neuralpk.solve.compiled.steps.jit_options import inner
-from neuralpk.solve.compiled.steps.lanes import LANES, count_live
+from neuralpk.solve.compiled.steps.lanes import LANES, count_live, make_lanes
 from neuralpk.solve.compiled.steps.node_events import leave
 from neuralpk.solve.compiled.steps.stages import sum_stages, weigh_stages, weight_at
 from neuralpk.solve.solve_result import Status
@@ -180,12 +180,13 @@ def _go_back(field, method, clock, work, lanes, steps, begin, upcoming, end, ups
 
 
 @kept(nogil=True, error_model="numpy")
-def backward(field, method, clock, work, lanes, steps, begin, end, upstream, status, gradients):
+def backward(field, method, clock, steps, begin, end, upstream, status, gradients):
     """The reverse sweep over the steps of the subjects `begin` to `end` − 1.
 
     It computes the gradient of Σ upstream·states, exact for the steps that were taken. Step sizes are fixed shares of
     the time between two nodes, so that the times of the nodes have gradients too.
     """
+    work, lanes = make_work(field, upstream.shape[2], True), make_lanes(upstream.shape[2], method)
     upcoming = begin
     while upcoming < end and status[upcoming] != _OK:
         upcoming += 1

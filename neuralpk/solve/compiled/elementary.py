@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from neuralpk.solve.compiled.steps.lanes import LANES
 
@@ -55,9 +57,10 @@ def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(builder: ir.IRBuilder, *arguments: Any) -> Any:
-        made = builder.module.globals.get(function.__name__)
+        name = f"{function.__name__}.of.lanes"  # that of the library of C may be in the same module
+        made = builder.module.globals.get(name)
         if made is None:
-            made = ir.Function(builder.module, ir.FunctionType(VECTOR, [VECTOR] * len(arguments)), function.__name__)
+            made = ir.Function(builder.module, ir.FunctionType(VECTOR, [VECTOR] * len(arguments)), name)
             made.linkage = "internal"
             made.attributes.add("noinline")
             inside = ir.IRBuilder(made.append_basic_block("entry"))
@@ -149,3 +152,22 @@ def power(builder: ir.IRBuilder, x: Any, n: Any) -> Any:
     """x^n = exp(n·log x) for x ≥ 0; NaN below, but for a whole constant n, which is no power of this kind."""
     result = exp(builder, builder.fmul(n, log(builder, x)))
     return builder.select(builder.fcmp_ordered("==", n, constant(0.0)), constant(1.0), result)
+
+
+def _in_place(function: Callable[..., Any]) -> Any:
+    """A function of vectors for kernels: ``f(array, at)`` replaces the eight numbers of an array from `at` on."""
+
+    @intrinsic
+    def replace(typing_context, array, at):
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+            place = builder.bitcast(builder.gep(data, [arguments[1]]), VECTOR.as_pointer())
+            builder.store(function(builder, builder.load(place, align=8)), place, align=8)
+            return context.get_dummy_value()
+
+        return types.void(array, types.intp), emit
+
+    return replace
+
+
+exp_in_place, log_in_place, tanh_in_place = _in_place(exp), _in_place(log), _in_place(tanh)
