@@ -19,7 +19,7 @@ from neuralpk.population_model import PopulationModel
 
 _STEP = 1e-3  # on the learned scale, for differences in float64
 _SHARE, _LEAST_UNIT = 0.1, 1e-10  # of the steps of a prediction
-_AT_ONCE = 2**20  # predictions of which derivatives are computed at once: they stay in the cache
+_AT_ONCE = 2**17  # predictions of which derivatives are computed at once: they stay in the cache
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,13 @@ from torch import Tensor
 from torch.distributions import Distribution, LogNormal
 
 from neuralpk.residual_error.base import POSITIVE, ResidualError, normal_tails, of_endpoint
+from neuralpk.residual_error.normal import log_normal_density
+
+
+class _LogNormal(LogNormal):
+    def log_prob(self, value: Tensor) -> Tensor:
+        log_value = value.log()
+        return log_normal_density(log_value, self.loc, self.scale) - log_value
 
 
 class LogNormalError(ResidualError):
@@ -30,7 +37,7 @@ class LogNormalError(ResidualError):
         return torch.log(self._held(prediction, endpoint))
 
     def distribution(self, prediction: Tensor, endpoint: Tensor) -> Distribution:
-        return LogNormal(self._log(prediction, endpoint), self.by_endpoint("b", endpoint), validate_args=False)
+        return _LogNormal(self._log(prediction, endpoint), self.by_endpoint("b", endpoint), validate_args=False)
 
     def log_tails(self, value: Tensor, prediction: Tensor, endpoint: Tensor) -> tuple[Tensor, Tensor]:
         return normal_tails(self.standardise(value, prediction, endpoint))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -9,6 +10,20 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 
 from neuralpk.residual_error.base import ResidualError, normal_tails, of_endpoint
+
+_HALF_LOG_2_PI = 0.5 * math.log(2.0 * math.pi)
+
+
+def log_normal_density(value: Tensor, mean: Tensor, sd: Tensor) -> Tensor:
+    """log p(value) of N(mean, sd²), ``[...]``, in half the operations of `torch.distributions`: of millions of
+    predictions each one is a pass through memory."""
+    z = (value - mean) / sd
+    return torch.addcmul(-sd.log() - _HALF_LOG_2_PI, z, z, value=-0.5)
+
+
+class _Normal(Normal):
+    def log_prob(self, value: Tensor) -> Tensor:
+        return log_normal_density(value, self.loc, self.scale)
 
 
 class NormalError(ResidualError, ABC):
@@ -19,7 +34,7 @@ class NormalError(ResidualError, ABC):
         """Standard deviation of an observation around a prediction, ``[...]``, in the unit of the value."""
 
     def distribution(self, prediction: Tensor, endpoint: Tensor) -> Distribution:
-        return Normal(prediction, self.sd(prediction, endpoint), validate_args=False)
+        return _Normal(prediction, self.sd(prediction, endpoint), validate_args=False)
 
     def log_tails(self, value: Tensor, prediction: Tensor, endpoint: Tensor) -> tuple[Tensor, Tensor]:
         return normal_tails(self.standardise(value, prediction, endpoint))

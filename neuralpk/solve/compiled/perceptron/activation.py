@@ -9,8 +9,10 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
+from neuralpk.solve.compiled.elementary import tanh_in_place
 from neuralpk.solve.compiled.matrix_product import apart, in_whole_vectors
 from neuralpk.solve.compiled.steps.jit_options import summing
+from neuralpk.solve.compiled.steps.lanes import LANES
 
 TANH, SILU, SOFTPLUS = range(3)
 
@@ -44,6 +46,24 @@ def _tanh_of_type(x):
     return rational
 
 
+def _tanh_of_all(values: Any) -> Any:
+    """tanh of every value, in place; their number is a multiple of eight."""
+    raise NotImplementedError
+
+
+@overload(_tanh_of_all, inline="always")
+def _tanh_of_all_of_type(values):
+    def single(values):
+        for c in range(len(values)):
+            values[c] = _tanh(values[c])
+
+    def double(values):
+        for c in range(0, len(values), LANES):
+            tanh_in_place(values, c)
+
+    return single if values.dtype == types.float32 else double
+
+
 @summing
 def activate(kind, values, slopes):
     """Apply the activation in place.
@@ -55,8 +75,7 @@ def activate(kind, values, slopes):
     half, keep = values.dtype.type(0.5), len(slopes) > 0
     one = values.dtype.type(1.0)
     if kind == TANH:
-        for c in range(len(values)):
-            values[c] = _tanh(values[c])
+        _tanh_of_all(values)
     elif kind == SILU:
         for c in range(len(values)):
             x = values[c]
