@@ -344,3 +344,44 @@ def test_a_steady_state_of_a_system_that_changes_with_time_is_refused():
     theta = torch.tensor([[4.0, 0.3, 0.05, 20.0]], dtype=torch.float64)
     with pytest.raises(ValueError, match="no steady state"):
         lines(model, theta, [subject("1", [Dose(0.0, 100.0, interval=12.0, steady_state=1)], [1.0])])
+
+
+SATURABLE = CompartmentModel(1, elimination="michaelis_menten").double()
+TYPICAL = [[2.0, 0.5, 10.0]]
+
+
+@pytest.mark.parametrize("engine", [RungeKutta(1e-8, 1e-8), TorchDiffEq(rtol=1e-8, atol=1e-8)], ids=["steps", "stops"])
+@pytest.mark.parametrize("asked", [False, True], ids=["records", "times"])
+def test_a_batch_that_is_changed_in_place_is_solved_as_it_is_now(engine, asked):
+    # what follows from the events of a batch is kept with it from the first solve
+    theta = torch.tensor(TYPICAL, dtype=torch.float64)
+    batch = collate([subject(1, [Dose(0.0, 10.0)], [0.0, 1.0, 5.0])], dtype=torch.float64)
+    times = batch.time.clone() if asked else None
+
+    def states():
+        return solve_batch(SATURABLE, theta, batch, times, engine).states
+
+    def anew():
+        fresh = collate([subject(1, [Dose(0.0, 10.0)], [0.0, 1.0, 5.0])], dtype=torch.float64)
+        fresh.doses.amount.copy_(batch.doses.amount)
+        fresh.time.copy_(batch.time)
+        return solve_batch(SATURABLE, theta, fresh, times, engine).states
+
+    first = states()
+    assert torch.equal(states(), first)
+    batch.doses.amount.mul_(2.0)
+    assert torch.equal(states(), anew())
+    assert float((states() - first).abs().max()) > 1.0
+    (batch.time if times is None else times)[0, 2] = 3.0
+    assert torch.equal(states(), anew())
+    (batch.time if times is None else times)[0, 1] = -1.0
+    with pytest.raises(ValueError, match="before the first record"):
+        states()
+
+
+def test_another_model_on_the_same_batch_is_checked_anew():
+    batch = collate([subject(1, [Dose(0.0, 10.0, compartment=2)], [0.0, 1.0])], dtype=torch.float64)
+    two, theta = CompartmentModel(2).double(), torch.ones(1, 4, dtype=torch.float64)
+    solve_batch(two, theta, batch).check()
+    with pytest.raises(ValueError, match="beyond the 1 of this model"):
+        solve_batch(SATURABLE, torch.tensor(TYPICAL, dtype=torch.float64), batch)
