@@ -26,7 +26,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from torch import Tensor
 
 from neuralpk.cohort import Cohort, Dose, Occasion, Subject, written_out
 
+Batch = TypeVar("Batch", "Doses", "CohortBatch")
 _MANY_DOSES = 10_000  # with their padding; fewer are no burden
 _MOST_PADDING = 3  # times the doses
 BEFORE_ANY_RECORD = -1
@@ -53,7 +54,9 @@ class TruthBatch:
     def to(self, *args: Any, **kwargs: Any) -> TruthBatch:
         """As `torch.Tensor.to`."""
         parameters = {name: value.to(*args, **kwargs) for name, value in self.parameters.items()}
-        return TruthBatch(self.times.to(*args, **kwargs), self.line.to(*args, **kwargs), parameters)
+        moved = TruthBatch(self.times.to(*args, **kwargs), self.line.to(*args, **kwargs), parameters)
+        same = all(value is self.parameters[name] for name, value in parameters.items())
+        return self if same and moved.times is self.times and moved.line is self.line else moved
 
     def select(self, subjects: Tensor) -> TruthBatch:
         """Of some of the subjects."""
@@ -146,7 +149,7 @@ class Doses:
 
     def to(self, *args: Any, **kwargs: Any) -> Doses:
         """As `torch.Tensor.to`; a dtype changes the floating-point tensors only."""
-        return self._each(lambda tensor: _moved(tensor, *args, **kwargs))
+        return _itself(self, self._each(lambda tensor: _moved(tensor, *args, **kwargs)))
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> Doses:
         return Doses(*(function(getattr(self, item.name)) for item in dataclasses.fields(self)))
@@ -309,7 +312,7 @@ class CohortBatch:
             times: ``[subject, time]``.
             rows: as of `period_at`.
         """
-        if theta.shape[1] == 1:
+        if theta.shape[1] == 1:  # as `theta_in`, without a search for the periods
             return theta.expand(-1, times.shape[1], -1)
         return theta_in(theta, self.period_at(times, rows))
 
@@ -356,7 +359,8 @@ class CohortBatch:
         """As `torch.Tensor.to`; a dtype changes the floating-point tensors only."""
         tensors: dict[str, Any] = {name: _moved(getattr(self, name), *args, **kwargs) for name in self._tensors()}
         truth = None if self.truth is None else self.truth.to(*args, **kwargs)
-        return dataclasses.replace(self, doses=self.doses.to(*args, **kwargs), truth=truth, **tensors)
+        moved = dataclasses.replace(self, doses=self.doses.to(*args, **kwargs), truth=truth, **tensors)
+        return _itself(self, moved)
 
     def _tensors(self) -> list[str]:
         """Names of the fields that are tensors."""
@@ -383,6 +387,12 @@ def _moved(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     # a dtype among the arguments would turn integers and masks into floats
     moved = tensor.to(*args, **kwargs)
     return moved if tensor.is_floating_point() else moved.to(dtype=tensor.dtype)
+
+
+def _itself(before: Batch, moved: Batch) -> Batch:
+    """The object before, with what is kept with it, where nothing has moved."""
+    fields = [item.name for item in dataclasses.fields(before)]
+    return before if all(getattr(before, name) is getattr(moved, name) for name in fields) else moved
 
 
 def _pad(rows: Sequence[ArrayLike], kind: torch.dtype, fill: float | bool | None = 0) -> Tensor:

@@ -9,6 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from numba import njit
 from torch import Tensor, nn
 
 from neuralpk import Dose, Subject
@@ -22,7 +23,11 @@ from neuralpk.dynamics import (
     LotkaVolterra,
 )
 from neuralpk.solve import RungeKutta, TorchDiffEq, adaptive_integrator, field_translation
+from neuralpk.solve.compiled import elementary
 from neuralpk.solve.compiled.equations import Graph, compile_field
+from neuralpk.solve.compiled.matrix_product import add_product
+from neuralpk.solve.compiled.steps.jit_options import summing
+from neuralpk.solve.compiled.steps.lanes import LANES
 
 TIGHT = RungeKutta(rtol=1e-10, atol=1e-12)
 TIMES = np.array([0.3, 1.0, 2.5, 4.0, 9.0])
@@ -235,26 +240,6 @@ def test_copies_share_a_translation_and_other_processes_do_not(monkeypatch) -> N
     assert calls == [sent]
 
 
-def test_a_batch_that_changes_gets_new_events() -> None:
-    dynamics, theta = field_of("saturable"), torch.ones(1, 1, 6, dtype=torch.float64)
-    batch = collate(people(1), dtype=torch.float64)
-    before = RungeKutta().solve(dynamics, theta, batch).states
-    assert torch.equal(RungeKutta().solve(dynamics, theta, batch).states, before)
-    batch.doses.amount.mul_(2.0)
-    doubled = RungeKutta().solve(dynamics, theta, batch).states
-    assert float((doubled - before).abs().max()) > 0.1
-    fresh = [
-        Subject(
-            "0",
-            TIMES,
-            np.full(5, np.nan),
-            tuple(Dose(d.time, 2 * d.amount, duration=d.duration) for d in people(1)[0].doses),
-        )
-    ]
-    expected = RungeKutta().solve(dynamics, theta, collate(fresh, dtype=torch.float64)).states
-    torch.testing.assert_close(doubled, expected)
-
-
 ELEMENTARY = {
     "exp": (np.exp, np.concatenate([np.linspace(-700, 709, 4000), np.linspace(-2, 2, 4000)])),
     "expm1": (np.expm1, np.concatenate([np.linspace(-60, 709, 4000), np.geomspace(1e-15, 1, 4000)])),
@@ -276,6 +261,49 @@ def test_elementary_functions_are_right_to_a_few_units_in_the_last_place(name: s
     found = np.concatenate([code.evaluate(part, none, none, part)[0] for part in x.reshape(-1, 8)])
     exact = reference(x)
     assert (np.abs(found - exact) <= 4 * np.spacing(np.abs(exact))).all()
+
+
+@pytest.mark.parametrize("name", ["exp", "log", "log1p", "tanh"])
+def test_elementary_functions_keep_their_digits_where_sums_may_be_reordered(name: str) -> None:
+    in_place = elementary._in_place(getattr(elementary, name))
+
+    @summing
+    def every(x):
+        for c in range(0, len(x), LANES):
+            in_place(x, c)
+
+    @njit
+    def call(x):
+        every(x)
+
+    reference, x = ELEMENTARY[name]
+    found, exact = x.copy(), reference(x)
+    call(found)
+    assert (np.abs(found - exact) <= 4 * np.spacing(np.abs(exact))).all()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("columns", [16, 32, 48])
+def test_products_of_matrices_are_those_of_numpy(kind: type, columns: int) -> None:
+    @njit
+    def product(out, first, first_row, x, x_row, x_inner, w, rows):
+        inner, width = w.shape
+        add_product(out, 0, width, first, 0, first_row, x, 0, x_row, x_inner, w, 0, width, rows, inner, width)
+
+    rng = np.random.default_rng(0)
+    for rows in (4, 8, 12, 20, 24, 28, 56):
+        for inner in (1, 2, 7, 64):
+            x, w = rng.normal(size=(rows, inner)).astype(kind), rng.normal(size=(inner, columns)).astype(kind)
+            first = rng.normal(size=(rows, columns)).astype(kind)
+            near = {"rtol": 0.0, "atol": 20 * inner * float(np.finfo(kind).eps)}
+            out = np.full((rows, columns), np.nan, kind)
+            product(out, first, columns, x, inner, 1, w, rows)
+            np.testing.assert_allclose(out, first + x @ w, **near)
+            product(out, first[0], 0, np.ascontiguousarray(x.T), 1, rows, w, rows)  # one row for all; x transposed
+            np.testing.assert_allclose(out, first[0] + x @ w, **near)
+            out = first.copy()
+            product(out, out, columns, x, inner, 1, w, rows)
+            np.testing.assert_allclose(out, first + x @ w, **near)
 
 
 def test_elementary_functions_at_their_ends() -> None:

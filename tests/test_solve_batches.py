@@ -1,5 +1,6 @@
 """A subject's line does not depend on its batch mates, and one that cannot be solved does not spoil the others."""
 
+import copy
 import dataclasses
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from solving import engine_with, solve_batch
 from neuralpk.cohort import Dose, Subject
 from neuralpk.cohort_batch import collate
 from neuralpk.dynamics import CompartmentModel, Dynamics
-from neuralpk.solve import Auto, Exact, RungeKutta, SolveError, Status, TorchDiffEq
+from neuralpk.solve import Auto, Exact, RungeKutta, SolveError, Status, TorchDiffEq, engines
+from neuralpk.solve.solve_result import EngineFailure
 
 
 def subject(name, doses, times):
@@ -385,3 +387,82 @@ def test_another_model_on_the_same_batch_is_checked_anew():
     solve_batch(two, theta, batch).check()
     with pytest.raises(ValueError, match="beyond the 1 of this model"):
         solve_batch(SATURABLE, torch.tensor(TYPICAL, dtype=torch.float64), batch)
+
+
+def _events(name):
+    """A batch with an infusion, and the tensor of its events of a name."""
+    batch = collate([subject(1, [Dose(0.0, 10.0, duration=0.5), Dose(1.0, 5.0)], [0.5, 1.5, 5.0])], dtype=torch.float64)
+    return batch, (batch.time.clone() if name == "times" else getattr(batch.doses, name))
+
+
+@pytest.mark.parametrize("name", ["times", "amount", "time", "duration"])
+def test_a_gradient_may_be_asked_for_after_a_first_solve(name):
+    theta = torch.tensor(TYPICAL, dtype=torch.float64)
+
+    def gradient(batch, tensor):
+        tensor.grad = None
+        states = solve_batch(SATURABLE, theta, batch, tensor if name == "times" else None, RungeKutta()).states
+        states.square().sum().backward()
+        return tensor.grad.clone()
+
+    batch, tensor = _events(name)
+    expected = gradient(batch, tensor.requires_grad_())
+    assert torch.equal(gradient(batch, tensor), expected)  # a second backward pass
+    batch, tensor = _events(name)
+    with torch.no_grad():
+        solve_batch(SATURABLE, theta, batch, tensor if name == "times" else None, RungeKutta())
+    assert torch.equal(gradient(batch, tensor.requires_grad_()), expected)
+    copied = copy.deepcopy(batch)
+    assert torch.equal(solve_batch(SATURABLE, theta, copied).states, solve_batch(SATURABLE, theta, batch).states)
+
+
+def test_a_batch_of_inference_mode_that_is_changed_is_solved_as_it_is_now():
+    theta = torch.tensor(TYPICAL, dtype=torch.float64)
+    with torch.inference_mode():
+        batch, _ = _events("amount")
+        first = solve_batch(SATURABLE, theta, batch).states
+        batch.doses.amount.mul_(2.0)
+        assert float((solve_batch(SATURABLE, theta, batch).states - first).abs().max()) > 1.0
+        batch.time[0, 0] = -5.0
+        with pytest.raises(ValueError, match="before the first record"):
+            solve_batch(SATURABLE, theta, batch)
+
+
+@pytest.mark.parametrize("asked", [False, True], ids=["records", "times"])
+def test_the_events_of_a_batch_are_sorted_once(asked, monkeypatch):
+    theta, sorted_ = torch.tensor(TYPICAL, dtype=torch.float64), []
+    build = engines.build_mesh
+    monkeypatch.setattr(engines, "build_mesh", lambda *given: sorted_.append(1) or build(*given))
+    batch, times = _events("times")
+    for _ in range(2):
+        solve_batch(SATURABLE, theta, batch, times if asked else None)
+        batch = batch.to("cpu")  # as Lightning moves every batch
+    assert len(sorted_) == 1
+    solve_batch(SATURABLE, theta, dataclasses.replace(batch, doses=_events("times")[0].doses), times)
+    assert len(sorted_) == 2
+
+
+class _WithoutNegative(TorchDiffEq):
+    """An engine that does not know which subject it could not solve."""
+
+    def integrate(self, dynamics, y0, theta, mesh):
+        if bool((theta < 0).any()):
+            raise EngineFailure(Status.STEP_UNDERFLOW)
+        return super().integrate(dynamics, y0, theta, mesh)
+
+
+@pytest.mark.parametrize("bad", [(), (1,), (0, 4), (0, 1, 2, 3, 4)])
+@pytest.mark.parametrize("asked", [False, True], ids=["records", "times"])
+def test_subjects_that_an_engine_cannot_name_are_found_by_halving(bad, asked):
+    theta = torch.tensor(TYPICAL * 5, dtype=torch.float64)
+    theta[list(bad), 0] = -1.0
+    batch = collate([subject(k, [Dose(0.0, 10.0 + k)], [0.5, 1.0 + k]) for k in range(5)], dtype=torch.float64)
+    times, engine = batch.time.flip(1) if asked else None, _WithoutNegative()
+    solution = solve_batch(SATURABLE, theta, batch, times, engine)
+    well = [k for k in range(5) if k not in bad]
+    assert solution.ok.tolist() == [k in well for k in range(5)]
+    assert bool(solution.states[list(bad)].isnan().all())
+    for k in well:
+        alone = batch.select(torch.tensor([k]))
+        own = solve_batch(SATURABLE, theta[[k]], alone, None if times is None else times[[k]], engine).states
+        assert torch.allclose(solution.states[[k]], own, rtol=1e-3)

@@ -284,6 +284,33 @@ def test_every_weight_of_a_neural_field_has_the_gradient_of_backprop_and_finite_
         assert abs((up - down) / 2e-4 - float(exact[name].view(-1)[0])) < 1e-5 * float(exact[name].norm()), name
 
 
+@pytest.mark.parametrize("kind", [NeuralCompartments, NeuralField])
+def test_what_alone_is_learned_has_the_gradient_that_it_has_among_all(kind):
+    model = kind(CompartmentModel(1, "first_order"), 2, hidden=4, layers=2)
+    model.build(SCALING)
+    model = model.double()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    people = [subject([Dose(0, 100)], [1.0, 6.0], "1"), subject([Dose(0, 50)], [3.0], "2")]
+    batch = collate(people, dtype=torch.float64)
+    own = list(model.guess(SCALING).values())
+    theta = torch.tensor([[*own, 0.3, -1.0], [*(1.5 * v for v in own), 1.2, 0.4]], dtype=torch.float64)
+    y0 = torch.tensor([[1.0, 2.0], [3.0, 0.5]], dtype=torch.float64)
+    leaves = {"theta": theta, "y0": y0} | dict(model.named_parameters())
+
+    def gradients(names):
+        for name, leaf in leaves.items():
+            leaf.requires_grad_(name in names).grad = None
+        solve_batch(model, theta, batch, engine=RungeKutta(), y0=y0).states.square().sum().backward()
+        return {name: leaf.grad for name, leaf in leaves.items()}
+
+    among_all = gradients(leaves)
+    for name in leaves:
+        alone = gradients([name])
+        assert torch.equal(alone.pop(name), among_all[name])
+        assert all(other is None for other in alone.values())
+
+
 LIKE = CompartmentModel(1, "first_order")
 NEURAL = {"latent_size": 2, "hidden": 4, "layers": 1}
 MODELS = {

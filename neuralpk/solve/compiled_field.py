@@ -70,7 +70,7 @@ class _Solve(torch.autograd.Function):
         ctx: Any, field: CompiledField, mesh: Mesh, engine: RungeKutta, ended: dict[str, Any], *tensors: Tensor
     ) -> Tensor:
         y0, n = tensors[0], len(tensors[0])
-        clock = steps.Clock._make((*mesh.arrays, len(next(iter(field.own.values()))) // max(n, 1)))
+        clock = steps.Clock(**mesh.arrays, periods=len(next(iter(field.own.values()))) // max(n, 1))
         out = np.full((*clock.wanted.shape, y0.shape[1]), np.nan, clock.since.dtype)
         status = np.zeros(n, np.int64)
         initial, record, finite = as_array(y0), any(ctx.needs_input_grad), field.finite(n)

@@ -380,7 +380,7 @@ def check_inputs(dynamics: Dynamics, y0: Tensor, theta: Tensor, batch: CohortBat
             f"y0, theta, times, doses and batch must share float32 or float64, got {sorted(map(str, kinds))}"
         )
     if times.shape[0] != n:
-        raise ValueError(f"times must be finite, [subject, time] with {n} subjects, got {tuple(times.shape)}")
+        raise ValueError(f"times must be [subject, time] with {n} subjects, got {tuple(times.shape)}")
     of = dynamics.states, dynamics.autonomous, tuple(dynamics.with_rate), tuple(dynamics.with_duration)
     read = times, batch.start, doses.compartment, doses.mask, doses.rate, doses.steady_state
     return made_once(batch, "_kinds_of_dose", of, read, lambda: _check_events(dynamics, batch, times))
@@ -394,7 +394,7 @@ def _check_events(dynamics: Dynamics, batch: CohortBatch, times: Tensor) -> _Kin
     """
     doses = batch.doses
     if not bool(torch.isfinite(times.sum())):
-        raise ValueError(f"times must be finite, [subject, time] with {len(batch)} subjects, got {tuple(times.shape)}")
+        raise ValueError("times must be finite")
     outside = ((doses.compartment >= len(dynamics.states)) & doses.mask).any(1)
     if bool(outside.any()):
         raise ValueError(

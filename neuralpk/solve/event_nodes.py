@@ -57,10 +57,11 @@ class Mesh:
         return not bool(self.period.any())
 
     @functools.cached_property
-    def arrays(self) -> tuple[NDArray[Any], ...]:
-        """The numbers of `times`, `reset`, `jump`, `input`, `period`, `wanted`, `since` and `order`, in this order."""
-        tensors = (self.times, self.reset, self.jump, self.input, self.period, self.wanted, self.since)
-        return (*(np.ascontiguousarray(tensor.detach().numpy()) for tensor in tensors), self.order)
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The numbers of the tensors, of `since` and of `order`, by name."""
+        names = ("times", "reset", "jump", "input", "period", "wanted", "since")
+        numbers = {name: np.ascontiguousarray(getattr(self, name).detach().numpy()) for name in names}
+        return numbers | {"order": self.order}
 
     @functools.cached_property
     def order(self) -> NDArray[np.int64]:

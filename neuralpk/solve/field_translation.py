@@ -211,9 +211,9 @@ class _Shared:
 
 
 def _plain(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, tuple | list):
         return all(map(_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _key(dynamics: nn.Module, of_buffer: Callable[[Tensor], Any]) -> _Key:

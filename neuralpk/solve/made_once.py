@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from typing import TypeVar, cast
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -14,23 +15,28 @@ Made = TypeVar("Made")
 
 
 def made_once(
-    batch: CohortBatch, name: str, of: Hashable, tensors: Sequence[Tensor | None], make: Callable[[], Made]
+    batch: CohortBatch, name: str, of: Any, tensors: Sequence[Tensor | None], make: Callable[[], Made]
 ) -> Made:
     """The result of `make`, kept with a batch until something changes from which it was made.
+
+    Changes of a tensor in place are noticed, unless they are made through its `data` or through a NumPy array that
+    shares its memory. Nothing is kept where a tensor requires a gradient, which belongs to one backward pass, and of
+    tensors of inference mode, whose changes leave no trace.
 
     Args:
         batch: with which it is kept, under `name`.
         name: of the result.
-        of: what it was made from beside tensors.
-        tensors: from which it was made; changes in place are noticed.
+        of: what it was made from beside tensors; it can be compared.
+        tensors: from which it was made.
         make: makes it; where it raises, nothing is kept.
     """
-    key = (of, torch.is_inference_mode_enabled(), *map(id, tensors))
-    versions = [0 if tensor is None or tensor.is_inference() else tensor._version for tensor in tensors]
+    given = [tensor for tensor in tensors if tensor is not None]
+    if any(tensor.requires_grad or tensor.is_inference() for tensor in given):
+        return make()
+    key, versions = (of, torch.is_inference_mode_enabled()), [tensor._version for tensor in given]
     kept = batch.__dict__.get(name)
-    if kept is not None and kept[:2] == (key, versions):
-        return cast(Made, kept[2])
+    if kept is not None and kept[:2] == (key, versions) and all(map(operator.is_, kept[2], tensors)):
+        return cast(Made, kept[3])
     made = make()
-    # with the tensors themselves, so that their identities stay theirs
-    batch.__dict__[name] = (key, versions, made, tensors)
+    batch.__dict__[name] = (key, versions, tensors, made)
     return made

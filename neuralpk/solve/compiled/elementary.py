@@ -65,6 +65,10 @@ def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
             made.attributes.add("noinline")
             inside = ir.IRBuilder(made.append_basic_block("entry"))
             inside.ret(function(inside, *made.args))
+            # Numba gives the flags of a caller, such as that sums may be reordered, to all instructions without flags
+            for instruction in (one for block in made.blocks for one in block.instructions):
+                if instruction.opname in ("fadd", "fsub", "fmul", "fdiv") and not instruction.flags:
+                    instruction.flags = [*FAST]
         return builder.call(made, arguments)
 
     return call

@@ -15,7 +15,16 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 ROWS, COLUMNS = 4, 16
-_AVX512 = bool(binding.get_host_cpu_features().get("avx512f"))
+
+
+def _has_avx512() -> bool:
+    try:
+        return bool(binding.get_host_cpu_features().get("avx512f"))
+    except RuntimeError:  # of a processor that LLVM does not know
+        return False
+
+
+_AVX512 = _has_avx512()
 _BITS = 512 if _AVX512 else 256  # of a vector
 # the rows and vectors of a tile fill the registers; so many sums at once hide the latency of each addition
 _TALL = 8 if _AVX512 else 6
@@ -127,13 +136,12 @@ def apart(typing_context):
 
 @intrinsic
 def in_whole_vectors(typing_context):
-    """Let the compiler use the whole width of a vector in the loops of the function that calls this, for which it may
-    choose half of it otherwise."""
+    """Let the loops of the function that calls this use the widest vectors of the processor; the compiler may choose
+    half of their width otherwise."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        attributes = builder.function.attributes
-        if isinstance(attributes, set):  # its own `add` takes only attributes without a value
-            set.add(attributes, f'"prefer-vector-width"="{_BITS}"')
+        # its own `add` takes only attributes without a value
+        set.add(builder.function.attributes, f'"prefer-vector-width"="{_BITS}"')
         return context.get_dummy_value()
 
     return types.void(), emit

@@ -34,8 +34,8 @@ class Network(NamedTuple):
     bias: Array  # [layer, hidden]
     last: Array  # [output, hidden]
     last_bias: Array  # [output]
-    matrix: Array  # [subject·period, state, state], or without rows
-    base: Array  # [subject·period, flow], or without rows
+    matrix: Array  # [subject·period, state, state], or empty on all sides
+    base: Array  # [subject·period, flow], or empty on all sides
     source: Array  # [flow]
     destination: Array  # [flow], -1 for a loss from the system
     activation: int

@@ -1,7 +1,7 @@
 """Compiler options of the functions inside a kernel.
 
-Only compiled functions call them. These hold the arrays during the call, so that references need not be counted but
-where arrays are made.
+Only compiled functions call them. These hold the arrays during the call, so that references need not be counted,
+except where arrays are made.
 """
 
 from __future__ import annotations

@@ -32,10 +32,13 @@ def place_stage(y, h, k, stage, out):
     """The state of `stage`; for the last stage, the state at the end of the step."""
     within()
     for d in range(y.shape[0]):
-        if stage > 0:
-            _weigh_slopes(A, stage * STAGES, stage, k, d, out, (stage * y.shape[0] + d) * LANES)
+        if stage == 0:
+            for lane in range(LANES):
+                out[0, d, lane] = y[d, lane]
+            continue
+        _weigh_slopes(A, stage * STAGES, stage, k, d, out, (stage * y.shape[0] + d) * LANES)
         for lane in range(LANES):
-            out[stage, d, lane] = y[d, lane] + (h[lane] * out[stage, d, lane] if stage > 0 else 0.0)
+            out[stage, d, lane] = y[d, lane] + h[lane] * out[stage, d, lane]
 
 
 @inner
