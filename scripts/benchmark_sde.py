@@ -31,9 +31,9 @@ from rich.table import Table
 from neuralpk import randomness
 from neuralpk.cohort import FloatArray
 from neuralpk.cohort_batch import CohortBatch, collate
+from neuralpk.cohort_data import choose_context
 from neuralpk.cohort_simulation import Design, Population, simulate_cohort
 from neuralpk.datamodules import CohortDataModule, SimulatedLotkaVolterraDataModule, SimulatedPKDataModule
-from neuralpk.datamodules.seen_records import choose_context
 from neuralpk.diagnostics.metrics import coverage, crps_ensemble
 from neuralpk.diagnostics.style import BLUE, GREY, ORANGE, new_figure, time_axis
 from neuralpk.dynamics import (

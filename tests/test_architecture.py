@@ -27,7 +27,7 @@ LAYERS = (
     {"dynamics", "encoders", "parameters", "tables"},
     {"datasets", "solve"},
     {"decoders", "population_model", "cohort_simulation", "symbolic"},
-    {"inference", "path_guide", "published_population", "value_checks"},
+    {"cohort_data", "inference", "path_guide", "published_population", "value_checks"},
     {"estimation", "individual_exposure", "record_predictions", "rxode2"},
     {
         "checkpoint_io",

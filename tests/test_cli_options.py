@@ -8,18 +8,21 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import cli_stub
+import lightning as L
 import pytest
 import yaml
 
-from neuralpk import cohort_figures, task
+from neuralpk import cohort_data, cohort_figures, datamodules, task
 from neuralpk.cli import entry, main, table_commands, training
 from neuralpk.cli.presets import MAIN_JOB
+from neuralpk.cli.signatures import concrete, find, name_of, options_of, path_of
 from neuralpk.cohort import Units
-from neuralpk.datamodules import SimulatedPKDataModule as SimulatedData
+from neuralpk.datamodules import SimulatedPKDataModule
+from neuralpk.tables.batchwise_writing import write_frames
 
 PRESET = f"""
 data:
-  class_path: {SimulatedData.__module__}.{SimulatedData.__qualname__}
+  class_path: {SimulatedPKDataModule.__module__}.{SimulatedPKDataModule.__qualname__}
   init_args: {{subjects: 4, test_subjects: 2, samples: 5}}
 model:
   dynamics: {{class_path: cli_stub.NeuralCompartments, init_args: {{hidden: [8, 8], activation: relu}}}}
@@ -285,7 +288,7 @@ def test_fit_test_and_resume(capsys) -> None:
 def test_simulate_takes_the_data_of_a_preset_and_options(capsys) -> None:
     main(["simulate", "--data.subjects", "3", "--out", "c.csv"])
     assert "5 subjects" in capsys.readouterr().out
-    main(["simulate", "--data", SimulatedData.__name__, "--data.subjects", "3", "--out", "d.csv"])
+    main(["simulate", "--data", SimulatedPKDataModule.__name__, "--data.subjects", "3", "--out", "d.csv"])
     assert "3 subjects" in capsys.readouterr().out
 
 
@@ -365,7 +368,7 @@ _FIGURES = {"lightning", "scipy.optimize", "scipy.stats", "matplotlib"}
 @pytest.mark.parametrize(
     ("command", "unwanted", "option"),
     [(name, {"torch", "lightning", "scipy", "matplotlib", "numba"}, "--table") for name in ("check", "nca")]
-    + [(name, _FIGURES, "--out") for name in ("estimate", "evaluate", "dose", "simulate --model pop.yaml")],
+    + [(name, _FIGURES, "--out") for name in ("estimate", "evaluate", "dose", "simulate", "simulate --model pop.yaml")],
 )
 def test_help_waits_for_nothing_that_the_command_does_not_begin_with(
     command: str, unwanted: set[str], option: str
@@ -376,3 +379,61 @@ def test_help_waits_for_nothing_that_the_command_does_not_begin_with(
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and option in done.stdout, done.stderr
+
+
+def test_a_cohort_is_simulated_without_lightning() -> None:
+    Path("own.yaml").write_text("data: {class_path: neuralpk.datamodules.simulated.SimulatedSIRDataModule}")
+    lines = (
+        "--data SimulatedPKDataModule --data.batch_size 2 --data.subjects 3 --out a.csv",
+        "--preset lotka_volterra --data.subjects 3 --out b.parquet",
+        "--config own.yaml --data.subjects 3 --out c.csv",
+        "--data neuralpk.datamodules.SimulatedPKDataModule --data.subjects 3 --seed 1 --out d.csv",
+    )
+    code = (
+        f"import sys\nfrom neuralpk.cli import main\nfor line in {lines}:\n    main(['simulate', *line.split()])\n"
+        f"sys.exit(sorted({_FIGURES} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    write_frames(SimulatedPKDataModule(subjects=3, seed=1).frames(), Path("module.csv"))
+    assert Path("d.csv").read_bytes() == Path("module.csv").read_bytes()
+
+
+@pytest.mark.parametrize("data", list(concrete(cohort_data.SimulatedData)))
+def test_simulated_data_and_their_data_module_have_one_name_and_the_same_options(data: type) -> None:
+    module = getattr(datamodules, name_of(data))
+    assert issubclass(module, data) and issubclass(module, L.LightningDataModule)
+    assert options_of(module) == options_of(data)
+    for path in (name_of(data), path_of(data), f"neuralpk.datamodules.{name_of(data)}", path_of(module)):
+        assert find(path, (cohort_data.SimulatedData,), "--data", False) is data
+        if path != path_of(data):
+            assert find(path, (datamodules.CohortDataModule,), "--data", False) is module
+
+
+def test_a_data_module_of_ones_own_is_simulated() -> None:
+    Path("my_data.py").write_text(
+        "from neuralpk.datamodules import SimulatedDataModule, SimulatedPKDataModule as Ours\n"
+        "class Mine(SimulatedDataModule):\n"
+        "    def __init__(self, subjects: int = 2, **options):\n"
+        "        super().__init__(subjects, 0, 'proportional', {'b': 0.2}, **options)\n"
+        "        ours = Ours()\n"
+        "        self.dynamics, self.population, self.design = ours.dynamics, ours.population, ours.design\n"
+        "class SimulatedPKDataModule(Ours):\n    pass\n"
+    )
+    lines = (
+        "--import my_data --data Mine --data.seed 3 --out mine.csv",
+        "--data neuralpk.datamodules.SimulatedPKDataModule --data.subjects 2 --data.seed 3 --out ours.csv",
+        "--data SimulatedPKDataModule --out neither.csv",
+    )
+    # a process of its own: the second class of that name stays
+    code = f"from neuralpk.cli import main\nfor line in {lines}:\n    main(['simulate', *line.split()])\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "the name of several classes" in done.stderr
+    assert Path("mine.csv").read_bytes() == Path("ours.csv").read_bytes()
+
+
+def test_a_table_is_not_simulated(capsys) -> None:
+    Path("own.yaml").write_text("data: {class_path: neuralpk.datamodules.TableDataModule, init_args: {table: t.csv}}")
+    with pytest.raises(SystemExit):
+        main(["simulate", "--config", "own.yaml", "--out", "c.csv"])
+    assert "must be a SimulatedDataModule; neuralpk.datamodules.TableDataModule is not" in capsys.readouterr().err

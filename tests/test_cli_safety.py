@@ -11,11 +11,11 @@ import yaml
 
 from neuralpk import task
 from neuralpk.cli import main, training
-from neuralpk.datamodules import SimulatedPKDataModule as SimulatedData
+from neuralpk.datamodules import SimulatedPKDataModule
 
 BENIGN = {
     "data": {
-        "class_path": f"{SimulatedData.__module__}.{SimulatedData.__qualname__}",
+        "class_path": f"{SimulatedPKDataModule.__module__}.{SimulatedPKDataModule.__qualname__}",
         "init_args": {"subjects": 4, "test_subjects": 2, "samples": 5},
     },
     "model": {"dynamics": {"class_path": "cli_stub.CompartmentModel", "init_args": {"compartments": 1}}},

@@ -11,13 +11,13 @@ import torch
 
 from neuralpk.callbacks import Dashboard, Report
 from neuralpk.cli import main, training
-from neuralpk.datamodules import SimulatedPKDataModule as SimulatedData
+from neuralpk.datamodules import SimulatedPKDataModule
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # advice of Lightning on each flag
 
 CONFIG = f"""
 data:
-  class_path: {SimulatedData.__module__}.{SimulatedData.__qualname__}
+  class_path: {SimulatedPKDataModule.__module__}.{SimulatedPKDataModule.__qualname__}
   init_args: {{subjects: 6, test_subjects: 0, samples: 5, batch_size: 3}}
 model:
   dynamics: CompartmentModel

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from rich.progress import track
 
-from neuralpk.datamodules import SimulatedDataModule
+from neuralpk.cohort_data import SimulatedData
 from neuralpk.tables.batchwise_writing import write_frames
 
 
-def simulate(data: SimulatedDataModule, out: Path, seed: int | None = None) -> None:
+def simulate(data: SimulatedData, out: Path, seed: int | None = None) -> None:
     """Write a simulated cohort as an event table, part by part: it may be larger than the memory. The course of
     patients under regimens, by a model: neuralpk simulate --model --help.
 

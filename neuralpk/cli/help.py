@@ -12,7 +12,18 @@ from typing import Any
 from neuralpk.cli.faults import UsageError
 from neuralpk.cli.merged_configuration import shown
 from neuralpk.cli.presets import MAIN_JOB, PRESETS
-from neuralpk.cli.signatures import REQUIRED, Option, bases, concrete, entry, item, names_for, options_of, words
+from neuralpk.cli.signatures import (
+    REQUIRED,
+    Option,
+    bases,
+    concrete,
+    entry,
+    item,
+    name_of,
+    names_for,
+    options_of,
+    words,
+)
 from neuralpk.part import Part, did_you_mean
 from neuralpk.tables import read_table
 
@@ -162,13 +173,13 @@ def _about(about: str, options: Mapping[str, Option], width: int) -> Iterator[st
         yield from textwrap.wrap(f"--{about} CLASS: {option.description}", width)
         yield ""
         for base in slot:
-            for cls in sorted(concrete(base), key=lambda cls: cls.__name__):
-                yield from _row(cls.__name__, _summary(cls), width)
+            for cls in sorted(concrete(base), key=name_of):
+                yield from _row(name_of(cls), _summary(cls), width)
         yield ""
         yield "The options of one of them: --help CLASS"
         return
     known: dict[str, tuple[type, str, tuple[str, ...]]] = {cls.__name__: (cls, "--….", ()) for cls in concrete(Part)}
-    known |= {cls.__name__: (cls, prefix, skipped) for cls, prefix, skipped in _all_classes(options)}
+    known |= {name_of(cls): (cls, prefix, skipped) for cls, prefix, skipped in _all_classes(options)}
     if about not in known:
         hint = did_you_mean(about, [*options, *known])
         raise UsageError(f"--help: there is no part and no class {about!r}{hint}; name {', '.join(options)} or a class")
@@ -189,7 +200,7 @@ def _all_classes(options: Mapping[str, Option], prefix: str = "--") -> Iterator[
 
 
 def _class(cls: type, width: int, prefix: str, skipped: tuple[str, ...]) -> Iterator[str]:
-    yield from textwrap.wrap(f"{cls.__name__}: {_summary(cls)}", width)
+    yield from textwrap.wrap(f"{name_of(cls)}: {_summary(cls)}", width)
     yield ""
     inner = options_of(cls, skipped)
     for name, option in inner.items():

@@ -27,6 +27,7 @@ from neuralpk.cli.signatures import (
     item,
     listed,
     members,
+    name_of,
     names_for,
     options_of,
     path_of,
@@ -175,9 +176,9 @@ class _Setter:
     def _unknown(
         self, name: str, options: Mapping[str, Option], where: tuple[str, ...], owner: type | None, slot: Sequence[type]
     ) -> str:
-        said = f"{self.source.name(where)}: {owner.__name__} has no option {name!r}" if owner is not None else (
+        said = f"{self.source.name(where)}: {name_of(owner)} has no option {name!r}" if owner is not None else (
             f"there is no option {self.source.name(where)}")  # fmt: skip
-        others = sorted({c.__name__ for base in slot for c in concrete(base) if name in options_of(c)})
+        others = sorted({name_of(c) for base in slot for c in concrete(base) if name in options_of(c)})
         hint = did_you_mean(name, list(options))
         if hint:
             return said + hint
@@ -413,9 +414,9 @@ def _require(values: Any, options: Mapping[str, Option], done: tuple[str, ...], 
                 what = f"one of {listed(known)}" if known else option.description.rstrip(".") or words(option.hint)
                 raise UsageError(f"--{'.'.join(where)} is required{by}: {what}")
             if option.fixed is not None:
-                _require({}, options_of(option.fixed, option.skipped), where, option.fixed.__name__)
+                _require({}, options_of(option.fixed, option.skipped), where, name_of(option.fixed))
         elif option.fixed is not None:
-            _require(values[name], options_of(option.fixed, option.skipped), where, option.fixed.__name__)
+            _require(values[name], options_of(option.fixed, option.skipped), where, name_of(option.fixed))
         else:
             _require_nodes(values[name], option, where)
 
@@ -427,7 +428,7 @@ def _require_nodes(value: Any, option: Option, where: tuple[str, ...]) -> None:
     elif isinstance(value, Mapping) and "class_path" in value:
         slots = _all_bases(option.hint)
         cls = find(value["class_path"], slots, "--" + ".".join(where), False)
-        _require(value["init_args"], options_of(cls, option.skipped), where, cls.__name__)
+        _require(value["init_args"], options_of(cls, option.skipped), where, name_of(cls))
     elif isinstance(value, Mapping):
         for name, one in value.items():
             _require_nodes(one, option, (*where, str(name)))

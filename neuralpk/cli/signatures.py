@@ -166,7 +166,7 @@ def words(hint: Any) -> str:
         elif member in _WORDS:
             said.append(_WORDS[member])
         elif inspect.isclass(member):
-            name = member.__name__
+            name = name_of(member)
             said.append(f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")
         else:
             said.append("a value")
@@ -202,19 +202,29 @@ def _plural(kind: str) -> str:
 # ---- classes
 
 
+_DATA, _DATA_MODULES = "neuralpk.cohort_data.", "neuralpk.datamodules."
+
+
+def name_of(cls: type) -> str:
+    """Name of a class in a configuration. Data go by the name of their data module, which alone needs Lightning: one
+    configuration simulates and trains."""
+    return cls.__name__ + ("Module" if cls.__module__.startswith(_DATA) else "")
+
+
 def concrete(base: type) -> Iterator[type]:
-    """Classes that can be named for a slot."""
+    """Classes that can be named for a slot; of data and their data module the data, where they are enough."""
     every: Iterator[type] = subclasses(base)
     for cls in every:
         # the bases of torch and Lightning are abstract without saying so
         bare = cls is base and cls.__module__.split(".")[0] in ("torch", "lightning") and bool(cls.__subclasses__())
-        if not (inspect.isabstract(cls) or cls.__name__.startswith("_") or bare):
+        data = cls.__module__.startswith(_DATA_MODULES) and base.__module__.startswith(_DATA)
+        if not (inspect.isabstract(cls) or cls.__name__.startswith("_") or bare or data):
             yield cls
 
 
 def names_for(slot: Sequence[type]) -> list[str]:
     """Names of the classes that a slot takes."""
-    return sorted({cls.__name__ for base in slot for cls in concrete(base)})
+    return sorted({name_of(cls) for base in slot for cls in concrete(base)})
 
 
 def listed(names: Sequence[str]) -> str:
@@ -235,11 +245,15 @@ def find(path: str, slot: Sequence[type], where: str, may_import: bool) -> type:
     Raises:
         UsageError: no such class; not imported; not of the slot; abstract.
     """
-    wanted = " or ".join(base.__name__ for base in slot)
+    wanted = " or ".join(map(name_of, slot))
     module, _, last = path.rpartition(".")
+    # the later base first: Lightning's ReduceLROnPlateau is meant rather than torch's
+    same = [cls for base in reversed(slot) for cls in concrete(base) if name_of(cls) == last]
+    ours = f"{module}.".startswith(_DATA_MODULES)  # whoever may name it: it runs nobody else's code
+    data = [cls for cls in same if ours and cls.__module__.startswith(_DATA)]
+    if data:
+        return data[0]
     if not module:
-        # the later base first: Lightning's ReduceLROnPlateau is meant rather than torch's
-        same = [cls for base in reversed(slot) for cls in concrete(base) if cls.__name__ == last]
         written = [cls for cls in same if cls.__module__.split(".")[0] not in ("torch", "lightning")]
         if len(written) > 1:
             paths = ", ".join(path_of(cls) for cls in written)
@@ -249,7 +263,7 @@ def find(path: str, slot: Sequence[type], where: str, may_import: bool) -> type:
         known = names_for(slot)
         hint = did_you_mean(last, known)
         raise UsageError(f"{where}: there is no {wanted} {last!r}{hint}; there are {listed(known)}")
-    if module not in sys.modules and may_import:
+    if module not in sys.modules and (may_import or ours):
         try:
             importlib.import_module(module)
         except ImportError as error:

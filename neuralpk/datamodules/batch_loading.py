@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import islice, pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sequential
 from neuralpk import randomness
 from neuralpk.cohort import Cohort
 from neuralpk.cohort_batch import CohortBatch, collate
-from neuralpk.datamodules.seen_records import Context, choose_context
+from neuralpk.cohort_data.base import FurtherSubjects
+from neuralpk.cohort_data.seen_records import Context, choose_context
 from neuralpk.randomness import Stream
 
 
@@ -42,18 +43,6 @@ class BatchDataset(Dataset[CohortBatch]):
 
     def __len__(self) -> int:
         return self.subjects
-
-
-class FurtherSubjects(Protocol):
-    """Subjects that are read or simulated when their batch is asked for, the same at every call, in every process."""
-
-    def __len__(self) -> int:
-        """How many there are."""
-        ...
-
-    def __call__(self, numbers: Sequence[int]) -> tuple[list[int], Cohort]:
-        """Those with these numbers, from 0, in ascending order; a subject without an observation may be left out."""
-        ...
 
 
 class StreamedBatches(BatchDataset):

@@ -12,8 +12,8 @@ import numpy as np
 
 from neuralpk import datasets
 from neuralpk.cohort import Cohort, Units
-from neuralpk.datamodules.base import CohortDataModule, Part
-from neuralpk.datamodules.batch_loading import FurtherSubjects
+from neuralpk.cohort_data.base import FurtherSubjects, Part
+from neuralpk.datamodules.base import CohortDataModule
 from neuralpk.tables import ParquetParts, read_table
 from neuralpk.tables.layout import ALL, Layout
 
