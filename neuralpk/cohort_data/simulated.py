@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from neuralpk.cohort import Cohort, Dose, Units
@@ -36,6 +35,9 @@ from neuralpk.dynamics import (
 from neuralpk.residual_error import ResidualError, error_class
 from neuralpk.tables.batchwise_writing import batch_frame
 from neuralpk.training_data_provenance import Provenance
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class SimulatedData(CohortData):
