@@ -1,4 +1,4 @@
-"""Simulated cohorts in batches."""
+"""Simulated cohorts in batches: `SimulatedPKDataModule` serves `SimulatedPKData` and takes its options; the others likewise."""
 
 from __future__ import annotations
 
