@@ -1,4 +1,4 @@
-"""Simulated cohorts in batches: `SimulatedPKDataModule` serves `SimulatedPKData` and takes its options; the others likewise."""
+"""Simulated cohorts in batches: `SimulatedPKDataModule` serves `SimulatedPKData` with its options; so do the others."""
 
 from __future__ import annotations
 
