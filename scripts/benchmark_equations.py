@@ -9,6 +9,8 @@ difference from a solution of neuralpk at rtol 1e-10, as a share of the largest 
 saturable  depot and central, Michaelis-Menten elimination, one oral dose, 24 h
 turnover   depot, central, effect compartment and inhibited turnover, 14 oral doses every 12 h
 stiff      target-mediated drug disposition, binding of 200 /(nM day), 3 intravenous doses every 14 days
+network    a network of 16 hidden units of both states enters the second: translated as every field is, and as a
+           perceptron whose matrices multiply blocks of subjects; without diffrax
 =========  ==================================================================================================
 
     pip install -r scripts/requirements-peers.txt
@@ -35,10 +37,11 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
 
 from neuralpk import Dose, Subject
 from neuralpk.cohort_batch import collate
-from neuralpk.dynamics import Equations
+from neuralpk.dynamics import Dynamics, Equations, Perceptron
 from neuralpk.scaling import Scaling
 from neuralpk.solve import RungeKutta
 
@@ -196,6 +199,57 @@ def with_diffrax(work: Workload, n: int, dtype: type, method: str) -> Run:
     return run
 
 
+class Network(Dynamics):
+    """dy1/dt = −k·y1, dy2/dt = −k·y2 + network(y1, y2), of 16 hidden units."""
+
+    states, parameter_names = ("first", "second"), ("k",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(0)
+        self.inner, self.outer = (
+            nn.Parameter(scale * torch.randn(*shape, generator=draw, dtype=torch.float64))
+            for shape, scale in (((16, 2), 1.0), ((1, 16), 0.1))
+        )
+
+    def forward(self, t: Tensor, y: Tensor, theta: Tensor) -> Tensor:
+        network = torch.tanh(y @ self.inner.T) @ self.outer.T
+        return torch.stack([-theta[..., 0] * y[..., 0], -theta[..., 0] * y[..., 1] + network[..., 0]], dim=-1)
+
+
+class FusedNetwork(Network):
+    """The same field as one multilayer perceptron."""
+
+    def perceptron(self, theta: Tensor) -> Perceptron:
+        return Perceptron(
+            shift=theta.new_zeros((*theta.shape[:-1], 16)),
+            weights=(self.inner, nn.functional.pad(self.outer, (0, 0, 1, 0))),
+            biases=(theta.new_zeros(2),),
+            activation="tanh",
+            matrix=-theta[..., None] * torch.eye(2, dtype=theta.dtype),
+        )
+
+
+def with_network(dynamics: Network, n: int, dtype: type, engine: RungeKutta) -> Run:
+    """States and gradient with respect to k by neuralpk."""
+    rng = np.random.default_rng(0)
+    own = torch.tensor((0.2 * np.exp(0.2 * rng.normal(size=(n, 1, 1)))).astype(dtype)).requires_grad_()
+    times = np.sort(rng.uniform(0.1, 24.0, (n, OBSERVATIONS)), axis=1)
+    unknown, dynamics = np.full(OBSERVATIONS, np.nan), dynamics.to(own.dtype)
+    batch = collate([Subject(str(k), times[k], unknown, (Dose(0.0, 1.0),)) for k in range(n)], dtype=own.dtype)
+
+    def run() -> tuple[Array, Array]:
+        own.grad = None
+        dynamics.zero_grad()
+        solution = engine.solve(dynamics, own, batch)
+        solution.check()
+        solution.states.square().sum().backward()
+        assert own.grad is not None
+        return solution.states.detach().numpy(), own.grad[:, 0].numpy()
+
+    return run
+
+
 def _error(found: Array, right: Array) -> float:
     """The largest difference, as a share of the largest value in its column."""
     axes = tuple(range(right.ndim - 1))
@@ -204,13 +258,19 @@ def _error(found: Array, right: Array) -> float:
 
 def compare(name: str, n: int, dtype: type, repeats: int, rounds: int) -> list[dict[str, Any]]:
     """One row for each engine."""
-    work = WORKLOADS[name]
-    exact = with_neuralpk(work, n, np.float64, RungeKutta(1e-10, 1e-12, max_evaluations=1_000_000))()
-    runs = {"neuralpk": with_neuralpk(work, n, dtype, RungeKutta(RTOL, ATOL))}
-    if importlib.util.find_spec("diffrax"):
-        runs |= {f"diffrax {method}": with_diffrax(work, n, dtype, method) for method in work.methods}
+    usual, tight = RungeKutta(RTOL, ATOL), RungeKutta(1e-10, 1e-12, max_evaluations=1_000_000)
+    if name == "network":
+        exact = with_network(Network(), n, np.float64, tight)()
+        fields = {"translated": Network(), "perceptron": FusedNetwork()}
+        runs = {f"neuralpk, {kind}": with_network(field, n, dtype, usual) for kind, field in fields.items()}
     else:
-        print("diffrax is not installed: pip install -r scripts/requirements-peers.txt")
+        work = WORKLOADS[name]
+        exact = with_neuralpk(work, n, np.float64, tight)()
+        runs = {"neuralpk": with_neuralpk(work, n, dtype, usual)}
+        if importlib.util.find_spec("diffrax"):
+            runs |= {f"diffrax {method}": with_diffrax(work, n, dtype, method) for method in work.methods}
+        else:
+            print("diffrax is not installed: pip install -r scripts/requirements-peers.txt")
     seconds: dict[str, list[float]] = {engine: [] for engine in runs}
     rows = []
     for engine, run in runs.items():
@@ -242,7 +302,8 @@ def compare(name: str, n: int, dtype: type, repeats: int, rounds: int) -> list[d
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS))
+    names = [*WORKLOADS, "network"]
+    parser.add_argument("--workloads", nargs="+", default=names, choices=names)
     parser.add_argument("--sizes", nargs="+", type=int, default=[50, 1024])
     parser.add_argument("--dtypes", nargs="+", default=["float64"], choices=["float32", "float64"])
     parser.add_argument("--repeats", type=int, default=7, help="in each round")

@@ -22,6 +22,15 @@ def script():
     return module
 
 
+def test_the_network_is_the_same_field_in_both_forms(script) -> None:
+    both = (script.with_network(field, 3, np.float64, script.RungeKutta(1e-9, 1e-11)) for field in
+            (script.Network(), script.FusedNetwork()))  # fmt: skip
+    (states, gradient), (fused_states, fused_gradient) = (run() for run in both)
+    np.testing.assert_allclose(fused_states, states, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(fused_gradient, gradient, rtol=1e-6, atol=1e-9)
+    assert script.FusedNetwork().perceptron(script.torch.ones(1, 1, 1)) is not None
+
+
 @pytest.mark.parametrize("name, method", [("saturable", "DOP853"), ("turnover", "DOP853"), ("stiff", "LSODA")])
 def test_the_function_of_a_workload_is_its_text(script, name: str, method: str) -> None:
     work = script.WORKLOADS[name]
