@@ -98,11 +98,11 @@ class _Solve(torch.autograd.Function):
         field, clock, chunks, status = ctx.saved
         given = as_array(upstream)
         events = {name: getattr(clock, name) for name in ("times", "jump", "input", "since")}
-        to_own = {name: np.zeros_like(array) for name, array in (*field.own.items(), *events.items())}
+        to_own = {name: np.zeros(array.shape, array.dtype) for name, array in (*field.own.items(), *events.items())}
         initial = np.zeros((len(status), given.shape[2]), given.dtype)
 
         def run(begin: int, end: int) -> dict[str, NDArray[Any]]:
-            to_shared = {name: np.zeros_like(array) for name, array in field.shared.items()}
+            to_shared = {name: np.zeros(array.shape, array.dtype) for name, array in field.shared.items()}
             gradients = field.gradients(**to_own, **to_shared, initial=initial)
             taken = chunks[begin // _CHUNK]
             steps.backward(field.arrays, field.method, clock, taken, begin, end, given, status, gradients)

@@ -447,15 +447,16 @@ def _isolate(
         The states ``[subject, time, state]``, NaN for those that failed, and how each subject ended.
     """
     n = len(times)
-    status = torch.zeros(n, dtype=torch.int64, device=times.device)
+    everybody = torch.arange(n, device=times.device)
     parts: list[tuple[Tensor, Tensor]] = []
+    status = torch.zeros_like(everybody)
     left: list[Tensor | None] = [None] if n else []
     while left:
         subjects = left.pop()
         try:
             found, ended_ = run(subjects)
         except EngineFailure as failure:
-            subjects = torch.arange(n, device=times.device) if subjects is None else subjects
+            subjects = everybody if subjects is None else subjects
             if len(subjects) == 1:
                 status[subjects] = int(failure.status)
             else:
@@ -464,8 +465,7 @@ def _isolate(
         every = not bool(ended_.any())
         if every and subjects is None:
             return found, ended_
-        well = ended_ == Status.OK
-        subjects = torch.arange(n, device=times.device) if subjects is None else subjects
+        well, subjects = ended_ == Status.OK, everybody if subjects is None else subjects
         status[subjects] = ended_
         if every:
             parts.append((subjects, found))

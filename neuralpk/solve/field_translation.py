@@ -210,10 +210,15 @@ class _Shared:
         return _Shared, ()  # addresses have no meaning in another process
 
 
+_ATOMS = frozenset({bool, int, float, str, type(None)})
+
+
 def _plain(value: Any) -> bool:
+    if type(value) in _ATOMS:  # most are, and this is asked at every solve
+        return True
     if isinstance(value, tuple | list):
         return all(map(_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
+    return isinstance(value, bool | int | float | str)
 
 
 def _key(dynamics: nn.Module, of_buffer: Callable[[Tensor], Any]) -> _Key:
