@@ -438,6 +438,30 @@ def test_starting_values_come_from_the_data() -> None:
     np.testing.assert_allclose(first.vector[:3].exp(), list(ORAL.values()), rtol=0.25)
 
 
+@pytest.mark.parametrize("side", [1, -1], ids=["below", "above"])
+def test_starting_values_know_of_censored_values(side: int) -> None:
+    # by the samples above the limit alone, drug hardly seems to leave the body
+    typical = {"CL": 5.0, "V1": 30.0, "Q": 4.0, "V2": 60.0}
+    times = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 24.0, 36.0)
+    design = Design(((Dose(0.0, 100.0),),), times, grid=(0.0, 1.0))
+    population = Population(typical, dict.fromkeys(typical, 0.3))
+    whole = simulate_cohort(CompartmentModel(2), population, design, ProportionalError.from_values(1, b=0.1), 50, 63)
+    bound = 0.24 if side > 0 else 2.0
+
+    def cut(one: Subject) -> Subject:
+        beyond = side * one.values < side * bound
+        censored = np.where(beyond, side, 0)
+        return dataclasses.replace(one, values=np.where(beyond, bound, one.values), censored=censored)
+
+    cohort = Cohort(map(cut, whole))
+    assert float(np.mean([one.censored != 0 for one in cohort])) > 0.2
+    made = PopulationModel(CompartmentModel(2), PopulationParameters(), ProportionalError(0.2))
+    model = made.build(Scaling.of(cohort), torch.float64)
+    batch = collate(cohort, dtype=torch.float64).scored_on_all()
+    first, *_ = starting_values(model, LearnedNumbers(model), batch)
+    np.testing.assert_allclose(first.vector[:4].exp(), list(typical.values()), rtol=0.5)
+
+
 def test_typical_values_that_are_given_stay() -> None:
     model, batch = oral(simulated(10), typical={"CL": 5.5, "V1": 70.0})
     found = starting_values(model, LearnedNumbers(model), batch)

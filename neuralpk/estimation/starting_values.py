@@ -24,6 +24,7 @@ _CANDIDATES_APART = 1.0  # on the scale of h
 _MOST_STARTS = 2
 _STEPS = 15
 _DIFFERENCE = 1e-3
+_SUBJECT_SD = 0.4  # of the values of all subjects around one curve, on the scale of the residuals
 _SMALL = 0.03  # of the typical value: below it a value counts by its difference, above it by its ratio
 _EQUAL = 0.05  # of the residual variance: two fits closer than this are both kept
 _SAME = 2e-3  # of the residual variance: two fits closer than this are the same curve
@@ -53,8 +54,9 @@ def starting_values(model: PopulationModel, numbers: LearnedNumbers, batch: Coho
     guess of the dynamics is the first, else the one that fits better.
 
     All subjects get the same parameters. Residuals are differences of asinh(y/s), with s a small share of the typical
-    value: of logarithms for large values, of the values for small ones. Typical values that the user has given or fixed
-    stay.
+    value: of logarithms for large values, of the values for small ones. The square of that of a censored value is
+    minus twice the logarithm of its probability, times a variance (Tobit 1958). Typical values that the user has given
+    or fixed stay.
 
     1. Residual sum of squares at quasi-random points around the guess of the dynamics.
     2. Least squares (Levenberg–Marquardt) from the best of them.
@@ -126,8 +128,11 @@ class _Pooled:
         self.model, self.batch, self.free = model, batch, free
         scale = model.value_scale.to(batch.value)[batch.endpoint] * _SMALL
         self.scale = torch.where(scale > 0, scale, 1.0)
-        self.counted = batch.target & (batch.censored == 0)
-        self.measured = torch.asinh(batch.value / self.scale)
+        # a censored value is an interval; without those below the limit every curve would be too high where they are
+        low = torch.where(batch.censored > 0, batch.limit, batch.value)
+        high = torch.where(batch.censored < 0, batch.limit, batch.value)
+        self.low, self.high = (torch.asinh(bound / self.scale) for bound in (low, high))
+        self.censored = batch.censored != 0
 
     def residuals(self, points: Tensor, subjects: Tensor | None = None) -> Tensor:
         """Of every point ``[point, parameter]``, ``[point, subject · observation]``; large where a curve could not be
@@ -147,8 +152,12 @@ class _Pooled:
         trajectory = self.model.dynamics.follow(ordered, repeated, None, self.model.engine)
         value = self.model.recorded(trajectory.states, trajectory.theta, repeated)
         value = value.reshape(len(rows), len(points), -1).transpose(0, 1)
-        found = torch.asinh(value / self.scale[rows]) - self.measured[rows]
-        found = torch.where(self.counted[rows], found.nan_to_num(1e3), 0.0)
+        value = torch.asinh(value / self.scale[rows])
+        above, below = (value - self.low[rows]) / _SUBJECT_SD, (self.high[rows] - value) / _SUBJECT_SD
+        log_p = torch.special.log_ndtr(above) + torch.special.log_ndtr(below)
+        of_censored = _SUBJECT_SD * (-2.0 * log_p).sqrt()
+        found = torch.where(self.censored[rows], of_censored, value - self.high[rows])
+        found = torch.where(part.target, found.nan_to_num(1e3), 0.0)
         return found.flatten(1)
 
     def least_squares(self, point: Tensor) -> tuple[Tensor, float]:
