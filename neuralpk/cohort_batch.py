@@ -35,7 +35,7 @@ from torch import Tensor
 
 from neuralpk.cohort import Cohort, Dose, Occasion, Subject, written_out
 
-Batch = TypeVar("Batch", "Doses", "CohortBatch")
+_Batch = TypeVar("_Batch", "Doses", "CohortBatch")
 _MANY_DOSES = 10_000  # with their padding; fewer are no burden
 _MOST_PADDING = 3  # times the doses
 BEFORE_ANY_RECORD = -1
@@ -389,7 +389,7 @@ def _moved(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return moved if tensor.is_floating_point() else moved.to(dtype=tensor.dtype)
 
 
-def _itself(before: Batch, moved: Batch) -> Batch:
+def _itself(before: _Batch, moved: _Batch) -> _Batch:
     """The object before, with what is kept with it, where nothing has moved."""
     fields = [item.name for item in dataclasses.fields(before)]
     return before if all(getattr(before, name) is getattr(moved, name) for name in fields) else moved

@@ -139,11 +139,17 @@ def with_neuralpk(work: Workload, n: int, dtype: type, engine: RungeKutta) -> Ru
     own = torch.tensor(theta)[:, None].requires_grad_()
     dynamics = Equations(work.text).to(own.dtype)
     doses = tuple(Dose(at, work.amount, compartment=work.state + 1) for at in work.dosed)
+    return _solved(dynamics, own, times, doses, engine)
+
+
+def _solved(dynamics: Dynamics, own: Tensor, times: Array, doses: tuple[Dose, ...], engine: RungeKutta) -> Run:
+    """A solve of all subjects, and its gradient with respect to their parameters `own` and to the weights."""
     unknown = np.full(OBSERVATIONS, np.nan)
-    batch = collate([Subject(str(k), times[k], unknown, doses) for k in range(n)], dtype=own.dtype)
+    batch = collate([Subject(str(k), at, unknown, doses) for k, at in enumerate(times)], dtype=own.dtype)
 
     def run() -> tuple[Array, Array]:
         own.grad = None
+        dynamics.zero_grad()
         solution = engine.solve(dynamics, own, batch)
         solution.check()
         solution.states.square().sum().backward()
@@ -235,19 +241,7 @@ def with_network(dynamics: Network, n: int, dtype: type, engine: RungeKutta) -> 
     rng = np.random.default_rng(0)
     own = torch.tensor((0.2 * np.exp(0.2 * rng.normal(size=(n, 1, 1)))).astype(dtype)).requires_grad_()
     times = np.sort(rng.uniform(0.1, 24.0, (n, OBSERVATIONS)), axis=1)
-    unknown, dynamics = np.full(OBSERVATIONS, np.nan), dynamics.to(own.dtype)
-    batch = collate([Subject(str(k), times[k], unknown, (Dose(0.0, 1.0),)) for k in range(n)], dtype=own.dtype)
-
-    def run() -> tuple[Array, Array]:
-        own.grad = None
-        dynamics.zero_grad()
-        solution = engine.solve(dynamics, own, batch)
-        solution.check()
-        solution.states.square().sum().backward()
-        assert own.grad is not None
-        return solution.states.detach().numpy(), own.grad[:, 0].numpy()
-
-    return run
+    return _solved(dynamics.to(own.dtype), own, times, (Dose(0.0, 1.0),), engine)
 
 
 def _error(found: Array, right: Array) -> float:

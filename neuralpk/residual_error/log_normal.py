@@ -7,13 +7,13 @@ from torch import Tensor
 from torch.distributions import Distribution, LogNormal
 
 from neuralpk.residual_error.base import POSITIVE, ResidualError, normal_tails, of_endpoint
-from neuralpk.residual_error.normal import log_normal_density
+from neuralpk.residual_error.normal import normal_log_density
 
 
 class _LogNormal(LogNormal):
     def log_prob(self, value: Tensor) -> Tensor:
         log_value = value.log()
-        return log_normal_density(log_value, self.loc, self.scale) - log_value
+        return normal_log_density(log_value, self.loc, self.scale) - log_value
 
 
 class LogNormalError(ResidualError):

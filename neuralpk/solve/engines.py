@@ -125,11 +125,11 @@ class NodeEngine(Engine):
             return solved
 
         def run(subjects: Tensor | None) -> tuple[Tensor, Tensor]:
-            start, part, at, order, of, doses = y0, theta, times, rows, batch, kinds
+            start, part, at, order, of, own = y0, theta, times, rows, batch, kinds
             if subjects is not None:
                 start, part, at, of = y0[subjects], theta[subjects], times[subjects], batch.select(subjects)
-                order, doses = None if rows is None else rows[subjects], _kinds_of(of.doses)
-            mesh = _mesh(dynamics, doses, lambda *each: integrate(*each).states, part, of, at, order, self.stops)
+                order, own = None if rows is None else rows[subjects], _kinds_of(of.doses)
+            mesh = _mesh(dynamics, own, lambda *each: integrate(*each).states, part, of, at, order, self.stops)
             return integrate(start, part, mesh)[:2]
 
         states, status = _isolate(run, times, len(dynamics.states))
